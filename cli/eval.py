@@ -1,0 +1,75 @@
+"""``prunetaylor eval``: measure one network."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from .options import (
+    State,
+    arch_option,
+    config_option,
+    data_option,
+    device_option,
+    json_option,
+    read_configuration,
+    seed_option,
+    trust_option,
+    trusted,
+    verbosity_options,
+    words,
+)
+
+
+@click.command("eval", short_help="Measure a network on its test samples.")
+@words("MODEL [KEY=VALUE]...")
+@config_option
+@arch_option
+@data_option
+@device_option
+@seed_option
+@json_option
+@trust_option
+@verbosity_options
+@click.pass_obj
+def evaluate(
+    state: State,
+    words: tuple[str, ...],
+    file: Path | None,
+    arch: str | None,
+    data: str | None,
+    device: str | None,
+    seed: str | None,
+    as_json: bool,
+    trust_code: bool,
+) -> None:
+    """Measure a network on its test samples: top-1 in percent, loss, parameters, FLOPs (a multiply-add is 2), bytes.
+
+    MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
+    """
+    flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed}
+    resolved = read_configuration(words, file, flags)
+    from prunetaylor.job import open_job
+    from prunetaylor.pipeline import evaluate as measure
+
+    from .progress import Logged, reporter
+
+    start = time.monotonic()
+    with reporter(state.verbosity) as shown:
+        progress = Logged(shown, None)
+        job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
+        side = measure(job, progress)
+    if as_json:
+        from prunetaylor.report.json_report import side_to_json
+
+        found = side_to_json(side, resolved.config.metric, time.monotonic() - start, str(job.device))
+        click.echo(json.dumps(found, allow_nan=False))
+        return
+    from prunetaylor.report.terminal import print_side
+
+    from .screen import console
+
+    print_side(console(), side)

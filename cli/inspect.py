@@ -1,0 +1,35 @@
+"""``prunetaylor inspect``: what is in a checkpoint, without running any of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .options import json_option, verbosity_options
+
+
+@click.command(short_help="Show what is in a checkpoint; runs none of its code.")
+@click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
+@json_option
+@verbosity_options
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what is in a checkpoint: its form, layers, shapes, sparsity and hash.
+
+    MODEL is a file (.pt, .pth, .safetensors...) or the folder of a run. None of its code is run; a pickled module is
+    refused (exit code 5).
+    """
+    from prunetaylor.checkpoint.inspect import inspect_file
+
+    found = inspect_file(model)
+    if as_json:
+        from prunetaylor.report.json_report import inspection_to_json
+
+        click.echo(json.dumps(inspection_to_json(found), allow_nan=False))
+        return
+    from prunetaylor.report.terminal import print_inspection
+
+    from .screen import console
+
+    print_inspection(console(), found)

@@ -1,0 +1,133 @@
+"""The command ``prunetaylor``: finds its commands, turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused, 130 interrupted (Ctrl-C), 143 ended by
+SIGTERM.
+Nothing here imports torch, pydantic, yaml or rich: ``--help`` and shell completion answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from prunetaylor._version import __version__
+from prunetaylor.errors import PruneTaylorError
+
+from .config import config
+from .demo import demo
+from .eval import evaluate
+from .inspect import inspect
+from .options import State
+from .prune import prune
+
+_EPILOG = """\b
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused,
+130 interrupted. Errors name cause and remedy; -vv shows where they came from.
+"""
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt, not an Exception: nobody may take it for an error of theirs."""
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="prunetaylor", message="%(prog)s %(version)s")
+def group() -> None:
+    """Prune a trained PyTorch network by second-order Taylor saliency, repair it, and measure the result.
+
+    \b
+    Try it:   prunetaylor demo && prunetaylor prune model.pt
+    """
+
+
+for _command in (prune, evaluate, inspect, demo, config):
+    group.add_command(_command)
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly."""
+    state = State()
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        _forget_stdout()
+        return 1
+    except (Exception, click.Abort, KeyboardInterrupt, Terminated) as err:
+        return _report(err, state)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _report(err: BaseException, state: State) -> int:
+    """Say what happened on stderr; the exit code."""
+    if state.verbosity >= 2:
+        traceback.print_exception(err)
+    if isinstance(err, click.Abort | KeyboardInterrupt):
+        _say("interrupted", "")
+        return 130
+    if isinstance(err, Terminated):
+        _say("ended by SIGTERM", "")
+        return 143
+    if isinstance(err, click.UsageError):
+        command = err.ctx.command_path if err.ctx else "prunetaylor"
+        _say(err.format_message(), f"`{command} --help` shows the options")
+        return err.exit_code
+    if isinstance(err, click.ClickException):
+        _say(err.format_message(), "")
+        return err.exit_code
+    if isinstance(err, PruneTaylorError):
+        _say(err.cause, err.remedy)
+        return err.exit_code
+    cause, remedy = _unexpected(err)
+    _say(cause, remedy)
+    return 1
+
+
+def _unexpected(err: BaseException) -> tuple[str, str]:
+    """Cause and remedy of what no part of the program foresaw."""
+    text = " ".join(str(err).split())
+    if isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError":
+        return "out of memory", "try a smaller data.batch_size or calibration.samples, or --device cpu"
+    if isinstance(err, OSError) and err.strerror:
+        return f"{err.filename}: {err.strerror}" if err.filename else err.strerror, ""
+    return (
+        f"{type(err).__name__}: {text[:500]}",
+        "this should not have happened; -vv shows where, for a report of the bug",
+    )
+
+
+def _say(cause: str, remedy: str) -> None:
+    colour = False if os.environ.get("NO_COLOR") else None
+    # stderr may be closed or full as well; the exit code still tells
+    with contextlib.suppress(OSError):
+        click.echo(click.style("error: ", fg="red", bold=True) + cause, err=True, color=colour)
+        for line in remedy.splitlines():
+            click.echo(f"  {line}", err=True)
+
+
+def _forget_stdout() -> None:
+    """Whoever read stdout is gone; Python's own flush at exit must not complain about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from prunetaylor.errors import UsageError
+
+if TYPE_CHECKING:
+    from prunetaylor.config.resolve import Resolved
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+
+
+@dataclass
+class State:
+    """What the error handler must know of a command line: 0 is normal, -1 quiet, 2 shows tracebacks."""
+
+    verbosity: int = 0
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from prunetaylor.config.keys import leaves
+
+    keys = [CompletionItem(f"{key}=", help=info.description) for key, info in leaves() if key.startswith(incomplete)]
+    return [*keys, CompletionItem(incomplete, type="file")]
+
+
+def words(metavar: str) -> Callable[[F], F]:
+    """MODEL and KEY=VALUE, in any order."""
+    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=_complete)
+
+
+config_option = click.option(
+    "-c", "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Settings in YAML."
+)
+arch_option = click.option(
+    "--arch",
+    metavar="SPEC",
+    help="The network: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  "
+    "[default: what the checkpoint says, else matched by its tensors]",
+)
+data_option = click.option(
+    "--data",
+    metavar="SPEC",
+    help="The samples: digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none.  "
+    "[default: what the checkpoint says]",
+)
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    help="cpu, cuda, cuda:1, mps.  [default: auto, the first that is there of cuda, mps, cpu]",
+)
+seed_option = click.option("--seed", metavar="N", help="Of every random choice.  [default: 0]")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout; all else goes to stderr."
+)
+trust_option = click.option(
+    "--trust-code", is_flag=True, help="Import the Python code that the checkpoint names. Only for files you trust."
+)
+
+
+def _set_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    state = ctx.ensure_object(State)
+    if value:
+        state.verbosity = value if param.name == "verbose" else -1
+    return value
+
+
+def verbosity_options(function: F) -> F:
+    """-q and -v; what they set is in State."""
+    quiet = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors and the result only."
+    )
+    verbose = click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        expose_value=False,
+        callback=_set_verbosity,
+        help="More detail; -vv adds the traceback of an error.",
+    )
+    return quiet(verbose(function))
+
+
+def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
+    """MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` is a file, ``a=b`` a setting."""
+    pairs = [word for word in given if _SETTING.match(word)]
+    others = [word for word in given if not _SETTING.match(word)]
+    if len(others) > 1:
+        raise UsageError(
+            f"unexpected argument {others[1]!r}: MODEL is {others[0]!r} already",
+            "give one MODEL, then settings as KEY=VALUE, such as prune.sparsity=0.8",
+        )
+    return (others[0] if others else None), pairs
+
+
+def read_configuration(
+    given: Sequence[str], file: Path | None, flags: dict[str, str | None], *, model_needed: bool = True
+) -> Resolved:
+    """The resolved configuration of a command line. UsageError where no MODEL is named anywhere."""
+    from prunetaylor.config.resolve import resolve
+
+    model, pairs = split_words(given)
+    resolved = resolve(file, os.environ, pairs, {"model.checkpoint": model, **flags})
+    if model_needed and not resolved.config.model.checkpoint:
+        raise UsageError(
+            "no MODEL given", "name the checkpoint: prunetaylor prune model.pt (`prunetaylor demo` makes one)"
+        )
+    return resolved
+
+
+def trusted(resolved: Resolved, trust_code: bool) -> dict[str, bool]:
+    """What code may be imported: what the user named in person, or all with ``--trust-code``."""
+    return {
+        "trusted_arch": trust_code or resolved.said("model.arch"),
+        "trusted_data": trust_code or resolved.said("data.source"),
+    }

@@ -1,0 +1,148 @@
+"""Progress on stderr: bars on a terminal; on a pipe, or with CI set, one plain line a phase."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from prunetaylor.run import RunFolder
+
+
+class Reporter(Protocol):
+    """Progress that is shown while its context is open."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+    def phase(self, name: str, total: int | None = None) -> None: ...
+
+    def step(self, detail: str = "") -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def reporter(verbosity: int) -> Reporter:
+    """What fits stderr and the verbosity (negative: nothing)."""
+    if verbosity < 0:
+        return Quiet()
+    console = Console(stderr=True, highlight=False, markup=False)
+    return (
+        Bars(console) if console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal else Lines()
+    )
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def step(self, detail: str = "") -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+class Lines(Quiet):
+    """One line when a phase starts, with the seconds since the beginning; one line a note."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, no_color=True)
+        self._start = time.monotonic()
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self._line(name)
+
+    def note(self, text: str) -> None:
+        self._line(f"note: {text}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {text}")
+
+
+class Bars(Quiet):
+    """A bar a phase; a finished phase leaves its line behind."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}", style="dim"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
+        if err is None:
+            self._finish()
+        self._bars.stop()
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self._finish()
+        self._task = self._bars.add_task(f"{name:<24}", total=total, detail="")
+
+    def step(self, detail: str = "") -> None:
+        if self._task is None:
+            return
+        if detail:
+            self._bars.update(self._task, detail=detail)
+        self._bars.advance(self._task)
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(f"note: {text}"))
+
+    def _finish(self) -> None:
+        """A phase without a count is done with its one step; a bar that is full stops its clock."""
+        if self._task is None:
+            return
+        task = next(one for one in self._bars.tasks if one.id == self._task)
+        total = task.total or max(task.completed, 1)
+        self._bars.update(self._task, total=total, completed=total, detail="")
+        self._bars.stop_task(self._task)
+        self._task = None
+
+
+class Logged:
+    """Passes progress on and keeps phases and notes in the run's log."""
+
+    def __init__(self, shown: Reporter, folder: RunFolder | None) -> None:
+        self._shown = shown
+        self._folder = folder
+        self.notes: list[str] = []
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self._shown.phase(name, total)
+        if self._folder is not None:
+            self._folder.log("phase", name=name, steps=total)
+
+    def step(self, detail: str = "") -> None:
+        self._shown.step(detail)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self._shown.note(text)
+        if self._folder is not None:
+            self._folder.log("note", text=text)

@@ -1,0 +1,34 @@
+"""Second-order pruning of trained PyTorch networks.
+
+The public names are loaded when they are first used: importing the package costs no torch, so that the command
+line can answer ``--help`` and check a configuration at once.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunetaylor._version import __version__
+
+if TYPE_CHECKING:
+    from prunetaylor.checkpoint.load import load
+    from prunetaylor.pipeline import prune
+    from prunetaylor.repair.masks import keep_masks
+
+__all__ = ["__version__", "keep_masks", "load", "prune"]
+
+_HOME = {
+    "keep_masks": "prunetaylor.repair.masks",
+    "load": "prunetaylor.checkpoint.load",
+    "prune": "prunetaylor.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prunetaylor' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

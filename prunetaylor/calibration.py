@@ -1,0 +1,46 @@
+"""The calibration samples of a stage: what the Taylor model is fitted to, and what it is held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.data.samples import Batches, Split, draw
+from prunetaylor.errors import DataError
+from prunetaylor.job import Job
+from prunetaylor.objective import Objective
+from prunetaylor.risk import Risk, all_outputs, check_deterministic
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the samples, with the dense network's outputs (N, K) and the targets (N, ...) for them."""
+
+    batches: Batches
+    dense_outputs: Tensor
+    targets: Tensor
+
+    def risk(self, module: nn.Module, objective: Objective) -> Risk:
+        return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    fit: Part
+    holdout: Part
+
+    @classmethod
+    def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
+        """Fresh samples from ``pool``, split into those that are fitted and those that are held out."""
+        cfg = job.config.calibration
+        chosen = draw(pool, cfg.samples, generator)
+        held = max(1, round(cfg.holdout * len(chosen)))
+        if len(chosen) - held < 1:
+            raise DataError(
+                f"{len(chosen)} training samples are too few to calibrate with", "give at least two, better a thousand"
+            )
+        fit, holdout = (job.batches(pool.subset(part).in_memory()) for part in (chosen[held:], chosen[:held]))
+        check_deterministic(dense, fit)
+        return cls(*(Part(batches, *all_outputs(dense, batches)) for batches in (fit, holdout)))

@@ -1,0 +1,223 @@
+"""A checkpoint's network: named by the user or the file, or found among torchvision's; weights loaded strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from prunetaylor.checkpoint.builtin import NETWORKS
+from prunetaylor.checkpoint.fit import fit
+from prunetaylor.checkpoint.match import match
+from prunetaylor.checkpoint.read import Checkpoint
+from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
+from prunetaylor.network.code import is_code, load_object
+from prunetaylor.vision import import_torchvision
+
+_FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
+
+# Arguments that make a factory fetch or open weights of its own: a checkpoint must not be able to ask for that.
+_FETCHING = frozenset(
+    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay"}
+) | {"weights", "weights_backbone"}
+
+
+class Resolved(NamedTuple):
+    """A network with its weights, in eval mode on the CPU; ``args`` are those it was really built with."""
+
+    module: nn.Module
+    spec: str
+    args: dict[str, Any]
+    reason: str  # one line: why this network
+
+
+def resolve(
+    spec: str | None, args: Mapping[str, Any] | None, checkpoint: Checkpoint, *, trusted: bool = False
+) -> Resolved:
+    """The checkpoint's network, every tensor of the file in its place.
+
+    ``spec`` is what the user names (None: what the file says of itself, else torchvision's networks by names and
+    shapes); ``args`` go to the factory, over those that the file gives for the same factory. ``trusted`` allows code
+    that only the file names.
+
+    Raises UsageError (an unknown network, arguments that the factory does not take, code that fails) and
+    CheckpointRefused (untrusted code; tensors missing, unexpected or of another shape, named).
+    """
+    said = checkpoint.said
+    if spec is not None:
+        own = said.args if said and said.arch and _factory_name(said.arch) == _factory_name(spec) else {}
+        return _built(spec, {**own, **(args or {})}, checkpoint, f"{spec}, as asked")
+    if said is not None and said.arch is not None:
+        if not known_network(said.arch) and not trusted:
+            raise CheckpointRefused(
+                f"{checkpoint.path} says that its network is the code {said.arch!r}, which is not imported untrusted",
+                f"if you trust that code, say --trust-code (trust_code=True), or name it yourself: --arch {said.arch}",
+            )
+        try:
+            return _built(said.arch, {**said.args, **(args or {})}, checkpoint, f"{said.arch}, as the checkpoint says")
+        except UsageError as error:
+            if is_code(said.arch) or args:
+                raise
+            raise CheckpointRefused(f"the checkpoint's own network: {error.cause}", error.remedy) from error
+    return _matched(args, checkpoint)
+
+
+def known_network(spec: str) -> bool:
+    """Whether ``spec`` names a built-in, torchvision or timm network, which a file may name; all else is code."""
+    return spec.partition(":")[0] in ("builtin", "torchvision", "timm")
+
+
+def build(spec: str, args: Mapping[str, Any]) -> nn.Module:
+    """A network with fresh weights. The caller has settled that ``spec`` is trusted. Global random state is kept."""
+    scheme, _, name = spec.partition(":")
+    factory: Any
+    if scheme == "builtin":
+        if name not in NETWORKS:
+            raise UsageError(
+                f"unknown built-in network {name!r}{close_match(name, NETWORKS)}", f"known: {', '.join(NETWORKS)}"
+            )
+        factory = NETWORKS[name]
+    elif scheme == "torchvision":
+        factory = _torchvision(name)
+    elif scheme == "timm":
+        factory = _timm(name)
+    elif is_code(spec):
+        factory = load_object(spec)
+    else:
+        hint = f"write {spec}:FACTORY" if spec.endswith(".py") else f"write {_FORMS}"
+        raise UsageError(f"{spec!r} names no network", hint)
+    if known_network(spec) and (fetching := sorted(_FETCHING & set(args))):
+        raise UsageError(f"{spec} cannot take {fetching[0]!r}: the weights are the checkpoint's", "leave it out")
+    return _called(spec, factory, dict(args))
+
+
+def _matched(args: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Resolved:
+    found = match(checkpoint.state, checkpoint.named)
+    if not found:
+        raise UsageError(
+            f"no network is known for {checkpoint.path}: it says none, and no classifier of torchvision has its "
+            f"{len(checkpoint.state)} names and shapes",
+            f"name it: --arch FILE.py:FACTORY, where FACTORY returns the network ({_FORMS})",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"several networks have exactly these names and shapes: {', '.join(m.spec for m in found)}",
+            f"say which: --arch {found[0].spec}",
+        )
+    spec, own = found[0]
+    classes = f" with num_classes={own['num_classes']}" if "num_classes" in own else ""
+    reason = f"{spec}{classes}, whose names and shapes are the checkpoint's"
+    return _built(spec, {**own, **(args or {})}, checkpoint, reason)
+
+
+def _built(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> Resolved:
+    module = build(spec, args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(module, checkpoint, spec=spec, head_argument=_head_argument(spec))
+    module.eval()
+    return Resolved(module, spec, args, reason)
+
+
+def _called(spec: str, factory: Any, args: dict[str, Any]) -> nn.Module:
+    if isinstance(factory, nn.Module):
+        if args:
+            raise UsageError(f"{spec!r} is a network, not a factory: it takes no arguments", "leave model.args out")
+        return copy.deepcopy(factory)
+    if not callable(factory):
+        raise UsageError(
+            f"{spec!r} is a {type(factory).__name__}, not a factory", "name a function returning the network"
+        )
+    _check_arguments(spec, factory, args)
+    try:
+        # The initial weights are thrown away: they draw nothing from the caller's random stream.
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            if known_network(spec):
+                warnings.simplefilter("ignore")
+            module = factory(**args)
+    except PruneTaylorError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{k}={v!r}" for k, v in args.items())
+        raise UsageError(
+            f"{spec} called with ({shown}) raised {type(error).__name__}: {error}",
+            "see model.args, and the factory itself",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{spec!r} returned a {type(module).__name__}, not an nn.Module", "return the network itself")
+    return module.cpu()
+
+
+def _check_arguments(spec: str, factory: Callable[..., Any], args: Mapping[str, Any]) -> None:
+    try:
+        taken = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return  # a builtin without a signature: the call itself will tell
+    if any(p.kind is p.VAR_KEYWORD for p in taken):
+        return
+    names = [p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in args:
+        if name not in names:
+            listed = f"it takes: {', '.join(names)}" if names else "it takes none"
+            raise UsageError(f"{spec} has no argument {name!r}{close_match(name, names)}", listed)
+    needed = [p.name for p in taken if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if missing := [n for n in needed if n not in args]:
+        raise UsageError(f"{spec} needs the argument {missing[0]!r}", f"say model.args.{missing[0]}=VALUE")
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    models = import_torchvision().models
+    known = models.list_models()
+    if name not in known:
+        raise UsageError(f"torchvision has no network {name!r}{close_match(name, known)}", "see torchvision.models")
+    builder = models.get_model_builder(name)
+    own: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        own["weights_backbone"] = None  # its default would download
+    if name in ("googlenet", "inception_v3"):
+        own["init_weights"] = False  # minutes of truncated normals, for weights that are replaced
+
+    def factory(**args: Any) -> nn.Module:
+        module: nn.Module = builder(**{**own, **args})
+        return module
+
+    return factory
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError("timm is not installed", "pip install 'prunetaylor[timm]'") from error
+    if not timm.is_model(name):  # excludes "hf-hub:" and "local-dir:", which would fetch or open a configuration
+        raise UsageError(
+            f"timm has no network {name!r}{close_match(name, timm.list_models())}", "see timm.list_models()"
+        )
+
+    def factory(**args: Any) -> nn.Module:
+        module: nn.Module = timm.create_model(name, pretrained=False, **args)
+        return module
+
+    return factory
+
+
+def _factory_name(spec: str) -> str:
+    """``resnet20`` of ``configs/net.py:resnet20``: the file may have moved; other forms as they are."""
+    return spec.rpartition(":")[2] if is_code(spec) else spec
+
+
+def _head_argument(spec: str) -> str | None:
+    """The argument that sets the number of outputs, if the factory has the usual one."""
+    if known_network(spec):
+        return "num_classes"
+    with contextlib.suppress(TypeError, ValueError, UsageError):
+        taken = inspect.signature(load_object(spec)).parameters
+        return next((n for n in ("num_classes", "n_classes", "classes", "num_outputs") if n in taken), None)
+    return None

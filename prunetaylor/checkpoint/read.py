@@ -1,0 +1,189 @@
+"""A checkpoint's bytes become named tensors. What the file is is found from its content, and none of its code runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prunetaylor.checkpoint.pickles import damaged, read_pickle, refuse_foreign_zip
+from prunetaylor.checkpoint.said import FORMAT, Said, decode
+from prunetaylor.checkpoint.unwrap import plain_names, unwrap
+from prunetaylor.errors import CheckpointRefused, UsageError, close_match
+
+RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
+
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save's magic number, pickled
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
+    (b"\x89HDF", "an HDF5 file (Keras?)", "give a PyTorch checkpoint"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it first"),
+    (b"<", "a web page or XML, not a checkpoint", "download the file itself; this may be an error page"),
+)
+_SAVE = "save the network's weights with torch.save(model.state_dict(), PATH), or with safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors on the CPU and where they came from. Tied names of our own files share one tensor."""
+
+    path: Path
+    form: str  # "state_dict", "training dict", "safetensors" or "prunetaylor"
+    container: str  # "zip" or "legacy" (torch.save), or "safetensors"
+    state: dict[str, Tensor]
+    said: Said | None  # what the file says of itself; None if it says nothing
+    sha256: str  # of the file's bytes
+    size: int  # bytes
+    prefix_removed: str = ""  # wrappers' names taken off the parameter names: "module.", "_orig_mod."...
+    notes: tuple[str, ...] = ()  # choices made while reading, one line each
+    named: str | None = None  # a training dict's bare 'arch' entry: decides between equal matches, nothing else
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file, or the one in a run's folder.
+
+    Raises UsageError (no such file, a directory without a run, not readable) and CheckpointRefused (code, damage,
+    no weights, several networks, tensors that are quantised, NaN or infinite).
+    """
+    checkpoint = open_file(path)
+    for name, tensor in checkpoint.state.items():
+        bad = nonfinite(tensor)
+        if bad:
+            more = sum(nonfinite(t) > 0 for t in checkpoint.state.values()) - 1
+            others = f"; {more} more tensors have such values too" if more else ""
+            raise CheckpointRefused(
+                f"{checkpoint.path}: {name!r} has NaN or infinite values ({bad} of {tensor.numel()}){others}",
+                "the training diverged before this was saved; take an earlier checkpoint",
+            )
+    return checkpoint
+
+
+def open_file(path: str | Path) -> Checkpoint:
+    """``read`` without the check for NaN and infinite values, for looking at a file."""
+    file = find_file(path)
+    container = _container(file)
+    digest, size = _sha256(file)
+    parts = _open_safetensors(file) if container == "safetensors" else _open_pickle(file, container)
+    state = {name: _plain(file, name, tensor) for name, tensor in parts.pop("state").items()}
+    if not state:
+        raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
+    return Checkpoint(path=file, container=container, state=state, sha256=digest, size=size, **parts)
+
+
+def find_file(path: str | Path) -> Path:
+    """The file that ``path`` means; UsageError for a missing file and for a directory that holds no run."""
+    file = Path(path)
+    if file.is_dir():
+        if (file / RUN_FILE).is_file():
+            return file / RUN_FILE
+        raise UsageError(
+            f"{file} is a directory without {RUN_FILE}", "name a checkpoint file, or the folder of a finished run"
+        )
+    if not file.exists():
+        near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise UsageError(f"no such file: {file}{close_match(file.name, near)}", "name an existing checkpoint")
+    return file
+
+
+def nonfinite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite. An attention mask (0 and -inf only) is as it should be and counts none."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 2 else tensor
+    finite = values.isfinite()
+    if finite.all():
+        return 0
+    if not values.is_complex() and bool(((values == 0) | (values == float("-inf"))).all()) and (values == 0).any():
+        return 0
+    return int(finite.numel() - finite.count_nonzero())
+
+
+def _container(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+        size = file.stat().st_size
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", "check its permissions") from error
+    if not head:
+        raise CheckpointRefused(f"{file} is empty", "copy or download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(_LEGACY):
+        return "legacy"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    for start, what, remedy in _FOREIGN:
+        if head.lstrip().startswith(start):
+            raise CheckpointRefused(f"{file} is {what}", remedy)
+    if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05" and size > 2:
+        raise CheckpointRefused(f"{file} is a plain pickle, which can run any code; it was not opened", _SAVE)
+    raise CheckpointRefused(f"{file} is not a checkpoint: neither a file of torch.save nor of safetensors", _SAVE)
+
+
+def _open_pickle(file: Path, container: str) -> dict[str, Any]:
+    if container == "zip":
+        refuse_foreign_zip(file)
+    found = read_pickle(file)
+    if isinstance(found, Mapping) and found.get("format") == FORMAT:
+        said = decode({k: v for k, v in found.items() if k != "state_dict"})
+        inner = unwrap({"state_dict": found.get("state_dict")})
+        return {"state": inner.state, "said": said, "form": "prunetaylor", "prefix_removed": inner.prefix_removed}
+    inner = unwrap(found)
+    named = found.get("arch") if inner.path else None
+    return {
+        "state": inner.state,
+        "said": None,
+        "form": "training dict" if inner.path else "state_dict",
+        "prefix_removed": inner.prefix_removed,
+        "notes": inner.notes,
+        "named": named if isinstance(named, str) else None,
+    }
+
+
+def _open_safetensors(file: Path) -> dict[str, Any]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            metadata = opened.metadata() or {}
+            # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
+            state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (no iterator)
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise damaged(file, error) from error
+    if FORMAT not in metadata:
+        state, prefix = plain_names(state)
+        notes = (f"prefix {prefix!r} removed from the names",) if prefix else ()
+        return {"state": state, "said": None, "form": "safetensors", "prefix_removed": prefix, "notes": notes}
+    try:
+        said = decode(json.loads(metadata[FORMAT]))
+    except ValueError as error:
+        raise damaged(file, error) from error
+    for alias, name in said.tied.items():
+        if name not in state:
+            raise CheckpointRefused(
+                f"{file}: {alias!r} is stored as {name!r}, which is missing", "write the file again"
+            )
+        state[alias] = state[name]
+    return {"state": state, "said": said, "form": "prunetaylor"}
+
+
+def _plain(file: Path, name: str, tensor: Tensor) -> Tensor:
+    """A dense tensor without history; CheckpointRefused for what cannot be pruned as it is."""
+    if tensor.is_quantized:
+        raise CheckpointRefused(f"{file}: {name!r} is quantised", "prune the floating-point checkpoint, then quantise")
+    tensor = tensor.detach()
+    if tensor.is_meta:
+        raise CheckpointRefused(f"{file}: {name!r} is on the meta device and has no values", _SAVE)
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
+def _sha256(file: Path) -> tuple[str, int]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+        return digest.hexdigest(), stream.tell()

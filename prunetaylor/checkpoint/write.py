@@ -1,0 +1,120 @@
+"""A network becomes a file that says what it is: safetensors, or a torch file without code. Whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from prunetaylor.checkpoint.said import FORMAT, encode
+from prunetaylor.errors import OutputError
+
+
+def write_model(
+    path: str | Path,
+    module: nn.Module,
+    *,
+    arch: str | None,
+    args: Mapping[str, Any],
+    data: Mapping[str, Any],
+    masks: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> int:
+    """Write ``module`` as safetensors with its description in the metadata; returns the file's bytes.
+
+    Tied tensors are stored once and named in the description. ``masks`` (True = keep) are recorded as counts: the
+    removed weights are the zeros. Raises OutputError (cannot be written; nothing is left behind) and UsageError (a
+    description that is not JSON).
+    """
+    tensors, tied = _stored(module)
+    words = encode(arch=arch, args=args, data=data, masks=masks, tied=tied, extra=extra)
+    metadata = {"format": "pt", FORMAT: json.dumps(words)}
+    return _whole(Path(path), lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+
+def write_pt(
+    path: str | Path,
+    module: nn.Module,
+    *,
+    arch: str | None,
+    args: Mapping[str, Any],
+    data: Mapping[str, Any],
+    masks: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> int:
+    """The same as a file of torch.save that ``torch.load(path, weights_only=True)`` opens; returns the file's bytes."""
+    # Detached tensors, ties kept: torch.save stores a shared storage once.
+    state = {k: v.detach().cpu() for k, v in _tensors(module).items()}
+    words = encode(arch=arch, args=args, data=data, masks=masks, tied={}, extra=extra)
+    return _whole(Path(path), lambda temporary: torch.save({**words, "state_dict": state}, temporary))
+
+
+def model_bytes(module: nn.Module) -> int:
+    """Bytes of ``module`` as a safetensors file without a description."""
+    return len(safetensors.torch.save(_stored(module)[0], {"format": "pt"}))
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to write, none sharing memory, and the tied names: {name left out: name that is stored}."""
+    stored: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    seen: set[int] = set()
+    for name, tensor in _tensors(module).items():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, str(tensor.device))
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first.setdefault(place, name)
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        # Another view of a storage that is written already, or a part of one: the file takes whole tensors only.
+        if storage in seen or own.untyped_storage().nbytes() != own.nbytes:
+            own = own.clone(memory_format=torch.contiguous_format)
+        seen.add(storage)
+        stored[name] = own
+    return stored, tied
+
+
+def _whole(path: Path, write: Callable[[Path], None]) -> int:
+    """``path`` written by way of a temporary file beside it, so that it is complete or untouched; returns its bytes."""
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        size = temporary.stat().st_size
+        os.replace(temporary, path)
+        temporary = None
+        return size
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OutputError(
+            f"cannot write {path}: {error}", "check the folder, its permissions and the free space"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def _umask() -> int:
+    now = os.umask(0o077)
+    os.umask(now)
+    return now

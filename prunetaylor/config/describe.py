@@ -1,0 +1,84 @@
+"""The configuration as text: all defaults with their meaning, a resolved one with its origins, the JSON schema."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from prunetaylor.config.keys import is_section
+from prunetaylor.config.resolve import Resolved
+from prunetaylor.config.schema import Config, Section
+from prunetaylor.config.values import dump_value
+
+_COLUMN = 44
+
+
+def defaults() -> str:
+    """Commented YAML of every key with its default and meaning; ``-c`` reads it."""
+    head = [
+        "# Every setting of prunetaylor with its default. Fractions may be written as 80%.",
+        "# Give it back with -c FILE; defaults < file < PRUNETAYLOR_* environment < command line.",
+    ]
+    return "\n".join([*head, *_default_lines(Config, 0)]) + "\n"
+
+
+def _default_lines(section: type[Section], depth: int) -> list[str]:
+    lines = []
+    pad = "  " * depth
+    blank = depth == 0
+    for name, info in section.model_fields.items():
+        annotation: Any = info.annotation
+        if is_section(annotation):
+            lines += [""] if blank else []
+            lines += [f"{pad}# {' '.join((annotation.__doc__ or '').split())}", f"{pad}{name}:"]
+            lines += _default_lines(annotation, depth + 1)
+            continue
+        if depth == 0 and blank:
+            lines.append("")
+        lines += [f"{pad}# {part}" for part in textwrap.wrap(info.description or "", 110)]
+        lines.append(f"{pad}{name}: {dump_value(info.default)}")
+    return lines
+
+
+def dump(resolved: Resolved) -> str:
+    """YAML of a resolved configuration, the origin of each value in a comment; ``-c`` reads it again."""
+    head = "# The configuration of this run; each comment says where the value came from."
+    values = resolved.config.model_dump()
+    return "\n".join([head, *_dump_lines(values, "", resolved.origins, 0)]) + "\n"
+
+
+def _dump_lines(values: dict[str, Any], prefix: str, origins: dict[str, str], depth: int) -> list[str]:
+    lines = []
+    pad = "  " * depth
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        beneath = any(k.startswith(f"{key}.") for k in origins)
+        if beneath and isinstance(value, dict) and value:
+            inner = {f"{key}.{n}": origins.get(key, "default") for n in value} | origins
+            lines += [f"{pad}{dump_value(name)}:", *_dump_lines(value, f"{key}.", inner, depth + 1)]
+        else:
+            text = f"{pad}{dump_value(name)}: {dump_value(value)}"
+            lines.append(f"{text:<{_COLUMN}}  # {' '.join(origins.get(key, 'default').split())}")
+    return lines
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of configuration files, for editors."""
+    schema = Config.model_json_schema(mode="validation")
+    for section in [schema, *schema["$defs"].values()]:
+        section["properties"] = {name: _bounded(one) for name, one in section["properties"].items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "prunetaylor configuration",
+    }
+
+
+def _bounded(field: dict[str, Any]) -> dict[str, Any]:
+    """A fraction's bounds belong to its number; its text is a percentage. Pydantic leaves both beside the choice."""
+    words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+    bounds = {words[k]: field[k] for k in words if k in field}
+    if not bounds:
+        return field
+    number, text = {"type": "number", **bounds}, {"type": "string", "pattern": r"^\s*[0-9.]+%\s*$"}
+    return {**{k: v for k, v in field.items() if k not in words}, "anyOf": [number, text]}

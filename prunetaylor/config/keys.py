@@ -1,0 +1,61 @@
+"""The dotted keys of the configuration, read off its schema."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from prunetaylor.config.schema import Config, Section
+
+PREFIX = "PRUNETAYLOR_"
+
+
+def leaves(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key with its field, in the order of the schema; sections themselves are not among them."""
+    for name, info in section.model_fields.items():
+        if is_section(info.annotation):
+            yield from leaves(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}", info
+
+
+def env_name(key: str) -> str:
+    """``data.batch_size`` is PRUNETAYLOR_DATA_BATCH_SIZE."""
+    return PREFIX + key.upper().replace(".", "_")
+
+
+def meant(key: str, known: Iterable[str]) -> str:
+    """The key that was probably meant: by its last part (``sparsity=0.8``), else by likeness of either."""
+    names = list(known)
+    last = {k.rpartition(".")[2]: k for k in reversed(names)}
+    tail = key.rpartition(".")[2]
+    if tail in last:
+        return f"; did you mean {last[tail]!r}?"
+    close = difflib.get_close_matches(key, names, n=1)
+    close = close or [last[k] for k in difflib.get_close_matches(tail, last, n=1)]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a type is a mapping with fixed keys."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def members(info: FieldInfo) -> tuple[Any, ...]:
+    """The types that a key's value may have."""
+    union = get_origin(info.annotation) in (Union, types.UnionType)
+    return get_args(info.annotation) if union else (info.annotation,)
+
+
+def is_open(info: FieldInfo) -> bool:
+    """Whether keys may stand beneath this one: a free mapping, or a mapping as one of the choices."""
+    return any(get_origin(m) is dict or is_section(m) for m in members(info))
+
+
+def takes_text(info: FieldInfo) -> bool:
+    """Whether text is among the values of a key."""
+    return str in members(info)

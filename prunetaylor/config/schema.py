@@ -1,0 +1,171 @@
+"""The configuration: every key, its type, default and meaning. Strict, frozen and free of torch.
+
+The descriptions are what ``prunetaylor config`` prints and what the JSON schema tells an editor.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from prunetaylor import registry
+
+
+def _fraction(value: Any) -> Any:
+    """``"80%"`` is 0.8; anything else is left to the type check."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Fraction = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Normalization(Section):
+    """Channel means and standard deviations of inputs scaled to [0, 1]."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class ModelSection(Section):
+    """Which network."""
+
+    checkpoint: str | None = None
+    """The file to prune; the command line's MODEL."""
+    arch: str | None = None
+    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: what the checkpoint says."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the network's factory."""
+
+
+class DataSection(Section):
+    """Which samples, and how they become inputs."""
+
+    source: str | None = None
+    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's own."""
+    root: str | None = None
+    """Folder of torchvision's data sets."""
+    download: bool = False
+    """Let torchvision download a data set that is missing."""
+    normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
+    """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
+    augment: Literal["auto", "none", "flip", "crop-flip"] = "auto"
+    """Random changes of training images; auto: crop-flip for colour images, none otherwise."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Samples a step of fine-tuning, and a forward pass."""
+    validation: Annotated[Fraction, Field(gt=0, lt=1)] = 0.1
+    """Share of the training set kept out of fine-tuning to choose by, where the source has no validation split."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Height and width that images are resized and cropped to; null: as they are, or 224 where they differ."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode images; auto: as many as there are cores, 8 at most, where files are decoded."""
+
+
+class CalibrationSection(Section):
+    """The training samples that the Taylor model is fitted to."""
+
+    samples: Annotated[int, Field(ge=2)] = 1000
+    """Distinct training samples that a run may see before fine-tuning, held-out ones included."""
+    labels: Literal["auto"] | bool = "auto"
+    """true: the error is the loss with labels; false: distance to the dense outputs; auto: by the convergence check."""
+    holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
+    """Share of the samples kept out of the fit, on which the predicted change is held against the measured one."""
+    resample: bool = False
+    """Draw fresh samples at every stage."""
+
+
+class PruneSection(Section):
+    """What goes."""
+
+    method: str = "auto"
+    """auto, or the name of a criterion: obs, obd, taylor1, magnitude, random."""
+    sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
+    """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
+    structure: str = "weight"
+    """What is removed together."""
+    include: list[str] = ["*"]
+    """Patterns of layer names (shell style) whose weights may go."""
+    exclude: list[str] = []
+    """Patterns of layer names whose weights stay."""
+    stages: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Rounds of fit, score, select and repair; auto: by sparsity and method."""
+    first_order: Literal["auto", "keep", "drop"] = "auto"
+    """The gradient's term of the Taylor model; auto: by its measured share."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """The ridge added to a curvature, relative to its mean diagonal."""
+    repair: Literal["auto", "least-squares", "batch-norm", "none"] = "auto"
+    """How the kept weights make up for the removed: least-squares includes batch-norm; auto: by method."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        return _one_of(value, ["auto", *registry.names("saliency")])
+
+    @field_validator("structure")
+    @classmethod
+    def _known_structure(cls, value: str) -> str:
+        return _one_of(value, registry.names("structure"))
+
+
+class DistillSection(Section):
+    """Fine-tuning towards the dense network's outputs."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the distillation loss in the training loss; 0: off."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Softening of both outputs (Hinton et al. 2015)."""
+
+
+class FinetuneSection(Section):
+    """Training of what is left, with the removed weights held at zero."""
+
+    epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Passes over the training set; auto: 3 where a GPU is there, 0 elsewhere."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with Nesterov momentum."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Peak learning rate; auto: 0.01 for sgd, 0.001 for adamw."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Not applied to norms and biases."""
+    warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises; then it falls along a cosine."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 or fp16 on a GPU, float32 elsewhere."""
+    distill: DistillSection = DistillSection()
+
+
+class Config(Section):
+    """Everything a run can be told."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    calibration: CalibrationSection = CalibrationSection()
+    prune: PruneSection = PruneSection()
+    finetune: FinetuneSection = FinetuneSection()
+    metric: Literal["top1", "loss"] = "top1"
+    """What the drop is measured in."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of every random choice."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a torch device."""
+    output: str | None = None
+    """The run's folder; null: runs/NAME-N."""
+
+
+def _one_of(value: str, known: list[str]) -> str:
+    if value not in known:
+        from prunetaylor.errors import close_match
+
+        raise ValueError(f"{value!r} is not known{close_match(value, known)} (one of {', '.join(known)})")
+    return value

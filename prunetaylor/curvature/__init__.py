@@ -1,0 +1,1 @@
+"""Curvatures of the error, and the Taylor model made of them."""

@@ -1,0 +1,60 @@
+"""How far from convergence a checkpoint is: the premise of the method, measured and never assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.gradients import gradient_norms
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.network import Network
+
+SHARE = 0.5
+"""From this share on the first-order term is kept: it then moves the prediction more than the second-order one."""
+SIGMAS = 2.0
+"""A gradient is seen only where its norm is so many times what sampling alone would give it."""
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Of the task error (with labels) at the dense weights.
+
+    ``share`` of the first-order term in the change that the model predicts for a probe: removing the smallest
+    ``probe`` of every layer's weights, with no repair.
+    """
+
+    share: float
+    gradient_norm: float
+    noise_norm: float
+    probe: float
+
+    @property
+    def first_order_matters(self) -> bool:
+        return self.share > SHARE and self.gradient_norm > SIGMAS * self.noise_norm
+
+    def describe(self) -> str:
+        return (
+            f"the task gradient's norm is {self.gradient_norm:.3g} ({self.noise_norm:.3g} from sampling alone); the "
+            f"first-order term is {self.share:.0%} of the change predicted for a probe"
+        )
+
+
+def check_convergence(model: TaylorModel, probe: float) -> Convergence:
+    """Measure at the model's own weights; its error must be ``task`` for the result to mean anything."""
+    norm, noise = gradient_norms(model.risk, model.network.layers)
+    prediction = model.predict(_smallest(model.network, probe))
+    return Convergence(prediction.share, norm, noise, probe)
+
+
+def _smallest(network: Network, share: float) -> dict[str, Tensor]:
+    """The displacement that takes the smallest ``share`` of each layer's weights to zero."""
+    moves = {}
+    for layer in network.layers:
+        w = layer.weight.detach()
+        gone = torch.argsort(w.abs().flatten(), stable=True)[: round(share * w.numel())]
+        move = torch.zeros_like(w).flatten()
+        move[gone] = -w.flatten()[gone]
+        moves[layer.parameter] = move.view_as(w)
+    return moves

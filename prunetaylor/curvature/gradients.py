@@ -1,0 +1,216 @@
+"""What backward passes tell: the mean gradient, its sampling noise, and diagonals of the Gauss-Newton matrix.
+
+Per-sample gradients come from each layer's inputs and output gradients, caught by hooks: for y = W x at positions p
+the gradient of one sample is sum_p dy_p x_p', a matrix product. Nothing is written into the user's ``p.grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
+from prunetaylor.risk import Risk
+
+EXACT_OUTPUTS = 16
+"""Up to so many outputs the sum over them is exact; beyond, labels drawn by the network itself stand for it."""
+DRAWS = 4
+"""Labels drawn a sample where the sum over outputs is not exact."""
+_GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
+_ELEMENTS = 1 << 26  # of per-sample gradients at a time: 256 MiB in float32
+
+
+@dataclass
+class _Call:
+    """One use of a layer in one forward pass."""
+
+    layer: Layer
+    module: Prunable
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class _Tape:
+    calls: list[_Call] = field(default_factory=list)
+
+    def outputs(self) -> list[Tensor]:
+        return [call.y for call in self.calls]
+
+
+@contextmanager
+def _recording(layers: Sequence[Layer]) -> Iterator[_Tape]:
+    """Inputs and outputs of every call of the layers; clear ``calls`` before each pass."""
+    tape = _Tape()
+    handles = []
+    for layer in layers:
+        for module in layer.modules:
+
+            def hook(m: nn.Module, inputs: tuple[Tensor, ...], y: Tensor, layer: Layer = layer) -> None:
+                tape.calls.append(_Call(layer, m, inputs[0].detach(), y))  # type: ignore[arg-type]  # a Prunable
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
+    """The gradient of the mean error in each prunable weight, by parameter name. NumericsError where not finite."""
+    weights = [layer.weight for layer in layers]
+    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+    samples = 0
+    for x, outputs, reference in risk.backward_batches(weights):
+        value = risk.objective.values(outputs, reference).sum()
+        for sum_, g in zip(total, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
+            if g is not None:
+                sum_ += g
+        samples += len(x)
+    found = {layer.parameter: g / samples for layer, g in zip(layers, total, strict=True)}
+    for name, g in found.items():
+        if not bool(torch.isfinite(g).all()):
+            raise NumericsError(f"{name}: the gradient of the error is not finite", "check the samples and the weights")
+    return found
+
+
+def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
+    """(norm of the mean gradient, the norm that sampling alone would give it) over the prunable weights.
+
+    The noise is sqrt(tr Cov / n), from the scatter of the mean gradients of up to 32 groups of consecutive samples:
+    the same groups however samples are batched.
+    """
+    weights = [layer.weight for layer in layers]
+    n = risk.batches.samples
+    groups = min(_GROUPS, n)
+    total = [torch.zeros_like(w, dtype=torch.float64 if w.device.type != "mps" else torch.float32) for w in weights]
+    sizes = [0] * groups
+    partial: list[list[Tensor]] = [[torch.zeros_like(t) for t in total] for _ in range(groups)]
+    start = 0
+    for x, outputs, reference in risk.backward_batches(weights):
+        values = risk.objective.values(outputs, reference)
+        owner = torch.arange(start, start + len(x)) * groups // n
+        present = sorted(set(owner.tolist()))
+        for group in present:
+            chosen = (owner == group).to(values.device)
+            grads = torch.autograd.grad(
+                values[chosen].sum(), weights, allow_unused=True, retain_graph=group != present[-1]
+            )
+            sizes[group] += int(chosen.sum())
+            for into, g in zip(partial[group], grads, strict=True):
+                if g is not None:
+                    into += g
+        start += len(x)
+    scatter = 0.0
+    for index in range(len(weights)):
+        mean = sum((p[index] for p in partial), torch.zeros_like(total[index])) / n
+        total[index] = mean
+        if groups > 1:
+            # Var of the overall mean from means of groups of size m: sum_g (m_g/n)^2 |g_g - g|^2 * G/(G-1)
+            deviations = (
+                float((p[index] / s - mean).square().sum()) * (s / n) ** 2 for p, s in zip(partial, sizes, strict=True)
+            )
+            scatter += sum(deviations) * groups / (groups - 1)
+    norm = sum(float(t.square().sum()) for t in total) ** 0.5
+    return norm, scatter**0.5
+
+
+def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
+    """diag of J'HJ, a mean over samples, by parameter name: sum over k of the squared gradient of s_k'z, SS' = H.
+
+    Exact up to 16 outputs; beyond, 4 labels a sample drawn from the network's own distribution (Martens 2020, section
+    9: the true Fisher, not the empirical one, which is nearly empty where a network fits its samples).
+    """
+    total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
+    samples = 0
+    with _recording(layers) as tape:
+        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            for vector, scale, last in _directions(risk, outputs, seed + samples):
+                grads = torch.autograd.grad(
+                    (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
+                )
+                _add_squares(total, tape, grads, len(x), scale)
+            samples += len(x)
+            tape.calls.clear()
+    return {name: value / samples for name, value in total.items()}
+
+
+def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
+    """(G, R) by layer name: the mean over samples of sum_p (dE'/dy_p)^2, with labels drawn by the network itself.
+
+    With it, 1/2 sensitivity x mean_p (error of the output)^2 is the change of E that K-FAC's factors give (Martens &
+    Grosse 2015, with the output factor's diagonal).
+    """
+    total: dict[str, Tensor] = {}
+    samples = 0
+    with _recording(layers) as tape:
+        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            generator = torch.Generator().manual_seed(seed + samples)
+            vector = risk.objective.sampled_factor(outputs.detach(), generator)
+            grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
+            for call, g in zip(tape.calls, grads, strict=True):
+                if g is None:
+                    continue
+                squares = g.float().square()
+                by_channel = squares.flatten(0, -2).sum(0) if isinstance(call.module, nn.Linear) else _channels(squares)
+                rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
+                name = call.layer.name
+                total[name] = total[name] + rows if name in total else rows
+            samples += len(x)
+            tape.calls.clear()
+    return {name: value / samples for name, value in total.items()}
+
+
+def _channels(squares: Tensor) -> Tensor:
+    return squares.flatten(2).sum((0, 2))
+
+
+def _directions(risk: Risk, outputs: Tensor, seed: int) -> Iterator[tuple[Tensor, float, bool]]:
+    """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
+    detached = outputs.detach()
+    if detached.shape[1] <= EXACT_OUTPUTS:
+        factor = risk.objective.factor(detached)
+        for k in range(factor.shape[2]):
+            yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
+        return
+    generator = torch.Generator().manual_seed(seed)
+    for draw in range(DRAWS):
+        yield risk.objective.sampled_factor(detached, generator), 1 / DRAWS, draw == DRAWS - 1
+
+
+def _add_squares(
+    total: dict[str, Tensor], tape: _Tape, grads: Sequence[Tensor | None], samples: int, scale: float
+) -> None:
+    """Add the squares of per-sample gradients; the calls of one layer are summed before they are squared."""
+    by_layer: dict[str, list[tuple[_Call, Tensor]]] = {}
+    for call, g in zip(tape.calls, grads, strict=True):
+        if g is not None:
+            by_layer.setdefault(call.layer.parameter, []).append((call, g))
+    for name, uses in by_layer.items():
+        layer = uses[0][0].layer
+        step = max(1, _ELEMENTS // layer.weight.numel())
+        for low in range(0, samples, step):
+            high = min(samples, low + step)
+            each = sum((_sample_gradients(c, g, low, high, samples) for c, g in uses), torch.zeros(()))
+            total[name] += scale * layer.tensor(each.square().sum(1))
+
+
+def _sample_gradients(call: _Call, g: Tensor, low: int, high: int, samples: int) -> Tensor:
+    """Gradients (G, B, R, C) of samples low..high for one call."""
+    per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
+    x, y = call.x[low * per : high * per], g[low * per : high * per]
+    each = positions(call.module, x, y)
+    flat = torch.arange(x.shape[0] * each, device=x.device)
+    entries, at = flat // each, flat % each
+    rows = input_rows(call.module, x, entries, at, y.shape[2:])
+    outs = output_rows(call.module, y, entries, at)
+    shape = (rows.shape[0], high - low, -1)
+    return torch.einsum(
+        "gblr,gblc->gbrc", outs.reshape(*shape, outs.shape[2]).float(), rows.reshape(*shape, rows.shape[2]).float()
+    )

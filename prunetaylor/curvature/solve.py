@@ -1,0 +1,128 @@
+"""Positive definite systems restricted to the weights that are kept, row by row.
+
+Cholesky throughout: it is right for these matrices, fails loudly where they are not positive definite, and does not
+meet the hang that batched LU has in some CPU builds of torch. Damping is a ridge relative to the mean diagonal; where
+it is too little it is raised tenfold, and every raise is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from prunetaylor.errors import NumericsError
+
+BLOCK = 1024
+"""Widest matrix that is factorised row by row; wider layers are taken in blocks of columns (reported)."""
+
+_BATCH_ELEMENTS = 1 << 25  # of one batch of row-wise matrices: 256 MiB in float64
+_RAISES = 8
+
+Note = Callable[[str], None]
+
+
+def damped(h: Tensor, damping: float) -> Tensor:
+    """``h`` (..., C, C) with a ridge of ``damping`` x its mean diagonal, at least a tiny absolute one for h = 0."""
+    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = (damping * mean).clamp_min(torch.finfo(h.dtype).tiny ** 0.5)
+    return h + torch.diag_embed(ridge.unsqueeze(-1).expand(h.shape[:-1]))
+
+
+def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """Factors (R, C, C) of damped ``h`` (C, C) on each row's kept columns ``keep`` (R, C), identity elsewhere.
+
+    Raises NumericsError, naming the layer, where no damping up to 10^8 times the one asked for is enough.
+    """
+    if not bool(torch.isfinite(h).all()):
+        raise NumericsError(f"{name}: the Gram matrix of its inputs is not finite", "check the samples and the weights")
+    used = damping
+    for _ in range(_RAISES + 1):
+        pair = keep.unsqueeze(2) & keep.unsqueeze(1)
+        restricted = torch.where(pair, damped(h, used).unsqueeze(0), torch.zeros((), dtype=h.dtype, device=h.device))
+        restricted += torch.diag_embed((~keep).to(h.dtype))
+        factor: Tensor
+        factor, info = torch.linalg.cholesky_ex(restricted)
+        if not bool(info.any()):
+            if used != damping:
+                note(f"{name}: damping raised from {damping:g} to {used:g} for a positive definite Gram matrix")
+            return factor
+        used *= 10
+    raise NumericsError(
+        f"{name}: the Gram matrix is not positive definite even with damping {used / 10:g}",
+        "raise prune.damping or calibration.samples",
+    )
+
+
+def row_batches(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of rows whose matrices fit one batch."""
+    step = max(1, _BATCH_ELEMENTS // (columns * columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
+
+def inverse_diagonal(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """diag of the inverse of ``h`` (C, C) restricted to each row's kept columns, (R, C); 1 where not kept.
+
+    Rows that keep the same columns share one factorisation. Beyond BLOCK columns the matrix is taken as block diagonal.
+    """
+    out = torch.ones(keep.shape, dtype=h.dtype, device=h.device)
+    columns = h.shape[0]
+    for start in range(0, columns, BLOCK):
+        part = slice(start, min(columns, start + BLOCK))
+        distinct, which = torch.unique(keep[:, part], dim=0, return_inverse=True)
+        found = []
+        for rows in row_batches(len(distinct), distinct.shape[1]):
+            factor = cholesky(h[part, part], distinct[rows], damping, name, note)
+            found.append(torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1))
+        out[:, part] = torch.cat(found)[which]
+    return out
+
+
+def restricted_least_squares(
+    h: Tensor, cross: Tensor, start: Tensor, keep: Tensor, damping: float, name: str, note: Note
+) -> Tensor:
+    """Rows (R, C) on ``keep`` that minimise  w'Hw - 2 c'w + ridge ||w - start||^2,  H (C, C), c = ``cross`` (R, C).
+
+    The ridge pulls towards ``start``, not towards zero, so that directions without data stay where they were. Up to
+    BLOCK columns by Cholesky, row by row; wider layers by conjugate gradients on all rows at once.
+    """
+    masked = start * keep
+    # With v = w - start on the kept columns:  (H + ridge) v = c - H start.
+    right = (cross - masked @ h) * keep
+    if h.shape[0] > BLOCK:
+        return masked + conjugate_gradients(damped(h, damping), right, keep)
+    step = torch.zeros_like(cross)
+    for rows in row_batches(*keep.shape):
+        factor = cholesky(h, keep[rows], damping, name, note)
+        step[rows] = torch.cholesky_solve(right[rows].unsqueeze(2), factor).squeeze(2)
+    return masked + step * keep
+
+
+def conjugate_gradients(h: Tensor, right: Tensor, keep: Tensor, *, tolerance: float = 1e-4, limit: int = 300) -> Tensor:
+    """Solve (H restricted to ``keep``) v = ``right`` for every row at once, (R, C); right is zero where not kept.
+
+    Preconditioned by the diagonal (Hestenes & Stiefel 1952). Stops when every row's residual has fallen to
+    ``tolerance`` of its right-hand side, or after ``limit`` steps: each step only improves the objective.
+    """
+    scale = h.diagonal().unsqueeze(0)
+    solution = torch.zeros_like(right)
+    residual = right.clone()
+    z = residual / scale
+    direction = z.clone()
+    rho = (residual * z).sum(1, keepdim=True)
+    goal = tolerance * right.norm(dim=1, keepdim=True)
+    for _ in range(limit):
+        if bool((residual.norm(dim=1, keepdim=True) <= goal).all()):
+            break
+        moved = (direction @ h) * keep
+        curvature = (direction * moved).sum(1, keepdim=True)
+        alpha = torch.where(curvature > 0, rho / curvature, torch.zeros_like(rho))
+        solution += alpha * direction
+        residual -= alpha * moved
+        z = residual / scale
+        fresh = (residual * z).sum(1, keepdim=True)
+        direction = z + torch.where(rho > 0, fresh / rho, torch.zeros_like(rho)) * direction
+        rho = fresh
+    return solution

@@ -1,0 +1,141 @@
+"""The Taylor model: what moving the state by d does to the error.
+
+    E(w + d) - E(w)  =  g'd + 1/2 d'G d + ...
+
+with g the gradient and G the Gauss-Newton matrix J'HJ of the whole network: J the Jacobian of the outputs, H the
+error's Hessian in the outputs (Schraudolph 2002; Martens 2020, section 8). Both terms need J d only, one forward-mode
+product a sample: no matrix is ever formed, no block is left out, nothing has to be converted from one layer's units
+to another's. For the divergence at the dense weights g = 0 and G is the exact Hessian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
+from prunetaylor.curvature.gram import Moments, Positions, layer_moments
+from prunetaylor.curvature.solve import Note
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.network import Network
+from prunetaylor.network.state import evaluating, snapshot
+from prunetaylor.objective import outputs_of
+from prunetaylor.risk import Risk
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The two terms of a predicted change of the mean error."""
+
+    first: float  # g'd
+    second: float  # d'G d / 2
+
+    @property
+    def share(self) -> float:
+        """Of the first-order term in the sum of both sizes, in [0, 1]."""
+        total = abs(self.first) + abs(self.second)
+        return abs(self.first) / total if total > 0 else 0.0
+
+    def change(self, keep_first: bool) -> float:
+        return self.second + (self.first if keep_first else 0.0)
+
+
+class TaylorModel:
+    """The error's expansion at the network's state now, over the samples of ``risk``.
+
+    It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
+    that the prediction stays about this point after the network has moved on.
+    """
+
+    def __init__(
+        self, network: Network, risk: Risk, where: Positions, *, damping: float, seed: int, note: Note
+    ) -> None:
+        self.network, self.risk, self.where = network, risk, where
+        self.damping, self.seed, self.note = damping, seed, note
+        self.keep_first = True
+        self.state = snapshot(network.module)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Layer Grams by layer name."""
+        return layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where)
+
+    @cached_property
+    def gradient(self) -> dict[str, Tensor]:
+        """g, the gradient of the mean error, by the names of the prunable weights."""
+        return mean_gradient(self.risk, self.network.layers)
+
+    @cached_property
+    def diagonal(self) -> dict[str, Tensor]:
+        """diag G by the names of the prunable weights."""
+        return gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
+
+    @cached_property
+    def sensitivity(self) -> dict[str, Tensor]:
+        """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
+        return output_sensitivity(self.risk, self.network.layers, self.seed)
+
+    def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
+        """Both terms for a displacement of any of the state's tensors, means over samples.
+
+        NumericsError where they are not finite.
+        """
+        moving = {k: v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
+        at = {k: self.state[k] for k in moving}
+        rest = {k: v for k, v in self.state.items() if k not in moving}
+        first = second = 0.0
+        start = 0
+        module = self.risk.module
+        with evaluating(module), torch.no_grad(), _differentiable(module):
+            for x, _ in self.risk.batches:
+                reference = self.risk.reference[start : start + len(x)]
+                start += len(x)
+                if not moving:
+                    continue
+
+                def network(part: Mapping[str, Tensor], x: Tensor = x) -> Tensor:
+                    return outputs_of(functional_call(module, {**rest, **part}, (x,))).float()
+
+                outputs, moved = jvp(network, (at,), (moving,))[:2]
+                first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
+                second += 0.5 * float(self.risk.objective.second(outputs, moved).sum())
+        if not (isfinite(first) and isfinite(second)):
+            raise NumericsError("the predicted change of the error is not finite", "raise prune.damping")
+        return Prediction(first / start, second / start)
+
+
+@contextmanager
+def _differentiable(module: nn.Module) -> Iterator[None]:
+    """Replace, for a while, the two operators that have no forward-mode derivative by plain arithmetic.
+
+    Fused attention has none at all, batch norm none in its running statistics, which a repair moves.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    for norm in norms:
+        norm.forward = _normalise.__get__(norm)  # type: ignore[method-assign]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Batch norm in evaluation mode."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    out = (x - norm.running_mean.view(shape)) * (norm.running_var + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        out = out * norm.weight.view(shape) + norm.bias.view(shape)
+    return out

@@ -1,0 +1,1 @@
+"""Name -> samples. Sources are files of ``sources/``; everything after them sees splits, samples and batches."""

@@ -1,0 +1,64 @@
+"""Random changes of training images, for whole batches of tensors, drawn from one generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunetaylor.errors import UsageError, close_match
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image of x (B, C, H, W), any dtype, mirrored left to right with probability 1/2."""
+    mirrored = _draw(2, len(x), generator, x.device).bool()
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image of x (B, C, H, W), any dtype, shifted by a random crop after zero padding, and flipped as by ``flip``.
+
+    The padding is 4 pixels for images up to 64 pixels, the usual recipe of CIFAR, and an eighth of the side above.
+    """
+    count, channels, height, width = x.shape
+    pad_y, pad_x = (4 if side <= 64 else side // 8 for side in (height, width))
+    padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
+    top = _draw(2 * pad_y + 1, count, generator, x.device)
+    left = _draw(2 * pad_x + 1, count, generator, x.device)
+    mirrored = _draw(2, count, generator, x.device).bool()
+    rows = top[:, None] + torch.arange(height, device=x.device)  # (B, H)
+    columns = torch.arange(width, device=x.device).expand(count, width)
+    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(1), columns)  # (B, W)
+    cut = padded.gather(2, rows[:, None, :, None].expand(count, channels, height, padded.shape[3]))
+    return cut.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
+
+
+def _draw(bound: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``count`` whole numbers in [0, bound), drawn where the generator lives."""
+    return torch.randint(bound, (count,), generator=generator, device=generator.device).to(device)
+
+
+_KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": crop_flip}
+
+
+def resolve(name: str, sample: Tensor) -> tuple[str, Augment | None]:
+    """The augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
+
+    "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise.
+    UsageError for an unknown name, and for flips or crops of what is no image.
+    """
+    if name == "auto":
+        colour = sample.ndim == 3 and sample.shape[0] == 3 and min(sample.shape[1:]) >= 8
+        name = "crop-flip" if colour else "none"
+    if name not in _KNOWN:
+        raise UsageError(f"unknown augmentation {name!r}{close_match(name, _KNOWN)}", f"known: {', '.join(_KNOWN)}")
+    if name != "none" and sample.ndim != 3:
+        raise UsageError(
+            f"data.augment={name} needs images (channels, height, width); a sample has shape {tuple(sample.shape)}",
+            "use data.augment=none",
+        )
+    return name, _KNOWN[name]

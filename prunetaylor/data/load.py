@@ -1,0 +1,180 @@
+"""The data section of a configuration, or a user's own objects -> ``Samples``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from prunetaylor import registry
+from prunetaylor.config.schema import DataSection, Normalization
+from prunetaylor.data import augment as augmentation
+from prunetaylor.data.preprocess import Preprocess
+from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
+from prunetaylor.data.wrap import as_split
+from prunetaylor.errors import DataError, UsageError, close_match
+from prunetaylor.network.code import is_code
+
+_ROOM = "data/sources"
+_WAYS = "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none"
+
+
+def load_samples(
+    cfg: DataSection, *, said: Mapping[str, Any] | None = None, trusted: bool = False, seed: int
+) -> Samples | None:
+    """The samples that ``cfg`` names, or else what the checkpoint says of itself (``said``); None for "none".
+
+    ``said`` may hold source, root, size, normalize and augment. Code that only the checkpoint names is imported only if
+    ``trusted``. UsageError where no source is known or it cannot be meant, DataError where its samples are bad.
+    """
+    said = said or {}
+    spec, cfg = _source(cfg, said)
+    if spec == "none":
+        return None
+    name, argument = split_spec(spec)
+    if name == "code" and cfg.source is None and not trusted:
+        raise UsageError(
+            f"the checkpoint names code for its data ({argument}), which is not run unasked",
+            f"say --data {argument} to run it, --trust-code to trust what the checkpoint names, or other data",
+        )
+    raw: RawSource = registry.load(_ROOM, name).read(argument, cfg, seed)
+    first = _checked(raw, spec)
+    preprocess, choices = _preprocess(cfg, said, raw, spec)
+    preprocess.check(first[None].shape)
+    augment, choice = _augment(cfg, said, raw, first)
+    return Samples(
+        source=spec,
+        train=raw.train,
+        test=raw.test,
+        validation=raw.validation,
+        classes=raw.classes,
+        preprocess=preprocess,
+        augment=augment,
+        fingerprint=fingerprint(raw.train, raw.validation, raw.test),
+        choices=(*choices, *choice),
+    )
+
+
+def from_python(
+    train: Any,
+    test: Any = None,
+    validation: Any = None,
+    *,
+    normalize: str | Mapping[str, Any] | None = None,
+    augment: str = "none",
+    classes: int | None = None,
+) -> Samples:
+    """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
+
+    ``normalize`` is a known name, {"mean": [...], "std": [...]} or None, for inputs that are ready (uint8 is scaled to
+    [0, 1] either way). Without ``test`` the training samples report. DataError for what is no data set, or empty.
+    """
+    splits = [as_split(train, "train"), as_split(train if test is None else test, "test")]
+    held = None if validation is None else as_split(validation, "validation")
+    raw = RawSource(splits[0], splits[1], held, classes)
+    first = _checked(raw, "python")
+    preprocess = Preprocess.from_json(normalize)
+    preprocess.check(first[None].shape)
+    return Samples(
+        source="python",
+        train=raw.train,
+        test=raw.test,
+        validation=held,
+        classes=classes,
+        preprocess=preprocess,
+        augment=augmentation.resolve(augment, first)[0],
+        fingerprint=fingerprint(raw.train, held, raw.test),
+    )
+
+
+def workers(cfg: DataSection) -> int:
+    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most."""
+    if cfg.workers != "auto":
+        return int(cfg.workers)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """Name and argument of a source: "folder:DIR" -> ("folder", "DIR"), "a.py:f" -> ("code", "a.py:f")."""
+    head, _, argument = spec.partition(":")
+    known = registry.names(_ROOM)
+    if head in known:
+        return head, argument
+    near = close_match(head, [*known, "none"])
+    if is_code(spec) and not (near and _is_no_module(head)):
+        return "code", spec
+    raise UsageError(f"unknown data source {spec!r}{near}", f"say {_WAYS}")
+
+
+def _is_no_module(head: str) -> bool:
+    """Whether nothing can be imported: "torchvsion:CIFAR10" has the form of code too."""
+    top = head.partition(".")[0]
+    here = Path(top).exists() or Path(f"{top}.py").exists()
+    return not head.endswith(".py") and not here and importlib.util.find_spec(top) is None
+
+
+def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection]:
+    """The source's spec, and the section completed by where the checkpoint says that its own source lies."""
+    if cfg.source is not None:
+        return cfg.source, cfg
+    spec = said.get("source")
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(
+            "no data is named, and the checkpoint says nothing of its own",
+            f"add --data with {_WAYS}; none prunes by magnitude and measures nothing",
+        )
+    filled: dict[str, Any] = {}
+    for key, kind in (("root", str), ("size", int)):
+        if getattr(cfg, key) is None and isinstance(said.get(key), kind) and said[key]:
+            filled[key] = said[key]
+    return spec, cfg.model_copy(update=filled)
+
+
+def _checked(raw: RawSource, spec: str) -> Tensor:
+    """The first training input (...); DataError for empty splits, and for inputs that differ in shape or type."""
+    parts: dict[str, Split | None] = {"training": raw.train, "test": raw.test, "validation": raw.validation}
+    first: Tensor | None = None
+    for name, split in parts.items():
+        if split is None:
+            continue
+        if len(split) == 0:
+            raise DataError(f"the {name} set of {spec} is empty", "give at least one sample")
+        sample = split.fetch([0])[0][0]
+        if first is None:
+            first = sample
+        elif sample.shape != first.shape or sample.dtype != first.dtype:
+            ours, theirs = (f"{s.dtype} {tuple(s.shape)}".removeprefix("torch.") for s in (sample, first))
+            raise DataError(
+                f"a {name} input of {spec} is {ours}, a training input is {theirs}", "give them one shape and type"
+            )
+    assert first is not None
+    return first
+
+
+def _preprocess(
+    cfg: DataSection, said: Mapping[str, Any], raw: RawSource, spec: str
+) -> tuple[Preprocess, tuple[str, ...]]:
+    if isinstance(cfg.normalize, Normalization):
+        return Preprocess.from_json(cfg.normalize.model_dump()), ()
+    if cfg.normalize != "auto":
+        return Preprocess.from_json(cfg.normalize), ()
+    if "normalize" in said and said["normalize"] != "auto":
+        return Preprocess.from_json(said["normalize"]), ("normalization: as the checkpoint says",)
+    return Preprocess.from_json(raw.normalize), (
+        f"normalization {raw.normalize}: the usual one of {spec.partition(':')[0]}; data.normalize=... says another",
+    )
+
+
+def _augment(cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor) -> tuple[str, tuple[str, ...]]:
+    if cfg.augment != "auto":
+        return augmentation.resolve(cfg.augment, first)[0], ()
+    named = said.get("augment")
+    if isinstance(named, str) and named != "auto":
+        return augmentation.resolve(named, first)[0], ("augmentation: as the checkpoint says",)
+    name = augmentation.resolve(raw.augment, first)[0]
+    return name, (f"augmentation {name}: the usual one of such samples",)

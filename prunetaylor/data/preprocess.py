@@ -1,0 +1,90 @@
+"""From raw samples to what the network takes: scaling and normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetaylor.errors import DataError, UsageError, close_match
+
+#: channel means and standard deviations of images scaled to [0, 1], from each data set's training images
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "none": None,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """``(x / 255 if uint8 - mean) / std`` over dimension 1, in float32, on the device that x is on.
+
+    Floating-point inputs are not scaled; whole numbers other than uint8 (token ids) pass through as they are.
+    ``mean`` and ``std`` have an entry a channel, or one for all.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise UsageError("normalisation needs as many means as standard deviations", "give both, of one length")
+        if any(not s > 0 for s in self.std or ()):
+            raise UsageError("a standard deviation of the normalisation is not positive", "check data.normalize")
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        if raw.dtype == torch.uint8:
+            x = raw.to(torch.float32).div_(255)
+        elif raw.is_floating_point() or raw.dtype == torch.bool:
+            # A copy: a network that changes its input in place must not change the samples.
+            x = raw.to(torch.float32, copy=self.mean is None)
+        elif self.mean is None:
+            return raw.clone()
+        else:
+            raise DataError(f"inputs of type {raw.dtype} cannot be normalised", "use data.normalize=none for them")
+        if self.mean is None or self.std is None:
+            return x
+        self.check(x.shape)
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - _constant(self.mean, x.device).view(shape)) / _constant(self.std, x.device).view(shape)
+
+    def check(self, shape: torch.Size) -> None:
+        """DataError where inputs of this shape (B, C, ...) have another number of channels than the means."""
+        if self.mean is not None and (len(shape) < 2 or len(self.mean) not in (1, shape[1])):
+            channels = shape[1] if len(shape) > 1 else "no"
+            raise DataError(
+                f"the normalisation has {len(self.mean)} channels, the inputs have {channels}",
+                "set data.normalize to one that fits, {mean: [...], std: [...]} or none",
+            )
+
+    def to_json(self) -> dict[str, list[float]] | None:
+        return None if self.mean is None or self.std is None else {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Preprocess:
+        """From what ``to_json`` gives, or the name of a known normalisation; UsageError for anything else."""
+        if value is None:
+            return cls()
+        if isinstance(value, str):
+            if value not in NORMALIZATIONS:
+                raise UsageError(
+                    f"unknown normalisation {value!r}{close_match(value, NORMALIZATIONS)}",
+                    f"known: {', '.join(NORMALIZATIONS)}, or {{mean: [...], std: [...]}}",
+                )
+            return cls(*(NORMALIZATIONS[value] or (None, None)))
+        try:
+            return cls(tuple(float(v) for v in value["mean"]), tuple(float(v) for v in value["std"]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise UsageError(f"a normalisation cannot be {value!r}", "give {mean: [...], std: [...]}") from error
+
+
+@lru_cache(maxsize=32)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # An inference tensor could not take part in a later backward pass.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -1,0 +1,104 @@
+"""Samples as the rest of the package sees them: raw splits, and what is known of them. One place to import from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunetaylor.data.batches import Batches
+from prunetaylor.data.preprocess import Preprocess
+from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit
+from prunetaylor.errors import DataError
+
+__all__ = [
+    "Batches",
+    "DatasetSplit",
+    "Preprocess",
+    "RawSource",
+    "Samples",
+    "Split",
+    "Subset",
+    "TensorSplit",
+    "check_targets",
+    "draw",
+    "fingerprint",
+]
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """What a source reads: splits as they are, and what is usual for it."""
+
+    train: Split
+    test: Split
+    validation: Split | None
+    classes: int | None  # None where the targets are no class ids, or unknown
+    normalize: str = "none"  # the usual normalisation, by name
+    augment: str = "auto"  # the usual augmentation, by name
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set ready for a run. Splits are raw; ``preprocess`` makes them inputs of the network."""
+
+    source: str  # as --data says it
+    train: Split
+    test: Split  # reports only; nothing is chosen on it
+    validation: Split | None  # the source's own
+    classes: int | None
+    preprocess: Preprocess
+    augment: str  # a name that augment.resolve knows, never "auto"
+    fingerprint: str  # sha256, hexadecimal
+    choices: tuple[str, ...] = ()  # automatic choices with their reasons, a line each
+
+
+def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:
+    """``n`` distinct indices in random order, without replacement; all of them where fewer exist."""
+    order = torch.randperm(len(split), generator=generator, device=generator.device)
+    return [int(index) for index in order[:n].tolist()]
+
+
+def check_targets(targets: Tensor, outputs: int, name: str = "targets") -> None:
+    """Class ids (any shape) must be whole numbers in [0, outputs); DataError names the first that is not, and where."""
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise DataError(
+            f"{name} are of type {targets.dtype}, not class ids", "give whole numbers from 0, one for each sample"
+        )
+    wrong = ((targets < 0) | (targets >= outputs)).nonzero()
+    if len(wrong):
+        at = [int(i) for i in wrong[0].tolist()]
+        value = int(targets[tuple(at)])
+        where = at[0] if len(at) == 1 else tuple(at)
+        raise DataError(
+            f"{name}: class {value} at index {where} is out of range for a network with {outputs} outputs",
+            f"class ids must lie in 0..{outputs - 1}; is this the data set that the network was trained on?",
+        )
+
+
+def fingerprint(*splits: Split | None, probes: int = 16) -> str:
+    """sha256 over each split's size, targets (where known without decoding) and ``probes`` evenly spaced inputs."""
+    digest = hashlib.sha256()
+    for split in splits:
+        if split is None:
+            digest.update(b"none;")
+            continue
+        count = len(split)
+        digest.update(f"{count};".encode())
+        targets = split.targets()
+        if targets is not None:
+            _update(digest, targets)
+        taken = min(count, probes)
+        inputs, answers = split.fetch([i * count // taken for i in range(taken)])
+        _update(digest, inputs)
+        _update(digest, answers)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)};".encode())
+    if tensor.dtype == torch.bfloat16:  # numpy does not know it
+        tensor = tensor.float()
+    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

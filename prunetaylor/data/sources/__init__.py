@@ -1,0 +1,1 @@
+"""One file a source, found by its name: ``read(argument, cfg, seed) -> RawSource``."""

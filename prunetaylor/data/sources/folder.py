@@ -1,0 +1,81 @@
+"""folder:DIR: images in train/ and val/ or test/, a folder a class.
+
+With both val/ and test/, val/ is for choosing and test/ reports; with one of them, it reports. Classes are numbered in
+the sorted order of their folders' names, as torchvision's ImageFolder does.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from prunetaylor.config.schema import DataSection
+from prunetaylor.data.images import Images, image_splits
+from prunetaylor.data.samples import RawSource
+from prunetaylor.errors import DataError, UsageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_LAYOUT = "the layout is DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/, or both)"
+
+
+def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
+    """Inputs uint8 (N, C, H, W), targets int64 (N,). DataError names the folder or file that is missing or broken."""
+    if not argument:
+        raise UsageError("the source folder needs a folder", "say folder:DIR")
+    root = Path(argument).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder", _LAYOUT)
+    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "train" not in parts or len(parts) < 2:
+        found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        raise DataError(f"{root} has no train/ with a val/ or test/ beside it; it holds {found}", _LAYOUT)
+    classes = _classes(parts["train"])
+    for name, part in parts.items():
+        _check_classes(classes, _classes(part), f"{root}/train", f"{root}/{name}")
+    splits = dict(zip(parts, image_splits([_images(p, classes) for p in parts.values()], cfg.size), strict=True))
+    gray = splits["train"].fetch([0])[0].shape[1] == 1
+    return RawSource(
+        train=splits["train"],
+        test=splits["test"] if "test" in splits else splits["val"],
+        validation=splits["val"] if "test" in splits and "val" in splits else None,
+        classes=len(classes),
+        # The convention for folders of colour photographs; the run's account names it.
+        normalize="none" if gray else "imagenet",
+    )
+
+
+def _classes(part: Path) -> list[str]:
+    names = sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise DataError(f"{part} holds no class folders", _LAYOUT)
+    return names
+
+
+def _check_classes(expected: list[str], found: list[str], first: str, second: str) -> None:
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        only = [f"only {first} has {', '.join(missing[:5])}"] if missing else []
+        only += [f"only {second} has {', '.join(extra[:5])}"] if extra else []
+        counts = f"{len(expected)} and {len(found)} classes"
+        raise DataError(
+            f"{first} and {second} do not agree ({counts}): {'; '.join(only)}", "give both the same folders"
+        )
+
+
+def _images(part: Path, classes: list[str]) -> Images:
+    paths: list[str] = []
+    targets: list[int] = []
+    for number, name in enumerate(classes):
+        found = sorted(
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(part / name, followlinks=True)
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        )
+        if not found:
+            raise DataError(f"{part / name} holds no images", f"images end in {', '.join(EXTENSIONS)}")
+        paths += found
+        targets += [number] * len(found)
+    return Images.of_files(paths, torch.tensor(targets, dtype=torch.long))

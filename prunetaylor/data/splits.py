@@ -1,0 +1,215 @@
+"""A split is raw samples by index: a tensor in memory, a view of another split, or anybody's map-style data set.
+
+``fetch`` gives the same content for the same indices every time, random transforms of a data set included: they draw
+from generators seeded by ``variant`` and the index, so that calibration and measuring see fixed samples, and an epoch
+of training asks for a variant of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from prunetaylor.errors import DataError, PruneTaylorError
+
+
+class Split(ABC):
+    """Samples by index, not yet preprocessed: inputs (B, ...) uint8 or float, targets (B, ...), both on the CPU."""
+
+    #: decoding costs so much that worker processes pay, and nothing is kept
+    on_the_fly: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        """Inputs (B, ...) and targets (B, ...) in the order of ``indices``; DataError names a sample that fails."""
+
+    def targets(self) -> Tensor | None:
+        """Targets of all samples (N, ...) where they are known without decoding, else None."""
+        return None
+
+    def nbytes(self) -> int | None:
+        """Bytes of all inputs once they are in memory, where that is known without decoding."""
+        return None
+
+    def subset(self, indices: Sequence[int]) -> Split:
+        """A view of these samples in this order; nothing is copied."""
+        return Subset(self, indices)
+
+    def in_memory(self) -> TensorSplit:
+        """All samples, decoded once."""
+        return TensorSplit(*self.fetch(range(len(self))))
+
+
+class TensorSplit(Split):
+    """Inputs (N, ...) and targets (N, ...) as tensors."""
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+            shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
+            raise DataError(f"inputs and targets differ in length: {shapes}", "give as many targets as inputs")
+        self.inputs = inputs
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        if isinstance(indices, range) and indices.step == 1:
+            return self.inputs[indices.start : indices.stop], self._targets[indices.start : indices.stop]
+        at = torch.as_tensor(indices, dtype=torch.long, device=self.inputs.device)
+        return self.inputs.index_select(0, at), self._targets.index_select(0, at)
+
+    def targets(self) -> Tensor:
+        return self._targets
+
+    def nbytes(self) -> int:
+        return self.inputs.nbytes
+
+    def in_memory(self) -> TensorSplit:
+        return self
+
+    def to(self, device: torch.device) -> TensorSplit:
+        return TensorSplit(self.inputs.to(device), self._targets.to(device))
+
+
+class Subset(Split):
+    """Some samples of another split, in an order of their own."""
+
+    def __init__(self, parent: Split, indices: Sequence[int]) -> None:
+        self._parent = parent
+        self._indices = list(indices)
+        self.on_the_fly = parent.on_the_fly
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        return self._parent.fetch([self._indices[i] for i in indices], variant)
+
+    def targets(self) -> Tensor | None:
+        targets = self._parent.targets()
+        return None if targets is None else targets[torch.tensor(self._indices, dtype=torch.long)]
+
+    def nbytes(self) -> int | None:
+        whole = self._parent.nbytes()
+        return None if whole is None else whole * len(self) // max(1, len(self._parent))
+
+
+Collate = Callable[[list[Any]], Any]
+
+
+class DatasetSplit(Split):
+    """Any map-style data set whose items are (input, target); the items' own transforms are kept.
+
+    ``collate`` puts a list of items together (a DataLoader's ``collate_fn``); by default items are stacked.
+    """
+
+    on_the_fly = True
+
+    def __init__(self, dataset: Any, *, name: str = "the data set", collate: Collate | None = None) -> None:
+        try:
+            self._length = len(dataset)
+            self._item = dataset.__getitem__
+        except (TypeError, AttributeError) as error:
+            raise DataError(
+                f"{name} is a {type(dataset).__name__}, which has no length or no items by index",
+                "give a map-style data set (__len__ and __getitem__), or tensors (x, y)",
+            ) from error
+        self._name = name
+        self._collate = collate or _stack
+
+    def __len__(self) -> int:
+        return self._length
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        items = []
+        with _own_randomness() as seed:
+            for index in indices:
+                seed(variant * 1_000_003 + index)
+                items.append(self._get(index))
+        try:
+            inputs, targets = self._collate(items)
+        except PruneTaylorError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the samples of {self._name} do not go together into a batch: {type(error).__name__}: {error}",
+                "all inputs must have one shape; resize or crop them in the data set's transform",
+            ) from error
+        return _as_tensor(inputs, self._name), _as_target(_as_tensor(targets, self._name))
+
+    def _get(self, index: int) -> Any:
+        try:
+            item = self._item(index)
+        except PruneTaylorError:
+            raise
+        except Exception as error:
+            cause = f"sample {index} of {self._name} cannot be read: {type(error).__name__}: {error}"
+            raise DataError(cause, "mend the data set or leave the sample out") from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise DataError(
+                f"sample {index} of {self._name} is a {type(item).__name__}, not a pair (input, target)",
+                "make the data set return (input, target)",
+            )
+        return _from_pil(item[0]), item[1]
+
+
+def _stack(items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    if not items:
+        return torch.empty(0), torch.empty(0)
+    return default_collate([x for x, _ in items]), default_collate([y for _, y in items])
+
+
+def _from_pil(value: Any) -> Any:
+    """A PIL image as uint8 (C, H, W); anything else as it is."""
+    if not hasattr(value, "getbands"):
+        return value
+    array = np.array(value)
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise DataError(
+            f"{name} gives a {type(value).__name__} where a tensor is expected",
+            "make its items pairs of tensors, arrays, images or numbers",
+        )
+    return value
+
+
+def _as_target(targets: Tensor) -> Tensor:
+    """Whole numbers as int64; float64, which Python's floats become, as float32."""
+    if targets.is_floating_point():
+        return targets.float()
+    return targets.long()
+
+
+@contextmanager
+def _own_randomness() -> Iterator[Callable[[int], None]]:
+    """A function that seeds torch's CPU, Python's and numpy's generators; their states come back afterwards."""
+    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+
+    def seed(value: int) -> None:
+        torch.default_generator.manual_seed(value % 2**63)
+        random.seed(value)
+        np.random.seed(value % 2**32)
+
+    try:
+        yield seed
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])

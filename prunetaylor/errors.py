@@ -1,0 +1,47 @@
+"""What a user can meet. Each error says its cause and its remedy; the exit code belongs to its class."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PruneTaylorError(Exception):
+    """Base of every error that is the user's to mend: ``cause`` in one line, ``remedy`` in one or two."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        super().__init__(f"{cause}\n{remedy}" if remedy else cause)
+        self.cause = cause
+        self.remedy = remedy
+
+
+class UsageError(PruneTaylorError):
+    """A command line, configuration or argument that cannot be meant."""
+
+    exit_code = 2
+
+
+class CheckpointRefused(PruneTaylorError):
+    """A checkpoint that cannot be read safely, or that does not fit its network."""
+
+    exit_code = 5
+
+
+class DataError(PruneTaylorError):
+    """Samples that are missing, empty or malformed."""
+
+
+class NumericsError(PruneTaylorError):
+    """Values that no result can be built on: NaN, infinite, or without curvature."""
+
+
+class OutputError(PruneTaylorError):
+    """A result that cannot be written where it was asked for."""
+
+
+def close_match(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]!r}?" if found else ""

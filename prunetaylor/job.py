@@ -1,0 +1,218 @@
+"""A job: the configuration with everything it names opened and checked, before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor import registry
+from prunetaylor.checkpoint.architecture import known_network, resolve
+from prunetaylor.checkpoint.read import Checkpoint, read
+from prunetaylor.config.schema import Config
+from prunetaylor.data.load import load_samples, workers
+from prunetaylor.data.samples import Batches, Samples, Split, check_targets
+from prunetaylor.errors import DataError, UsageError
+from prunetaylor.network.network import Network
+from prunetaylor.network.state import evaluating
+from prunetaylor.objective import outputs_of
+from prunetaylor.progress import Progress
+
+Kind = Literal["classes", "values"]
+
+
+@dataclass
+class Job:
+    """What a run works on. ``network.module`` is what it prunes, in place."""
+
+    config: Config
+    network: Network
+    samples: Samples | None
+    device: torch.device
+    kind: Kind
+    checkpoint: Checkpoint | None = None
+    arch: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    choices: list[str] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """The criterion, ``auto`` settled: the strongest that the samples allow."""
+        asked = self.config.prune.method
+        if asked != "auto":
+            return asked
+        return "obs" if self.samples is not None else "magnitude"
+
+    @property
+    def epochs(self) -> int:
+        """Of fine-tuning, ``auto`` settled."""
+        asked = self.config.finetune.epochs
+        if asked != "auto":
+            return asked
+        return 3 if self.device.type == "cuda" and self.samples is not None else 0
+
+    def batches(self, split: Split, **how: Any) -> Batches:
+        """A split as batches on the device."""
+        assert self.samples is not None
+        cfg = self.config.data
+        return Batches(
+            split,
+            self.samples.preprocess,
+            batch_size=cfg.batch_size,
+            device=self.device,
+            workers=workers(cfg),
+            **how,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What a written network says of itself, so that it can be rebuilt: arch, args, data."""
+        data: dict[str, Any] = {}
+        if self.samples is not None:
+            cfg = self.config.data
+            said = self.checkpoint.said.data if self.checkpoint and self.checkpoint.said else {}
+            data = {
+                "source": _absolute(self.samples.source),
+                "normalize": self.samples.preprocess.to_json() or "none",
+                "augment": self.samples.augment,
+            }
+            root = cfg.root or said.get("root")
+            if root is not None:
+                data["root"] = str(Path(root).resolve())
+            size = cfg.size or said.get("size")
+            if size is not None:
+                data["size"] = size
+        return {"arch": _absolute(self.arch) if self.arch else None, "args": self.args, "data": data}
+
+    def plan(self) -> list[str]:
+        """What a run would do, a line each."""
+        cfg = self.config
+        lines = [
+            f"network    {self.arch or type(self.network.module).__name__}, {self.network.prunable:,} prunable weights "
+            f"in {len(self.network.layers)} layers",
+            f"remove     {cfg.prune.sparsity:.2%} = {round(cfg.prune.sparsity * self.network.prunable):,} weights "
+            f"by {self.method}",
+            f"device     {self.device}",
+            f"fine-tune  {self.epochs} epochs",
+        ]
+        if self.samples is not None:
+            lines.insert(
+                1,
+                f"data       {self.samples.source}: {len(self.samples.train):,} training, {len(self.samples.test):,} "
+                f"test samples; {min(cfg.calibration.samples, len(self.samples.train)):,} to calibrate",
+            )
+        lines += [f"skipped    {s.name}: {s.why}" for s in self.network.skipped]
+        return lines + [f"chosen     {choice}" for choice in self.choices]
+
+
+def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: Progress) -> Job:
+    """Read the checkpoint, build its network, find the samples and check that they fit together.
+
+    ``trusted_*``: whether code that only the checkpoint names may be imported.
+    """
+    if config.model.checkpoint is None:
+        raise UsageError("no checkpoint was named", "prunetaylor prune MODEL")
+    device, reason = pick_device(config.device)
+    progress.phase("open")
+    checkpoint = read(config.model.checkpoint)
+    found = resolve(config.model.arch, config.model.args, checkpoint, trusted=trusted_arch)
+    said = checkpoint.said.data if checkpoint.said else None
+    samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
+    choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
+    return make_job(
+        config, found.module, samples, device, checkpoint=checkpoint, arch=found.spec, args=found.args, choices=choices
+    )
+
+
+def make_job(
+    config: Config,
+    module: nn.Module,
+    samples: Samples | None,
+    device: torch.device,
+    *,
+    choices: list[str],
+    checkpoint: Checkpoint | None = None,
+    arch: str | None = None,
+    args: dict[str, Any] | None = None,
+) -> Job:
+    """Put a job together from opened parts, and check them against each other."""
+    network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
+    job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
+    criterion = registry.load("saliency", job.method)
+    if samples is None:
+        if criterion.NEEDS != "nothing":
+            raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")
+        if job.epochs:
+            raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
+        job.choices.append(
+            f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
+        )
+        return job
+    job.choices += samples.choices
+    if config.prune.method == "auto":
+        job.choices.append("method obs: there are samples, and it is the strongest one-shot criterion measured")
+    job.kind = _kind(job, samples)
+    return job
+
+
+def pick_device(asked: str) -> tuple[torch.device, str]:
+    """The torch device and why."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), "a CUDA GPU is there"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "no CUDA GPU, but Apple's is there"
+        return torch.device("cpu"), "no GPU is there"
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        text = str(error).splitlines()[0]
+        raise UsageError(f"device {asked!r} cannot be used: {text}", "use auto, cpu, cuda, cuda:1 or mps") from error
+    return device, "as asked"
+
+
+def _kind(job: Job, samples: Samples) -> Kind:
+    """Whether targets are classes, checked against the network's outputs and the metric."""
+    x, y = next(iter(job.batches(samples.test.subset([0]))))
+    with evaluating(job.network.module), torch.no_grad():
+        outputs = _first_outputs(job.network.module, x)
+    if y.is_floating_point() or y.dim() > 1:
+        if y.is_floating_point() and y.numel() == outputs.numel():
+            if job.config.metric == "top1":
+                raise UsageError("the targets are no classes, so that there is no top1", "say metric=loss")
+            return "values"
+        raise DataError(
+            f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values",
+            "give one class id a sample, or floating-point targets of the outputs' size",
+        )
+    for name, split in (("training targets", samples.train), ("test targets", samples.test)):
+        targets = split.targets()
+        if targets is not None:
+            check_targets(targets, outputs.shape[1], name)
+    return "classes"
+
+
+def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return outputs_of(module(x))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        text = str(error).splitlines()[0][:200]
+        raise DataError(
+            f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",
+            "is this the data that the network was trained on? See --data and data.size",
+        ) from error
+
+
+def _absolute(spec: str) -> str:
+    """A spec that names a file or folder, wherever it is read again."""
+    scheme, _, rest = spec.partition(":")
+    if known_network(spec):
+        return spec
+    if scheme in ("folder", "arrays"):
+        return f"{scheme}:{Path(rest).resolve()}"
+    if scheme.endswith(".py"):
+        return f"{Path(scheme).resolve()}:{rest}"
+    return spec

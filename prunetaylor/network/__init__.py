@@ -1,0 +1,1 @@
+"""Which tensors are prunable, how a layer is a matrix, and code named by the user."""

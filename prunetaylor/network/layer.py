@@ -1,0 +1,138 @@
+"""How a layer is a matrix: the only place where weights become rows and columns, and inputs become samples of them.
+
+Every prunable layer is, at each output position p of each group g,
+
+    y[g, p] = W[g] x[g, p] + b[g]        W: (rows, columns),  x: (columns,)
+
+with rows = output channels of the group and columns = what one output sees: features, or input channels x kernel
+positions. Shape suffixes below: G groups, R rows, C columns, B inputs in a batch, L positions in one input,
+P sampled positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+Prunable = nn.Linear | _ConvNd
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable weight tensor and the modules that use it (more than one where the tensor is tied)."""
+
+    name: str
+    modules: tuple[Prunable, ...]
+
+    @property
+    def module(self) -> Prunable:
+        return self.modules[0]
+
+    @property
+    def parameter(self) -> str:
+        """The name of the weight in the network's state."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def groups(self) -> int:
+        return self.module.groups if isinstance(self.module, _ConvNd) else 1
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the weight's shape (weights, mask, scores) as (G, R, C); a view where strides allow it."""
+        groups = self.groups
+        if isinstance(self.module, _ConvTransposeNd):
+            # (in, out/G, k...) -> (G, out/G, in/G * k)
+            split = tensor.reshape(groups, tensor.shape[0] // groups, tensor.shape[1], -1)
+            return split.transpose(1, 2).flatten(2)
+        return tensor.reshape(groups, tensor.shape[0] // groups, -1)
+
+    def tensor(self, matrix: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix`."""
+        shape = self.weight.shape
+        if isinstance(self.module, _ConvTransposeNd):
+            split = matrix.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
+            return split.transpose(1, 2).reshape(shape)
+        return matrix.reshape(shape)
+
+    def rows(self, vector: Tensor) -> Tensor:
+        """A vector over output channels (a bias) as (G, R)."""
+        return vector.reshape(self.groups, -1)
+
+
+def positions(module: Prunable, x: Tensor, y: Tensor) -> int:
+    """L, the number of output positions in one entry of ``x``'s first dimension."""
+    if isinstance(module, nn.Linear):
+        return prod(y.shape[1:-1])
+    return prod(y.shape[-(len(module.kernel_size)) :])
+
+
+def input_rows(module: Prunable, x: Tensor, entries: Tensor, at: Tensor, out_spatial: torch.Size) -> Tensor:
+    """What the sampled outputs see, (G, P, C).
+
+    ``entries`` (P,) picks the entry of ``x``'s first dimension, ``at`` (P,) the flat output position in it;
+    ``out_spatial`` is the spatial shape of the output (of no use for a linear layer).
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(x.shape[0], -1, x.shape[-1])[entries, at].unsqueeze(0)
+    padded, stride = _padded(module, x)
+    grid = _patch_index(module, padded.shape[2:], out_spatial, stride, at)  # (P, K) flat positions in the padded input
+    flat = padded.flatten(2)  # (B, I, S)
+    patches = flat[entries.unsqueeze(1), :, grid]  # (P, K, I)
+    count, taps, channels = patches.shape
+    split = patches.reshape(count, taps, module.groups, channels // module.groups)
+    return split.permute(2, 0, 3, 1).reshape(module.groups, count, -1)
+
+
+def output_rows(module: Prunable, y: Tensor, entries: Tensor, at: Tensor) -> Tensor:
+    """The sampled outputs, (G, P, R)."""
+    if isinstance(module, nn.Linear):
+        return y.reshape(y.shape[0], -1, y.shape[-1])[entries, at].unsqueeze(0)
+    chosen = y.flatten(2)[entries, :, at]  # (P, O)
+    return chosen.reshape(len(at), module.groups, -1).transpose(0, 1)
+
+
+def _padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The input whose plain, stride-``stride`` patches the kernel is multiplied with."""
+    if isinstance(module, _ConvTransposeNd):
+        # A transposed convolution is a plain one, of stride 1 and with the kernel turned round, over the input with
+        # stride - 1 zeros between its entries (Dumoulin & Visin 2016, section 4).
+        spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], module.stride, strict=True)))
+        every: tuple[Any, ...] = (..., *(slice(None, None, s) for s in module.stride))
+        spread[every] = x
+        pad: list[int] = []
+        for i in reversed(range(len(module.kernel_size))):
+            edge = module.dilation[i] * (module.kernel_size[i] - 1) - int(module.padding[i])
+            pad += [edge, edge + int(module.output_padding[i])]
+        return nn.functional.pad(spread, pad), (1,) * len(module.kernel_size)
+    pad = list(module._reversed_padding_repeated_twice)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return (nn.functional.pad(x, pad, mode=mode) if any(pad) else x), tuple(module.stride)
+
+
+def _patch_index(module: _ConvNd, padded: torch.Size, out: torch.Size, stride: tuple[int, ...], at: Tensor) -> Tensor:
+    """Flat positions (P, K) in the padded input of the K kernel taps, in the weight's order."""
+    corner = torch.zeros_like(at)
+    tap = torch.zeros(1, dtype=at.dtype, device=at.device)
+    rest = at
+    coordinates: list[Tensor] = []
+    for n in reversed(out):
+        coordinates.insert(0, rest % n)
+        rest = rest // n
+    for i, n in enumerate(padded):
+        taps = torch.arange(module.kernel_size[i], device=at.device) * module.dilation[i]
+        if isinstance(module, _ConvTransposeNd):
+            taps = taps.flip(0)
+        corner = corner * n + coordinates[i] * stride[i]
+        tap = (tap.unsqueeze(1) * n + taps).flatten()
+    return corner.unsqueeze(1) + tap

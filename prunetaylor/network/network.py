@@ -1,0 +1,100 @@
+"""Which tensors of a network are prunable, in which order they act, and what was left alone and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from prunetaylor.errors import UsageError, close_match
+from prunetaylor.network.layer import Layer, Prunable
+from prunetaylor.outcome import Skipped
+
+
+@dataclass
+class Network:
+    """A module with its prunable layers. ``layers`` are in the order of the modules until :meth:`reorder`."""
+
+    module: nn.Module
+    layers: list[Layer]
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Network:
+        """Find the weights of convolutions and linear layers whose names match a pattern (shell style)."""
+        _check_patterns(module, [*include, *exclude])
+        layers, skipped = _find(module, include, exclude)
+        if not layers:
+            raise UsageError(
+                "the network has no prunable weights"
+                + (f": {skipped[0].name} was left alone ({skipped[0].why})" if skipped else ""),
+                "prunable are the weights of convolutions and linear layers; see prune.include and prune.exclude",
+            )
+        return cls(module, layers, skipped)
+
+    @property
+    def prunable(self) -> int:
+        """The number of prunable weights."""
+        return sum(layer.weight.numel() for layer in self.layers)
+
+    def keep_only(self, names: Sequence[str], why: str) -> None:
+        """Reorder the layers by ``names``; a layer that is not named is skipped for the reason given."""
+        known = {layer.name: layer for layer in self.layers}
+        self.skipped += [Skipped(name, why) for name in known if name not in set(names)]
+        self.layers = [known[name] for name in names]
+
+    def dense_masks(self) -> dict[str, Tensor]:
+        """Masks (True = keep) that keep everything, by parameter name."""
+        return {layer.parameter: torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers}
+
+
+def _find(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> tuple[list[Layer], list[Skipped]]:
+    users: dict[int, list[tuple[str, Prunable]]] = {}
+    skipped: list[Skipped] = []
+    for name, child in module.named_modules():
+        if isinstance(child, Prunable):
+            if is_parametrized(child, "weight") or not isinstance(child.weight, nn.Parameter):
+                skipped.append(Skipped(name, "its weight is computed (weight or spectral norm, parametrization)"))
+            elif not child.weight.dtype.is_floating_point:
+                skipped.append(Skipped(name, f"its weight is of type {child.weight.dtype}"))
+            else:
+                users.setdefault(id(child.weight), []).append((name, child))
+    tied_elsewhere: dict[int, str] = {}
+    for name, child in module.named_modules():
+        for key, parameter in child.named_parameters(recurse=False):
+            if isinstance(child, Prunable) and key == "weight":
+                continue
+            full = f"{name}.{key}" if name else key
+            tied_elsewhere[id(parameter)] = full
+            if parameter.dim() > 1 and id(parameter) not in users and not isinstance(child, Prunable):
+                skipped.append(
+                    Skipped(full, f"not the weight of a convolution or linear layer ({type(child).__name__})")
+                )
+    layers = []
+    for identity, modules in users.items():
+        name = modules[0][0]
+        if identity in tied_elsewhere:
+            skipped.append(Skipped(name, f"its weight is tied to {tied_elsewhere[identity]}"))
+        elif not any(fnmatchcase(n, p) for n, _ in modules for p in include):
+            skipped.append(Skipped(name, "not matched by prune.include"))
+        elif any(fnmatchcase(n, p) for n, _ in modules for p in exclude):
+            skipped.append(Skipped(name, "matched by prune.exclude"))
+        else:
+            layers.append(Layer(name, tuple(m for _, m in modules)))
+    return layers, skipped
+
+
+def _check_patterns(module: nn.Module, patterns: Sequence[str]) -> None:
+    """A pattern that matches nothing is a mistake, not a wish."""
+    names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | _ConvNd)]
+    for pattern in patterns:
+        if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"the pattern {pattern!r} matches no convolution or linear layer{close_match(pattern, names)}",
+                f"layers: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
+            )

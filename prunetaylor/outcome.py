@@ -1,0 +1,111 @@
+"""What a run found: plain frozen values, filled by the pipeline and rendered by report/. Units stand at each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Side:
+    """One network, dense or pruned."""
+
+    metrics: dict[str, float]  # by name; top1 in percent, loss a mean; empty without data
+    parameters: int  # all of them
+    nonzero: int  # parameters that are not zero
+    flops: int | None  # a sample's forward pass, MAC = 2, zeros counted as work; None where no input is known
+    flops_nonzero: int | None  # the same without the products by zero weights
+    bytes: int  # of the network as a safetensors file
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """``asked`` and ``obtained`` are fractions of ``prunable``; ``removed == round(asked * prunable)``."""
+
+    asked: float
+    obtained: float
+    prunable: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Dense metric minus pruned metric in percentage points, with its paired 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples."""
+
+    sparsity: float
+    predicted_change: float | None
+    measured_change: float | None
+    gain_ratio: float | None  # measured / predicted
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """How far from convergence the checkpoint is."""
+
+    share: float  # |g'd| / (|g'd| + d'Hd/2) of the last stage's displacement from the dense network
+    gradient_norm: float
+    noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
+    kept: bool  # whether the first-order term was kept
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    name: str
+    shape: tuple[int, ...]
+    removed: int
+    sparsity: float
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer or tensor that was left alone though a user might expect otherwise."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of fine-tuning; ``validation`` is the metric on the samples that choose."""
+
+    epoch: int
+    loss: float
+    validation: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run. ``module`` is the pruned network, ``masks`` (True = keep) are by parameter name."""
+
+    module: nn.Module
+    masks: dict[str, Tensor]
+    metric: str
+    goal: str  # "max" or "min"
+    dense: Side
+    pruned: Side
+    sparsity: Sparsity
+    drop: Drop | None
+    stages: list[Stage]
+    first_order: FirstOrder | None
+    layers: list[LayerOutcome]
+    skipped: list[Skipped]
+    epochs: list[Epoch]
+    choices: list[str]  # every automatic choice with its reason, one line each
+    seconds: dict[str, float]  # by phase, and "total"
+    seed: int
+    device: str
+    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data

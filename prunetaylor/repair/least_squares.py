@@ -1,0 +1,148 @@
+"""Least squares of each layer's kept weights, towards the dense layer's outputs, from the inputs that the pruned
+network really gives it, layer after layer in the order in which they run.
+
+Each layer thereby also takes back what the layers before it did wrong. Best of all single steps by measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.curvature.gram import Accumulator, Moments, Positions, sampled_rows
+from prunetaylor.curvature.solve import Note, restricted_least_squares
+from prunetaylor.data.samples import Batches
+from prunetaylor.network.layer import Layer, Prunable
+from prunetaylor.repair.affine import Absorber
+from prunetaylor.risk import Watcher, sweep
+
+_CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
+
+
+class DenseOutputs:
+    """The dense layers' outputs at the drawn positions: kept from one pass where they fit in memory.
+
+    ``layers`` are the dense network's own, by name: a copy's, whose modules the pruned network does not share.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> None:
+        self.module, self.batches, self.where = module, batches, where
+        self.layers = {layer.name: layer for layer in layers}
+        self._kept: dict[str, list[list[Tensor]]] | None = None  # by layer, batch and call
+        kept: dict[str, list[list[Tensor]]] = {layer.name: [] for layer in layers}
+        size = 0
+        for batch in self._rows(list(layers), None):
+            for name, calls in batch.items():
+                kept[name].append(calls)
+                size += sum(rows.numel() * rows.element_size() for rows in calls)
+            if size * max(1, len(batches)) > _CACHE_BYTES * len(next(iter(kept.values()))):
+                return
+        self._kept = kept
+
+    def of(self, name: str) -> Iterator[list[Tensor]]:
+        """Rows (G, P, R) of each call of the layer, batch by batch."""
+        if self._kept is not None:
+            yield from self._kept[name]
+            return
+        layer = self.layers[name]
+        for batch in self._rows([layer], last_module(layer)):
+            yield batch[name]
+
+    def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
+        calls: dict[str, list[Tensor]] = {}
+        watch: dict[nn.Module, Watcher] = {}
+        for layer in layers:
+            for used in layer.modules:
+                watch[used] = _outputs_into(calls, layer.name, used, self.where)
+        for _ in sweep(self.module, self.batches, watch=watch, until=until):
+            yield {layer.name: calls.pop(layer.name, []) for layer in layers}
+
+
+def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, where: Positions) -> Watcher:
+    def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+        calls.setdefault(name, []).append(sampled_rows(used, x, y, where, start, samples)[1].float())
+
+    return add
+
+
+def last_module(layer: Layer) -> nn.Module | None:
+    """The module after which a pass may stop, if it is called once a pass."""
+    return layer.module if len(layer.modules) == 1 else None
+
+
+def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches: Batches) -> Moments:
+    """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets."""
+    total = Accumulator()
+    rows: list[Tensor] = []
+
+    def watcher(used: Prunable) -> Watcher:
+        def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+            rows.append(sampled_rows(used, x, y, dense.where, start, samples)[0])
+
+        return add
+
+    watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
+    passes = sweep(module, batches, watch=watch, until=last_module(layer))
+    for _, targets in zip(passes, dense.of(layer.name), strict=True):
+        for x, t in zip(rows, targets, strict=True):
+            total.add(x, t)
+        rows.clear()
+    return total.moments()
+
+
+@torch.no_grad()
+def solve_layer(
+    layer: Layer, moments: Moments, keep: Tensor, absorber: Absorber | None, damping: float, note: Note
+) -> tuple[Tensor, Tensor | None]:
+    """The weights (G, R, C) and intercepts (G, R) that bring a layer nearest to its targets.
+
+    ``keep`` (G, R, C) are the weights that may be nonzero. Without an absorber there is no intercept.
+    """
+    h, cross = moments.centred() if absorber else moments.plain()
+    now = layer.matrix(layer.weight.detach()).to(h.dtype)
+    if absorber is None and layer.module.bias is not None:
+        # A bias that cannot move (a tied layer's) is part of the output, not of what the weights should explain.
+        bias = layer.rows(layer.module.bias.detach()).to(h.dtype)
+        cross = cross - bias.unsqueeze(2) * moments.xx[..., -1:, :-1]
+    solved = torch.stack(
+        [
+            restricted_least_squares(h[g], cross[g], now[g], keep[g], damping, layer.name, note)
+            for g in range(layer.groups)
+        ]
+    )
+    if absorber is None:
+        return solved, None
+    return solved, moments.tx[..., -1] - (solved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2)
+
+
+@torch.no_grad()
+def repair(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    masks: Mapping[str, Tensor],
+    dense: DenseOutputs,
+    dense_state: Mapping[str, Tensor],
+    absorbers: Mapping[str, Absorber],
+    batches: Batches,
+    *,
+    damping: float,
+    note: Note,
+) -> Iterator[str]:
+    """Solve the layers one after another in place; yields the name of each when it is done.
+
+    ``layers`` in the order in which they run; masks (True = keep) by parameter name.
+    """
+    state = module.state_dict()
+    for layer in layers:
+        moments = paired_moments(module, layer, dense, batches)
+        keep = layer.matrix(masks[layer.parameter])
+        absorber = absorbers.get(layer.name)
+        weight, intercept = solve_layer(layer, moments, keep, absorber, damping, note)
+        layer.weight.copy_(layer.tensor(weight).to(layer.weight.dtype))
+        if absorber and intercept is not None:
+            target = state[absorber.key]
+            shift = intercept.flatten().to(target.dtype)
+            target.copy_(shift if absorber.sign > 0 else dense_state[absorber.key].to(target.device) - shift)
+        yield layer.name

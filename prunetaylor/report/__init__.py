@@ -1,0 +1,1 @@
+"""Results as text: one JSON object, or tables for a terminal."""

@@ -1,0 +1,98 @@
+"""A run as one JSON object: report.json, and what ``--json`` prints. Units are those of ``prunetaylor.outcome``."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from prunetaylor._version import __version__
+
+if TYPE_CHECKING:
+    from prunetaylor.checkpoint.inspect import Inspection
+    from prunetaylor.outcome import Outcome, Side
+
+SCHEMA_VERSION = 1
+
+
+def to_json(
+    outcome: Outcome, files: Mapping[str, str], configuration: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The report of a run. A number that is not finite is null: JSON has no other word for it.
+
+    ``files`` names what was written; ``configuration`` is the resolved one, nested.
+    """
+    found = {
+        "schema_version": SCHEMA_VERSION,
+        "metric": {"name": outcome.metric, "goal": outcome.goal},
+        "dense": asdict(outcome.dense),
+        "pruned": asdict(outcome.pruned),
+        "sparsity": asdict(outcome.sparsity),
+        "drop_pp": None if outcome.drop is None else asdict(outcome.drop),
+        "stages": [asdict(stage) for stage in outcome.stages],
+        "first_order": None if outcome.first_order is None else asdict(outcome.first_order),
+        "layers": [asdict(layer) for layer in outcome.layers],
+        "skipped": [asdict(one) for one in outcome.skipped],
+        "epochs": [asdict(epoch) for epoch in outcome.epochs],
+        "choices": list(outcome.choices),
+        "seconds": dict(outcome.seconds),
+        "files": dict(files),
+        "seed": outcome.seed,
+        "device": outcome.device,
+        "versions": versions(),
+        "hashes": dict(outcome.hashes),
+        "configuration": dict(configuration or {}),
+    }
+    cleaned: dict[str, Any] = finite(found)
+    return cleaned
+
+
+def side_to_json(side: Side, metric: str, seconds: float, device: str) -> dict[str, Any]:
+    """What ``eval --json`` prints of one network."""
+    found = {"schema_version": SCHEMA_VERSION, "metric": {"name": metric, "goal": goal(metric)}, **asdict(side)}
+    cleaned: dict[str, Any] = finite({**found, "seconds": seconds, "device": device, "versions": versions()})
+    return cleaned
+
+
+def goal(metric: str) -> str:
+    """Which way a metric is better."""
+    return "min" if metric == "loss" else "max"
+
+
+def versions() -> dict[str, str | None]:
+    """Of everything that the numbers depend on; null for what is not installed."""
+    return {
+        "prunetaylor": __version__,
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def finite(value: Any) -> Any:
+    """A copy of nested plain values with null for NaN and the infinities, and lists for tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def inspection_to_json(found: Inspection) -> dict[str, Any]:
+    """What ``inspect --json`` prints of a file."""
+    tensors = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in found.tensors]
+    known = {**asdict(found), "path": str(found.path), "tensors": tensors, "sparsity": found.sparsity}
+    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **known})
+    return cleaned

@@ -1,0 +1,147 @@
+"""The only loop over data. Every sum and mean over samples in the package is taken here.
+
+``Risk`` binds a network, its samples and an objective. Means are over samples, whatever the batches' sizes; a batch is
+one chunk, so that memory is bounded by ``batch_size``; two passes over the first batch must agree before anything
+expensive starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.data.samples import Batches
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.state import evaluating
+from prunetaylor.objective import Objective, outputs_of
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch done: ``start`` is the index of its first sample; ``outputs`` are None where stopped early."""
+
+    start: int
+    x: Tensor
+    targets: Tensor
+    outputs: Tensor | None
+
+
+Watcher = Callable[[int, int, Tensor, Tensor], None]
+"""Called with (index of the batch's first sample, samples in the batch, the module's input, its output)."""
+
+
+class _Reached(Exception):
+    """The layer a pass was to stop after has run."""
+
+
+def sweep(
+    module: nn.Module,
+    batches: Batches,
+    *,
+    watch: Mapping[nn.Module, Watcher] | None = None,
+    until: nn.Module | None = None,
+) -> Iterator[Pass]:
+    """Forward passes in evaluation mode without gradients, one yield a batch.
+
+    ``watch`` shows what goes in and out of modules. With ``until`` each pass ends as soon as that module has run, for
+    work that needs no later one.
+    """
+    start = 0
+    with evaluating(module):
+        for x, targets in batches:
+            outputs = None
+            with torch.no_grad(), _hooked(watch or {}, until, start, len(x)), suppress(_Reached):
+                outputs = outputs_of(module(x))
+            yield Pass(start, x, targets, outputs)
+            start += len(x)
+
+
+def all_outputs(module: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Every sample's outputs (N, K), and its targets (N, ...)."""
+    outputs, targets = [], []
+    for batch in sweep(module, batches):
+        assert batch.outputs is not None
+        outputs.append(batch.outputs.float())
+        targets.append(batch.targets)
+    return torch.cat(outputs), torch.cat(targets)
+
+
+@dataclass(frozen=True)
+class Risk:
+    """The mean error of ``module`` over ``batches``; ``reference`` (N, ...) holds what outputs are compared with."""
+
+    module: nn.Module
+    batches: Batches
+    objective: Objective
+    reference: Tensor
+
+    def value(self) -> float:
+        """E, the mean over samples. NumericsError where it is not finite."""
+        outputs, _ = all_outputs(self.module, self.batches)
+        value = float(self.objective.values(outputs, self.reference).double().mean())
+        if value != value or value in (float("inf"), float("-inf")):
+            raise NumericsError(
+                f"the network's error on {len(outputs)} samples is {value}",
+                "check that the samples are normalised as in training (data.normalize)",
+            )
+        return value
+
+    def backward_batches(self, weights: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(x, outputs with their graph, reference) of each batch, in evaluation mode, with gradients of ``weights``."""
+        start = 0
+        frozen = [w for w in weights if not w.requires_grad]
+        with evaluating(self.module), torch.enable_grad():
+            for weight in frozen:
+                weight.requires_grad_(True)
+            try:
+                for x, _ in self.batches:
+                    yield x, outputs_of(self.module(x)).float(), self.reference[start : start + len(x)]
+                    start += len(x)
+            finally:
+                for weight in frozen:
+                    weight.requires_grad_(False)
+
+
+def check_deterministic(module: nn.Module, batches: Batches) -> None:
+    """Two passes over the first batch must agree; NumericsError where they do not, or where outputs are not finite."""
+    x, _ = next(iter(batches))
+    with evaluating(module), torch.no_grad():
+        first, second = outputs_of(module(x)), outputs_of(module(x))
+    if not bool(torch.isfinite(first).all()):
+        raise NumericsError(
+            "the dense network's outputs are not finite",
+            "check that the samples are normalised as in training (data.normalize)",
+        )
+    # The tolerance is for kernels that sum in another order, not for noise: dropout moves outputs by percents.
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
+        raise NumericsError(
+            "the network gives different outputs for the same inputs in evaluation mode",
+            "make its randomness (dropout, sampling) depend on module.training",
+        )
+
+
+@contextmanager
+def _hooked(watch: Mapping[nn.Module, Watcher], until: nn.Module | None, start: int, samples: int) -> Iterator[None]:
+    handles = []
+    for watched, watcher in watch.items():
+
+        def show(_: nn.Module, inputs: tuple[Any, ...], y: Any, watcher: Watcher = watcher) -> None:
+            watcher(start, samples, inputs[0], y)
+
+        handles.append(watched.register_forward_hook(show))
+    if until is not None:
+
+        def stop(*_: object) -> None:
+            raise _Reached
+
+        handles.append(until.register_forward_hook(stop))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

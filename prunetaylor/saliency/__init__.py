@@ -1,0 +1,10 @@
+"""Criteria: one file each, found by its name.
+
+A criterion is a function ``score(model: TaylorModel | None, network, masks, generator) -> {parameter name: Tensor}``
+that gives every prunable weight the estimated increase of the error if it goes (the removed ones' scores are not
+looked at), and says beside it:
+
+    NEEDS    "nothing", "samples" or "labels": what it cannot do without
+    REPAIR   what ``prune.repair: auto`` means for it
+    STAGED   whether ``prune.stages: auto`` takes more than one stage
+"""

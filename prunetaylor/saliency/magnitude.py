@@ -1,0 +1,24 @@
+"""Magnitude: the smallest weights go (Han et al. 2015). The baseline that needs no data.
+
+s_j = |w_j|
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.network import Network
+
+NEEDS = "nothing"
+REPAIR = "none"
+STAGED = False
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    return {layer.parameter: layer.weight.detach().abs() for layer in network.layers}

@@ -1,0 +1,27 @@
+"""Random: any weight may go. What a criterion has to be better than.
+
+s_j ~ U(0, 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.network import Network
+
+NEEDS = "nothing"
+REPAIR = "none"
+STAGED = False
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    return {
+        layer.parameter: torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+        for layer in network.layers
+    }

@@ -1,0 +1,30 @@
+"""First-order Taylor: the weights whose removal moves the error least, either way (Molchanov et al. 2019, eq. 8).
+
+    s_j = |g_j w_j|                            g: gradient of the mean error
+
+At convergence g is about zero and this says little: it is for networks that are not converged, and it needs labels,
+since the divergence from the dense network has no gradient at the dense weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.network import Network
+
+NEEDS = "labels"
+REPAIR = "none"
+STAGED = False
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    return {
+        layer.parameter: (model.gradient[layer.parameter] * layer.weight.detach()).abs() for layer in network.layers
+    }

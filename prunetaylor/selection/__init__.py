@@ -1,0 +1,1 @@
+"""Which groups go: ranking, schedule."""

@@ -1,0 +1,1 @@
+"""What is removed together: one file a structure, found by its name."""

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Linter, types and tests, in an environment that it makes if needed.
+#
+#   scripts/test.sh                     the short tier
+#   scripts/test.sh --all               the long tests too
+#   scripts/test.sh [--all] ARGUMENT... the rest goes to pytest: -k NAME, tests/cli, -x
+#
+# PRUNING_TEST_DATA names the folder of the shared CIFAR-10 and MNIST files; tests that need them are skipped without it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/environment.sh
+
+tier=(-m "not long")
+if [[ "${1:-}" == --all ]]; then
+    tier=()
+    shift
+fi
+make_environment dev
+
+# two workers share two cores: a thread each
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+unset "${!PRUNETAYLOR_@}" # a developer's settings are no part of the tests
+
+bin="$venv/bin"
+echo "ruff check"
+"$bin/ruff" check .
+echo "ruff format --check"
+"$bin/ruff" format --check .
+echo "mypy --strict"
+"$bin/mypy"
+echo "pytest"
+"$bin/python" -m pytest -n 2 ${tier[@]+"${tier[@]}"} "$@"

@@ -1,0 +1,90 @@
+"""demo and inspect: files made and files looked at."""
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunetaylor import load
+
+
+def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cli) -> None:
+    content = torch.load(demo_model, weights_only=True)
+    assert content["format"] == "prunetaylor"
+    document = json.loads(cli("inspect", str(demo_model), "--json").stdout)
+    assert document["said"]["arch"] == "builtin:digits"
+    assert document["said"]["data"]["source"] == "digits"
+    assert document["said"]["extra"]["top1"] > 97
+    assert document["sparsity"] < 0.01
+    assert document["tensors"][0]["name"] == "conv1.weight"
+    assert document["tensors"][0]["shape"] == [32, 1, 3, 3]
+    assert len(document["sha256"]) == 64
+    assert isinstance(load(demo_model), nn.Module)
+
+
+def test_the_demo_replaces_its_own_file_only(cli, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"mine")
+    refused = cli("demo")
+    assert refused.returncode == 1
+    assert "did not make it" in refused.stderr
+    assert "--force" in refused.stderr
+    assert (tmp_path / "model.pt").read_bytes() == b"mine"
+    forced = cli("demo", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert forced.stdout.splitlines()[-1] == "next: prunetaylor prune model.pt"
+    again = cli("demo", "--json", "--seed", "1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["top1"] > 97
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt"]
+
+
+def test_the_demo_wants_a_file_in_a_folder_that_is_there(cli, tmp_path: Path) -> None:
+    for where in (".", "none/model.pt"):
+        done = cli("demo", "-o", where)
+        assert done.returncode == 1
+        assert "folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_prints_a_table_in_80_columns(demo_model: Path, cli) -> None:
+    done = cli("inspect", demo_model.name, cwd=demo_model.parent)
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["network", "builtin:digits"] in rows
+    assert ["conv2.weight", "64x32x3x3", "float32", "18,432", "0.00", "%"] in rows
+    assert "\x1b" not in done.stdout
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("exploded"),))
+
+
+def test_inspect_runs_nothing_and_refuses_pickled_code(cli, tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(_Bomb()))
+    (tmp_path / "text.pt").write_text("hello")
+    for name in ("module.pt", "bomb.pkl", "text.pt"):
+        done = cli("inspect", name)
+        assert done.returncode == 5, done.stderr
+        assert done.stdout == ""
+        assert "error: " in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_inspect_names_a_file_that_is_not_there(cli) -> None:
+    done = cli("inspect", "none.pt")
+    assert done.returncode == 2
+    assert "no such file: none.pt" in done.stderr
+
+
+def test_inspect_counts_what_is_not_finite(cli, tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.tensor([[0.0, float("nan"), 1.0]])}, tmp_path / "n.pt")
+    done = cli("inspect", "n.pt")
+    assert done.returncode == 0, done.stderr
+    assert "a.weight: 1 values are NaN or infinite" in done.stdout
+    assert json.loads(cli("inspect", "n.pt", "--json").stdout)["tensors"][0]["nonfinite"] == 1

@@ -1,0 +1,137 @@
+"""What the command line offers, and how fast it says so."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from prunetaylor.cli.main import group
+
+_HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")
+
+_OPTIONS = {
+    "config": "--config --help --json --schema -c -h",
+    "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
+    "eval": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
+    "inspect": "--help --json --quiet --verbose -h -q -v",
+    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --output --quiet --seed "
+    "--sparsity --trust-code --verbose -c -h -o -q -v",
+}
+
+
+def test_the_options_are_those_that_were_agreed() -> None:
+    """A new option is a decision: settings belong into the configuration."""
+    found = {}
+    for name, command in group.commands.items():
+        with command.make_context(name, [], resilient_parsing=True, parent=group.make_context("x", ["config"])) as ctx:
+            options = [o for p in command.get_params(ctx) if p.param_type_name == "option" for o in p.opts]
+        found[name] = " ".join(sorted(options))
+    assert found == _OPTIONS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["config", "-h"], ["--version"]])
+def test_help_answers_at_once_without_heavy_imports(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from prunetaylor.cli.main import run
+code = run({arguments!r})
+heavy = sorted(set(sys.modules) & set({_HEAVY!r}))
+print("LOADED", *heavy, file=sys.stderr)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert done.stderr == "LOADED\n"
+    assert "prunetaylor" in done.stdout
+
+
+def test_help_takes_less_than_three_tenths_of_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "prunetaylor.cli.main", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    # the best of several: the tests share their cores
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_configuration_and_completion_import_no_torch() -> None:
+    code = """
+import os, sys
+from prunetaylor.cli.main import run
+run(["config", "seed=3"])
+os.environ.update(_PRUNETAYLOR_COMPLETE="bash_complete", COMP_WORDS="prunetaylor prune prune.spar", COMP_CWORD="2")
+try:
+    run([])
+except SystemExit:
+    pass
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == "False\n"
+    assert "plain,prune.sparsity=" in done.stdout
+
+
+def test_every_option_and_command_is_explained(cli) -> None:
+    for name in ["", *_OPTIONS]:
+        done = cli(*name.split(), "--help")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80
+    text = " ".join(cli("prune", "--help").stdout.split())
+    for words in ("[default: 0.5]", "[default: 3 on a GPU, 0 elsewhere]", "0.8 or 80%", "[default: runs/NAME-N]"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prun"], "Did you mean 'prune'"),
+        (["prune", "--sparcity", "0.5"], "Did you mean"),
+        (["prune"], "no MODEL given"),
+        (["eval"], "no MODEL given"),
+        (["prune", "a.pt", "b.pt"], "unexpected argument 'b.pt'"),
+        (["prune", "m.pt", "prune.sparcity=0.8"], "did you mean 'prune.sparsity'"),
+        (["prune", "m.pt", "--sparsity", "80"], "did you mean 80%"),
+        (["prune", "m.pt", "--sparsity", "1"], "the fraction removed, in [0, 1)"),
+        (["prune", "m.pt", "--epochs", "-1"], "greater than or equal to 0"),
+        (["prune", "m.pt", "-c", "none.yaml"], "cannot read the configuration none.yaml"),
+        (["prune", "m.pt", "--seed", "x"], "a whole number"),
+        (["config", "sparsity=0.3"], "did you mean 'prune.sparsity'"),
+        (["demo", "--seed", "-1"], "greater than or equal to 0"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_say_what_was_meant(cli, tmp_path, arguments: list[str], message: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_comes_with_vv_only(cli) -> None:
+    assert "Traceback" not in cli("prune", "m.pt", "sead=1", "-v").stderr
+    assert "Traceback" in cli("prune", "m.pt", "sead=1", "-vv").stderr
+
+
+def test_config_prints_defaults_resolved_values_and_the_schema(cli, tmp_path) -> None:
+    defaults = cli("config").stdout
+    (tmp_path / "c.yaml").write_text(defaults)
+    resolved = cli("config", "-c", "c.yaml", "prune.sparsity=80%", env={"PRUNETAYLOR_SEED": "7"}).stdout
+    lines = [" ".join(line.split()) for line in resolved.splitlines()]
+    assert "sparsity: 0.8 # command line" in lines
+    assert "seed: 7 # environment PRUNETAYLOR_SEED" in lines
+    assert any(line.startswith("metric: top1 # c.yaml:") for line in lines)
+    assert json.loads(cli("config", "--schema").stdout)["title"] == "prunetaylor configuration"
+    document = json.loads(cli("config", "--json", "seed=4").stdout)
+    assert document["configuration"]["seed"] == 4
+    assert document["origins"]["seed"] == "command line"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m prunetaylor.cli.main config --schema | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert len(done.stdout) == 10
+    assert done.stderr == ""

@@ -1,0 +1,206 @@
+"""Batches: order, content, randomness, workers."""
+
+import pytest
+import torch
+
+from prunetaylor.data import augment
+from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
+from prunetaylor.errors import DataError, UsageError
+
+
+class Jittered(torch.utils.data.Dataset):
+    def __init__(self, broken=None):
+        self.broken = broken
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ValueError("torn")
+        return torch.rand(3) + index, index
+
+
+def _tensors(n=10):
+    return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n))
+
+
+def _all(batches):
+    parts = list(batches)
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def test_without_shuffle_every_iteration_is_the_same_and_complete():
+    batches = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu")
+    assert len(batches) == 3
+    assert batches.samples == 10
+    assert [len(x) for x, _ in batches] == [4, 4, 2]
+    for _ in range(2):
+        x, y = _all(batches)
+        assert x.flatten().tolist() == list(range(10))
+        assert y.tolist() == list(range(10))
+
+
+def test_shuffle_draws_a_fresh_permutation_each_time_and_repeats_by_seed():
+    def epochs(seed):
+        generator = torch.Generator().manual_seed(seed)
+        batches = Batches(_tensors(50), Preprocess(), batch_size=8, device="cpu", generator=generator, shuffle=True)
+        return [_all(batches)[1].tolist() for _ in range(2)]
+
+    first, second = epochs(0)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert epochs(0) == [first, second]
+    assert epochs(1) != [first, second]
+
+
+def test_drop_last_leaves_out_the_part_that_is_not_full_but_never_everything():
+    options = {"batch_size": 4, "device": "cpu", "drop_last": True}
+    batches = Batches(_tensors(), Preprocess(), **options)
+    assert (len(batches), batches.samples, [len(x) for x, _ in batches]) == (2, 8, [4, 4])
+    few = Batches(_tensors(3), Preprocess(), **options)
+    assert (len(few), few.samples, [len(x) for x, _ in few]) == (1, 3, [3])
+
+
+def test_a_generator_is_needed_to_draw():
+    with pytest.raises(ValueError, match="give one"):
+        Batches(_tensors(), Preprocess(), batch_size=4, device="cpu", shuffle=True)
+
+
+def test_the_samples_survive_a_network_that_changes_its_input():
+    split = _tensors()
+    for x, _ in Batches(split, Preprocess(), batch_size=4, device="cpu"):
+        x.zero_()
+    assert split.inputs.flatten().tolist() == list(range(10))
+
+
+def test_augment_sees_raw_inputs_before_preprocessing():
+    split = TensorSplit(torch.full((6, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, dtype=torch.long))
+    seen = []
+
+    def note(x, generator):
+        seen.append(x.dtype)
+        return x
+
+    generator = torch.Generator().manual_seed(0)
+    batches = Batches(split, Preprocess(), batch_size=6, device="cpu", augment=note, generator=generator)
+    torch.testing.assert_close(_all(batches)[0], torch.ones(6, 3, 8, 8))
+    assert seen == [torch.uint8]
+
+
+def test_workers_change_nothing_but_the_speed():
+    def epochs(workers, shuffle):
+        generator = torch.Generator().manual_seed(5)
+        batches = Batches(
+            DatasetSplit(Jittered()), Preprocess(), batch_size=4, device="cpu", generator=generator, shuffle=shuffle,
+            workers=workers,
+        )  # fmt: skip
+        return [_all(batches) for _ in range(2)]
+
+    for shuffle in (False, True):
+        here, there = epochs(0, shuffle), epochs(2, shuffle)
+        for (x, y), (other_x, other_y) in zip(here, there, strict=True):
+            torch.testing.assert_close(other_x, x, rtol=0, atol=0)
+            assert other_y.tolist() == y.tolist()
+        same = torch.equal(here[0][0], here[1][0])
+        assert same is not shuffle
+    # A fresh epoch draws fresh transforms too, not only another order.
+    (x, y), (other_x, other_y) = here
+    assert not torch.equal(x[y.argsort()], other_x[other_y.argsort()])
+
+
+def test_an_error_in_a_worker_keeps_its_cause_and_remedy():
+    batches = Batches(DatasetSplit(Jittered(broken=7)), Preprocess(), batch_size=4, device="cpu", workers=1)
+    with pytest.raises(DataError, match="sample 7 of the data set cannot be read: ValueError: torn") as caught:
+        list(batches)
+    assert caught.value.remedy.startswith("mend the data set")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_preprocess_scales_bytes_and_normalises_channels():
+    raw = torch.tensor([[[[0, 255]], [[51, 102]]]], dtype=torch.uint8)
+    torch.testing.assert_close(Preprocess()(raw), torch.tensor([[[[0.0, 1.0]], [[0.2, 0.4]]]]))
+    normalised = Preprocess((0.5, 0.2), (0.5, 0.1))(raw)
+    torch.testing.assert_close(normalised, torch.tensor([[[[-1.0, 1.0]], [[0.0, 2.0]]]]))
+    floats = torch.tensor([[300.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(Preprocess()(floats), floats.float())
+    ids = torch.tensor([[7, 8]])
+    assert Preprocess()(ids).dtype == torch.int64
+
+
+def test_preprocess_refuses_another_number_of_channels():
+    with pytest.raises(DataError, match="3 channels, the inputs have 1"):
+        Preprocess.from_json("imagenet")(torch.zeros(2, 1, 4, 4))
+    with pytest.raises(UsageError, match="unknown normalisation 'imagnet'; did you mean 'imagenet'"):
+        Preprocess.from_json("imagnet")
+    with pytest.raises(UsageError, match="cannot be"):
+        Preprocess.from_json({"mean": [0.5]})
+    with pytest.raises(UsageError, match="not positive"):
+        Preprocess.from_json({"mean": [0.5], "std": [0.0]})
+
+
+def test_preprocess_round_trips():
+    for value in (Preprocess(), Preprocess((0.1, 0.2), (0.3, 0.4))):
+        assert Preprocess.from_json(value.to_json()) == value
+
+
+def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
+    image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
+    out = augment.crop_flip(image.expand(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    assert out.shape == (64, 1, 8, 8)
+    assert out.dtype == torch.uint8
+    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+    cuts = [padded[0, :, t : t + 8, l : l + 8] for t in range(9) for l in range(9)]  # noqa: E741
+    possible = {tuple(c.flatten().tolist()) for cut in cuts for c in (cut, cut.flip(-1))}
+    seen = {tuple(o.flatten().tolist()) for o in out}
+    assert seen <= possible
+    assert len(seen) > 40
+
+
+def test_flip_mirrors_about_half_and_repeats_by_seed():
+    x = torch.rand(200, 3, 4, 4)
+    out = augment.flip(x, torch.Generator().manual_seed(0))
+    mirrored = (out == x.flip(-1)).flatten(1).all(1)
+    kept = (out == x).flatten(1).all(1)
+    assert bool((mirrored ^ kept).all())
+    assert 70 < int(mirrored.sum()) < 130
+    torch.testing.assert_close(out, augment.flip(x, torch.Generator().manual_seed(0)), rtol=0, atol=0)
+
+
+def test_larger_images_are_padded_by_an_eighth():
+    image = torch.ones(128, 1, 80, 80, dtype=torch.uint8)
+    out = augment.crop_flip(image, torch.Generator().manual_seed(0))
+    from_padding = (out.sum(dim=2) == 0).sum(dim=-1).flatten()  # columns of each image
+    assert int(from_padding.max()) == 10
+    assert int(from_padding.min()) == 0
+
+
+def test_resolve_by_kind_of_sample():
+    colour, gray, features = torch.zeros(3, 32, 32), torch.zeros(1, 28, 28), torch.zeros(12)
+    assert augment.resolve("auto", colour) == ("crop-flip", augment.crop_flip)
+    assert augment.resolve("auto", gray) == ("none", None)
+    assert augment.resolve("auto", features) == ("none", None)
+    assert augment.resolve("flip", gray) == ("flip", augment.flip)
+    with pytest.raises(UsageError, match="needs images"):
+        augment.resolve("flip", features)
+    with pytest.raises(UsageError, match="did you mean 'crop-flip'"):
+        augment.resolve("crop_flip", colour)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_batches():
+    split = TensorSplit(torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8), torch.arange(20))
+
+    def run(device):
+        generator = torch.Generator().manual_seed(0)
+        return _all(
+            Batches(
+                split, Preprocess.from_json("cifar10"), batch_size=8, device=device, augment=augment.crop_flip,
+                generator=generator, shuffle=True,
+            )
+        )  # fmt: skip
+
+    (x, y), (other_x, other_y) = run("cpu"), run("cuda")
+    torch.testing.assert_close(other_x.cpu(), x)
+    assert other_y.tolist() == y.tolist()

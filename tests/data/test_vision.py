@@ -1,0 +1,44 @@
+"""torchvision imports beside any torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from prunetaylor.errors import UsageError
+from prunetaylor.vision import import_torchvision
+
+_HIDE = """
+import sys, torch
+# The compiled operators of a torchvision that was built for another torch do not load.
+refuse = torch.ops.load_library
+def load_library(path):
+    if "torchvision" in str(path):
+        raise OSError("undefined symbol")
+    return refuse(path)
+torch.ops.load_library = load_library
+from prunetaylor.vision import import_torchvision
+tv = import_torchvision()
+assert tv is import_torchvision() is sys.modules["torchvision"]
+import torchvision
+assert not torchvision.extension._has_ops()
+print(len(tv.models.list_models()), tv.datasets.CIFAR10.__name__)
+"""
+
+
+def test_it_imports_here():
+    assert import_torchvision().models.resnet18.__name__ == "resnet18"
+
+
+def test_it_imports_without_its_compiled_operators():
+    done = subprocess.run([sys.executable, "-c", _HIDE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count, name = done.stdout.split()
+    assert int(count) > 50
+    assert name == "CIFAR10"
+
+
+def test_without_torchvision_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UsageError, match="pip install torchvision"):
+        import_torchvision()

@@ -1,0 +1,43 @@
+import math
+
+import pytest
+from torch import nn
+
+from prunetaylor.outcome import (
+    Drop,
+    Epoch,
+    FirstOrder,
+    LayerOutcome,
+    Outcome,
+    Side,
+    Skipped,
+    Sparsity,
+    Stage,
+)
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    """A run of everything: twelve layers, one with a long name, stages with and without a measured change."""
+    name = "backbone.stages.3.blocks.11.attention.projection.conv_pointwise"
+    layers = [LayerOutcome(f"layer{i}.conv", (64, 32, 3, 3), 100 * i, 0.01 * i) for i in range(11)]
+    return Outcome(
+        module=nn.Linear(2, 2),
+        masks={},
+        metric="top1",
+        goal="max",
+        dense=Side({"top1": 88.29, "loss": 0.4321}, 272474, 272474, 81_070_000, 81_070_000, 1_105_000),
+        pruned=Side({"top1": 86.9, "loss": math.nan}, 272474, 140000, 81_070_000, 40_000_000, 1_105_100),
+        sparsity=Sparsity(0.5, 0.500001, 270896, 135448),
+        drop=Drop(1.39, 1.02, 1.77),
+        stages=[Stage(0.25, 0.0012, 0.0015, 1.25, 3.21), Stage(0.5, 0.01, None, None, math.inf)],
+        first_order=FirstOrder(0.0312, 0.123, 0.1, False),
+        layers=[*layers, LayerOutcome(name, (256, 256, 1, 1), 65536, 1.0)],
+        skipped=[Skipped("head.parametrized", "its weight is computed from another")],
+        epochs=[Epoch(1, 0.5, 87.1, 12.0), Epoch(2, 0.4, None, 11.0)],
+        choices=["method obs: there are samples", "8 stages: sparsity 50 %"],
+        seconds={"calibrate": 1.0, "total": 12.34},
+        seed=3,
+        device="cpu",
+        hashes={"checkpoint": "ab", "data": "cd"},
+    )

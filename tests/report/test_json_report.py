@@ -1,0 +1,61 @@
+"""The published keys of the report."""
+
+import json
+from dataclasses import replace
+
+from prunetaylor.outcome import Outcome
+from prunetaylor.report.json_report import finite, side_to_json, to_json
+
+_KEYS = {
+    "": "schema_version metric dense pruned sparsity drop_pp stages first_order layers skipped epochs choices seconds "
+    "files seed device versions hashes configuration",
+    "metric": "name goal",
+    "dense": "metrics parameters nonzero flops flops_nonzero bytes",
+    "pruned": "metrics parameters nonzero flops flops_nonzero bytes",
+    "sparsity": "asked obtained prunable removed",
+    "drop_pp": "value low high",
+    "first_order": "share gradient_norm noise_norm kept",
+    "versions": "prunetaylor python torch torchvision",
+}
+
+
+def test_the_keys_are_those_that_are_published(outcome: Outcome) -> None:
+    document = to_json(outcome, {"model": "m.safetensors"}, {"seed": 3})
+    for section, keys in _KEYS.items():
+        assert set(document[section] if section else document) == set(keys.split()), section
+    assert set(document["stages"][0]) == {"sparsity", "predicted_change", "measured_change", "gain_ratio", "seconds"}
+    assert set(document["layers"][0]) == {"name", "shape", "removed", "sparsity"}
+    assert set(document["skipped"][0]) == {"name", "why"}
+    assert document["schema_version"] == 1
+    assert document["dense"]["metrics"]["top1"] == 88.29
+    assert document["files"] == {"model": "m.safetensors"}
+    assert document["configuration"] == {"seed": 3}
+    assert document["hashes"] == {"checkpoint": "ab", "data": "cd"}
+
+
+def test_what_is_not_finite_is_null_and_the_rest_is_strict_json(outcome: Outcome) -> None:
+    document = to_json(outcome, {})
+    assert document["pruned"]["metrics"]["loss"] is None
+    assert document["stages"][1]["seconds"] is None
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_a_run_without_data(outcome: Outcome) -> None:
+    bare = replace(outcome.dense, metrics={}, flops=None, flops_nonzero=None)
+    document = to_json(replace(outcome, dense=bare, pruned=bare, drop=None, first_order=None, stages=[]), {})
+    assert document["drop_pp"] is None
+    assert document["first_order"] is None
+    assert document["dense"]["metrics"] == {}
+    assert document["dense"]["flops"] is None
+
+
+def test_one_side(outcome: Outcome) -> None:
+    document = side_to_json(outcome.dense, "loss", 1.5, "cpu")
+    assert document["metric"] == {"name": "loss", "goal": "min"}
+    assert document["metrics"] == {"top1": 88.29, "loss": 0.4321}
+    assert document["parameters"] == 272474
+
+
+def test_finite_keeps_all_else() -> None:
+    value = {"a": (1, 2.5, float("inf")), 3: [None, True, "x", {"b": float("-inf")}]}
+    assert finite(value) == {"a": [1, 2.5, None], "3": [None, True, "x", {"b": None}]}
