@@ -39,7 +39,7 @@ def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
 
     OutputError where ``path`` is somebody else's file and ``force`` is not set, or cannot be written.
     """
-    _check_path(path, force)
+    check_path(path, force=force)
     samples = load_samples(DataSection(source="digits"), seed=seed)
     assert samples is not None  # the source is named
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,8 @@ def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
     return Demo(sum(p.numel() for p in module.parameters()), top1, len(samples.test))
 
 
-def _check_path(path: Path, force: bool) -> None:
+def check_path(path: Path, *, force: bool) -> None:
+    """OutputError where ``make`` would refuse to write."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder", "name the file to write with -o/--output")
     if not path.parent.is_dir():

@@ -82,7 +82,7 @@ class Objective:
     def factor(self, outputs: Tensor) -> Tensor:
         """S (B, K, K) with S S' = H: the exact sum over outputs that a Gauss-Newton diagonal runs over."""
         if self.kind == "values":
-            return torch.eye(outputs.shape[1], device=outputs.device).expand(len(outputs), -1, -1)
+            return torch.eye(outputs.shape[1], device=outputs.device, dtype=outputs.dtype).expand(len(outputs), -1, -1)
         p = outputs.softmax(1)
         root = p.sqrt()
         return torch.diag_embed(root) - p.unsqueeze(2) * root.unsqueeze(1)

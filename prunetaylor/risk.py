@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,16 +92,24 @@ class Risk:
             )
         return value
 
-    def backward_batches(self, weights: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x, outputs with their graph, reference) of each batch, in evaluation mode, with gradients of ``weights``."""
-        start = 0
+    def backward_batches(
+        self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(x, outputs with their graph, reference) of each batch, in evaluation mode, with gradients of ``weights``.
+
+        A batch is split at the sample indices ``cuts``, for sums over groups of samples.
+        """
         frozen = [w for w in weights if not w.requires_grad]
+        start = 0
         with evaluating(self.module), torch.enable_grad():
             for weight in frozen:
                 weight.requires_grad_(True)
             try:
                 for x, _ in self.batches:
-                    yield x, outputs_of(self.module(x)).float(), self.reference[start : start + len(x)]
+                    edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
+                    for low, high in pairwise(edges):
+                        outputs = outputs_of(self.module(x[low:high])).float()
+                        yield x[low:high], outputs, self.reference[start + low : start + high]
                     start += len(x)
             finally:
                 for weight in frozen:
@@ -130,10 +139,12 @@ def _hooked(watch: Mapping[nn.Module, Watcher], until: nn.Module | None, start: 
     handles = []
     for watched, watcher in watch.items():
 
-        def show(_: nn.Module, inputs: tuple[Any, ...], y: Any, watcher: Watcher = watcher) -> None:
-            watcher(start, samples, inputs[0], y)
+        def show(
+            _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], y: Any, watcher: Watcher = watcher
+        ) -> None:
+            watcher(start, samples, inputs[0] if inputs else named["input"], y)
 
-        handles.append(watched.register_forward_hook(show))
+        handles.append(watched.register_forward_hook(show, with_kwargs=True))
     if until is not None:
 
         def stop(*_: object) -> None:

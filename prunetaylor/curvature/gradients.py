@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from prunetaylor.errors import NumericsError
+from prunetaylor.curvature.gram import accumulate_type
+from prunetaylor.errors import DataError, NumericsError
 from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
 from prunetaylor.risk import Risk
 
@@ -32,14 +34,14 @@ class _Call:
     layer: Layer
     module: Prunable
     x: Tensor
-    y: Tensor
+    y: GradientEdge  # of the output as the layer gave it: an activation may overwrite the tensor
 
 
 @dataclass
 class _Tape:
     calls: list[_Call] = field(default_factory=list)
 
-    def outputs(self) -> list[Tensor]:
+    def outputs(self) -> list[GradientEdge]:
         return [call.y for call in self.calls]
 
 
@@ -51,10 +53,14 @@ def _recording(layers: Sequence[Layer]) -> Iterator[_Tape]:
     for layer in layers:
         for module in layer.modules:
 
-            def hook(m: nn.Module, inputs: tuple[Tensor, ...], y: Tensor, layer: Layer = layer) -> None:
-                tape.calls.append(_Call(layer, m, inputs[0].detach(), y))  # type: ignore[arg-type]  # a Prunable
+            def hook(
+                m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
+            ) -> None:
+                x = inputs[0] if inputs else named["input"]
+                if y.requires_grad:  # a call without a graph has no part in any gradient
+                    tape.calls.append(_Call(layer, m, x.detach(), get_gradient_edge(y)))  # type: ignore[arg-type]
 
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield tape
     finally:
@@ -89,36 +95,32 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
     groups = min(_GROUPS, n)
-    total = [torch.zeros_like(w, dtype=torch.float64 if w.device.type != "mps" else torch.float32) for w in weights]
-    sizes = [0] * groups
-    partial: list[list[Tensor]] = [[torch.zeros_like(t) for t in total] for _ in range(groups)]
-    start = 0
-    for x, outputs, reference in risk.backward_batches(weights):
-        values = risk.objective.values(outputs, reference)
-        owner = torch.arange(start, start + len(x)) * groups // n
-        present = sorted(set(owner.tolist()))
-        for group in present:
-            chosen = (owner == group).to(values.device)
-            grads = torch.autograd.grad(
-                values[chosen].sum(), weights, allow_unused=True, retain_graph=group != present[-1]
-            )
-            sizes[group] += int(chosen.sum())
-            for into, g in zip(partial[group], grads, strict=True):
-                if g is not None:
-                    into += g
+    edges = [-(-g * n // groups) for g in range(groups + 1)]
+    wide = accumulate_type(weights[0].device)
+    # Only the sum over groups and the sum of squared group sums are needed:
+    # sum_g |S_g - (m_g / n) S|^2 with S_g the group's summed gradient and m_g its size.
+    total = [torch.zeros_like(w, dtype=wide) for w in weights]
+    group = [torch.zeros_like(w, dtype=wide) for w in weights]
+    squares, sizes, products, start, current = 0.0, 0.0, [torch.zeros_like(t) for t in total], 0, 0
+    for x, outputs, reference in risk.backward_batches(weights, edges):
+        value = risk.objective.values(outputs, reference).sum()
+        for into, g in zip(group, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
+            if g is not None:
+                into += g
         start += len(x)
-    scatter = 0.0
-    for index in range(len(weights)):
-        mean = sum((p[index] for p in partial), torch.zeros_like(total[index])) / n
-        total[index] = mean
-        if groups > 1:
-            # Var of the overall mean from means of groups of size m: sum_g (m_g/n)^2 |g_g - g|^2 * G/(G-1)
-            deviations = (
-                float((p[index] / s - mean).square().sum()) * (s / n) ** 2 for p, s in zip(partial, sizes, strict=True)
-            )
-            scatter += sum(deviations) * groups / (groups - 1)
-    norm = sum(float(t.square().sum()) for t in total) ** 0.5
-    return norm, scatter**0.5
+        if start == edges[current + 1]:
+            share = (edges[current + 1] - edges[current]) / n
+            for sum_, weighted, own in zip(total, products, group, strict=True):
+                sum_ += own
+                weighted += share * own
+                squares += float(own.square().sum())
+                own.zero_()
+            sizes += share**2
+            current += 1
+    norm = sum(float(t.square().sum()) for t in total)
+    cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
+    scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
+    return norm**0.5 / n, scatter**0.5 / n
 
 
 def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
@@ -194,11 +196,23 @@ def _add_squares(
             by_layer.setdefault(call.layer.parameter, []).append((call, g))
     for name, uses in by_layer.items():
         layer = uses[0][0].layer
-        step = max(1, _ELEMENTS // layer.weight.numel())
+        step = max(1, _ELEMENTS // max(layer.weight.numel(), *(_row_elements(c, g, samples) for c, g in uses)))
         for low in range(0, samples, step):
             high = min(samples, low + step)
             each = sum((_sample_gradients(c, g, low, high, samples) for c, g in uses), torch.zeros(()))
             total[name] += scale * layer.tensor(each.square().sum(1))
+
+
+def _row_elements(call: _Call, g: Tensor, samples: int) -> int:
+    """Elements of one sample's unfolded input; DataError where the rows of the input are no sample's own."""
+    entries = call.x.shape[0]
+    if call.x.dim() == 1 or entries % samples:
+        raise DataError(
+            f"{call.layer.name}: an input of {entries} rows for {samples} samples cannot be told apart by sample",
+            "leave it alone (prune.exclude), or choose a criterion that needs no gradients of single samples",
+        )
+    columns = call.layer.weight.numel() // g.shape[-1 if isinstance(call.module, nn.Linear) else 1]
+    return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
 
 
 def _sample_gradients(call: _Call, g: Tensor, low: int, high: int, samples: int) -> Tensor:

@@ -56,13 +56,14 @@ class Moments:
 class Positions:
     """Which output positions of which sample are looked at: the same ones in every pass, however samples are batched.
 
-    Each sample's positions are split into equal strata with one position drawn from each. The draw depends on the seed
-    and on the sample's index, nothing else.
+    Each sample's positions, turned by a random amount, are split into strata with one position drawn from each: they
+    are distinct, and each is as likely as any other. The draw depends on the seed and on the sample's index alone.
     """
 
     def __init__(self, samples: int, seed: int, per_sample: int = POSITIONS) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.offsets = torch.rand(samples, per_sample, generator=generator)
+        self.turns = torch.rand(samples, 1, generator=generator)
         self.per_sample = per_sample
 
     def pick(self, start: int, samples: int, entries: int, each: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -77,8 +78,10 @@ class Positions:
             if total <= self.per_sample:
                 within = torch.arange(total).expand(samples, total)
             else:
-                strata = torch.arange(self.per_sample) + self.offsets[start : start + samples]
-                within = (strata * (total / self.per_sample)).long().clamp_max(total - 1)
+                edges = torch.arange(self.per_sample + 1) * total // self.per_sample
+                low, size = edges[:-1], edges.diff()
+                drawn = low + (self.offsets[start : start + samples] * size).long()
+                within = (drawn + (self.turns[start : start + samples] * total).long()) % total
             flat = (within + torch.arange(samples).unsqueeze(1) * total).flatten()
         flat = flat.to(device)
         return flat // each, flat % each
@@ -89,6 +92,7 @@ def sampled_rows(
 ) -> tuple[Tensor, Tensor]:
     """Inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
     if isinstance(module, nn.Linear):
+        x, y = (x.unsqueeze(0), y.unsqueeze(0)) if x.dim() == 1 else (x, y)
         entries = x.shape[0]
     elif x.dim() == len(module.kernel_size) + 1:  # an unbatched input
         x, y, entries = x.unsqueeze(0), y.unsqueeze(0), 1

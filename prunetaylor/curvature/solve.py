@@ -35,8 +35,7 @@ def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> 
 
     Raises NumericsError, naming the layer, where no damping up to 10^8 times the one asked for is enough.
     """
-    if not bool(torch.isfinite(h).all()):
-        raise NumericsError(f"{name}: the Gram matrix of its inputs is not finite", "check the samples and the weights")
+    _check_finite(h, name, "the Gram matrix of its inputs")
     used = damping
     for _ in range(_RAISES + 1):
         pair = keep.unsqueeze(2) & keep.unsqueeze(1)
@@ -53,6 +52,11 @@ def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> 
         f"{name}: the Gram matrix is not positive definite even with damping {used / 10:g}",
         "raise prune.damping or calibration.samples",
     )
+
+
+def _check_finite(values: Tensor, name: str, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NumericsError(f"{name}: {what} is not finite", "check the samples and the weights")
 
 
 def row_batches(rows: int, columns: int) -> Iterator[slice]:
@@ -88,6 +92,8 @@ def restricted_least_squares(
     The ridge pulls towards ``start``, not towards zero, so that directions without data stay where they were. Up to
     BLOCK columns by Cholesky, row by row; wider layers by conjugate gradients on all rows at once.
     """
+    _check_finite(h, name, "the Gram matrix of its inputs")
+    _check_finite(cross, name, "the product of its inputs with the outputs it should have")
     masked = start * keep
     # With v = w - start on the kept columns:  (H + ridge) v = c - H start.
     right = (cross - masked @ h) * keep

@@ -10,17 +10,18 @@ to another's. For the divergence at the dense weights g = 0 and G is the exact H
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
 from prunetaylor.curvature.gram import Moments, Positions, layer_moments
@@ -89,13 +90,14 @@ class TaylorModel:
 
         NumericsError where they are not finite.
         """
-        moving = {k: v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
+        module = self.risk.module
+        own = _own_names(module)
+        moving = {own.get(k, k): v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
         at = {k: self.state[k] for k in moving}
-        rest = {k: v for k, v in self.state.items() if k not in moving}
+        rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
         first = second = 0.0
         start = 0
-        module = self.risk.module
-        with evaluating(module), torch.no_grad(), _differentiable(module):
+        with evaluating(module), torch.no_grad(), _differentiable():
             for x, _ in self.risk.batches:
                 reference = self.risk.reference[start : start + len(x)]
                 start += len(x)
@@ -113,29 +115,54 @@ class TaylorModel:
         return Prediction(first / start, second / start)
 
 
+def _own_names(module: nn.Module) -> dict[str, str]:
+    """The first name of each parameter and buffer, by every name that it has: a tied tensor moves once, as one."""
+    first: dict[int, str] = {}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
 @contextmanager
-def _differentiable(module: nn.Module) -> Iterator[None]:
-    """Replace, for a while, the two operators that have no forward-mode derivative by plain arithmetic.
+def _differentiable() -> Iterator[None]:
+    """Replace, for a while, the operators that have no forward-mode derivative by plain arithmetic.
 
     Fused attention has none at all, batch norm none in its running statistics, which a repair moves.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    for norm in norms:
-        norm.forward = _normalise.__get__(norm)  # type: ignore[method-assign]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _PlainBatchNorm():
             yield
     finally:
-        for norm in norms:
-            del norm.forward
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Batch norm in evaluation mode."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    shape = (1, -1, *[1] * (x.dim() - 2))
-    out = (x - norm.running_mean.view(shape)) * (norm.running_var + norm.eps).rsqrt().view(shape)
-    if norm.affine:
-        out = out * norm.weight.view(shape) + norm.bias.view(shape)
-    return out
+class _PlainBatchNorm(TorchFunctionMode):
+    """Batch norm with stored statistics as arithmetic, whatever module calls it."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.functional.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Takes what ``torch.nn.functional.batch_norm`` takes."""
+    if training or running_mean is None or running_var is None:
+        return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    out = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    return out if bias is None else out + bias.view(shape)

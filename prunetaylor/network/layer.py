@@ -85,7 +85,7 @@ def input_rows(module: Prunable, x: Tensor, entries: Tensor, at: Tensor, out_spa
     """
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1])[entries, at].unsqueeze(0)
-    padded, stride = _padded(module, x)
+    padded, stride = _padded(module, x, out_spatial)
     grid = _patch_index(module, padded.shape[2:], out_spatial, stride, at)  # (P, K) flat positions in the padded input
     flat = padded.flatten(2)  # (B, I, S)
     patches = flat[entries.unsqueeze(1), :, grid]  # (P, K, I)
@@ -102,7 +102,7 @@ def output_rows(module: Prunable, y: Tensor, entries: Tensor, at: Tensor) -> Ten
     return chosen.reshape(len(at), module.groups, -1).transpose(0, 1)
 
 
-def _padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+def _padded(module: _ConvNd, x: Tensor, out: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
     """The input whose plain, stride-``stride`` patches the kernel is multiplied with."""
     if isinstance(module, _ConvTransposeNd):
         # A transposed convolution is a plain one, of stride 1 and with the kernel turned round, over the input with
@@ -112,8 +112,10 @@ def _padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         spread[every] = x
         pad: list[int] = []
         for i in reversed(range(len(module.kernel_size))):
-            edge = module.dilation[i] * (module.kernel_size[i] - 1) - int(module.padding[i])
-            pad += [edge, edge + int(module.output_padding[i])]
+            reach = module.dilation[i] * (module.kernel_size[i] - 1)
+            edge = reach - int(module.padding[i])
+            # The last output's patch ends here, whatever output_padding or an output_size asked for made of it.
+            pad += [edge, out[i] + reach - edge - spread.shape[2 + i]]
         return nn.functional.pad(spread, pad), (1,) * len(module.kernel_size)
     pad = list(module._reversed_padding_repeated_twice)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer
+from prunetaylor.network.state import evaluating
 from prunetaylor.objective import outputs_of
 
 
@@ -28,7 +30,8 @@ def find_absorbers(module: nn.Module, layers: list[Layer], batches: Batches) -> 
     """Absorbers by layer name; a layer without one has no entry.
 
     A batch norm belongs to a layer when its input *is* that layer's output, seen in one forward pass: no naming
-    convention is relied on. It must read nothing else, and the layer must be called once.
+    convention is relied on. It must read nothing else, the layer must be called once, and no second batch norm may read
+    it: one running mean could not speak for both.
     """
     found = {
         layer.name: Absorber(f"{layer.name}.bias" if layer.name else "bias", 1)
@@ -43,14 +46,16 @@ def find_absorbers(module: nn.Module, layers: list[Layer], batches: Batches) -> 
 def _batch_norm_readers(module: nn.Module, layers: list[Layer], batches: Batches) -> dict[str, str]:
     """Layer name by batch-norm name."""
     owner = {m: layer.name for layer in layers for m in layer.modules}
-    made: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept alive, so that its id stays its own
+    # By id, beside the version that an activation in place would raise; kept alive, so that the id stays its own.
+    made: dict[int, tuple[Tensor, int, str]] = {}
     calls: dict[str, int] = {}
-    readers: dict[str, set[str]] = {}
+    readers: dict[str, set[str | None]] = {}
     handles = []
 
     def produced(m: nn.Module, _: object, y: Tensor) -> None:
-        made[id(y)] = (y, owner[m])  # type: ignore[index]  # only the layers' modules are hooked
-        calls[owner[m]] = calls.get(owner[m], 0) + 1  # type: ignore[index]
+        calls[owner[m]] = calls.get(owner[m], 0) + 1  # type: ignore[index]  # only the layers' modules are hooked
+        if y.dim() == 2 or not isinstance(m, nn.Linear):  # a norm's channels are dimension 1
+            made[id(y)] = (y, y._version, owner[m])  # type: ignore[index]
 
     for m in owner:
         handles.append(m.register_forward_hook(produced))
@@ -58,19 +63,22 @@ def _batch_norm_readers(module: nn.Module, layers: list[Layer], batches: Batches
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
 
             def read(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                source = made.get(id(inputs[0]))
-                readers.setdefault(name, set()).add(source[1] if source else "")
+                y, version, layer = made.get(id(inputs[0]), (None, 0, None))
+                unchanged = y is not None and y._version == version
+                readers.setdefault(name, set()).add(layer if unchanged else None)
 
             handles.append(norm.register_forward_pre_hook(read))
     x, _ = next(iter(batches))
-    training = module.training
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             outputs_of(module(x[:2]))
     finally:
-        module.train(training)
         for handle in handles:
             handle.remove()
-    sole = {norm: next(iter(sources)) for norm, sources in readers.items() if len(sources) == 1}
-    return {norm: layer for norm, layer in sole.items() if layer and calls[layer] == 1}
+    read_by = Counter(layer for sources in readers.values() for layer in sources)
+    return {
+        norm: layer
+        for norm, sources in readers.items()
+        for layer in sources
+        if layer is not None and len(sources) == 1 and read_by[layer] == 1 and calls[layer] == 1
+    }

@@ -37,11 +37,13 @@ def correct(module: nn.Module, dense: nn.Module, dense_state: Mapping[str, Tenso
     """
     before = _statistics(dense, norms(dense), batches)
     current = norms(module)
-    for name, (mean, variance) in before.items():
+    for name, (mean, variance, calls) in before.items():
         norm = current[name]
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        now_mean, now_variance = _statistics(module, {name: norm}, batches, until=norm)[name]
+        # A norm that a pass calls more than once is measured over all its calls.
+        until = norm if calls == len(batches) else None
+        now_mean, now_variance, _ = _statistics(module, {name: norm}, batches, until)[name]
         stored = dense_state[f"{name}.running_var"].to(variance)
         floor = _FLOOR * stored + norm.eps
         norm.running_mean.copy_(dense_state[f"{name}.running_mean"].to(mean) + now_mean - mean)
@@ -51,10 +53,11 @@ def correct(module: nn.Module, dense: nn.Module, dense_state: Mapping[str, Tenso
 
 def _statistics(
     module: nn.Module, watched: Mapping[str, _BatchNorm], batches: Batches, until: nn.Module | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance (C,) of what each batch norm reads, in the order in which they run."""
+) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Mean and variance (C,) of what each batch norm reads and its number of calls, in the order in which they run."""
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
+    calls: dict[str, int] = {}
 
     def watcher(name: str) -> Watcher:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
@@ -64,6 +67,7 @@ def _statistics(
             found = [x.float().sum(dims).to(wide), x.float().square().sum(dims).to(wide)]
             sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
             counts[name] = counts.get(name, 0) + x.numel() // x.shape[1]
+            calls[name] = calls.get(name, 0) + 1
 
         return add
 
@@ -72,5 +76,5 @@ def _statistics(
     found = {}
     for name, (total, squares) in sums.items():
         mean = total / counts[name]
-        found[name] = (mean, (squares / counts[name] - mean.square()).clamp_min(0))
+        found[name] = (mean, (squares / counts[name] - mean.square()).clamp_min(0), calls[name])
     return found

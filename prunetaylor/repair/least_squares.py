@@ -16,6 +16,7 @@ from prunetaylor.curvature.solve import Note, restricted_least_squares
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.repair.affine import Absorber
+from prunetaylor.repair.replay import Replay
 from prunetaylor.risk import Watcher, sweep
 
 _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
@@ -33,9 +34,12 @@ class DenseOutputs:
         self._kept: dict[str, list[list[Tensor]]] | None = None  # by layer, batch and call
         kept: dict[str, list[list[Tensor]]] = {layer.name: [] for layer in layers}
         size = 0
+        self._once: set[str] = set()
         for batch in self._rows(list(layers), None):
             for name, calls in batch.items():
                 kept[name].append(calls)
+                if len(calls) == 1:
+                    self._once.add(name)
                 size += sum(rows.numel() * rows.element_size() for rows in calls)
             if size * max(1, len(batches)) > _CACHE_BYTES * len(next(iter(kept.values()))):
                 return
@@ -47,8 +51,12 @@ class DenseOutputs:
             yield from self._kept[name]
             return
         layer = self.layers[name]
-        for batch in self._rows([layer], last_module(layer)):
+        for batch in self._rows([layer], self.last_module(layer)):
             yield batch[name]
+
+    def last_module(self, layer: Layer) -> nn.Module | None:
+        """The module after which a pass may stop: the layer's, where each pass calls it once."""
+        return layer.module if layer.name in self._once else None
 
     def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
         calls: dict[str, list[Tensor]] = {}
@@ -67,11 +75,6 @@ def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, whe
     return add
 
 
-def last_module(layer: Layer) -> nn.Module | None:
-    """The module after which a pass may stop, if it is called once a pass."""
-    return layer.module if len(layer.modules) == 1 else None
-
-
 def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches: Batches) -> Moments:
     """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets."""
     total = Accumulator()
@@ -84,7 +87,7 @@ def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches
         return add
 
     watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
-    passes = sweep(module, batches, watch=watch, until=last_module(layer))
+    passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
         for x, t in zip(rows, targets, strict=True):
             total.add(x, t)
@@ -135,8 +138,10 @@ def repair(
     ``layers`` in the order in which they run; masks (True = keep) by parameter name.
     """
     state = module.state_dict()
+    replay = Replay(module, layers, len(batches))
     for layer in layers:
-        moments = paired_moments(module, layer, dense, batches)
+        with replay.passing():
+            moments = paired_moments(module, layer, dense, batches)
         keep = layer.matrix(masks[layer.parameter])
         absorber = absorbers.get(layer.name)
         weight, intercept = solve_layer(layer, moments, keep, absorber, damping, note)
@@ -145,4 +150,5 @@ def repair(
             target = state[absorber.key]
             shift = intercept.flatten().to(target.dtype)
             target.copy_(shift if absorber.sign > 0 else dense_state[absorber.key].to(target.device) - shift)
+        replay.settle(layer)
         yield layer.name

@@ -135,7 +135,8 @@ def _change(outcome: Outcome) -> dict[str, str]:
     for name in dense.metrics.keys() & pruned.metrics.keys():
         difference = pruned.metrics[name] - dense.metrics[name]
         if math.isfinite(difference):
-            change[name] = f"{difference:+.2f} pp" if name == "top1" else f"{difference:+.4f}"
+            digits, unit = (2, " pp") if name == "top1" else (4, "")
+            change[name] = f"{round(difference, digits) + 0.0:+.{digits}f}{unit}"  # + 0.0: there is no -0.00
     return change
 
 
@@ -145,6 +146,7 @@ def _less(before: int | None, after: int | None) -> str:
 
 def _sides(sides: Mapping[str, Side], change: Mapping[str, str]) -> Table:
     table = _table("", *sides, *(["change"] if change else []))
+    table.show_header = any(sides)
     rows = {name: [_metric(name, side.metrics.get(name)) for side in sides.values()] for name in _metric_names(sides)}
     rows |= {
         "parameters": [f"{side.parameters:,}" for side in sides.values()],

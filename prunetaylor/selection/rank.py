@@ -43,6 +43,7 @@ def _best_of_each(scores: Sequence[Tensor], gone: Sequence[Tensor]) -> Tensor:
     best, offset = [], 0
     for score, lost in zip(scores, gone, strict=True):
         if not bool(lost.all()):
-            best.append(offset + int(score.masked_fill(lost, float("-inf")).argmax()))
+            left = score.masked_fill(lost, float("-inf"))
+            best.append(offset + int((left == left.max()).nonzero()[-1]))  # of equals the one that would go last
         offset += score.numel()
     return torch.tensor(best, dtype=torch.long)

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prunetaylor.cli.main import run as run_command_line
 
+Inline = Callable[..., tuple[int, str, str]]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """This process's, without what would change a result; one thread, as the tests share two cores."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PRUNETAYLOR_", "CI"))}
@@ -16,7 +19,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, environment: dict[str, str]) -> Cli:
     """Runs the real command line in a process of its own, in tmp_path."""
 
     def run(
@@ -25,7 +28,7 @@ def cli(tmp_path: Path) -> Cli:
         return subprocess.run(
             [sys.executable, "-m", "prunetaylor.cli.main", *arguments],
             cwd=cwd,
-            env=environment() | (env or {}),
+            env=environment | (env or {}),
             capture_output=True,
             text=True,
             timeout=240,
@@ -35,14 +38,29 @@ def cli(tmp_path: Path) -> Cli:
     return run
 
 
+@pytest.fixture
+def inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inline:
+    """The same in this process, which has torch already: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for key in [key for key in os.environ if key.startswith(("PRUNETAYLOR_", "CI"))]:
+        monkeypatch.delenv(key)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = run_command_line(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
-def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_model(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     """The file that `prunetaylor demo` makes."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     path = tmp_path_factory.mktemp("demo") / "model.pt"
     done = subprocess.run(
         [sys.executable, "-m", "prunetaylor.cli.main", "demo", "-o", str(path)],
-        env=environment(),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=240,

@@ -15,19 +15,30 @@ import torch
 from prunetaylor import load
 from prunetaylor.config.resolve import resolve
 
-from .conftest import environment
-
+_SMALL = ["calibration.samples=200", "prune.stages=2"]
 _FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.json"]
 
 
 @pytest.fixture(scope="module")
-def pruned(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
-    """(working directory, the --json document, stderr) of one run with every default but the sparsity."""
+def pruned(
+    demo_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
+) -> tuple[Path, dict, str]:
+    """(working directory, the --json document, stderr) of one run, small enough for a test."""
     here = tmp_path_factory.mktemp("pruned")
     done = subprocess.run(
-        [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "--sparsity", "80%", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "prunetaylor.cli.main",
+            "prune",
+            str(demo_model),
+            "--sparsity",
+            "80%",
+            "--json",
+            *_SMALL,
+        ],
         cwd=here,
-        env=environment(),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=240,
@@ -131,21 +142,24 @@ def test_a_table_for_people_fine_tuning_and_the_next_number(demo_model: Path, cl
 
 
 def test_without_data_it_prunes_by_magnitude_and_says_what_it_cannot_know(
-    demo_model: Path, cli, tmp_path: Path
+    demo_model: Path, inline, tmp_path: Path
 ) -> None:
-    done = cli("prune", str(demo_model), "--data", "none", "-o", "r")
-    assert done.returncode == 0, done.stderr
-    assert "not known" in done.stdout
+    code, stdout, stderr = inline("prune", str(demo_model), "--data", "none", "-o", "r")
+    assert code == 0, stderr
+    assert "not known" in stdout
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["drop_pp"] is None
     assert report["dense"]["metrics"] == {}
     assert report["sparsity"]["obtained"] == pytest.approx(0.5, abs=1e-4)
 
 
-def test_a_dry_run_writes_nothing(demo_model: Path, cli, tmp_path: Path) -> None:
-    done = cli("prune", str(demo_model), "--dry-run", "--json")
-    assert done.returncode == 0, done.stderr
-    assert any("builtin:digits" in line for line in json.loads(done.stdout)["plan"])
+def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> None:
+    code, stdout, stderr = inline("prune", str(demo_model), "--dry-run", "--json")
+    assert code == 0, stderr
+    assert any("builtin:digits" in line for line in json.loads(stdout)["plan"])
+    code, stdout, _ = inline("prune", str(demo_model), "--dry-run", "--sparsity", "80%")
+    assert code == 0
+    assert "71,706 weights" in stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,7 +180,7 @@ def test_a_dry_run_writes_nothing(demo_model: Path, cli, tmp_path: Path) -> None
     ],
 )
 def test_bad_input_is_an_error_that_leaves_nothing(
-    demo_model: Path, cli, tmp_path: Path, arguments: list[str], code: int, message: str
+    demo_model: Path, inline, tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "truncated.pt").write_bytes(demo_model.read_bytes()[:5000])
     content = torch.load(demo_model, weights_only=True)
@@ -176,44 +190,45 @@ def test_bad_input_is_an_error_that_leaves_nothing(
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    done = cli("prune", *(str(demo_model) if word == "MODEL" else word for word in arguments))
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    got, stdout, stderr = inline("prune", *(str(demo_model) if word == "MODEL" else word for word in arguments))
+    assert got == code, stderr
+    assert stdout == ""
+    assert message in stderr
+    assert "Traceback" not in stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_is_not_overwritten_without_force(demo_model: Path, cli, tmp_path: Path) -> None:
-    arguments = ["prune", str(demo_model), "prune.method=magnitude", "-o", "r", "-q"]
-    assert cli(*arguments).returncode == 0
+def test_a_run_is_not_overwritten_without_force(demo_model: Path, inline, tmp_path: Path) -> None:
+    arguments = ["prune", str(demo_model), "--data", "none", "-o", "r", "-q"]
+    assert inline(*arguments)[0] == 0
     before = (tmp_path / "r" / "model.safetensors").read_bytes()
-    refused = cli(*arguments, "--sparsity", "0.9")
-    assert refused.returncode == 1
-    assert "--force" in refused.stderr
+    code, _, stderr = inline(*arguments, "--sparsity", "0.9")
+    assert code == 1
+    assert "--force" in stderr
     assert (tmp_path / "r" / "model.safetensors").read_bytes() == before
-    assert cli(*arguments, "--sparsity", "0.9", "--force").returncode == 0
+    assert inline(*arguments, "--sparsity", "0.9", "--force")[0] == 0
     assert (tmp_path / "r" / "model.safetensors").read_bytes() != before
     assert sorted(file.name for file in (tmp_path / "r").iterdir()) == _FILES
 
 
-def _start(model: Path, cwd: Path, **options: object) -> subprocess.Popen[str]:
+def _start(model: Path, cwd: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """A run that would take minutes."""
     arguments = ["prune", str(model), "--epochs", "1000", "prune.method=magnitude", "-o", "new/run"]
     return subprocess.Popen(
         [sys.executable, "-m", "prunetaylor.cli.main", *arguments],
         cwd=cwd,
-        env=environment(),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(demo_model: Path, tmp_path: Path, number: int, code: int) -> None:
-    with _start(demo_model, tmp_path) as run:
+def test_an_interrupted_run_leaves_nothing(
+    demo_model: Path, tmp_path: Path, environment: dict[str, str], number: int, code: int
+) -> None:
+    with _start(demo_model, tmp_path, environment) as run:
         log = tmp_path / "new" / "run" / ".partial" / "log.jsonl"
         deadline = time.monotonic() + 60
         while not (log.exists() and log.read_text().count('"phase"') >= 3):
@@ -230,14 +245,14 @@ def test_an_interrupted_run_leaves_nothing(demo_model: Path, tmp_path: Path, num
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_leaves_nothing(demo_model: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_nothing(demo_model: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     done = subprocess.run(
-        [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "prune.method=magnitude", "-o", "r"],
+        [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "--data", "none", "-o", "r"],
         cwd=tmp_path,
-        env=environment(),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,6 +1,9 @@
 """What the command line offers, and how fast it says so."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
@@ -135,3 +138,45 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert len(done.stdout) == 10
     assert done.stderr == ""
+
+
+def _on_a_terminal(code: str, **variables: str) -> str:
+    """What Python code writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    keep = {key: value for key, value in os.environ.items() if key not in ("CI", "NO_COLOR", "COLUMNS")}
+    env = {**keep, "TERM": "xterm-256color", **variables}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, stdin=theirs, env=env) as process:
+        os.close(theirs)
+        chunks = []
+        with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+            while chunk := os.read(ours, 4096):
+                chunks.append(chunk)
+        os.close(ours)
+    assert process.returncode == 0
+    return b"".join(chunks).decode()
+
+
+_PROGRESS = """
+from prunetaylor.cli.progress import reporter
+with reporter(0) as shown:
+    shown.phase("calibrate", 3)
+    for _ in range(3):
+        shown.step("loss 0.5")
+    shown.note("layer [fc] skipped")
+    shown.phase("measure")
+"""
+
+
+def test_bars_on_a_terminal_lines_in_ci() -> None:
+    text = _on_a_terminal(_PROGRESS)
+    assert "3/3" in text
+    assert "\x1b[" in text
+    assert "note: layer [fc] skipped" in text
+    lines = _on_a_terminal(_PROGRESS, CI="true").splitlines()
+    assert [line.split(" s] ")[1] for line in lines] == ["calibrate", "note: layer [fc] skipped", "measure"]
+
+
+def test_colours_obey_no_color() -> None:
+    code = "from prunetaylor.cli.main import run; run(['prun'])"
+    assert "\x1b[31m" in _on_a_terminal(code)
+    assert "\x1b" not in _on_a_terminal(code, NO_COLOR="1")

@@ -1,0 +1,312 @@
+"""Gradients and Gauss-Newton diagonals, sample by sample, against Jacobians in float64."""
+
+import pytest
+import torch
+from tiny import jacobians, output_hessian, outputs_at, rand, risk
+from torch import Tensor, nn
+
+from prunetaylor.curvature import gradients
+from prunetaylor.curvature.gradients import (
+    gauss_newton_diagonal,
+    gradient_norms,
+    mean_gradient,
+    output_sensitivity,
+)
+from prunetaylor.errors import DataError, NumericsError
+from prunetaylor.network.network import Network
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).tanh()).tanh())
+
+
+class Twice(nn.Module):
+    """A layer called twice, once by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(input=self.a(x).tanh()).tanh())
+
+
+class Windows(nn.Module):
+    """A layer whose first dimension is a multiple of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(2, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x.reshape(-1, 2)).tanh().reshape(len(x), -1))
+
+
+NETWORKS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,)),
+    "sequence": (lambda: nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)), (3, 4)),
+    "conv": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1, stride=2, groups=2),
+            nn.BatchNorm2d(4),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        ),
+        (2, 4, 4),
+    ),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(2, 2, 2, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(32, 3)),
+        (2, 2, 2),
+    ),
+    "in-place": (
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(9, 3)),
+        (2, 4),
+    ),
+    "tied": (Tied, (4,)),
+    "twice": (Twice, (4,)),
+    "windows": (Windows, (4,)),
+}
+
+
+def case(name: str, samples: int = 7) -> tuple[nn.Module, Tensor, Tensor]:
+    make, shape = NETWORKS[name]
+    return make(), 1.5 * rand(samples, *shape), torch.arange(samples) % 3
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    return [layer.parameter for layer in Network.of(module).layers]
+
+
+def output_gradients(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    outputs = outputs_at(module, x)({})
+    return (outputs.softmax(1) - nn.functional.one_hot(y, outputs.shape[1])).detach()
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mean_gradient(name: str, size: int) -> None:
+    module, x, y = case(name)
+    found = mean_gradient(risk(module, x, y, of="task", size=size), Network.of(module).layers)
+    g = output_gradients(module, x, y)
+    close(
+        found, {k: torch.einsum("nk,nk...->...", g, j) / 7 for k, j in jacobians(module, x, weights_of(module)).items()}
+    )
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exact_gauss_newton_diagonal(name: str, size: int, kind: str) -> None:
+    module, x, _ = case(name)
+    found = gauss_newton_diagonal(risk(module, x, kind=kind, size=size), Network.of(module).layers, 0)
+    h = output_hessian(outputs_at(module, x)({}).detach(), kind)
+    each = jacobians(module, x, weights_of(module))
+    close(found, {k: torch.einsum("ni...,nij,nj...->...", j, h, j) / 7 for k, j in each.items()})
+
+
+@pytest.mark.parametrize("name", ["conv", "twice"])
+def test_gauss_newton_diagonal_in_small_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, _ = case(name)
+    layers, at = Network.of(module).layers, risk(module, x)
+    wanted = gauss_newton_diagonal(at, layers, 0)
+    monkeypatch.setattr(gradients, "_ELEMENTS", 100)
+    close(gauss_newton_diagonal(at, layers, 0), {k: v.double() for k, v in wanted.items()})
+
+
+def test_sampled_gauss_newton_diagonal_converges(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, _ = case("conv", 3)
+    layers = Network.of(module).layers
+    at = risk(module, x.repeat(700, 1, 1, 1), size=2100)
+    exact = gauss_newton_diagonal(at, layers, 0)
+    monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
+    sampled = gauss_newton_diagonal(at, layers, 0)
+    for name, value in exact.items():
+        assert not torch.equal(sampled[name], value)
+        torch.testing.assert_close(sampled[name], value, rtol=0.1, atol=0.02 * float(value.max()))
+
+
+def test_sampled_labels_are_the_seed_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
+    module, x, _ = case("linear")
+    layers, at = Network.of(module).layers, risk(module, x)
+    for fit in (gauss_newton_diagonal, output_sensitivity):
+        first, again, other = (fit(at, layers, seed) for seed in (0, 0, 1))
+        for name in first:
+            assert torch.equal(first[name], again[name])
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def sensitivity_oracle(module: nn.Module, x: Tensor, kind: str) -> dict[str, Tensor]:
+    """Exact: the sum over outputs k and positions p of (s_k'dz/dy_p)^2, in float64, sample by sample."""
+    double = module.double()
+    layers = Network.of(double).layers
+    total = {}
+    for sample in x.double():
+        made = []
+        handles = [
+            m.register_forward_hook(lambda m, i, y, layer=layer, made=made: made.append((layer, m, y)))
+            for layer in layers
+            for m in layer.modules
+        ]
+        outputs = double.eval()(sample[None])
+        for handle in handles:
+            handle.remove()
+        values, vectors = torch.linalg.eigh(output_hessian(outputs.detach(), kind)[0])
+        for value, vector in zip(values, vectors.T, strict=True):
+            grads = torch.autograd.grad((outputs[0] * vector).sum(), [y for *_, y in made], retain_graph=True)
+            for (layer, m, _), g in zip(made, grads, strict=True):
+                by_channel = (
+                    g.square().flatten(0, -2).sum(0) if isinstance(m, nn.Linear) else g.square().flatten(2).sum((0, 2))
+                )
+                total[layer.name] = total.get(layer.name, 0) + value * by_channel.reshape(layer.groups, -1) / len(x)
+    module.float()
+    return total
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "in-place"])
+def test_output_sensitivity_in_expectation(name: str, kind: str) -> None:
+    module, x, _ = case(name, 3)
+    wanted = sensitivity_oracle(module, x, kind)
+    many = x.repeat(700, *[1] * (x.dim() - 1))
+    found = output_sensitivity(risk(module, many, kind=kind, size=700), Network.of(module).layers, 0)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=0.1, atol=0.05 * float(value.max()))
+
+
+def test_an_activation_in_place_changes_nothing() -> None:
+    inplace, x, _ = case("in-place")
+    plain = nn.Sequential(inplace[0], nn.ReLU(), inplace[2], inplace[3])
+    for fit in (gauss_newton_diagonal, output_sensitivity):
+        found, wanted = (fit(risk(m, x), Network.of(m).layers, 0) for m in (inplace, plain))
+        close(found, {k: v.double() for k, v in wanted.items()})
+
+
+@pytest.mark.parametrize("samples", [5, 40, 70])
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_gradient_norms_are_those_of_groups_of_consecutive_samples(samples: int, size: int) -> None:
+    module, x, y = case("conv", samples)
+    found = gradient_norms(risk(module, x, y, of="task", size=size), Network.of(module).layers)
+    g = output_gradients(module, x, y)
+    each = torch.cat(
+        [torch.einsum("nk,nk...->n...", g, j).flatten(1) for j in jacobians(module, x, weights_of(module)).values()], 1
+    )
+    groups = min(32, samples)
+    owner = torch.arange(samples) * groups // samples
+    mean = each.mean(0)
+    noise = 0.0
+    for group in range(groups):
+        own = each[owner == group]
+        noise += (len(own) / samples) ** 2 * float((own.mean(0) - mean).square().sum())
+    assert found == pytest.approx((float(mean.norm()), (noise * groups / (groups - 1)) ** 0.5), rel=1e-4)
+
+
+def test_noise_is_what_the_mean_gradient_scatters_by() -> None:
+    """The mean gradients of many sets of samples scatter by as much as the noise of one set says."""
+    module = nn.Linear(3, 3)
+    layers = Network.of(module).layers
+    means, noises = [], []
+    for seed in range(40):
+        x, y = rand(64, 3, seed=seed), torch.randint(3, (64,), generator=torch.Generator().manual_seed(seed))
+        at = risk(module, x, y, of="task", size=64)
+        means.append(mean_gradient(at, layers)["weight"])
+        noises.append(gradient_norms(at, layers)[1])
+    scatter = float((torch.stack(means) - torch.stack(means).mean(0)).square().sum((1, 2)).mean()) ** 0.5
+    assert sum(noises) / 40 == pytest.approx(scatter, rel=0.15)
+
+
+def test_a_single_sample_has_no_scatter() -> None:
+    module, x, y = case("linear", 1)
+    norm, noise = gradient_norms(risk(module, x, y, of="task"), Network.of(module).layers)
+    assert norm > 0
+    assert noise == 0
+
+
+def test_unused_layers_have_no_curvature() -> None:
+    module, x, y = case("linear")
+    module.unused = nn.Linear(2, 2)
+    module.forward = lambda x: module[:3](x)
+    layers, at = Network.of(module).layers, risk(module, x, y, of="task")
+    assert bool((gauss_newton_diagonal(at, layers, 0)["unused.weight"] == 0).all())
+    assert bool((mean_gradient(at, layers)["unused.weight"] == 0).all())
+    assert "unused" not in output_sensitivity(at, layers, 0)
+    assert gradient_norms(at, layers)[0] > 0
+
+
+def test_a_part_without_gradients_has_no_curvature() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.body(x).tanh()
+            return self.head(x)
+
+    module, x = Frozen(), rand(5, 4)
+    layers, at = Network.of(module).layers, risk(module, x)
+    found = gauss_newton_diagonal(at, layers, 0)
+    assert bool((found["body.weight"] == 0).all())
+    assert bool((found["head.weight"] > 0).all())
+    assert list(output_sensitivity(at, layers, 0)) == ["head"]
+
+
+def test_rows_that_are_no_sample_s_own_are_refused_by_name() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.mix, self.head = nn.Parameter(rand(3, 4)), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.mix(self.queries).mean(0) + x).tanh())
+
+    module, x = Queries(), rand(8, 4)
+    with pytest.raises(DataError, match="mix: an input of 3 rows for 4 samples"):
+        gauss_newton_diagonal(risk(module, x), Network.of(module).layers, 0)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).abs().sqrt()
+
+    module = Root()
+    with pytest.raises(NumericsError, match=r"a\.weight: the gradient of the error is not finite"):
+        mean_gradient(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers)
+
+
+def test_nothing_is_left_behind() -> None:
+    module, x, y = case("conv")
+    module.train()
+    module[4].weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    layers, at = Network.of(module).layers, risk(module, x, y, of="task")
+    mean_gradient(at, layers)
+    gradient_norms(at, layers)
+    gauss_newton_diagonal(at, layers, 0)
+    output_sensitivity(at, layers, 0)
+    assert all(child.training for child in module.modules())
+    assert all(p.grad is None for p in module.parameters())
+    assert not module[4].weight.requires_grad
+    assert not any(child._forward_hooks for child in module.modules())
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)

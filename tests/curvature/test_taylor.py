@@ -1,0 +1,293 @@
+"""The Taylor model's predictions against Hessians and Jacobians of the whole state in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny import jacobians, output_hessian, outputs_at, rand, taylor
+from torch import Tensor, nn
+from torch.func import grad, hessian
+
+from prunetaylor.curvature.convergence import check_convergence
+from prunetaylor.curvature.taylor import Prediction
+from prunetaylor.errors import NumericsError
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(2, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).tanh())
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x).mean(1))
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm that does more than a batch norm (some libraries' do)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh()
+
+
+def normed(norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    module = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), norm(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
+    with torch.no_grad():
+        module[1].running_mean.copy_(0.2 * rand(3))
+        module[1].running_var.copy_(1 + rand(3, seed=1).abs())
+    return module
+
+
+NETWORKS = {"mlp": (mlp, (3,)), "conv": (conv, (2, 3, 3)), "tied": (Tied, (3,)), "normed": (normed, (2, 3, 3))}
+
+
+def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    make, shape = NETWORKS[name]
+    return make().eval(), 1.5 * rand(6, *shape), torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+def step(module: nn.Module, seed: int = 5) -> dict[str, Tensor]:
+    """A displacement of every parameter, tied ones under their own name."""
+    return {name: 0.3 * rand(*p.shape, seed=seed + i) for i, (name, p) in enumerate(module.named_parameters())}
+
+
+def as_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().double() for name, p in module.named_parameters()}
+
+
+def along(
+    error: Callable[[dict[str, Tensor]], Tensor], module: nn.Module, d: dict[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
+    state = as_state(module)
+    return lambda t: error({k: v + t * d[k].double() for k, v in state.items()})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: str) -> None:
+    module, x, _ = case(name)
+    d = step(module)
+    outputs = outputs_at(module, x)
+    dense = outputs(as_state(module)).detach().log_softmax(1)
+
+    def error(state: dict[str, Tensor]) -> Tensor:
+        return nn.functional.kl_div(outputs(state).log_softmax(1), dense, log_target=True, reduction="batchmean")
+
+    zero = torch.zeros(()).double()
+    found = taylor(module, x).predict(d)
+    assert abs(found.first) < 1e-7
+    assert found.second == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
+    assert found.share < 1e-4
+
+
+def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> None:
+    """Weight by weight and pair by pair, over the state of a network of 31 parameters."""
+    module, x, _ = case("mlp")
+    outputs, state = outputs_at(module, x), as_state(module)
+    dense = outputs(state).detach().log_softmax(1)
+    h = hessian(
+        lambda s: nn.functional.kl_div(outputs(s).log_softmax(1), dense, log_target=True, reduction="batchmean")
+    )(state)
+    model = taylor(module, x)
+    names = list(state)
+    flat = torch.cat([torch.cat([h[a][b].reshape(state[a].numel(), -1) for b in names], 1) for a in names]).detach()
+    torch.testing.assert_close(
+        torch.cat([model.diagonal[n].flatten().double() for n in ("0.weight", "2.weight")]),
+        torch.cat([flat.diagonal()[:12], flat.diagonal()[16:28]]),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    for seed in range(3):
+        d = step(module, seed)
+        v = torch.cat([d[n].flatten() for n in names]).double()
+        assert model.predict(d).second == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("kind", "of"), [("classes", "task"), ("values", "task"), ("values", "divergence")])
+def test_gradient_and_gauss_newton_of_any_error(name: str, kind: str, of: str) -> None:
+    module, x, y = case(name)
+    y = y if kind == "classes" else rand(6, 3, seed=9)
+    d = step(module)
+    outputs, state = outputs_at(module, x), as_state(module)
+    z = outputs(state).detach()
+    if kind == "classes":
+        gradient = z.softmax(1) - nn.functional.one_hot(y, 3)
+    else:
+        gradient = z - (y.double() if of == "task" else z)
+    moved = sum(torch.einsum("nk...,...->nk", j, d[k].double()) for k, j in jacobians(module, x, list(d)).items())
+    second = torch.einsum("ni,nij,nj->", moved, output_hessian(z, kind), moved) / 12
+    found = taylor(module, x, y, kind=kind, of=of).predict(d)
+    assert found.first == pytest.approx(float((gradient * moved).sum()) / 6, rel=1e-4, abs=1e-7)
+    assert found.second == pytest.approx(float(second), rel=1e-4)
+
+
+def test_first_term_is_the_gradient_s() -> None:
+    module, x, y = case("conv")
+    model, d = taylor(module, x, y, of="task"), step(module)
+    only = {k: v for k, v in d.items() if k in model.gradient}
+    by_gradient = sum(float((model.gradient[k] * v).sum()) for k, v in only.items())
+    assert model.predict(only).first == pytest.approx(by_gradient, rel=1e-4)
+    outputs = outputs_at(module, x)
+    exact = grad(along(lambda s: nn.functional.cross_entropy(outputs(s), y), module, d))(torch.zeros(()).double())
+    assert model.predict(d).first == pytest.approx(float(exact), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_predictions_do_not_depend_on_the_batch_size(size: int) -> None:
+    module, x, y = case("normed")
+    d = step(module)
+    wanted, found = (taylor(module, x, y, of="task", size=s).predict(d) for s in (3, size))
+    assert (found.first, found.second) == pytest.approx((wanted.first, wanted.second), rel=1e-5)
+
+
+def by_differences(module: nn.Module, x: Tensor, d: dict[str, Tensor]) -> float:
+    """d'Gd / 2 of the divergence, with J d from central differences in float64: any tensor may move."""
+    outputs = outputs_at(module, x)
+    state = as_state(module) | {k: v.double() for k, v in module.named_buffers() if v.is_floating_point()}
+    eps = 1e-5
+    ends = [outputs({k: v + s * eps * d.get(k, torch.zeros(())).double() for k, v in state.items()}) for s in (1, -1)]
+    moved = ((ends[0] - ends[1]) / (2 * eps)).detach()
+    h = output_hessian(outputs(state).detach(), "classes")
+    return float(torch.einsum("ni,nij,nj->", moved, h, moved)) / 2 / len(x)
+
+
+@pytest.mark.parametrize(
+    "make", [normed, lambda: normed(ActivatedNorm), lambda: normed(lambda c: nn.BatchNorm2d(c, affine=False))]
+)
+def test_batch_norm_statistics_may_move_and_integer_buffers_do_not(make: Callable[[], nn.Module]) -> None:
+    module, x = make().eval(), 1.5 * rand(6, 2, 3, 3)
+    d = step(module) | {"1.running_mean": 0.2 * rand(3, seed=7), "1.running_var": 0.2 * rand(3, seed=8)}
+    model = taylor(module, x)
+    found = model.predict(d | {"1.num_batches_tracked": torch.tensor(7)})
+    assert found.second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    alone = {"1.running_mean": d["1.running_mean"]}
+    assert model.predict(alone).second == pytest.approx(by_differences(module, x, alone), rel=1e-3)
+    assert found.second > 0
+
+
+@pytest.mark.parametrize("make", [Attention, Encoder])
+def test_attention(make: Callable[[], nn.Module]) -> None:
+    module, x = make().eval(), rand(6, 5, 4)
+    d = step(module)
+    assert taylor(module, x).predict(d).second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
+    module, x, _ = case("tied")
+    model, d = taylor(module, x), 0.3 * rand(3, 3)
+    wanted = by_differences(module, x, {"a.weight": d})
+    for displacement in ({"a.weight": d}, {"b.weight": d}, {"a.weight": d, "b.weight": d}):
+        assert model.predict(displacement).second == pytest.approx(wanted, rel=1e-3)
+
+
+def test_nothing_moves_nothing() -> None:
+    module, x, y = case("normed")
+    model = taylor(module, x, y, of="task")
+    for displacement in ({}, {k: torch.zeros_like(v) for k, v in model.state.items()}):
+        found = model.predict(displacement)
+        assert (found.first, found.second, found.share) == (0, 0, 0)
+
+
+def test_the_expansion_stays_where_it_was_made() -> None:
+    module, x, _ = case("normed")
+    d = step(module)
+    model = taylor(module, x)
+    before = model.predict(d)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += 1
+        module[1].running_mean += 1
+    assert model.predict(d) == before
+
+
+def test_the_module_is_put_back() -> None:
+    module, x, _ = case("normed")
+    module.train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    model = taylor(module, x)
+    model.predict(step(module))
+    assert [len(v) for v in (model.moments, model.gradient, model.diagonal, model.sensitivity)] == [2, 2, 2, 2]
+    assert all(m.training for m in module.modules())
+    assert not any(m._forward_hooks or "forward" in vars(m) for m in module.modules())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_a_prediction_that_is_not_finite_is_refused() -> None:
+    module, x, _ = case("mlp")
+    with pytest.raises(NumericsError, match="predicted change of the error is not finite"):
+        taylor(module, x).predict({"0.weight": torch.full((4, 3), float("nan"))})
+
+
+def test_share_and_change() -> None:
+    found = Prediction(-1.0, 3.0)
+    assert found.share == 0.25
+    assert found.change(True) == 2.0
+    assert found.change(False) == 3.0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_small_step_changes_the_error_by_what_is_predicted(name: str) -> None:
+    module, x, _ = case(name)
+    d = {k: 1e-2 * v for k, v in step(module).items()}
+    outputs, state = outputs_at(module, x), as_state(module)
+    ends = [outputs({k: v + t * d[k].double() for k, v in state.items()}).detach().log_softmax(1) for t in (0, 1)]
+    measured = float(nn.functional.kl_div(ends[1], ends[0], log_target=True, reduction="batchmean"))
+    assert taylor(module, x).predict(d).change(True) == pytest.approx(measured, rel=0.03)
+
+
+def trained(converged: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    module, x = nn.Linear(4, 3).eval(), rand(400, 4)
+    y = torch.multinomial((2 * x[:, :3]).softmax(1), 1, generator=torch.Generator().manual_seed(0)).squeeze(1)
+    if converged:
+        optimizer = torch.optim.LBFGS(
+            module.parameters(), max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(module(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        module.zero_grad()
+    return module, x, y
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_convergence_is_seen(converged: bool) -> None:
+    module, x, y = trained(converged)
+    found = check_convergence(taylor(module, x, y, of="task", size=100), 0.25)
+    assert found.first_order_matters is not converged
+    assert (found.gradient_norm < 0.1 * found.noise_norm) is converged
+    assert (found.share < 0.05) is converged
+    assert f"{found.share:.0%} of the change" in found.describe()

@@ -1,0 +1,102 @@
+"""The one loop over data: means over samples whatever the batches, state put back, randomness caught."""
+
+import pytest
+import torch
+from tiny import batches, rand, risk
+from torch import nn
+
+from prunetaylor.errors import NumericsError
+from prunetaylor.risk import all_outputs, check_deterministic, sweep
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_the_mean_is_over_samples(size: int) -> None:
+    module, x, y = network().eval(), rand(7, 4), torch.arange(7) % 3
+    found = risk(module, x, y, of="task", size=size).value()
+    with torch.no_grad():
+        wanted = float(nn.functional.cross_entropy(module(x), y))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_outputs_are_in_order_and_in_evaluation_mode_and_the_mode_comes_back() -> None:
+    module, x = network().train(), rand(7, 4)
+    module[1].eval()
+    outputs, targets = all_outputs(module, batches(x, torch.arange(7), 3))
+    assert torch.equal(targets, torch.arange(7))
+    assert [m.training for m in (module, module[0], module[1], module[2])] == [True, True, False, True]
+    torch.testing.assert_close(outputs, module.eval()(x))
+    assert not outputs.requires_grad
+
+
+def test_watchers_see_inputs_and_outputs_and_a_pass_may_stop_early() -> None:
+    module, x, seen = network(), rand(7, 4), []
+    watch = {module[0]: lambda start, n, i, o: seen.append((start, n, tuple(i.shape), tuple(o.shape)))}
+    passes = list(sweep(module, batches(x, size=3), watch=watch, until=module[0]))
+    assert seen == [(0, 3, (3, 4), (3, 5)), (3, 3, (3, 4), (3, 5)), (6, 1, (1, 4), (1, 5))]
+    assert [p.outputs for p in passes] == [None] * 3
+    assert [p.start for p in passes] == [0, 3, 6]
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_a_layer_called_by_keyword_is_watched() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=x)
+
+    module, x, seen = Keyword(), rand(2, 4), []
+    list(sweep(module, batches(x), watch={module.layer: lambda start, n, i, o: seen.append(i)}))
+    torch.testing.assert_close(seen, [x])
+
+
+def test_hooks_and_modes_are_put_back_when_the_network_fails() -> None:
+    module = network().train()
+    with pytest.raises(RuntimeError):
+        list(sweep(module, batches(rand(3, 5)), watch={module[0]: lambda *_: None}, until=module[3]))
+    assert not any(m._forward_hooks for m in module.modules())
+    assert module.training
+
+
+def test_gradients_leave_no_trace() -> None:
+    module, x = network(), rand(5, 4)
+    module[0].weight.requires_grad_(False)
+    at = risk(module, x)
+    for _, outputs, reference in at.backward_batches([module[0].weight, module[3].weight]):
+        assert module[0].weight.requires_grad
+        torch.autograd.grad((outputs - reference).sum(), [module[0].weight])
+    assert not module[0].weight.requires_grad
+    assert module[3].weight.requires_grad
+    assert all(p.grad is None for p in module.parameters())
+    assert module.training
+
+
+def test_an_error_that_is_not_finite_is_refused() -> None:
+    module = nn.Linear(4, 3)
+    at = risk(module, rand(5, 4))
+    with torch.no_grad():
+        module.weight[0, 0] = float("nan")
+    with pytest.raises(NumericsError, match="error on 5 samples is nan"):
+        at.value()
+
+
+def test_randomness_in_evaluation_mode_is_caught() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(x, 0.1)
+
+    samples = batches(rand(8, 4))
+    check_deterministic(network(), samples)
+    with pytest.raises(NumericsError, match="different outputs for the same inputs"):
+        check_deterministic(Noisy(), samples)
+
+
+def test_outputs_that_are_not_finite_are_caught() -> None:
+    with pytest.raises(NumericsError, match="outputs are not finite"):
+        check_deterministic(nn.Linear(4, 3), batches(torch.full((2, 4), float("inf"))))

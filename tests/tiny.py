@@ -1,0 +1,90 @@
+"""What the engine's tests share: samples, and a Taylor model around a tiny network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+from prunetaylor.curvature.gram import Positions
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
+from prunetaylor.network.network import Network
+from prunetaylor.objective import Objective, outputs_of
+from prunetaylor.risk import Risk, all_outputs
+
+EVERY = 1 << 16
+"""Positions a sample, where all of them are to be looked at."""
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(x: Tensor, y: Tensor | None = None, size: int = 4) -> Batches:
+    y = torch.zeros(len(x), dtype=torch.long) if y is None else y
+    return Batches(TensorSplit(x, y), Preprocess(), batch_size=size, device="cpu")
+
+
+def risk(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    kind: str = "classes",
+    of: str = "divergence",
+    size: int = 4,
+    dense: nn.Module | None = None,
+) -> Risk:
+    """``dense`` is what the divergence is taken from: the module itself where it is not given."""
+    objective = Objective(kind, of)
+    samples = batches(x, y, size)
+    outputs, targets = all_outputs(dense or module, samples)
+    return Risk(module, samples, objective, objective.reference(outputs, targets))
+
+
+def taylor(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    damping: float = 0.01,
+    positions: int = EVERY,
+    **of: object,
+) -> TaylorModel:
+    """Notes of raised damping end up in its ``notes``."""
+    notes: list[str] = []
+    model = TaylorModel(
+        Network.of(module),
+        risk(module, x, y, **of),
+        Positions(len(x), 0, positions),
+        damping=damping,
+        seed=0,
+        note=notes.append,
+    )
+    model.notes = notes
+    return model
+
+
+def outputs_at(module: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The outputs (N, K) in float64 as a function of the state: a float64 oracle, from all samples at once."""
+    double = copy.deepcopy(module).double().eval()
+    return lambda state: outputs_of(functional_call(double, state, (x.double() if x.is_floating_point() else x,)))
+
+
+def jacobians(module: nn.Module, x: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """dz/dw of each sample (N, K, *w) in float64, by parameter name."""
+    weights = dict(module.named_parameters())
+    found = jacrev(outputs_at(module, x))({name: weights[name].detach().double() for name in names})
+    return {name: value.detach() for name, value in found.items()}
+
+
+def output_hessian(outputs: Tensor, kind: str) -> Tensor:
+    """(N, K, K) of the error in the outputs, written out."""
+    if kind == "values":
+        return torch.eye(outputs.shape[1], dtype=outputs.dtype).expand(len(outputs), -1, -1)
+    p = outputs.softmax(1)
+    return torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
