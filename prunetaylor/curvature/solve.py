@@ -31,16 +31,19 @@ def damped(h: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
-    """Factors (R, C, C) of damped ``h`` (C, C) on each row's kept columns ``keep`` (R, C), identity elsewhere.
+    """Factors (R, K, K) of damped ``h`` (C, C) on each row's kept columns ``keep`` (R, C), in their order.
 
-    Raises NumericsError, naming the layer, where no damping up to 10^8 times the one asked for is enough.
+    K is the largest number of columns that a row keeps; rows that keep fewer are filled up with the identity. Raises
+    NumericsError, naming the layer, where no damping up to 10^8 times the one asked for is enough.
     """
     _check_finite(h, name, "the Gram matrix of its inputs")
+    columns, valid = kept_columns(keep)
+    filler = torch.diag_embed((~valid).to(h.dtype))
+    pair = valid.unsqueeze(2) & valid.unsqueeze(1)
     used = damping
     for _ in range(_RAISES + 1):
-        pair = keep.unsqueeze(2) & keep.unsqueeze(1)
-        restricted = torch.where(pair, damped(h, used).unsqueeze(0), torch.zeros((), dtype=h.dtype, device=h.device))
-        restricted += torch.diag_embed((~keep).to(h.dtype))
+        restricted = damped(h, used)[columns.unsqueeze(2), columns.unsqueeze(1)]
+        restricted = restricted.masked_fill_(~pair, 0) + filler
         factor: Tensor
         factor, info = torch.linalg.cholesky_ex(restricted)
         if not bool(info.any()):
@@ -54,33 +57,51 @@ def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> 
     )
 
 
+def kept_columns(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's kept columns (R, K) in order, and which of the entries are (R, K) boolean; the rest are fillers."""
+    most = max(1, int(keep.sum(1).max()))
+    columns = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :most]
+    return columns, keep.gather(1, columns)
+
+
 def _check_finite(values: Tensor, name: str, what: str) -> None:
     if not bool(torch.isfinite(values).all()):
         raise NumericsError(f"{name}: {what} is not finite", "check the samples and the weights")
 
 
-def row_batches(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows whose matrices fit one batch."""
-    step = max(1, _BATCH_ELEMENTS // (columns * columns))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
+def row_batches(keep: Tensor) -> Iterator[Tensor]:
+    """Indices of rows that are factorised together: rows that keep about as many columns, as many as fit a batch."""
+    order = torch.argsort(keep.sum(1), stable=True)
+    counts = keep.sum(1)[order].tolist()
+    start = 0
+    while start < len(order):
+        # Rows come in rising order, so that the last of a batch says how wide its matrices are.
+        end = start + 1
+        while end < len(order) and (end - start + 1) * counts[end] ** 2 <= _BATCH_ELEMENTS:
+            end += 1
+        yield order[start:end]
+        start = end
 
 
 def inverse_diagonal(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
     """diag of the inverse of ``h`` (C, C) restricted to each row's kept columns, (R, C); 1 where not kept.
 
-    Rows that keep the same columns share one factorisation. Beyond BLOCK columns the matrix is taken as block diagonal.
+    Rows that keep the same columns share one factorisation. Where rows keep more than BLOCK columns, the matrix is
+    taken as block diagonal.
     """
     out = torch.ones(keep.shape, dtype=h.dtype, device=h.device)
-    columns = h.shape[0]
-    for start in range(0, columns, BLOCK):
-        part = slice(start, min(columns, start + BLOCK))
+    parts = -(-max(1, int(keep.sum(1).max())) // BLOCK)
+    width = -(-h.shape[0] // parts)
+    for start in range(0, h.shape[0], width):
+        part = slice(start, min(h.shape[0], start + width))
         distinct, which = torch.unique(keep[:, part], dim=0, return_inverse=True)
-        found = []
-        for rows in row_batches(len(distinct), distinct.shape[1]):
+        found = torch.ones(distinct.shape, dtype=h.dtype, device=h.device)
+        for rows in row_batches(distinct):
             factor = cholesky(h[part, part], distinct[rows], damping, name, note)
-            found.append(torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1))
-        out[:, part] = torch.cat(found)[which]
+            diagonal = torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+            columns, valid = kept_columns(distinct[rows])
+            found[rows] = found[rows].scatter(1, columns, torch.where(valid, diagonal, torch.ones_like(diagonal)))
+        out[:, part] = found[which]
     return out
 
 
@@ -89,21 +110,23 @@ def restricted_least_squares(
 ) -> Tensor:
     """Rows (R, C) on ``keep`` that minimise  w'Hw - 2 c'w + ridge ||w - start||^2,  H (C, C), c = ``cross`` (R, C).
 
-    The ridge pulls towards ``start``, not towards zero, so that directions without data stay where they were. Up to
-    BLOCK columns by Cholesky, row by row; wider layers by conjugate gradients on all rows at once.
+    The ridge pulls towards ``start``, not towards zero, so that directions without data stay where they were. Where
+    rows keep up to BLOCK columns by Cholesky, row by row; wider ones by conjugate gradients on all rows at once.
     """
     _check_finite(h, name, "the Gram matrix of its inputs")
     _check_finite(cross, name, "the product of its inputs with the outputs it should have")
     masked = start * keep
     # With v = w - start on the kept columns:  (H + ridge) v = c - H start.
     right = (cross - masked @ h) * keep
-    if h.shape[0] > BLOCK:
+    if int(keep.sum(1).max()) > BLOCK:
         return masked + conjugate_gradients(damped(h, damping), right, keep)
     step = torch.zeros_like(cross)
-    for rows in row_batches(*keep.shape):
+    for rows in row_batches(keep):
         factor = cholesky(h, keep[rows], damping, name, note)
-        step[rows] = torch.cholesky_solve(right[rows].unsqueeze(2), factor).squeeze(2)
-    return masked + step * keep
+        columns, valid = kept_columns(keep[rows])
+        solved = torch.cholesky_solve((right[rows].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
+        step[rows] = step[rows].scatter(1, columns, solved * valid)
+    return masked + step
 
 
 def conjugate_gradients(h: Tensor, right: Tensor, keep: Tensor, *, tolerance: float = 1e-4, limit: int = 300) -> Tensor:

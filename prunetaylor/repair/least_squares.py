@@ -76,21 +76,25 @@ def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, whe
 
 
 def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches: Batches) -> Moments:
-    """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets."""
+    """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
+
+    The biases of modules that share a weight cannot take up one intercept: they are no part of the targets.
+    """
     total = Accumulator()
-    rows: list[Tensor] = []
+    rows: list[tuple[Prunable, Tensor]] = []
 
     def watcher(used: Prunable) -> Watcher:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            rows.append(sampled_rows(used, x, y, dense.where, start, samples)[0])
+            rows.append((used, sampled_rows(used, x, y, dense.where, start, samples)[0]))
 
         return add
 
     watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
     passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
-        for x, t in zip(rows, targets, strict=True):
-            total.add(x, t)
+        for (used, x), t in zip(rows, targets, strict=True):
+            fixed = used.bias if len(layer.modules) > 1 else None
+            total.add(x, t if fixed is None else t - layer.rows(fixed.detach()).unsqueeze(1))
         rows.clear()
     return total.moments()
 
@@ -105,10 +109,6 @@ def solve_layer(
     """
     h, cross = moments.centred() if absorber else moments.plain()
     now = layer.matrix(layer.weight.detach()).to(h.dtype)
-    if absorber is None and layer.module.bias is not None:
-        # A bias that cannot move (a tied layer's) is part of the output, not of what the weights should explain.
-        bias = layer.rows(layer.module.bias.detach()).to(h.dtype)
-        cross = cross - bias.unsqueeze(2) * moments.xx[..., -1:, :-1]
     solved = torch.stack(
         [
             restricted_least_squares(h[g], cross[g], now[g], keep[g], damping, layer.name, note)

@@ -32,7 +32,9 @@ class Replay:
                 self._inside[child] = names
         self._settled: set[str] = set()
         self._kept: dict[nn.Module, list[Tensor]] = {}
-        self._refused: set[nn.Module] = set()
+        # Modules that share a weight are settled with the first of them, when what feeds the others may be yet to come.
+        shared = {m for layer in layers if len(layer.modules) > 1 for m in layer.modules}
+        self._refused = {child for child in self._inside if not shared.isdisjoint(child.modules())}
 
     def settle(self, layer: Layer) -> None:
         """The layer is final."""
@@ -48,6 +50,7 @@ class Replay:
         # What stands in for a fresh module until it is kept itself.
         replayed += [m for m in self._kept if m not in final and any(m in set(f.modules()) for f in fresh)]
         handles = [self._module.register_forward_pre_hook(batch)]
+        own = {m: vars(m)["forward"] for m in replayed if "forward" in vars(m)}  # somebody else's stand-in
         for m in replayed:
             m.forward = _Replayed(self._kept[m], batch)
         for m, into in fresh.items():
@@ -57,6 +60,8 @@ class Replay:
         finally:
             for m in replayed:
                 del m.forward
+            for m, forward in own.items():
+                m.forward = forward
             for handle in handles:
                 handle.remove()
         for m, outputs in fresh.items():

@@ -1,0 +1,103 @@
+"""What takes up a shift of a layer's output is found by what really happens in a forward pass."""
+
+import torch
+from tiny import batches, rand
+from torch import Tensor, nn
+
+from prunetaylor.network.network import Network
+from prunetaylor.repair.affine import Absorber, find_absorbers
+
+
+def absorbers(module: nn.Module, *shape: int) -> dict[str, Absorber]:
+    return find_absorbers(module, Network.of(module).layers, batches(rand(5, *shape)))
+
+
+def conv(bias: bool = False) -> nn.Module:
+    return nn.Conv2d(2, 2, 1, bias=bias)
+
+
+class Net(nn.Module):
+    """Two convolutions and two norms, wired by the function given."""
+
+    def __init__(self, wire: object) -> None:
+        super().__init__()
+        self.a, self.b = conv(), conv()
+        self.first, self.second = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.wire = wire
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wire(self, x)
+
+
+def test_a_bias_absorbs_before_a_norm_does() -> None:
+    module = nn.Sequential(conv(bias=True), nn.BatchNorm2d(2), conv(), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1))
+    assert absorbers(module, 2, 2, 2) == {
+        "0": Absorber("0.bias", 1),
+        "2": Absorber("3.running_mean", -1),
+        "5": Absorber("5.bias", 1),
+    }
+
+
+def test_a_bare_layer() -> None:
+    assert absorbers(nn.Linear(2, 3), 2) == {"": Absorber("bias", 1)}
+    assert absorbers(nn.Linear(2, 3, bias=False), 2) == {}
+
+
+def test_norms_are_paired_by_wiring_not_by_name() -> None:
+    def crossed(m: Net, x: Tensor) -> Tensor:
+        return m.first(m.b(m.second(m.a(x))))
+
+    found = absorbers(Net(crossed), 2, 3, 3)
+    assert found == {"a": Absorber("second.running_mean", -1), "b": Absorber("first.running_mean", -1)}
+
+
+def test_a_norm_of_two_layers_is_not_paired() -> None:
+    assert absorbers(Net(lambda m, x: m.first(m.a(x)) + m.first(m.b(x))), 2, 3, 3) == {}
+    assert absorbers(Net(lambda m, x: m.first(m.a(x)) + m.first(x)), 2, 3, 3) == {}
+
+
+def test_a_layer_of_two_norms_is_not_paired() -> None:
+    def forked(m: Net, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.first(y) + m.second(y)
+
+    assert absorbers(Net(forked), 2, 3, 3) == {}
+
+
+def test_a_layer_called_twice_is_not_paired() -> None:
+    assert absorbers(Net(lambda m, x: m.first(m.a(m.a(x)))), 2, 3, 3) == {}
+
+
+def test_a_norm_behind_something_else_is_not_paired() -> None:
+    assert absorbers(Net(lambda m, x: m.first(m.a(x).relu())), 2, 3, 3) == {}
+    assert absorbers(Net(lambda m, x: m.first(m.a(x).relu_())), 2, 3, 3) == {}, "in place: the same tensor, changed"
+    assert absorbers(Net(lambda m, x: m.first(m.a(x) + x)), 2, 3, 3) == {}
+
+
+def test_a_norm_without_statistics_absorbs_nothing() -> None:
+    module = nn.Sequential(conv(), nn.BatchNorm2d(2, track_running_stats=False), conv(), nn.GroupNorm(1, 2))
+    assert absorbers(module, 2, 3, 3) == {}
+
+
+def test_a_norm_over_positions_is_not_one_over_a_linear_layer_s_outputs() -> None:
+    tokens = nn.Sequential(nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3))
+    assert absorbers(tokens, 3, 4) == {}
+    assert absorbers(tokens, 4) == {"0": Absorber("1.running_mean", -1)}
+
+
+def test_tied_layers_with_biases_of_their_own_have_no_absorber() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    assert absorbers(module, 3) == {}
+
+
+def test_modes_and_hooks_are_put_back() -> None:
+    module = nn.Sequential(conv(), nn.BatchNorm2d(2), nn.Dropout())
+    module.train()
+    module[1].eval()
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    absorbers(module, 2, 3, 3)
+    assert [m.training for m in module.modules()] == [True, True, False, True]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, state[name])

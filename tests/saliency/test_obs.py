@@ -1,0 +1,96 @@
+"""OBS is exact for a row at its least-squares optimum: held against brute force over every weight."""
+
+import pytest
+import torch
+from tiny import rand, taylor
+from torch import Tensor, nn
+
+from prunetaylor import registry
+from prunetaylor.curvature.solve import inverse_diagonal
+from prunetaylor.network.layer import input_rows
+
+TINY = 1e-9  # of damping: brute force has none
+
+
+def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
+    """(positions, columns) in float64."""
+    if isinstance(module, nn.Linear):
+        return x.double()
+    y = module(x)
+    each = y[0, 0].numel()
+    flat = torch.arange(len(x) * each)
+    return input_rows(module, x, flat // each, flat % each, y.shape[2:])[0].double()
+
+
+def error(inputs: Tensor, targets: Tensor, kept: Tensor) -> float:
+    """The least mean square error of an affine map of the kept columns."""
+    columns = torch.cat([inputs[:, kept], torch.ones(len(inputs), 1).double()], 1)
+    solution = torch.linalg.lstsq(columns, targets.unsqueeze(1), driver="gelsd").solution
+    return float((columns @ solution - targets.unsqueeze(1)).square().mean())
+
+
+def at_its_optimum(module: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
+    """Targets (positions, rows) that no affine map reaches; the module's kept weights become the best ones for them."""
+    inputs = inputs_of(module, x)
+    rows = keep.flatten(1)
+    targets = inputs @ rand(inputs.shape[1], len(rows)).double() + 0.5 * rand(len(inputs), len(rows), seed=3).double()
+    best = torch.zeros(rows.shape).double()
+    for row, kept in enumerate(rows):
+        columns = torch.cat([inputs[:, kept], torch.ones(len(inputs), 1).double()], 1)
+        best[row, kept] = torch.linalg.lstsq(columns, targets[:, row : row + 1], driver="gelsd").solution[:-1, 0]
+    with torch.no_grad():
+        module.weight.copy_(best.view_as(module.weight))
+    return targets
+
+
+@pytest.mark.parametrize("module", [nn.Linear(6, 3), nn.Conv2d(2, 3, 2)], ids=["linear", "conv"])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_the_error_that_a_removal_adds(module: nn.Module, share: float) -> None:
+    x = rand(60, 6) if isinstance(module, nn.Linear) else rand(20, 2, 4, 4)
+    keep = torch.rand(module.weight.shape, generator=torch.Generator().manual_seed(1)) >= share
+    targets = at_its_optimum(module, x, keep)
+    inputs, rows = inputs_of(module, x), keep.flatten(1)
+    added = torch.zeros(rows.shape).double()
+    for row, kept in enumerate(rows):
+        for j in kept.nonzero().squeeze(1):
+            without = kept.clone()
+            without[j] = False
+            added[row, j] = error(inputs, targets[:, row], without) - error(inputs, targets[:, row], kept)
+
+    model = taylor(module.eval(), x, damping=TINY)
+    h, _ = model.moments[""].centred()
+    w = module.weight.detach().flatten(1).double()
+    found = w.square() / inverse_diagonal(h[0], rows, TINY, "layer", model.note)
+    torch.testing.assert_close(found[rows], added[rows], rtol=1e-3, atol=1e-5)
+    assert model.notes == []
+
+    scores = registry.load("saliency", "obs").score(model, model.network, {"weight": keep}, torch.Generator())
+    for row, kept in enumerate(rows):  # whatever a layer's units: within a row they are the same
+        by_score = scores["weight"].flatten(1)[row, kept].argsort()
+        assert by_score.tolist() == added[row, kept].argsort().tolist()
+
+
+def test_uncorrelated_inputs_leave_nothing_to_make_up_with() -> None:
+    """H diagonal: OBS is OBD, w^2 times the input's variance."""
+    module = nn.Linear(3, 2).eval()
+    x = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]) * s for s in (1, 2, 3)])
+    model = taylor(module, x, damping=TINY)
+    h, _ = model.moments[""].centred()
+    keep = torch.ones(2, 3, dtype=torch.bool)
+    variance = 1 / inverse_diagonal(h[0], keep, TINY, "layer", model.note)
+    torch.testing.assert_close(variance, torch.tensor([[1.0, 4.0, 9.0]] * 2).double(), rtol=1e-5, atol=0)
+
+
+def test_a_weight_that_others_can_replace_goes_before_a_smaller_one_that_they_cannot() -> None:
+    """Two inputs that are nearly the same: either goes for little, though both weights are large."""
+    module = nn.Linear(3, 1).eval()
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[3.0, 3.0, 0.5]]))
+    x = rand(200, 3)
+    x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
+    model = taylor(module, x, torch.zeros(200, 1), kind="values", damping=1e-6)
+    scores = registry.load("saliency", "obs").score(
+        model, model.network, model.network.dense_masks(), torch.Generator()
+    )
+    first, second, third = scores["weight"][0].tolist()
+    assert max(first, second) < 0.1 * third
