@@ -87,12 +87,21 @@ class Objective:
         root = p.sqrt()
         return torch.diag_embed(root) - p.unsqueeze(2) * root.unsqueeze(1)
 
-    def sampled_factor(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
-        """One random s (B, K) with E[s s'] = H: the gradient for a label that the network itself draws."""
+    def draws(self, samples: int, outputs: int, seed: int) -> Tensor:
+        """Uniform random numbers for :meth:`sampled_factor`, a row a sample: the same however samples are batched."""
+        columns = 1 if self.kind == "classes" else outputs
+        return torch.rand(samples, columns, generator=torch.Generator().manual_seed(seed))
+
+    def sampled_factor(self, outputs: Tensor, uniform: Tensor) -> Tensor:
+        """One random s (B, K) with E[s s'] = H, from its samples' rows of :meth:`draws`.
+
+        For classes the gradient for a label that the network itself draws, for values random signs.
+        """
+        uniform = uniform.to(outputs.device)
         if self.kind == "values":
-            return torch.randn(outputs.shape, generator=generator).to(outputs)
+            return torch.where(uniform < 0.5, -1.0, 1.0).to(outputs.dtype)
         p = outputs.softmax(1)
-        label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device).squeeze(1)
+        label = (p.cumsum(1) < uniform).sum(1).clamp_max(p.shape[1] - 1)
         return p - nn.functional.one_hot(label, p.shape[1])
 
     def _wanted(self, outputs: Tensor, reference: Tensor) -> Tensor:

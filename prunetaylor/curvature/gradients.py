@@ -133,7 +133,7 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     samples = 0
     with _recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            for vector, scale, last in _directions(risk, outputs, seed + samples):
+            for vector, scale, last in _directions(risk, outputs, samples, seed):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
@@ -153,8 +153,8 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     samples = 0
     with _recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            generator = torch.Generator().manual_seed(seed + samples)
-            vector = risk.objective.sampled_factor(outputs.detach(), generator)
+            draws = risk.objective.draws(risk.batches.samples, outputs.shape[1], seed)[samples : samples + len(x)]
+            vector = risk.objective.sampled_factor(outputs.detach(), draws)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -173,7 +173,7 @@ def _channels(squares: Tensor) -> Tensor:
     return squares.flatten(2).sum((0, 2))
 
 
-def _directions(risk: Risk, outputs: Tensor, seed: int) -> Iterator[tuple[Tensor, float, bool]]:
+def _directions(risk: Risk, outputs: Tensor, start: int, seed: int) -> Iterator[tuple[Tensor, float, bool]]:
     """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
     detached = outputs.detach()
     if detached.shape[1] <= EXACT_OUTPUTS:
@@ -181,9 +181,11 @@ def _directions(risk: Risk, outputs: Tensor, seed: int) -> Iterator[tuple[Tensor
         for k in range(factor.shape[2]):
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
         return
-    generator = torch.Generator().manual_seed(seed)
     for draw in range(DRAWS):
-        yield risk.objective.sampled_factor(detached, generator), 1 / DRAWS, draw == DRAWS - 1
+        # Seeds far apart: neighbouring ones are other runs'.
+        draws = risk.objective.draws(risk.batches.samples, detached.shape[1], seed + draw * 1_000_003)
+        uniform = draws[start : start + len(detached)]
+        yield risk.objective.sampled_factor(detached, uniform), 1 / DRAWS, draw == DRAWS - 1
 
 
 def _add_squares(

@@ -310,3 +310,13 @@ def test_nothing_is_left_behind() -> None:
     assert not any(child._forward_hooks for child in module.modules())
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_sampled_labels_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
+    module, x, _ = case("linear")
+    layers = Network.of(module).layers
+    for fit in (gauss_newton_diagonal, output_sensitivity):
+        whole, small = fit(risk(module, x, size=100), layers, 0), fit(risk(module, x, size=2), layers, 0)
+        for name, value in whole.items():
+            torch.testing.assert_close(small[name], value)

@@ -1,0 +1,150 @@
+"""One-shot pruning by every method on the same checkpoint, samples and layers: a table and a plot.
+
+    python benchmarks/one_shot.py resnet20 --checkpoint FILE --data folder:DIR [--sparsity 0.7 0.8] [--seeds 0 1 2]
+    python benchmarks/one_shot.py lenet --checkpoint lenet.pt
+    python benchmarks/one_shot.py resnet20 --show        # the table and the plot of what has been measured
+
+Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from prunetaylor.config.resolve import from_values
+from prunetaylor.pipeline import open_job, run
+from prunetaylor.progress import Silent
+
+HERE = Path(__file__).parent
+
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"prune.method": "magnitude"},
+    "magnitude + batch norm": {"prune.method": "magnitude", "prune.repair": "batch-norm"},
+    "magnitude + least squares": {"prune.method": "magnitude", "prune.repair": "least-squares"},
+    "OBD": {"prune.method": "obd"},
+    "OBD + least squares": {"prune.method": "obd", "prune.repair": "least-squares"},
+    "OBS, one stage": {"prune.method": "obs", "prune.stages": 1},
+    "OBS in stages (default)": {},
+}
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet20": {
+        "model.arch": f"{HERE.parent / 'configs' / 'resnet20_cifar.py'}:resnet20",
+        "data.normalize": "imagenet",
+    },
+    "lenet": {},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args()
+    results = HERE / f"one_shot-{args.network}.jsonl"
+    if not args.show:
+        common = {**NETWORKS[args.network], "model.checkpoint": args.checkpoint, "finetune.epochs": 0}
+        if args.data:
+            common["data.source"] = args.data
+        measure(results, common, args.methods, args.sparsity, args.seeds)
+    show(results, HERE / f"one_shot-{args.network}.svg")
+
+
+def measure(
+    results: Path, common: dict[str, Any], methods: list[str], sparsities: list[float], seeds: list[int]
+) -> None:
+    done = {(r["method"], r["sparsity"], r["seed"]) for r in read(results)}
+    for seed in seeds:
+        for sparsity in sparsities:
+            for method in methods:
+                if (method, sparsity, seed) in done:
+                    continue
+                start = time.perf_counter()
+                config = from_values({**common, **METHODS[method], "prune.sparsity": sparsity, "seed": seed}).config
+                outcome = run(open_job(config, trusted_arch=True, trusted_data=True, progress=Silent()), Silent())
+                row = {
+                    "method": method,
+                    "sparsity": sparsity,
+                    "seed": seed,
+                    "dense": outcome.dense.metrics["top1"],
+                    "top1": outcome.pruned.metrics["top1"],
+                    "seconds": round(time.perf_counter() - start, 1),
+                    "stages": [[s.sparsity, s.predicted_change, s.measured_change] for s in outcome.stages],
+                }
+                with results.open("a") as out:
+                    out.write(json.dumps(row) + "\n")
+                print(method, sparsity, seed, f"{row['top1']:.2f} in {row['seconds']:.0f} s", flush=True)
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def show(results: Path, picture: Path) -> None:
+    """Print the table (top-1 in percent, mean over seeds, with the spread where there are several) and draw the plot."""
+    rows = read(results)
+    cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cells[row["method"]][row["sparsity"]].append(row["top1"])
+    sparsities = sorted({row["sparsity"] for row in rows})
+    dense = statistics.mean(row["dense"] for row in rows)
+    print(f"dense {dense:.2f}\n")
+    print("| method | " + " | ".join(f"{s:.0%}" for s in sparsities) + " |")
+    print("| --- |" + " ---: |" * len(sparsities))
+    for method in METHODS:
+        if method in cells:
+            print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
+    _draw(cells, rows, dense, picture)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]], dense: float, picture: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "prunetaylor"  # the same picture from the same numbers
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for method in METHODS:
+        if method in cells:
+            points = sorted((100 * s, statistics.mean(v)) for s, v in cells[method].items())
+            strong = {"linewidth": 2.5, "color": "black"} if "default" in method else {"linewidth": 1.2}
+            left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **strong)
+    left.axhline(dense, color="grey", linestyle=":", linewidth=1)
+    left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
+    left.legend(fontsize=7, loc="lower left")
+    pairs = [(p, m) for row in rows if "default" in row["method"] for _, p, m in row["stages"] if p and m and m > 0 < p]
+    if pairs:
+        right.scatter(*zip(*pairs, strict=True), s=12, color="black")
+        ends = [min(map(min, pairs)), max(map(max, pairs))]
+        right.plot(ends, ends, color="grey", linewidth=1)
+        for factor in (0.5, 2):
+            right.plot(ends, [factor * e for e in ends], color="grey", linestyle=":", linewidth=1)
+        right.set(
+            xscale="log", yscale="log", xlabel="predicted change of the error", ylabel="measured, held-out samples"
+        )
+        right.set_title("each stage: predicted against measured")
+    figure.savefig(picture, metadata={"Date": None})
+    print(f"\n{picture}")
+
+
+if __name__ == "__main__":
+    main()
