@@ -92,7 +92,7 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def show(results: Path, picture: Path) -> None:
-    """Print the table (top-1 in percent, mean over seeds, with the spread where there are several) and draw the plot."""
+    """Print the table (top-1 in percent, mean and spread over seeds) and draw the plot."""
     rows = read(results)
     cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
