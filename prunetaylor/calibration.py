@@ -13,6 +13,12 @@ from prunetaylor.job import Job
 from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk, all_outputs, check_deterministic
 
+CHUNK_ELEMENTS = 1 << 21
+"""Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many.
+
+13 images of 3 x 224 x 224, or data.batch_size of small ones. No result depends on it beyond rounding.
+"""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -41,6 +47,10 @@ class Calibration:
             raise DataError(
                 f"{len(chosen)} training samples are too few to calibrate with", "give at least two, better a thousand"
             )
-        fit, holdout = (job.batches(pool.subset(part).in_memory()) for part in (chosen[held:], chosen[:held]))
+        each = pool.fetch(chosen[:1])[0].numel()
+        size = max(1, min(job.config.data.batch_size, CHUNK_ELEMENTS // max(1, each)))
+        fit, holdout = (
+            job.batches(pool.subset(part).in_memory(), batch_size=size) for part in (chosen[held:], chosen[:held])
+        )
         check_deterministic(dense, fit)
         return cls(*(Part(batches, *all_outputs(dense, batches)) for batches in (fit, holdout)))

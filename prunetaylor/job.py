@@ -61,10 +61,7 @@ class Job:
         return Batches(
             split,
             self.samples.preprocess,
-            batch_size=cfg.batch_size,
-            device=self.device,
-            workers=workers(cfg),
-            **how,
+            **{"batch_size": cfg.batch_size, "device": self.device, "workers": workers(cfg), **how},
         )
 
     def identity(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, Watcher, sweep
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import sparsities
+from prunetaylor.selection.step import Step
 
 UNREACHED = "no calibration sample reaches it as a module of its own"
 
@@ -147,16 +148,24 @@ class Stages:
         self.done.append(Stage(target, predicted, measured, ratio, time.perf_counter() - start))
 
     def _select(self, target: float, model: TaylorModel | None) -> None:
-        layers, structure = self.job.network.layers, self.structure
-        scores = self.criterion.score(model, self.job.network, self.masks, self.generator)
-        kept = keep_best(
-            [structure.groups(layer, scores[layer.parameter]) for layer in layers],
-            [~self.masks[layer.parameter].flatten() for layer in layers],
-            round(target * self.job.network.prunable),
-            [layer.name for layer in layers],
-        )
-        self.masks = {layer.parameter: structure.mask(layer, keep) for layer, keep in zip(layers, kept, strict=True)}
-        apply_masks(self.job.network.module, self.masks)
+        network, structure = self.job.network, self.structure
+        removed = round(target * network.prunable)
+        if hasattr(self.criterion, "solve"):
+            step: Step = self.criterion.solve(model, network, self.masks, removed, self.generator)
+            self.masks = step.masks
+            with torch.no_grad():
+                for layer in network.layers:
+                    layer.weight.add_(step.displacement[layer.parameter].to(layer.weight))
+        else:
+            scores = self.criterion.score(model, network, self.masks, self.generator)
+            kept = keep_best(
+                [structure.groups(layer, scores[layer.parameter]) for layer in network.layers],
+                [~self.masks[layer.parameter].flatten() for layer in network.layers],
+                removed,
+                [layer.name for layer in network.layers],
+            )
+            self.masks = {x.parameter: structure.mask(x, keep) for x, keep in zip(network.layers, kept, strict=True)}
+        apply_masks(network.module, self.masks)
 
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()

@@ -2,7 +2,10 @@
 
 A criterion is a function ``score(model: TaylorModel | None, network, masks, generator) -> {parameter name: Tensor}``
 that gives every prunable weight the estimated increase of the error if it goes (the removed ones' scores are not
-looked at), and says beside it:
+looked at).
+
+A solver that chooses the weights and moves the others at once has ``solve(model, network, masks, removed, generator) ->
+Step`` instead, with ``removed`` the number of weights that are gone after it. Both say beside it:
 
     NEEDS    "nothing", "samples" or "labels": what it cannot do without
     REPAIR   what ``prune.repair: auto`` means for it

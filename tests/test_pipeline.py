@@ -1,0 +1,305 @@
+"""Whole runs from Python, on tiny networks: what is promised of every outcome, and what each setting changes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import Attention, ConvNet, Idle, Pair, Recording, curve, mlp, quadrants, trained
+
+from prunetaylor import prune, registry
+from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import draw
+from prunetaylor.job import make_job
+from prunetaylor.config.resolve import from_values
+from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline import run
+from prunetaylor.progress import Silent
+
+TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
+
+
+def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (outputs - targets).square().sum(1).mean()
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 60)
+
+
+@pytest.fixture(scope="module")
+def smooth() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(mlp(), curve(400, 1), half_square, 300)
+
+
+def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settings: object) -> Outcome:
+    """A run with few samples; ``a__b`` is the setting a.b."""
+    more = {key.replace("__", "."): value for key, value in settings.items() if "__" in key or key in ("metric", "seed")}
+    direct = {key: value for key, value in settings.items() if key.replace("__", ".") not in more}
+    usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    return prune(model, train, test, settings=usual | more, **direct)
+
+
+def assert_truthful(outcome: Outcome, dense: nn.Module, sparsity: float) -> None:
+    """Counts are exact, masks are what the weights say, and the account adds up."""
+    weights = outcome.module.state_dict()
+    for name, mask in outcome.masks.items():
+        assert mask.dtype == torch.bool
+        assert mask.shape == weights[name].shape
+        assert not weights[name][~mask].any()
+    removed = sum(int((~mask).sum()) for mask in outcome.masks.values())
+    assert removed == round(sparsity * outcome.sparsity.prunable) == outcome.sparsity.removed
+    assert outcome.sparsity.asked == sparsity
+    assert outcome.sparsity.obtained == removed / outcome.sparsity.prunable
+    assert {f"{layer.name}.weight": layer.removed for layer in outcome.layers} == {
+        name: int((~mask).sum()) for name, mask in outcome.masks.items()
+    }
+    assert outcome.sparsity.prunable == sum(mask.numel() for mask in outcome.masks.values())
+    for side, module in ((outcome.dense, dense), (outcome.pruned, outcome.module)):
+        assert side.parameters == sum(p.numel() for p in module.parameters())
+        assert side.nonzero == sum(int(p.count_nonzero()) for p in module.parameters())
+        assert side.flops_nonzero <= side.flops
+    assert not outcome.module.training
+
+
+def same_bits(one: Outcome, other: Outcome) -> None:
+    assert one.module.state_dict().keys() == other.module.state_dict().keys()
+    for name, tensor in one.module.state_dict().items():
+        torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=0, atol=0)
+    for name, mask in one.masks.items():
+        assert torch.equal(other.masks[name], mask)
+
+
+def top1(module: nn.Module, data: Pair) -> float:
+    with torch.no_grad():
+        return 100 * float((module(data[0]).argmax(1) == data[1]).double().mean())
+
+
+@pytest.mark.parametrize("sparsity", [0, 1e-6, 0.3, 0.5, 2 / 3, 0.9, 0.999])
+@pytest.mark.parametrize("method", ["obs", "magnitude"])
+def test_exactly_so_many_weights_go_and_the_network_given_stays(conv: nn.Module, method: str, sparsity: float) -> None:
+    before, was_training = copy.deepcopy(conv.state_dict()), conv.training
+    outcome = quick(conv, sparsity=sparsity, prune__method=method)
+    assert_truthful(outcome, conv, sparsity)
+    assert outcome.module is not conv
+    assert conv.training == was_training
+    assert all(p.grad is None and p.requires_grad for p in conv.parameters())
+    for name, tensor in conv.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert outcome.dense.metrics["top1"] == pytest.approx(top1(conv, TEST))
+    assert outcome.pruned.metrics["top1"] == pytest.approx(top1(outcome.module, TEST))
+    assert outcome.drop.value == pytest.approx(outcome.dense.metrics["top1"] - outcome.pruned.metrics["top1"])
+    assert outcome.drop.low <= outcome.drop.value <= outcome.drop.high
+    if sparsity == 0:
+        assert outcome.stages == []
+        for name, tensor in outcome.module.state_dict().items():
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", registry.names("saliency"))
+def test_every_method_of_the_registry(conv: nn.Module, method: str) -> None:
+    outcome = quick(conv, sparsity=0.5, prune__method=method)
+    assert_truthful(outcome, conv, 0.5)
+    assert len(outcome.stages) == 1
+    assert outcome.stages[0].gain_ratio is not None
+
+
+def test_taylor_beats_magnitude_and_magnitude_random(conv: nn.Module) -> None:
+    how = {"sparsity": 0.7, "prune__stages": "auto"}
+    loss = {m: quick(conv, prune__method=m, **how).pruned.metrics["loss"] for m in registry.names("saliency")}
+    assert loss["obs"] < min(loss["magnitude"], loss["obd"])
+    assert max(loss["magnitude"], loss["obd"]) < loss["random"]
+
+
+def test_regression(smooth: nn.Module) -> None:
+    data, test = curve(400, 1), curve(200, 2)
+    outcome = quick(smooth, data, test, sparsity=0.5, metric="loss")
+    assert_truthful(outcome, smooth, 0.5)
+    assert outcome.goal == "min"
+    assert outcome.drop is None
+    with torch.no_grad():
+        expected = float(half_square(outcome.module(test[0]), test[1]))
+    assert outcome.pruned.metrics == {"loss": pytest.approx(expected, rel=1e-5)}
+    one_output = mlp(outputs=1)
+    flat = quick(one_output, (data[0], data[1][:, 0]), sparsity=0.5, metric="loss", test=None)
+    assert_truthful(flat, one_output, 0.5)
+
+
+def test_a_transformer() -> None:
+    dense = trained(Attention(), TRAIN, cross_entropy, 80)
+    assert top1(dense, TEST) > 80
+    outcome = quick(dense, sparsity=0.5)
+    assert_truthful(outcome, dense, 0.5)
+    pruned = {layer.name for layer in outcome.layers}
+    assert pruned == {"embed", "encoder.linear1", "encoder.linear2", "head"}
+    skipped = {one.name: one.why for one in outcome.skipped}
+    assert "not the weight of a convolution or linear layer" in skipped["encoder.self_attn.in_proj_weight"]
+    assert "no calibration sample reaches it" in skipped["encoder.self_attn.out_proj"]
+    assert outcome.drop.value < 10
+
+
+def test_a_module_that_never_runs_is_left_alone_and_named(conv: nn.Module) -> None:
+    outcome = quick(Idle(conv), sparsity=0.5)
+    assert {one.name: one.why for one in outcome.skipped} == {
+        "idle": "no calibration sample reaches it as a module of its own"
+    }
+    assert "idle.weight" not in outcome.masks
+    alone = quick(conv, sparsity=0.5)
+    assert outcome.sparsity == alone.sparsity
+    for name, mask in alone.masks.items():
+        assert torch.equal(outcome.masks[f"used.{name}"], mask)
+
+
+def test_layers_can_be_kept_and_chosen(conv: nn.Module) -> None:
+    kept = quick(conv, sparsity=0.5, prune__exclude=["fc"])
+    assert set(kept.masks) == {"conv1.weight", "conv2.weight"}
+    assert ("fc", "matched by prune.exclude") in {(one.name, one.why) for one in kept.skipped}
+    torch.testing.assert_close(kept.module.fc.weight, conv.fc.weight, rtol=0, atol=0)
+    chosen = quick(conv, sparsity=0.5, prune__include=["conv*"])
+    same_bits(kept, chosen)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(True, "cross-entropy with labels"), (False, "no labels"), ("auto", "no labels")]
+)
+def test_the_error_is_of_the_labels_where_asked(conv: nn.Module, labels: object, said: str) -> None:
+    outcome = quick(conv, sparsity=0.5, calibration__labels=labels)
+    [choice] = [line for line in outcome.choices if line.startswith("error: ")]
+    assert said in choice
+    assert not outcome.first_order.kept
+
+
+def test_a_network_far_from_convergence_is_noticed() -> None:
+    torch.manual_seed(0)
+    outcome = quick(ConvNet(), sparsity=0.5, calibration__samples=240)
+    assert outcome.first_order.gradient_norm > 2 * outcome.first_order.noise_norm
+    assert outcome.first_order.share > 0.5
+    assert outcome.first_order.kept
+    assert any("cross-entropy with labels" in line for line in outcome.choices)
+    forced = quick(ConvNet(), sparsity=0.5, calibration__labels=False)
+    assert not forced.first_order.kept
+
+
+def test_without_labels_the_labels_change_nothing(conv: nn.Module) -> None:
+    wrong = (TRAIN[0], (TRAIN[1] + 1) % 4)
+    same_bits(*(quick(conv, data, sparsity=0.6, calibration__labels=False) for data in (TRAIN, wrong)))
+
+
+def test_keeping_the_first_order_term_adds_the_gradient_times_the_move(conv: nn.Module) -> None:
+    how = {"sparsity": 0.3, "prune__method": "magnitude", "calibration__labels": True, "calibration__samples": 240}
+    keep, drop = (quick(conv, prune__first_order=way, **how) for way in ("keep", "drop"))
+    same_bits(keep, drop)
+    assert keep.first_order.kept
+    assert not drop.first_order.kept
+    order = draw(from_python(TRAIN).train, 240, torch.Generator().manual_seed(0))
+    fitted = torch.tensor(order[48:])  # a fifth is held out
+    network = copy.deepcopy(conv)
+    cross_entropy(network(TRAIN[0][fitted]), TRAIN[1][fitted]).backward()
+    after = dict(keep.module.named_parameters())
+    expected = sum(float((p.grad * (after[n] - p).detach()).sum()) for n, p in network.named_parameters())
+    added = keep.stages[0].predicted_change - drop.stages[0].predicted_change
+    assert added == pytest.approx(expected, rel=1e-3)
+
+
+def test_predicted_is_what_is_measured_where_the_expansion_holds(smooth: nn.Module) -> None:
+    for method, repair in (("obs", "auto"), ("magnitude", "none"), ("obd", "none")):
+        how = {"prune__method": method, "prune__repair": repair, "calibration__holdout": 0.5}
+        outcome = quick(smooth, curve(2000, 3), sparsity=0.1, metric="loss", calibration__samples=2000, test=None, **how)
+        [stage] = outcome.stages
+        assert stage.measured_change > 0
+        assert stage.gain_ratio == pytest.approx(1, abs=0.2)
+        assert stage.gain_ratio == pytest.approx(stage.measured_change / stage.predicted_change)
+
+
+def test_stages(conv: nn.Module) -> None:
+    outcome = quick(conv, sparsity=0.8, prune__stages=3)
+    assert [stage.sparsity for stage in outcome.stages] == pytest.approx([1 - 0.2 ** (1 / 3), 1 - 0.2 ** (2 / 3), 0.8])
+    assert all(stage.seconds > 0 and stage.gain_ratio is not None for stage in outcome.stages)
+    assert_truthful(outcome, conv, 0.8)
+    assert len(quick(conv, sparsity=0.8, prune__stages="auto").stages) == 5
+    assert len(quick(conv, sparsity=0.8, prune__stages="auto", prune__method="magnitude").stages) == 1
+
+
+def test_each_repair_moves_what_it_says(conv: nn.Module) -> None:
+    found = {way: quick(conv, sparsity=0.6, prune__repair=way) for way in ("none", "batch-norm", "least-squares")}
+    dense = conv.state_dict()
+    for name, mask in found["none"].masks.items():
+        for way in ("none", "batch-norm"):
+            torch.testing.assert_close(found[way].module.state_dict()[name], dense[name] * mask, rtol=0, atol=0)
+        assert torch.equal(found["least-squares"].masks[name], mask)  # one stage: the selection comes first
+        solved = found["least-squares"].module.state_dict()[name]
+        assert not torch.allclose(solved[mask], dense[name][mask], rtol=1e-2)
+    for key in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
+        torch.testing.assert_close(found["none"].module.state_dict()[key], dense[key], rtol=0, atol=0)
+        assert not torch.allclose(found["batch-norm"].module.state_dict()[key], dense[key])
+    loss = {way: outcome.pruned.metrics["loss"] for way, outcome in found.items()}
+    assert loss["least-squares"] < loss["batch-norm"] < loss["none"]
+
+
+def test_the_same_seed_gives_the_same_bits(conv: nn.Module) -> None:
+    how = {"sparsity": 0.7, "prune__stages": 2, "finetune__epochs": 1, "augment": "crop-flip"}
+    one = quick(conv, seed=3, **how)
+    torch.manual_seed(99)  # nothing may hang on torch's global state
+    torch.rand(7)
+    before = torch.get_rng_state()
+    same_bits(one, quick(conv, seed=3, **how))
+    assert torch.equal(torch.get_rng_state(), before)
+    other = quick(conv, seed=4, **how)
+    assert not torch.equal(one.module.fc.weight, other.module.fc.weight)
+
+
+def test_the_size_of_batches_matters_no_more_than_rounding(conv: nn.Module) -> None:
+    one, other = (quick(conv, sparsity=0.7, prune__stages=2, data__batch_size=size) for size in (7, 240))
+    for name, mask in one.masks.items():
+        assert torch.equal(other.masks[name], mask)
+    for name, tensor in one.module.state_dict().items():
+        torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert one.stages[-1].predicted_change == pytest.approx(other.stages[-1].predicted_change, rel=1e-3)
+    assert one.dense.metrics == pytest.approx(other.dense.metrics)
+
+
+def reads(conv: nn.Module, **settings: object) -> int:
+    """Distinct training samples that a run reads once its job is open."""
+    data = Recording(TRAIN)
+    config = from_values(
+        {"data.workers": 0, "finetune.epochs": 0, **{k.replace("__", "."): v for k, v in settings.items()}}
+    ).config
+    samples = from_python(data, TEST)
+    job = make_job(config, copy.deepcopy(conv), samples, torch.device("cpu"), choices=[])
+    data.seen.clear()
+    run(job, Silent())
+    return len(set(data.seen))
+
+
+@pytest.mark.parametrize("method", registry.names("saliency"))
+@pytest.mark.parametrize("repair", ["auto", "batch-norm"])
+def test_calibration_samples_are_all_that_a_run_sees(conv: nn.Module, method: str, repair: str) -> None:
+    how = {"prune__method": method, "prune__repair": repair, "calibration__labels": True, "prune__stages": 2}
+    assert reads(conv, calibration__samples=30, **how) == 30
+
+
+def test_resampling_sees_so_many_fresh_ones_at_every_stage(conv: nn.Module) -> None:
+    how = {"calibration__samples": 30, "prune__stages": 3}
+    assert reads(conv, **how) == 30
+    assert 30 < reads(conv, calibration__resample=True, **how) <= 90
+
+
+def test_a_run_from_python_reads_few_samples_more_to_know_the_data_by(conv: nn.Module) -> None:
+    data = Recording(TRAIN)
+    quick(conv, data, calibration__samples=30)
+    assert 30 <= len(set(data.seen)) <= 30 + 17  # the fingerprint's, and the first, which shows shape and type
+
+
+def test_what_reports_decides_nothing(conv: nn.Module) -> None:
+    other = quadrants(50, 7)
+    for epochs in (0, 2):
+        how = {"sparsity": 0.7, "finetune__epochs": epochs}
+        one = quick(conv, TRAIN, TEST, **how)
+        same_bits(one, quick(conv, TRAIN, (other[0] * 3, (other[1] + 1) % 4), **how))
+    assert [epoch.validation for epoch in one.epochs] == pytest.approx([100, 100], abs=30)

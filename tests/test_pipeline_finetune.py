@@ -1,0 +1,104 @@
+"""Whole runs with fine-tuning: what is trained on, what chooses, what stays zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_pipeline import TEST, TRAIN, assert_truthful, quick, same_bits, top1
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, Pair, curve, mlp, quadrants, trained
+
+from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import draw
+from prunetaylor.errors import DataError, NumericsError
+
+CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 60)
+
+
+def mean_loss(module: nn.Module, data: Pair) -> float:
+    with torch.no_grad():
+        return float(cross_entropy(module(data[0]), data[1]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fine_tuning_wins_back_what_pruning_lost_and_zeros_stay(conv: nn.Module, optimizer: str) -> None:
+    cut = quick(conv, **CUT)
+    more = {**CUT, "finetune__epochs": 4, "finetune__optimizer": optimizer}
+    tuned = quick(conv, **more)
+    assert_truthful(tuned, conv, 0.85)
+    assert tuned.pruned.metrics["loss"] < 0.7 * cut.pruned.metrics["loss"]
+    assert [epoch.epoch for epoch in tuned.epochs] == [1, 2, 3, 4]
+    assert tuned.epochs[-1].loss < tuned.epochs[0].loss
+    assert tuned.seconds["fine-tune"] > 0
+    assert any(line.startswith("learning rate 0.02: as asked") for line in tuned.choices)
+    assert cut.epochs == []
+
+
+def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module) -> None:
+    """Validation samples that contradict the training make the first epoch the best, whatever the test says."""
+    x, y = quadrants(80, 5)
+    against = (x, (y + 1) % 4)
+    outcome = quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4)
+    values = [epoch.validation for epoch in outcome.epochs]
+    assert values == sorted(values)
+    assert values[0] < values[-1]
+    assert mean_loss(outcome.module, against) == pytest.approx(values[0], rel=1e-5)
+    for_it = quick(conv, **CUT, validation=(x, y), metric="top1", finetune__epochs=4)
+    values = [epoch.validation for epoch in for_it.epochs]
+    assert top1(for_it.module, (x, y)) == pytest.approx(max(values))
+
+
+def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(conv: nn.Module) -> None:
+    train = from_python(TRAIN).train
+    order = draw(train, len(train), torch.Generator().manual_seed(0))
+    held, used = order[:24], order[24:]  # data.validation is a tenth
+    x, y = TRAIN[0].clone(), TRAIN[1].clone()
+    x[held], y[held] = 5.0, 0
+    how = {"sparsity": 0.7, "finetune__epochs": 1, "calibration__samples": 1000, "data__batch_size": 32}
+    one = quick(conv, **how)
+    same_bits(one, quick(conv, (x, y), **how))
+    assert f"validation: 24 of the {len(train)} training samples, kept out of calibration and fine-tuning" in one.choices
+    x[used[0]] = 5.0
+    changed = quick(conv, (x, y), **how)
+    assert not torch.equal(changed.module.fc.weight, one.module.fc.weight)
+
+
+def test_distillation_follows_the_dense_network_and_not_the_labels(conv: nn.Module) -> None:
+    """With labels that say nothing only the dense network can teach."""
+    noise = (TRAIN[0], torch.randint(4, (240,), generator=torch.Generator().manual_seed(3)))
+    how = {**CUT, "finetune__epochs": 6, "validation": TRAIN}
+    taught = quick(conv, noise, **how, finetune__distill__weight=1.0)
+    assert_truthful(taught, conv, 0.85)
+    misled = quick(conv, noise, **how, metric="loss")
+    assert taught.drop.value < 8
+    assert taught.pruned.metrics["loss"] < 0.7 * misled.pruned.metrics["loss"]
+
+
+def test_regression_fine_tunes_and_distils() -> None:
+    data, test = curve(400, 1), curve(200, 2)
+    dense = trained(mlp(), data, lambda z, t: 0.5 * (z - t).square().sum(1).mean(), 200)
+    how = {"sparsity": 0.8, "prune__method": "magnitude", "metric": "loss", "finetune__lr": 0.02}
+    cut = quick(dense, data, test, **how)
+    for weight in (0.0, 0.5):
+        tuned = quick(dense, data, test, **how, finetune__epochs=8, finetune__distill__weight=weight)
+        assert_truthful(tuned, dense, 0.8)
+        assert tuned.pruned.metrics["loss"] < 0.8 * cut.pruned.metrics["loss"]
+
+
+def test_too_few_samples_to_choose_by(conv: nn.Module) -> None:
+    few = (TRAIN[0][:4], TRAIN[1][:4])
+    with pytest.raises(DataError, match=r"4 training samples are too few.*validation\n.*--epochs 0"):
+        quick(conv, few, sparsity=0.5, finetune__epochs=1)
+    assert_truthful(quick(conv, few, sparsity=0.5), conv, 0.5)
+
+
+def test_training_that_diverges_is_an_error(conv: nn.Module) -> None:
+    with pytest.raises(NumericsError, match=r"(?s)loss is (nan|inf).*finetune\.lr"):
+        quick(conv, sparsity=0.5, finetune__epochs=3, finetune__lr=1e30, finetune__warmup=0.0)
