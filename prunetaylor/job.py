@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from prunetaylor.checkpoint.architecture import known_network, resolve
 from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
-from prunetaylor.data.samples import Batches, Samples, Split, check_targets
+from prunetaylor.data.samples import Batches, Checked, Samples, Split, check_targets
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
@@ -172,7 +172,7 @@ def pick_device(asked: str) -> tuple[torch.device, str]:
 
 
 def _kind(job: Job, samples: Samples) -> Kind:
-    """Whether targets are classes, checked against the network's outputs and the metric."""
+    """Whether targets are classes; the job's samples are checked against the network's outputs and the metric."""
     x, y = next(iter(job.batches(samples.test.subset([0]))))
     with evaluating(job.network.module), torch.no_grad():
         outputs = _first_outputs(job.network.module, x)
@@ -185,11 +185,23 @@ def _kind(job: Job, samples: Samples) -> Kind:
             f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values",
             "give one class id a sample, or floating-point targets of the outputs' size",
         )
-    for name, split in (("training targets", samples.train), ("test targets", samples.test)):
-        targets = split.targets()
-        if targets is not None:
-            check_targets(targets, outputs.shape[1], name)
+    validation = samples.validation
+    job.samples = replace(
+        samples,
+        train=_with_classes(samples.train, outputs.shape[1], "training targets"),
+        test=_with_classes(samples.test, outputs.shape[1], "test targets"),
+        validation=None if validation is None else _with_classes(validation, outputs.shape[1], "validation targets"),
+    )
     return "classes"
+
+
+def _with_classes(split: Split, outputs: int, name: str) -> Split:
+    """The split with its class ids checked: now where they are known, else when they are read."""
+    targets = split.targets()
+    if targets is None:
+        return Checked(split, outputs, name)
+    check_targets(targets, outputs, name)
+    return split
 
 
 def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:

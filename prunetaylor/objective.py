@@ -79,6 +79,13 @@ class Objective:
         p = outputs.softmax(1)
         return (p * moved.square()).sum(1) - (p * moved).sum(1).square()
 
+    def product(self, outputs: Tensor, moved: Tensor) -> Tensor:
+        """Hv of each sample (B, K), H and v as in :meth:`second`."""
+        if self.kind == "values":
+            return moved
+        weighted = outputs.softmax(1) * moved
+        return weighted - outputs.softmax(1) * weighted.sum(1, keepdim=True)
+
     def factor(self, outputs: Tensor) -> Tensor:
         """S (B, K, K) with S S' = H: the exact sum over outputs that a Gauss-Newton diagonal runs over."""
         if self.kind == "values":

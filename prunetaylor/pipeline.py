@@ -17,8 +17,8 @@ from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data import augment
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import Split, draw
-from prunetaylor.errors import DataError
+from prunetaylor.data.samples import Batches, Split, draw
+from prunetaylor.errors import DataError, NumericsError
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
@@ -30,7 +30,7 @@ from prunetaylor.objective import Objective
 from prunetaylor.outcome import Epoch, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.masks import check_masks
-from prunetaylor.repair.train import peak_lr, precision, train
+from prunetaylor.repair.train import distillation_share, peak_lr, precision, train
 from prunetaylor.stages import Stages
 
 __all__ = ["Job", "evaluate", "open_job", "prune", "run"]
@@ -168,6 +168,9 @@ def _finetune(
     lr, lr_reason = peak_lr(config.finetune)
     kind, kind_reason = precision(config.finetune, job.device)
     name = str(kind).removeprefix("torch.")
+    share = distillation_share(config.finetune.distill)
+    if share and config.finetune.distill.weight == "auto":
+        stages.choices.append(f"distillation: {share:g} of the loss, as the dense network is at hand")
     stages.choices += [f"learning rate {lr:g}: {lr_reason}", f"precision {name}: {kind_reason}"]
     objective = Objective(job.kind, "task")
     best, best_state = -math.inf, snapshot(module)
@@ -181,13 +184,13 @@ def _finetune(
         options=config.finetune,
         epochs=job.epochs,
         loss=lambda outputs, targets: objective.values(outputs, targets).mean(),
-        teacher=dense if config.finetune.distill.weight else None,
+        teacher=dense if share else None,
         device=job.device,
         generator=generator,
     ):
         progress.step(f"epoch {state.epoch} of {job.epochs}")
         if state.epoch_done:
-            value = evaluate_on(module, chooser, job.kind).metrics[config.metric]
+            value = _validate(job, chooser, state.epoch)
             epochs.append(Epoch(state.epoch, state.epoch_loss, value, time.perf_counter() - start))
             progress.note(f"epoch {state.epoch}: loss {state.epoch_loss:.4f}, validation {config.metric} {value:.2f}")
             start = time.perf_counter()
@@ -196,6 +199,16 @@ def _finetune(
                 best, best_state = gain, snapshot(module)
     restore(module, best_state)
     return epochs
+
+
+def _validate(job: Job, chooser: Batches, epoch: int) -> float:
+    """The metric on the samples that choose. What is not finite now was made so by training: the dense network ran."""
+    try:
+        return evaluate_on(job.network.module, chooser, job.kind).metrics[job.config.metric]
+    except NumericsError as error:
+        raise NumericsError(
+            f"after epoch {epoch} of fine-tuning {error.cause}", "lower finetune.lr, or lengthen finetune.warmup"
+        ) from error
 
 
 def _measure(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:

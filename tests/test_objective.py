@@ -32,6 +32,7 @@ def test_gradient_and_curvature_are_those_of_the_values(kind: str, of: str) -> N
     torch.testing.assert_close(h, output_hessian(z, kind))
     v = rand(5, 4, seed=2).double()
     torch.testing.assert_close(objective.second(z, v), torch.einsum("ni,nij,nj->n", v, h, v))
+    torch.testing.assert_close(objective.product(z, v), torch.einsum("nij,nj->ni", h, v))
     factor = objective.factor(z)
     torch.testing.assert_close(factor @ factor.mT, h)
 

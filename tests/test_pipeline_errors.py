@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from test_pipeline import TEST, TRAIN, quick
-from toys import ConvNet, Idle, Pair, Recording, curve, mlp
 from torch import Tensor, nn
+from toys import ConvNet, Idle, Pair, Recording, curve, mlp
 
 from prunetaylor import prune
 from prunetaylor.config.resolve import from_values

@@ -60,7 +60,7 @@ class DataSection(Section):
     """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
     augment: Literal["auto", "none", "flip", "crop-flip"] = "auto"
     """Random changes of training images; auto: crop-flip for colour images, none otherwise."""
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples a step of fine-tuning, and a forward pass."""
     validation: Annotated[Fraction, Field(gt=0, lt=1)] = 0.1
     """Share of the training set kept out of fine-tuning to choose by, where the source has no validation split."""
@@ -87,7 +87,7 @@ class PruneSection(Section):
     """What goes."""
 
     method: str = "auto"
-    """auto, or the name of a criterion: obs, obd, taylor1, magnitude, random."""
+    """auto, or the name of a criterion: obs, obs_kfac, obs_fisher, obd, taylor1, lamp, magnitude, random."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
     structure: str = "weight"
@@ -103,7 +103,7 @@ class PruneSection(Section):
     damping: Annotated[float, Field(gt=0)] = 0.01
     """The ridge added to a curvature, relative to its mean diagonal."""
     repair: Literal["auto", "least-squares", "batch-norm", "none"] = "auto"
-    """How the kept weights make up for the removed: least-squares includes batch-norm; auto: by method."""
+    """How kept weights make up for removed: least-squares moves them, batch-norm its statistics; auto: by method."""
 
     @field_validator("method")
     @classmethod
@@ -119,9 +119,9 @@ class PruneSection(Section):
 class DistillSection(Section):
     """Fine-tuning towards the dense network's outputs."""
 
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the distillation loss in the training loss; 0: off."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    weight: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Share of the distillation loss in the training loss; 0: off; auto: 0.9."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
     """Softening of both outputs (Hinton et al. 2015)."""
 
 
@@ -133,7 +133,7 @@ class FinetuneSection(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Peak learning rate; auto: 0.01 for sgd, 0.001 for adamw."""
+    """Peak learning rate; auto: 0.05 for sgd, 0.001 for adamw."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

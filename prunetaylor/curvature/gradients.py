@@ -1,22 +1,16 @@
-"""What backward passes tell: the mean gradient, its sampling noise, and diagonals of the Gauss-Newton matrix.
-
-Per-sample gradients come from each layer's inputs and output gradients, caught by hooks: for y = W x at positions p
-the gradient of one sample is sum_p dy_p x_p', a matrix product. Nothing is written into the user's ``p.grad``.
-"""
+"""What backward passes tell: the mean gradient, its sampling noise, and diagonals of the Gauss-Newton matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.curvature.gram import accumulate_type
-from prunetaylor.errors import DataError, NumericsError
-from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
+from prunetaylor.curvature.tape import layer_gradients, recording
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import Layer
 from prunetaylor.risk import Risk
 
 EXACT_OUTPUTS = 16
@@ -25,47 +19,6 @@ DRAWS = 4
 """Labels drawn a sample where the sum over outputs is not exact."""
 _GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
 _ELEMENTS = 1 << 26  # of per-sample gradients at a time: 256 MiB in float32
-
-
-@dataclass
-class _Call:
-    """One use of a layer in one forward pass."""
-
-    layer: Layer
-    module: Prunable
-    x: Tensor
-    y: GradientEdge  # of the output as the layer gave it: an activation may overwrite the tensor
-
-
-@dataclass
-class _Tape:
-    calls: list[_Call] = field(default_factory=list)
-
-    def outputs(self) -> list[GradientEdge]:
-        return [call.y for call in self.calls]
-
-
-@contextmanager
-def _recording(layers: Sequence[Layer]) -> Iterator[_Tape]:
-    """Inputs and outputs of every call of the layers; clear ``calls`` before each pass."""
-    tape = _Tape()
-    handles = []
-    for layer in layers:
-        for module in layer.modules:
-
-            def hook(
-                m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
-            ) -> None:
-                x = inputs[0] if inputs else named["input"]
-                if y.requires_grad:  # a call without a graph has no part in any gradient
-                    tape.calls.append(_Call(layer, m, x.detach(), get_gradient_edge(y)))  # type: ignore[arg-type]
-
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -131,13 +84,14 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     """
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     samples = 0
-    with _recording(layers) as tape:
+    with recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
             for vector, scale, last in _directions(risk, outputs, samples, seed):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
-                _add_squares(total, tape, grads, len(x), scale)
+                for layer, _, each in layer_gradients(tape, grads, len(x), _ELEMENTS):
+                    total[layer.parameter] += scale * layer.tensor(each.square().sum(1))
             samples += len(x)
             tape.calls.clear()
     return {name: value / samples for name, value in total.items()}
@@ -151,7 +105,7 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     """
     total: dict[str, Tensor] = {}
     samples = 0
-    with _recording(layers) as tape:
+    with recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
             draws = risk.objective.draws(risk.batches.samples, outputs.shape[1], seed)[samples : samples + len(x)]
             vector = risk.objective.sampled_factor(outputs.detach(), draws)
@@ -186,47 +140,3 @@ def _directions(risk: Risk, outputs: Tensor, start: int, seed: int) -> Iterator[
         draws = risk.objective.draws(risk.batches.samples, detached.shape[1], seed + draw * 1_000_003)
         uniform = draws[start : start + len(detached)]
         yield risk.objective.sampled_factor(detached, uniform), 1 / DRAWS, draw == DRAWS - 1
-
-
-def _add_squares(
-    total: dict[str, Tensor], tape: _Tape, grads: Sequence[Tensor | None], samples: int, scale: float
-) -> None:
-    """Add the squares of per-sample gradients; the calls of one layer are summed before they are squared."""
-    by_layer: dict[str, list[tuple[_Call, Tensor]]] = {}
-    for call, g in zip(tape.calls, grads, strict=True):
-        if g is not None:
-            by_layer.setdefault(call.layer.parameter, []).append((call, g))
-    for name, uses in by_layer.items():
-        layer = uses[0][0].layer
-        step = max(1, _ELEMENTS // max(layer.weight.numel(), *(_row_elements(c, g, samples) for c, g in uses)))
-        for low in range(0, samples, step):
-            high = min(samples, low + step)
-            each = sum((_sample_gradients(c, g, low, high, samples) for c, g in uses), torch.zeros(()))
-            total[name] += scale * layer.tensor(each.square().sum(1))
-
-
-def _row_elements(call: _Call, g: Tensor, samples: int) -> int:
-    """Elements of one sample's unfolded input; DataError where the rows of the input are no sample's own."""
-    entries = call.x.shape[0]
-    if call.x.dim() == 1 or entries % samples:
-        raise DataError(
-            f"{call.layer.name}: an input of {entries} rows for {samples} samples cannot be told apart by sample",
-            "leave it alone (prune.exclude), or choose a criterion that needs no gradients of single samples",
-        )
-    columns = call.layer.weight.numel() // g.shape[-1 if isinstance(call.module, nn.Linear) else 1]
-    return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
-
-
-def _sample_gradients(call: _Call, g: Tensor, low: int, high: int, samples: int) -> Tensor:
-    """Gradients (G, B, R, C) of samples low..high for one call."""
-    per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
-    x, y = call.x[low * per : high * per], g[low * per : high * per]
-    each = positions(call.module, x, y)
-    flat = torch.arange(x.shape[0] * each, device=x.device)
-    entries, at = flat // each, flat % each
-    rows = input_rows(call.module, x, entries, at, y.shape[2:])
-    outs = output_rows(call.module, y, entries, at)
-    shape = (rows.shape[0], high - low, -1)
-    return torch.einsum(
-        "gblr,gblc->gbrc", outs.reshape(*shape, outs.shape[2]).float(), rows.reshape(*shape, rows.shape[2]).float()
-    )

@@ -43,10 +43,16 @@ class Moments:
         return (self.tt - self.tx[..., -1].square()).clamp_min(0)
 
     def centred(self) -> tuple[Tensor, Tensor]:
-        """Covariances (G, C, C) of x and (G, R, C) of t with x: what is left when an intercept takes the means."""
-        mean = self.xx[..., -1, :-1]
+        """Covariances (G, C, C) of x and (G, R, C) of t with x: what is left when an intercept takes the means.
+
+        An input whose variance is no more than rounding is a constant: its covariances are exactly zero.
+        """
+        second, mean = self.xx[..., :-1, :-1], self.xx[..., -1, :-1]
+        h = second - _outer(mean, mean)
         cross = self.tx[..., :-1] - self.tx[..., -1:] * mean.unsqueeze(1)
-        return self.xx[..., :-1, :-1] - mean.unsqueeze(2) * mean.unsqueeze(1), cross
+        rounding = 100 * torch.finfo(h.dtype).eps * second.diagonal(dim1=-2, dim2=-1)
+        constant = (h.diagonal(dim1=-2, dim2=-1) <= rounding).unsqueeze(1)  # (G, 1, C)
+        return h.masked_fill(constant | constant.mT, 0), cross.masked_fill(constant, 0)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Second moments (G, C, C) and (G, R, C), for a layer that nothing gives an intercept to."""
@@ -109,34 +115,47 @@ def accumulate_type(device: torch.device) -> torch.dtype:
 
 
 class Accumulator:
-    """Sums of products, turned into :class:`Moments` at the end."""
+    """Sums of products, turned into :class:`Moments` at the end.
+
+    Products are taken of x - s and t - r, with s and r the first row of each: those of values with means far from zero
+    would lose their covariances to rounding, and those of a constant are exactly zero.
+    """
 
     def __init__(self) -> None:
-        self.xx: Tensor | None = None
-        self.tx: Tensor | None = None
-        self.tt: Tensor | None = None
+        self.shifts: tuple[Tensor, Tensor] | None = None  # s (G, 1, C), r (G, 1, R)
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None
         self.rows = 0
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """Rows of inputs (G, P, C) and of targets (G, P, R)."""
-        wide = accumulate_type(x.device)
+        x, t, wide = x.float(), t.float(), accumulate_type(x.device)
+        if self.shifts is None:
+            self.shifts = x[:, :1].clone(), t[:, :1].clone()
+        x, t = x - self.shifts[0], t - self.shifts[1]
+        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
         # Products are taken in float32, a batch at a time, and summed in the wide type.
-        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2).float()
-        t = t.float()
-        xx, tx, tt = (x.mT @ x).to(wide), (t.mT @ x).to(wide), t.square().sum(1).to(wide)
-        if self.xx is None or self.tx is None or self.tt is None:
-            self.xx, self.tx, self.tt = xx, tx, tt
+        fresh = (x.mT @ x).to(wide), (t.mT @ x).to(wide), t.square().sum(1).to(wide)
+        if self.sums is None:
+            self.sums = fresh
         else:
-            self.xx += xx
-            self.tx += tx
-            self.tt += tt
+            for total, one in zip(self.sums, fresh, strict=True):
+                total += one
         self.rows += x.shape[1]
 
     def moments(self) -> Moments:
-        assert self.xx is not None
-        assert self.tx is not None
-        assert self.tt is not None
-        return Moments(self.xx / self.rows, self.tx / self.rows, self.tt / self.rows, self.rows)
+        assert self.shifts is not None
+        assert self.sums is not None
+        xx, tx, tt = (total / self.rows for total in self.sums)
+        s, r = (shift.squeeze(1).to(xx) for shift in self.shifts)
+        s = torch.cat([s, torch.zeros_like(s[:, :1])], dim=1)  # the column of ones is not shifted
+        x_mean, t_mean = xx[:, -1].clone(), tx[..., -1].clone()
+        xx = xx + _outer(s, x_mean) + _outer(x_mean, s) + _outer(s, s)
+        tx = tx + _outer(r, x_mean + s) + _outer(t_mean, s)
+        return Moments(xx, tx, tt + 2 * r * t_mean + r.square(), self.rows)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a.unsqueeze(2) * b.unsqueeze(1)
 
 
 def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> dict[str, Moments]:

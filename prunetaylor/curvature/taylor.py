@@ -10,23 +10,23 @@ to another's. For the divergence at the dense weights g = 0 and G is the exact H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from prunetaylor.curvature.fisher import FisherRows
+from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
 from prunetaylor.curvature.gram import Moments, Positions, layer_moments
+from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.errors import NumericsError
+from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, snapshot
 from prunetaylor.objective import outputs_of
@@ -81,6 +81,16 @@ class TaylorModel:
         return gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
 
     @cached_property
+    def hessian_diagonal(self) -> dict[str, Tensor]:
+        """diag of the full Hessian, estimated, by the names of the prunable weights; it may be negative."""
+        return hessian_diagonal(self.risk, self.network.layers, self.seed)
+
+    @cached_property
+    def fisher_rows(self) -> FisherRows:
+        """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
+        return FisherRows(self.risk, self.network.layers, "sampled", self.seed)
+
+    @cached_property
     def sensitivity(self) -> dict[str, Tensor]:
         """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
         return output_sensitivity(self.risk, self.network.layers, self.seed)
@@ -91,13 +101,13 @@ class TaylorModel:
         NumericsError where they are not finite.
         """
         module = self.risk.module
-        own = _own_names(module)
+        own = own_names(module)
         moving = {own.get(k, k): v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
         at = {k: self.state[k] for k in moving}
         rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
         first = second = 0.0
         start = 0
-        with evaluating(module), torch.no_grad(), _differentiable():
+        with evaluating(module), torch.no_grad(), differentiable():
             for x, _ in self.risk.batches:
                 reference = self.risk.reference[start : start + len(x)]
                 start += len(x)
@@ -113,56 +123,3 @@ class TaylorModel:
         if not (isfinite(first) and isfinite(second)):
             raise NumericsError("the predicted change of the error is not finite", "raise prune.damping")
         return Prediction(first / start, second / start)
-
-
-def _own_names(module: nn.Module) -> dict[str, str]:
-    """The first name of each parameter and buffer, by every name that it has: a tied tensor moves once, as one."""
-    first: dict[int, str] = {}
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
-
-
-@contextmanager
-def _differentiable() -> Iterator[None]:
-    """Replace, for a while, the operators that have no forward-mode derivative by plain arithmetic.
-
-    Fused attention has none at all, batch norm none in its running statistics, which a repair moves.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainBatchNorm():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _PlainBatchNorm(TorchFunctionMode):
-    """Batch norm with stored statistics as arithmetic, whatever module calls it."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Takes what ``torch.nn.functional.batch_norm`` takes."""
-    if training or running_mean is None or running_var is None:
-        return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    shape = (1, -1, *[1] * (input.dim() - 2))
-    out = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
-    if weight is not None:
-        out = out * weight.view(shape)
-    return out if bias is None else out + bias.view(shape)

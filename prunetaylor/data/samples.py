@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from prunetaylor.errors import DataError
 
 __all__ = [
     "Batches",
+    "Checked",
     "DatasetSplit",
     "Preprocess",
     "RawSource",
@@ -61,8 +63,30 @@ def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:
     return [int(index) for index in order[:n].tolist()]
 
 
-def check_targets(targets: Tensor, outputs: int, name: str = "targets") -> None:
-    """Class ids (any shape) must be whole numbers in [0, outputs); DataError names the first that is not, and where."""
+class Checked(Split):
+    """A split whose class ids are checked as they are read, for targets that are not known without decoding."""
+
+    def __init__(self, parent: Split, outputs: int, name: str) -> None:
+        self._parent, self._outputs, self._name = parent, outputs, name
+        self.on_the_fly = parent.on_the_fly
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        inputs, targets = self._parent.fetch(indices, variant)
+        check_targets(targets, self._outputs, self._name, indices)
+        return inputs, targets
+
+    def nbytes(self) -> int | None:
+        return self._parent.nbytes()
+
+
+def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices: Sequence[int] | None = None) -> None:
+    """Class ids (any shape) must be whole numbers in [0, outputs); DataError names the first that is not, and where.
+
+    ``indices`` says where they come from, where they are not all of a split's.
+    """
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise DataError(
             f"{name} are of type {targets.dtype}, not class ids", "give whole numbers from 0, one for each sample"
@@ -71,6 +95,7 @@ def check_targets(targets: Tensor, outputs: int, name: str = "targets") -> None:
     if len(wrong):
         at = [int(i) for i in wrong[0].tolist()]
         value = int(targets[tuple(at)])
+        at[0] = at[0] if indices is None else indices[at[0]]
         where = at[0] if len(at) == 1 else tuple(at)
         raise DataError(
             f"{name}: class {value} at index {where} is out of range for a network with {outputs} outputs",

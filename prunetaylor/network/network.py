@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
@@ -48,9 +47,9 @@ class Network:
         self.skipped += [Skipped(name, why) for name in known if name not in set(names)]
         self.layers = [known[name] for name in names]
 
-    def dense_masks(self) -> dict[str, Tensor]:
-        """Masks (True = keep) that keep everything, by parameter name."""
-        return {layer.parameter: torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers}
+    def masks(self) -> dict[str, Tensor]:
+        """Masks (True = keep) of the weights as they are, by parameter name: zeros are gone already."""
+        return {layer.parameter: layer.weight.detach() != 0 for layer in self.layers}
 
 
 def _find(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> tuple[list[Layer], list[Skipped]]:

@@ -142,7 +142,9 @@ def repair(
     for layer in layers:
         with replay.passing():
             moments = paired_moments(module, layer, dense, batches)
-        keep = layer.matrix(masks[layer.parameter])
+        # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.
+        present = dense_state[layer.parameter].to(layer.weight.device) != 0
+        keep = layer.matrix(masks[layer.parameter] & present)
         absorber = absorbers.get(layer.name)
         weight, intercept = solve_layer(layer, moments, keep, absorber, damping, note)
         layer.weight.copy_(layer.tensor(weight).to(layer.weight.dtype))

@@ -55,7 +55,7 @@ def peak_lr(options: FinetuneSection) -> tuple[float, str]:
     """The peak learning rate and why."""
     if options.lr != "auto":
         return options.lr, "as asked"
-    return (0.01, "the default of sgd") if options.optimizer == "sgd" else (0.001, "the default of adamw")
+    return (0.05, "the default of sgd") if options.optimizer == "sgd" else (0.001, "the default of adamw")
 
 
 def precision(options: FinetuneSection, device: torch.device) -> tuple[torch.dtype, str]:
@@ -103,14 +103,14 @@ def train(
         options: optimiser, schedule, precision and distillation. ``options.epochs`` is not read.
         epochs: passes over ``batches``; 0 only applies the masks.
         loss: gets float32 outputs and the targets.
-        teacher: the dense network, needed where ``options.distill.weight`` is not 0.
+        teacher: the dense network; without it ``options.distill.weight`` must be 0, or auto, which then means 0.
 
     Raises:
         NumericsError: the loss or a weight is not finite, or a masked weight is not zero at the end.
         DataError: there is no batch.
         UsageError: nothing to train, or no teacher to distil from.
     """
-    if options.distill.weight and teacher is None:
+    if teacher is None and options.distill.weight not in (0, "auto"):
         raise UsageError("distillation needs the dense network", "pass it as teacher, or set finetune.distill.weight=0")
     if epochs and not len(batches):
         raise DataError(
@@ -175,7 +175,8 @@ class _Step:
     ) -> None:
         self._module, self._optimizer, self._loss, self._device = module, optimizer, loss, device
         self._distill = options.distill
-        self._teacher = teacher if options.distill.weight else None
+        self._share = distillation_share(options.distill) if teacher is not None else 0.0
+        self._teacher = teacher if self._share else None
         self._dtype, _ = precision(options, device)
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
@@ -201,13 +202,18 @@ class _Step:
         with torch.no_grad(), self._autocast():
             wanted = outputs_of(self._teacher(x))
         distance = distillation(outputs, wanted.float(), y, self._distill)
-        share = self._distill.weight
+        share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
+
+
+def distillation_share(options: DistillSection) -> float:
+    """Of the training loss, ``auto`` settled: mostly the dense network's outputs, which say more than a label does."""
+    return 0.9 if options.weight == "auto" else options.weight
 
 
 def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, options: DistillSection) -> Tensor:

@@ -5,12 +5,9 @@ error (mean square, at one position)
 
     e_j = w_j^2 / [H^-1]_jj                    H: Gram matrix of the layer's inputs, on the row's kept weights
 
-exactly, for a row at its least-squares optimum. Layers are made comparable by the geometric mean of two units:
+exactly, for a row at its least-squares optimum. Layers are made comparable by the unit u of ``_units.py``:
 
-    s_j = sqrt( e_j / v  x  1/2 a e_j )        v: the layer's own output variance, a: the row's output sensitivity
-
-e/v is what the layers after it see if nothing saturates (measured best up to 80 % in the design's table), a e / 2 is
-the change of the error by K-FAC's factors (best at 95 %); each is believed half.
+    s_j = u e_j
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from torch import Tensor
 from prunetaylor.curvature.solve import inverse_diagonal
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.network.network import Network
+from prunetaylor.saliency._units import ranking_unit
 
 NEEDS = "samples"
 REPAIR = "least-squares"
@@ -35,8 +33,7 @@ def score(
     assert model is not None
     scores = {}
     for layer in network.layers:
-        moments = model.moments[layer.name]
-        h, _ = moments.centred()
+        h, _ = model.moments[layer.name].centred()
         keep = layer.matrix(masks[layer.parameter])
         w = layer.matrix(layer.weight.detach()).to(h.dtype)
         added = torch.stack(
@@ -45,8 +42,5 @@ def score(
                 for g in range(layer.groups)
             ]
         )
-        relative = added / moments.variance.sum().clamp_min(torch.finfo(h.dtype).tiny)
-        sensitivity = model.sensitivity.get(layer.name, torch.zeros_like(moments.variance))
-        # A layer that the outputs do not depend on costs nothing: its scores are zero and it goes first.
-        scores[layer.parameter] = layer.tensor((relative * 0.5 * sensitivity.unsqueeze(2).to(h) * added).sqrt())
+        scores[layer.parameter] = layer.tensor(ranking_unit(model, layer) * added)
     return scores

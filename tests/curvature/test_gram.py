@@ -54,6 +54,18 @@ def test_moments_are_the_dense_sums() -> None:
         torch.testing.assert_close(product, moments.tx[..., :-1])
 
 
+@pytest.mark.parametrize("mean", [1.0, 3e3])
+def test_covariances_survive_means_far_from_zero(mean: float) -> None:
+    module, x = nn.Linear(4, 2), rand(500, 4) + mean
+    x[:, 2] = mean / 3  # a constant: a ridge relative to what rounding leaves of it could be negative
+    h, cross = layer_moments(module, Network.of(module).layers, batches(x, size=64), Positions(500, 0))[""].centred()
+    free = (x - x.double().mean(0)).double()
+    torch.testing.assert_close(h[0], free.mT @ free / len(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cross[0], module.weight.detach().double() @ h[0], rtol=2e-3, atol=2e-3)
+    assert not h[0, 2].any()
+    assert not cross[0, :, 2].any()
+
+
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_moments_do_not_depend_on_the_batch_size(size: int) -> None:
     module, x = conv_net(), rand(7, 2, 6, 6)

@@ -34,7 +34,7 @@ def test_convolutions_and_linear_layers_are_prunable_biases_and_norms_are_not() 
     assert names(network) == ["conv1", "conv2", "head"]
     assert network.prunable == 18 + 36 + 24
     assert network.skipped == []
-    masks = network.dense_masks()
+    masks = network.masks()
     assert {k: tuple(v.shape) for k, v in masks.items()} == {
         "conv1.weight": (2, 1, 3, 3),
         "conv2.weight": (2, 2, 3, 3),
@@ -46,7 +46,7 @@ def test_convolutions_and_linear_layers_are_prunable_biases_and_norms_are_not() 
 def test_a_bare_layer_has_an_empty_name() -> None:
     network = Network.of(nn.Linear(2, 3))
     assert names(network) == [""]
-    assert list(network.dense_masks()) == ["weight"]
+    assert list(network.masks()) == ["weight"]
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,26 @@ def test_dead_channels_do_not_blow_up() -> None:
     assert distance(module, dense, x) < distance(masked, dense, x)
 
 
+def test_a_layer_behind_constants_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    dense, x = nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 3)).eval(), rand(70, 6)
+    with torch.no_grad():
+        dense[0].weight.zero_()
+    _, module, masks, _ = run(dense, x, 0.4)
+    assert distance(module, dense, x) < 1e-10
+    torch.testing.assert_close(module[2].weight, dense[2].weight * masks["2.weight"])
+
+
+def test_zeros_of_a_checkpoint_that_was_pruned_before_stay() -> None:
+    dense, x = case("conv", 40)
+    was = some_masks(Network.of(dense), 0.5)
+    for name, mask in was.items():
+        dense.get_parameter(name).data.mul_(mask)
+    _, module, masks, _ = run(dense, x, 0.2)
+    for name, mask in masks.items():
+        assert bool((module.get_parameter(name)[~(mask & was[name])] == 0).all()), name
+
+
 def test_a_row_with_nothing_left_gives_its_mean() -> None:
     dense, x = nn.Linear(5, 2).eval(), rand(60, 5) + 1
     masks = {"weight": torch.tensor([[False] * 5, [True] * 5])}
@@ -315,7 +335,7 @@ def test_fewer_samples_than_weights_move_only_what_the_samples_see() -> None:
         seen = (x - x.mean(0))[:, kept].double()
         inside = torch.linalg.pinv(seen, rtol=1e-6) @ seen
         assert float(moved[row].norm()) > 0.01
-        torch.testing.assert_close(inside @ moved[row, kept], moved[row, kept], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(inside @ moved[row, kept], moved[row, kept], rtol=1e-3, atol=1e-3)
 
 
 def test_the_dense_network_and_the_modes_stay() -> None:

@@ -121,7 +121,7 @@ def test_states_count_and_modes_follow():
         assert state.epoch_done == (i % 3 == 2)
         assert module.training != state.epoch_done
         assert state.samples_per_second > 0
-        assert state.lr == pytest.approx(learning_rate(i, 6, 0.01, 0.05))
+        assert state.lr == pytest.approx(learning_rate(i, 6, 0.05, 0.05))
         check_masks(module, masks)
         losses.append(state.loss)
         if state.epoch_done:
@@ -144,7 +144,7 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
 
 
 def test_choices_come_with_their_reasons():
-    assert peak_lr(FinetuneSection()) == (0.01, "the default of sgd")
+    assert peak_lr(FinetuneSection()) == (0.05, "the default of sgd")
     assert peak_lr(FinetuneSection(optimizer="adamw")) == (0.001, "the default of adamw")
     assert peak_lr(FinetuneSection(lr=0.3)) == (0.3, "as asked")
     assert precision(FinetuneSection(), CPU)[0] is torch.float32

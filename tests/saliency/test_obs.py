@@ -89,8 +89,6 @@ def test_a_weight_that_others_can_replace_goes_before_a_smaller_one_that_they_ca
     x = rand(200, 3)
     x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
     model = taylor(module, x, torch.zeros(200, 1), kind="values", damping=1e-6)
-    scores = registry.load("saliency", "obs").score(
-        model, model.network, model.network.dense_masks(), torch.Generator()
-    )
+    scores = registry.load("saliency", "obs").score(model, model.network, model.network.masks(), torch.Generator())
     first, second, third = scores["weight"][0].tolist()
     assert max(first, second) < 0.1 * third

@@ -1,0 +1,110 @@
+"""The Fisher information as what it is made of: one gradient a sample, the rows g_i of
+
+    F = 1/n sum_i g_i g_i'
+
+"sampled": of the error for a label that the network itself draws. Its expectation is the Gauss-Newton matrix, with or
+without labels. "empirical": of the error as it is. The literature's choice (Singh & Alistarh 2020), but nearly empty
+where a network fits its samples, and zero for the divergence at the dense weights (Kunstner et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.tape import layer_gradients, recording
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.risk import Risk
+
+Labels = Literal["sampled", "empirical"]
+
+ROW_ELEMENTS = 1 << 28
+"""Of rows that are held at one time, 1 GiB; a layer that has more is held alone."""
+_ELEMENTS = 1 << 26  # of per-sample gradients that are made at a time: 256 MiB in float32
+
+
+def fisher_diagonal(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
+    """diag F in the weights' shapes, by parameter name; no rows are kept."""
+    total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
+    for layer, _, each in _sample_gradients(risk, layers, labels, seed):
+        total[layer.parameter] += layer.tensor(each.square().sum(1))
+    return {name: value / risk.batches.samples for name, value in total.items()}
+
+
+def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
+    """The rows (n, p) of each layer in float32, p its weight flattened, by parameter name: n x p values and no more.
+
+    A layer without part in the error has rows of zeros. NumericsError, naming it, where a row is not finite.
+    """
+    n = risk.batches.samples
+    rows = {layer.parameter: layer.weight.new_zeros((n, layer.weight.numel()), dtype=torch.float32) for layer in layers}
+    for layer, start, each in _sample_gradients(risk, layers, labels, seed):
+        flat = torch.vmap(layer.tensor, in_dims=1)(each).flatten(1)
+        if not bool(torch.isfinite(flat).all()):
+            raise NumericsError(
+                f"{layer.parameter}: the gradient of a sample is not finite", "check the samples and the weights"
+            )
+        rows[layer.parameter][start : start + len(flat)] = flat
+    return rows
+
+
+@dataclass
+class FisherRows:
+    """The rows of all layers, to be gone through as often as needed: (layer, rows (n, p)) in the layers' order.
+
+    Layers whose rows fit ``elements`` together share a pass over the samples. Where all of them fit they are kept;
+    otherwise each time they are gone through costs all passes again.
+    """
+
+    risk: Risk
+    layers: Sequence[Layer]
+    labels: Labels
+    seed: int
+    elements: int = ROW_ELEMENTS
+    _kept: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
+        parts = self.passes()
+        for part in parts:
+            rows = self._kept or fisher_rows(self.risk, part, self.labels, self.seed)
+            if len(parts) == 1:
+                self._kept = rows
+            for layer in part:
+                yield layer, rows[layer.parameter]
+
+    def passes(self) -> list[list[Layer]]:
+        """The layers of each pass."""
+        parts: list[list[Layer]] = []
+        room = 0
+        for layer in self.layers:
+            need = self.risk.batches.samples * layer.weight.numel()
+            if need > room or not parts:
+                parts.append([])
+                room = self.elements
+            parts[-1].append(layer)
+            room -= need
+        return parts
+
+
+def _sample_gradients(
+    risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int
+) -> Iterator[tuple[Layer, int, Tensor]]:
+    """(layer, index of the first sample, gradients (G, B, R, C) of B samples), over all samples."""
+    start, n = 0, risk.batches.samples
+    with recording(layers) as tape:
+        for x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+            if labels == "sampled":
+                draws = risk.objective.draws(n, outputs.shape[1], seed)[start : start + len(x)]
+                vector = risk.objective.sampled_factor(outputs.detach(), draws)
+            else:
+                vector = risk.objective.gradient(outputs.detach(), reference)
+            grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
+            for layer, low, each in layer_gradients(tape, grads, len(x), _ELEMENTS):
+                yield layer, start + low, each
+            start += len(x)
+            tape.calls.clear()

@@ -1,0 +1,23 @@
+"""How far to go along a Newton step that was found layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from prunetaylor.curvature.taylor import TaylorModel
+
+
+def newton_share(model: TaylorModel, step: Mapping[str, Tensor]) -> float:
+    """The share, in [0, 1], of ``step`` (the weights' shapes, by parameter name) at which the Taylor model of the whole
+    network has its minimum along it.
+
+    Each block's own Newton step makes up for the whole of the error; all of them together overshoot, about as many
+    times as there are layers.
+    """
+    moves = {name: v.to(model.state[name]) for name, v in step.items()}
+    found = model.predict(moves)
+    if found.first >= 0:
+        return 0.0
+    return min(1.0, -found.first / (2 * found.second)) if found.second > 0 else 1.0

@@ -1,0 +1,36 @@
+"""Layer-adaptive magnitude (Lee, Park, Mo, Ahn & Shin 2021, eq. 4): what share of the layer's weight is at stake.
+
+    s_j = w_j^2 / sum_k w_k^2                  over the k of the same layer that are at least as large as j
+
+k runs over j and everything after it in the order of magnitudes (ties by position). Up to a factor this bounds how far
+the removal moves the layer's output, relative to what is left of it; needs no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.gram import accumulate_type
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.network import Network
+
+NEEDS = "nothing"
+REPAIR = "none"
+STAGED = False
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    scores = {}
+    for layer in network.layers:
+        weight = layer.weight.detach()
+        squares = weight.flatten().to(accumulate_type(weight.device)).square()
+        order = torch.argsort(squares, stable=True)
+        left = squares[order].flip(0).cumsum(0).flip(0)  # what is no smaller, itself included
+        share = squares[order] / left.clamp_min(torch.finfo(left.dtype).tiny)
+        scores[layer.parameter] = torch.empty_like(share).scatter(0, order, share).view(weight.shape)
+    return scores

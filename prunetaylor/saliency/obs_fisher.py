@@ -1,0 +1,95 @@
+"""Optimal Brain Surgeon on blocks of the Fisher information (Singh & Alistarh 2020, WoodFisher).
+
+    s_j = t_j^2 / (2 [F^-1]_jj)                F: of one block, damped and restricted to the weights that are kept
+
+t is the weight; where the first-order term is kept, where Newton's step would take it, t = w - e F^-1 g (WoodTaylor,
+there too, with e = 1; here e is where the whole network's model has its minimum along the steps of all blocks). Once
+the weights R that go are chosen, the rest K of each block moves to the minimum of the quadratic model given all of
+them at once, where the paper adds up the moves for one at a time:
+
+    d_R = -w_R,        d_K = F_KK^-1 (F_KR w_R - e g_K)
+
+The Fisher information is that of labels which the network draws itself: the empirical one is nearly empty where the
+network fits its samples. Blocks of BLOCK consecutive entries of one layer's flattened weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.block_fisher import BlockFisher
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.network import Network
+from prunetaylor.saliency._newton import newton_share
+from prunetaylor.selection.rank import keep_best
+from prunetaylor.selection.step import Step
+
+NEEDS = "samples"
+REPAIR = "none"
+STAGED = True
+
+BLOCK = 256
+"""Weights in a block."""
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    return _scores(model, masks)[0]
+
+
+def solve(
+    model: TaylorModel, network: Network, masks: Mapping[str, Tensor], removed: int, generator: torch.Generator
+) -> Step:
+    scores, share = _scores(model, masks)
+    kept = keep_best(
+        [scores[layer.parameter].flatten() for layer in network.layers],
+        [~masks[layer.parameter].flatten() for layer in network.layers],
+        removed,
+        [layer.name for layer in network.layers],
+    )
+    keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
+    displacement, change = {}, 0.0
+    for layer, rows in model.fisher_rows:
+        fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
+        g = _gradient(model, layer).to(fisher.kind)
+        gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
+        move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
+        if not bool(torch.isfinite(move).all()):
+            raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
+        change += float(g @ move + 0.5 * move @ fisher.product(move))
+        displacement[layer.parameter] = move.view(layer.weight.shape)
+    shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
+    return Step(shaped, displacement, change)
+
+
+def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """s in the weights' shapes, and e."""
+    diagonals, steps = {}, {}
+    for layer, rows in model.fisher_rows:
+        fisher, shape = _fisher(model, layer, rows), layer.weight.shape
+        diagonal, newton = fisher.inverse(masks[layer.parameter].flatten(), _gradient(model, layer))
+        diagonals[layer.parameter], steps[layer.parameter] = diagonal.view(shape), -newton.view(shape)
+    share = newton_share(model, steps) if model.keep_first else 0.0
+    scores = {}
+    for layer in model.network.layers:
+        target = layer.weight.detach() + share * steps[layer.parameter]
+        scores[layer.parameter] = target.square() / (2 * diagonals[layer.parameter])
+    return scores, share
+
+
+def _fisher(model: TaylorModel, layer: Layer, rows: Tensor) -> BlockFisher:
+    return BlockFisher(rows, BLOCK, model.damping, layer.name, model.note)
+
+
+def _gradient(model: TaylorModel, layer: Layer) -> Tensor:
+    """g, flat; zero where the first-order term is not kept."""
+    if not model.keep_first:
+        return torch.zeros_like(layer.weight).detach().flatten()
+    return model.gradient[layer.parameter].flatten()

@@ -1,0 +1,65 @@
+"""Optimal Brain Surgeon with K-FAC's factors, in units of the error (Martens & Grosse 2015; for convolutions Grosse &
+Martens 2016; for pruning Wang et al. 2019).
+
+The curvature of a layer's weights is the Gram matrix H of its inputs times the second moment a of its output gradients:
+
+    s_j = 1/2 a t_j^2 / [H^-1]_jj              H: on the row's kept weights,  a: summed over positions, the row's own
+
+Of the output factor the diagonal: what makes up for a removal is the rest of its own row, as the repair by least
+squares does it row by row, and H can be restricted to what each row keeps. t is the weight; where the first-order term
+is kept, where Newton's step would take it, t = w - e (a H)^-1 g (Singh & Alistarh 2020, WoodTaylor, with e = 1; here e
+is where the whole network's model has its minimum along the steps of all layers). The intercepts take part in making up
+for a removal, so that H is centred there; in Newton's step they stay, and it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.solve import inverse_diagonal, restricted_least_squares
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.network import Network
+from prunetaylor.saliency._newton import newton_share
+from prunetaylor.saliency._units import error_unit
+
+NEEDS = "samples"
+REPAIR = "least-squares"
+STAGED = True
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    targets = {layer.parameter: layer.weight.detach() for layer in network.layers}
+    if model.keep_first:
+        steps = {layer.parameter: _newton_step(model, layer, masks[layer.parameter]) for layer in network.layers}
+        share = newton_share(model, steps)
+        targets = {name: w + share * steps[name] for name, w in targets.items()}
+    scores = {}
+    for layer in network.layers:
+        h, _ = model.moments[layer.name].centred()
+        keep = layer.matrix(masks[layer.parameter])
+        inverse = [inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)]
+        target = layer.matrix(targets[layer.parameter]).to(h.dtype)
+        scores[layer.parameter] = layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
+    return scores
+
+
+def _newton_step(model: TaylorModel, layer: Layer, mask: Tensor) -> Tensor:
+    """-(a H)^-1 g on the kept weights, in the weight's shape."""
+    h, _ = model.moments[layer.name].plain()
+    keep, unit = layer.matrix(mask), error_unit(model, layer)
+    g = layer.matrix(model.gradient[layer.parameter]).to(h.dtype)
+    # Rows that the outputs do not depend on have neither a gradient nor anywhere to go.
+    wanted = torch.where(unit > 0, -g / (2 * unit), 0)
+    start = torch.zeros_like(wanted)
+    rows = [
+        restricted_least_squares(h[i], wanted[i], start[i], keep[i], model.damping, layer.name, model.note)
+        for i in range(layer.groups)
+    ]
+    return layer.tensor(torch.stack(rows))

@@ -1,0 +1,39 @@
+"""How far along a Newton step: against the error itself, and at the ends of the range."""
+
+import pytest
+import torch
+from tiny import rand, taylor
+from torch import nn
+
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.saliency._newton import newton_share
+
+
+def linear() -> TaylorModel:
+    """A squared error that is quadratic in the weights, so that the model of it is exact."""
+    return taylor(nn.Linear(3, 2).eval(), rand(20, 3), rand(20, 2, seed=1), kind="values", of="task")
+
+
+def test_the_minimum_along_the_step() -> None:
+    model = linear()
+    step = {"weight": -20 * model.gradient["weight"].double()}
+    share = newton_share(model, step)
+    assert 0 < share < 1
+    weight, errors = model.network.layers[0].weight, []
+    start = weight.detach().clone()
+    for at in (0.9 * share, share, 1.1 * share):
+        weight.data = start + at * step["weight"].float()
+        errors.append(model.risk.value())
+    assert errors[1] < min(errors[0], errors[2])
+    assert errors[0] == pytest.approx(errors[2], rel=1e-4)
+
+
+def test_a_step_that_falls_short_is_not_made_longer() -> None:
+    model = linear()
+    assert newton_share(model, {"weight": -1e-3 * model.gradient["weight"]}) == 1.0
+
+
+def test_a_step_uphill_or_nowhere_is_not_taken() -> None:
+    model = linear()
+    assert newton_share(model, {"weight": model.gradient["weight"]}) == 0.0
+    assert newton_share(model, {"weight": torch.zeros(2, 3)}) == 0.0
