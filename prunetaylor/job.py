@@ -118,6 +118,9 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     said = checkpoint.said.data if checkpoint.said else None
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
+    if narrow := {t.dtype for t in checkpoint.state.values()} & {torch.float16, torch.bfloat16}:
+        wide = next(found.module.parameters()).dtype
+        choices.append(f"weights: {' and '.join(map(str, sorted(narrow, key=str)))} in the file, {wide} from here on")
     return make_job(
         config, found.module, samples, device, checkpoint=checkpoint, arch=found.spec, args=found.args, choices=choices
     )

@@ -22,8 +22,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer, by name."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    """A copy of every parameter and buffer, by name; extra state that is no tensor is not moved by anything here."""
+    return {name: t.detach().clone() for name, t in module.state_dict().items() if isinstance(t, Tensor)}
 
 
 @torch.no_grad()

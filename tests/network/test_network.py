@@ -164,3 +164,23 @@ def test_snapshot_is_a_copy_and_restores_buffers_too() -> None:
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     assert int(module.norm.num_batches_tracked) == 0
+
+
+class Counted(nn.Linear):
+    """A module with extra state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        raise AssertionError("a snapshot puts tensors back, nothing else")
+
+
+def test_a_snapshot_leaves_extra_state_alone() -> None:
+    module = Counted(2, 2)
+    state = snapshot(module)
+    assert set(state) == {"weight", "bias"}
+    was = module.weight.detach().clone()
+    nn.init.zeros_(module.weight)
+    restore(module, state)
+    assert torch.equal(module.weight, was)
