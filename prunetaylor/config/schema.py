@@ -5,6 +5,7 @@ The descriptions are what ``prunetaylor config`` prints and what the JSON schema
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -96,8 +97,8 @@ class PruneSection(Section):
     """Patterns of layer names (shell style) whose weights may go."""
     exclude: list[str] = []
     """Patterns of layer names whose weights stay."""
-    stages: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Rounds of fit, score, select and repair; auto: by sparsity and method."""
+    stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
+    """Rounds of fit, score, select and repair: how many, or the sparsity after each; auto: by sparsity and method."""
     first_order: Literal["auto", "keep", "drop"] = "auto"
     """The gradient's term of the Taylor model; auto: by its measured share."""
     damping: Annotated[float, Field(gt=0)] = 0.01
@@ -109,6 +110,13 @@ class PruneSection(Section):
     @classmethod
     def _known_method(cls, value: str) -> str:
         return _one_of(value, ["auto", *registry.names("saliency")])
+
+    @field_validator("stages")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, list) and any(a >= b for a, b in pairwise([0.0, *value])):
+            raise ValueError("the sparsities of the stages must rise")
+        return value
 
     @field_validator("structure")
     @classmethod
