@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches, Split, draw
 from prunetaylor.errors import DataError
-from prunetaylor.job import Job
+from prunetaylor.job import Job, Kind
 from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk, all_outputs, check_deterministic
 
@@ -30,6 +30,16 @@ class Part:
 
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
         return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
+
+    def spread(self, kind: Kind) -> float:
+        """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
+
+        What the error of a network of this kind on such samples is large by, whatever the number of outputs.
+        """
+        objective = Objective(kind, "divergence")
+        z = self.dense_outputs
+        answer = z.softmax(1).mean(0).log() if kind == "classes" else z.mean(0)
+        return float(objective.values(answer.expand_as(z), z).mean())
 
 
 @dataclass(frozen=True)

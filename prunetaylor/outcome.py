@@ -42,13 +42,23 @@ class Drop:
 
 @dataclass(frozen=True)
 class Stage:
-    """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples."""
+    """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples.
+
+    They are of the displacement by masks and least squares, before batch norm and refinement; the cumulative ones are
+    of everything that moved since the dense network.
+    """
 
     sparsity: float
     predicted_change: float | None
     measured_change: float | None
     gain_ratio: float | None  # measured / predicted
     seconds: float
+    accepted: bool = True  # False: taken back, and tried again with a smaller step
+    noise: float | None = None  # standard error of the measured change
+    damping: float | None = None  # of this stage's systems, relative to their mean diagonal
+    cumulative_predicted: float | None = None
+    cumulative_measured: float | None = None
+    cumulative_ratio: float | None = None
 
 
 @dataclass(frozen=True)

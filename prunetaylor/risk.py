@@ -81,16 +81,21 @@ class Risk:
     objective: Objective
     reference: Tensor
 
-    def value(self) -> float:
-        """E, the mean over samples. NumericsError where it is not finite."""
+    def values(self) -> Tensor:
+        """The error of each sample (N,), float64 where the device has it. NumericsError where one is not finite."""
         outputs, _ = all_outputs(self.module, self.batches)
-        value = float(self.objective.values(outputs, self.reference).double().mean())
-        if value != value or value in (float("inf"), float("-inf")):
+        values = self.objective.values(outputs, self.reference)
+        values = values.double() if values.device.type != "mps" else values
+        if not bool(torch.isfinite(values).all()):
             raise NumericsError(
-                f"the network's error on {len(outputs)} samples is {value}",
+                f"the network's error on {len(outputs)} samples is {float(values.mean())}",
                 "check that the samples are normalised as in training (data.normalize)",
             )
-        return value
+        return values
+
+    def value(self) -> float:
+        """E, the mean over samples. NumericsError where it is not finite."""
+        return float(self.values().mean())
 
     def backward_batches(
         self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()

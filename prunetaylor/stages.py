@@ -18,7 +18,7 @@ from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import snapshot
+from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder, Stage
 from prunetaylor.progress import Progress
@@ -27,8 +27,9 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, Watcher, sweep
 from prunetaylor.selection.rank import keep_best
-from prunetaylor.selection.schedule import sparsities
+from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
+from prunetaylor.selection.trust import TrustRegion
 
 UNREACHED = "no calibration sample reaches it as a module of its own"
 
@@ -50,28 +51,48 @@ class Stages:
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
-        self.levels = sparsities(config.prune.sparsity, config.prune.stages, self.criterion.STAGED)
         self.repair = _repair(self.job, self.criterion.REPAIR)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.dense_state = snapshot(self.dense.module)
         self.objective = Objective(self.job.kind, "divergence")
         self.keep_first = config.prune.first_order != "drop"
+        # What repair leaves of the change that removal alone would make, by the last stage; 1 until there was one.
+        self.repaired = 1.0
+        self.damping = config.prune.damping
 
     def run(self) -> None:
         """Prune ``job.network`` in place, to the sparsity asked for."""
-        network = self.job.network
+        config = self.job.config.prune
         if self.pool is None:
             self._start()
-            for target in self.levels:
+            for target in self._levels():
                 self._without_data(target)
             return
         calibration = self._calibrate(self.pool)
-        absorbers = find_absorbers(network.module, network.layers, calibration.fit.batches)
-        for number, target in enumerate(self.levels, start=1):
-            if number > 1 and self.job.config.calibration.resample:
+        absorbers = find_absorbers(self.job.network.module, self.job.network.layers, calibration.fit.batches)
+        plan: Fixed | TrustRegion = Fixed(self._levels(), config.damping)
+        if config.stages == "auto" and self.criterion.STAGED and not hasattr(self.criterion, "solve"):
+            plan = TrustRegion(config.sparsity, calibration.holdout.spread(self.job.kind), config.damping)
+        while self.removed < self.wanted:
+            if self.done and self.job.config.calibration.resample:
                 calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
-            self.progress.phase(f"stage {number} of {len(self.levels)}", len(network.layers) + 3)
-            self._stage(target, calibration, absorbers)
+            self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
+            self._stage(plan, calibration, absorbers)
+
+    @property
+    def wanted(self) -> int:
+        """The number of weights that the sparsity asked for removes."""
+        return round(self.job.config.prune.sparsity * self.job.network.prunable)
+
+    @property
+    def removed(self) -> int:
+        return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    def _levels(self) -> list[float]:
+        """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
+        config = self.job.config.prune
+        levels = sparsities(config.sparsity, config.stages, self.criterion.STAGED)
+        return [level for level in levels if round(level * self.job.network.prunable) > self.removed]
 
     def _calibrate(self, pool: Split) -> Calibration:
         self.progress.phase("calibrate")
@@ -85,21 +106,17 @@ class Stages:
         return calibration
 
     def _start(self) -> None:
-        """Weights that are zero before anything is pruned are gone: stages that would remove no more are left out."""
-        network = self.job.network
-        self.masks = network.masks()
-        already = sum(int((~mask).sum()) for mask in self.masks.values())
-        if already > round(self.job.config.prune.sparsity * network.prunable):
-            self._choose(
-                f"nothing to remove: {already / network.prunable:.2%} of the prunable weights are zero already"
-            )
-        self.levels = [level for level in self.levels if round(level * network.prunable) > already]
+        """Weights that are zero before anything is pruned are gone already."""
+        self.masks = self.job.network.masks()
+        if self.removed > self.wanted:
+            already = self.removed / self.job.network.prunable
+            self._choose(f"nothing to remove: {already:.2%} of the prunable weights are zero already")
 
     def _choose_error(self, calibration: Calibration) -> None:
         """Labels or not, first-order term or not, from what the user forces and the convergence check."""
         config, task = self.job.config, Objective(self.job.kind, "task")
         risk = calibration.fit.risk(self.dense.module, task)
-        found = check_convergence(self._model(self.dense, risk, calibration), self.levels[0] if self.levels else 0.5)
+        found = check_convergence(self._model(self.dense, risk, calibration))
         labels = config.calibration.labels
         if self.criterion.NEEDS == "labels":
             if labels is False:
@@ -120,69 +137,122 @@ class Stages:
         self._choose(f"error: {self.objective.describe()} ({found.describe()})")
         self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
 
-    def _stage(self, target: float, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
+    def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
-        network, config = self.job.network, self.job.config
-        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
+        network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
+        self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.objective)
-        judge = self._model(network, held, calibration)
-        before = held.value()
-        self._select(target, model)
+        judge, before = self._model(network, held, calibration), held.values()
+        now = self.removed / network.prunable
+        target, alone = self._select(plan, calibration, judge, now)
         self.progress.step("selected")
         if self.repair == "least-squares":
-            dense = least_squares.DenseOutputs(
-                self.dense.module, self.dense.layers, calibration.fit.batches, model.where
-            )
-            solved = least_squares.repair(
-                network.module,
-                network.layers,
-                self.masks,
-                dense,
-                self.dense_state,
-                absorbers,
-                calibration.fit.batches,
-                damping=config.prune.damping,
-                note=self._choose,
-            )
-            for name in solved:
-                self.progress.step(name)
+            self._least_squares(calibration, absorbers)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
-        measured = held.value() - before
+        changes = held.values() - before
+        measured, noise = float(changes.mean()), float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else 0.0
         self.progress.step("measured")
-        now = network.module.state_dict()
-        prediction = judge.predict({k: now[k] - v for k, v in judge.state.items() if v.is_floating_point()})
-        predicted = prediction.change(self.keep_first)
-        if self.repair == "batch-norm":
+        predicted = judge.predict(displacement(network.module, judge.state)).change(self.keep_first)
+        stands = plan.judge(now, target, predicted, measured, noise)
+        if alone is not None and alone > 0 < predicted:
+            self.repaired = predicted / alone
+        self.progress.step("predicted")
+        since = self._since_dense(calibration, held)
+        if not stands:
+            restore(network.module, state)
+            self.masks = masks
+            self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
+        elif self.repair == "batch-norm":
             for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, calibration.fit.batches):
                 pass
-        self.progress.step("predicted")
-        ratio = measured / predicted if predicted != 0 else None
-        self.done.append(Stage(target, predicted, measured, ratio, time.perf_counter() - start))
+        self.done.append(
+            Stage(
+                sparsity=target,
+                predicted_change=predicted,
+                measured_change=measured,
+                gain_ratio=measured / predicted if predicted != 0 else None,
+                seconds=time.perf_counter() - start,
+                accepted=stands,
+                noise=noise,
+                damping=self.damping,
+                cumulative_predicted=since[0],
+                cumulative_measured=since[1],
+                cumulative_ratio=since[1] / since[0] if since[0] != 0 else None,
+            )
+        )
 
-    def _select(self, target: float, model: TaylorModel | None) -> None:
-        network, structure = self.job.network, self.structure
-        removed = round(target * network.prunable)
+    def _select(
+        self, plan: Fixed | TrustRegion, calibration: Calibration, judge: TaylorModel, now: float
+    ) -> tuple[float, float | None]:
+        """Choose and remove. (the sparsity after it, the change that removal alone is predicted to make, if asked)."""
+        network = self.job.network
+        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
         if hasattr(self.criterion, "solve"):
+            target = plan.propose(now, lambda _: 0.0)
+            removed = round(target * network.prunable)
             step: Step = self.criterion.solve(model, network, self.masks, removed, self.generator)
             self.masks = step.masks
             with torch.no_grad():
                 for layer in network.layers:
                     layer.weight.add_(step.displacement[layer.parameter].to(layer.weight))
-        else:
-            scores = self.criterion.score(model, network, self.masks, self.generator)
-            kept = keep_best(
-                [structure.groups(layer, scores[layer.parameter]) for layer in network.layers],
-                [~self.masks[layer.parameter].flatten() for layer in network.layers],
-                removed,
-                [layer.name for layer in network.layers],
-            )
-            self.masks = {x.parameter: structure.mask(x, keep) for x, keep in zip(network.layers, kept, strict=True)}
+            apply_masks(network.module, self.masks)
+            return target, None
+        scores = self.criterion.score(model, network, self.masks, self.generator)
+        alone: dict[float, float] = {}
+
+        def change(sparsity: float) -> float:
+            masks = self._ranked(scores, sparsity)
+            moves = {x.parameter: -x.weight.detach() * ~masks[x.parameter] for x in network.layers}
+            alone[sparsity] = judge.predict(moves).change(self.keep_first)
+            return self.repaired * alone[sparsity]
+
+        target = plan.propose(now, change)
+        self.masks = self._ranked(scores, target)
         apply_masks(network.module, self.masks)
+        return target, alone.get(target)
+
+    def _ranked(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """The masks that leave the best by score."""
+        layers, structure = self.job.network.layers, self.structure
+        kept = keep_best(
+            [structure.groups(layer, scores[layer.parameter]) for layer in layers],
+            [~self.masks[layer.parameter].flatten() for layer in layers],
+            round(sparsity * self.job.network.prunable),
+            [layer.name for layer in layers],
+        )
+        return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
+
+    def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
+        network, batches = self.job.network, calibration.fit.batches
+        where = Positions(batches.samples, self.job.config.seed)
+        dense = least_squares.DenseOutputs(self.dense.module, self.dense.layers, batches, where)
+        solved = least_squares.repair(
+            network.module,
+            network.layers,
+            self.masks,
+            dense,
+            self.dense_state,
+            absorbers,
+            batches,
+            damping=self.damping,
+            note=self._choose,
+        )
+        for name in solved:
+            self.progress.step(name)
+
+    def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
+        """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""
+        dense = calibration.holdout.risk(self.dense.module, self.objective)
+        moved = displacement(self.job.network.module, self.dense_state)
+        predicted = self._model(self.dense, dense, calibration).predict(moved).change(self.keep_first)
+        return predicted, held.value() - dense.value()
 
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
-        self._select(target, None)
+        scores = self.criterion.score(None, self.job.network, self.masks, self.generator)
+        self.masks = self._ranked(scores, target)
+        apply_masks(self.job.network.module, self.masks)
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
 
     def _model(self, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
@@ -191,7 +261,7 @@ class Stages:
             network,
             risk,
             Positions(calibration.fit.batches.samples, seed),
-            damping=self.job.config.prune.damping,
+            damping=self.damping,
             seed=seed,
             note=self._choose,
         )
@@ -202,6 +272,12 @@ class Stages:
         if text not in self.choices:
             self.choices.append(text)
             self.progress.note(text)
+
+
+def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By how much each tensor has moved since ``state``; extra state and counters do not move."""
+    now = module.state_dict()
+    return {name: now[name] - value for name, value in state.items() if value.is_floating_point()}
 
 
 def running_order(network: Network, calibration: Calibration) -> list[str]:

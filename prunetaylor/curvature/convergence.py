@@ -15,6 +15,8 @@ SHARE = 0.5
 """From this share on the first-order term is kept: it then moves the prediction more than the second-order one."""
 SIGMAS = 2.0
 """A gradient is seen only where its norm is so many times what sampling alone would give it."""
+PROBE = 0.25
+"""Of each layer's weights, the smallest, are removed to see which term a prediction rests on."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Convergence:
         )
 
 
-def check_convergence(model: TaylorModel, probe: float) -> Convergence:
+def check_convergence(model: TaylorModel, probe: float = PROBE) -> Convergence:
     """Measure at the model's own weights; its error must be ``task`` for the result to mean anything."""
     norm, noise = gradient_norms(model.risk, model.network.layers)
     prediction = model.predict(_smallest(model.network, probe))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil, log
 from typing import Literal
 
@@ -23,3 +24,18 @@ def sparsities(target: float, stages: Literal["auto"] | int | Sequence[float], s
     density = 1 - target
     count = stages if stages != "auto" else (max(1, ceil(log(density) / log(STEP))) if staged else 1)
     return [*(1 - density ** (k / count) for k in range(1, count)), target]
+
+
+@dataclass
+class Fixed:
+    """Stages that were settled beforehand: how they turn out changes nothing."""
+
+    levels: Sequence[float]
+    damping: float
+
+    def propose(self, now: float, change: Callable[[float], float]) -> float:
+        """The first of the levels above ``now``."""
+        return next(level for level in self.levels if level > now)
+
+    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
+        return True

@@ -1,0 +1,84 @@
+"""How far the next stage goes: as far as the model is believed (Conn, Gould & Toint 2000, chapter 6).
+
+The radius is a predicted change of the error. A stage takes the largest sparsity whose predicted change lies within it;
+the stage's gain ratio, measured / predicted change, then says whether the model earned more:
+
+    ratio within [1/2, 2]   the radius doubles, the damping returns towards the one asked for
+    above 2                 the radius is half of what was just predicted, the damping rises tenfold
+    above 4                 the same, and the stage is taken back if it cost more than the radius
+    below 1/2               nothing changes: the model promised too little, which harms nobody
+
+The unit is the error that a constant answer would make, so that the first radius means the same for every network, loss
+and number of classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LOW, HIGH = 0.5, 2.0
+"""Gain ratios between which the model is believed."""
+REJECT = 4.0
+"""A stage whose change is so many times the predicted one is taken back."""
+NOISE = 2.0
+"""Measured and predicted changes that differ by fewer standard errors are not told apart."""
+START = 0.02
+"""The first radius, as a share of the error of a constant answer."""
+LARGEST, SMALLEST = 0.5, 0.02
+"""The shares of the weights left that one stage removes, at most and at least."""
+RAISES = 4
+"""Powers of ten that the damping may be above the one asked for."""
+_PROBES = 5
+
+
+@dataclass
+class TrustRegion:
+    """``target``: the sparsity asked for; ``scale``: the error of a constant answer; ``damping``: the one asked for."""
+
+    target: float
+    scale: float
+    asked_damping: float
+
+    def __post_init__(self) -> None:
+        self.radius = START * self.scale
+        self.damping = self.asked_damping
+
+    def propose(self, now: float, change: Callable[[float], float]) -> float:
+        """The sparsity after the next stage; ``change(sparsity)`` is what the model predicts for it.
+
+        Found by bisection over the share of the weights that stays.
+        """
+        density = 1 - now
+        far = max(1 - self.target, density * (1 - LARGEST))
+        if change(1 - far) <= self.radius:
+            return self._snap(1 - far)
+        near = max(far, density * (1 - SMALLEST))
+        for _ in range(_PROBES):
+            middle = (near * far) ** 0.5
+            if change(1 - middle) <= self.radius:
+                near = middle
+            else:
+                far = middle
+        return self._snap(1 - near)
+
+    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
+        """Whether the stage from sparsity ``now`` to ``then`` stands; the radius and the damping follow its ratio.
+
+        ``noise`` is the standard error of the measured change. A stage that could not be smaller stands.
+        """
+        believed = measured <= HIGH * predicted or measured - predicted <= NOISE * noise
+        if believed and measured >= LOW * predicted:
+            self.radius *= 2
+            self.damping = max(self.asked_damping, self.damping / 10)
+        if believed:
+            return True
+        smallest = (1 - then) / (1 - now) >= 1 - 1.01 * SMALLEST
+        stands = measured <= max(REJECT * predicted, self.radius) or smallest
+        self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
+        self.damping = min(self.damping * 10, self.asked_damping * 10**RAISES)
+        return stands
+
+    def _snap(self, sparsity: float) -> float:
+        """The target itself where less than a smallest step would be left."""
+        return self.target if (1 - self.target) / (1 - sparsity) > 1 - SMALLEST else sparsity
