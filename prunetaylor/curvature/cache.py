@@ -43,7 +43,7 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer
 from prunetaylor.risk import Risk, sweep
 
-WORTH_SECONDS = 0.05
+WORTH_SECONDS = 0.02
 """A fit that was quicker is not kept, and neither is one that reading back at WORTH_RATE would take longer than."""
 WORTH_RATE = 2e8
 """Bytes a second: a slow disk, and the digest."""
