@@ -26,6 +26,7 @@ from .eval import evaluate
 from .inspect import inspect
 from .options import State
 from .prune import prune
+from .score import score
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused,
@@ -47,7 +48,7 @@ def group() -> None:
     """
 
 
-for _command in (prune, evaluate, inspect, demo, config):
+for _command in (prune, score, evaluate, inspect, demo, config):
     group.add_command(_command)
 
 

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from prunetaylor.checkpoint.load import load
     from prunetaylor.pipeline import prune
     from prunetaylor.repair.masks import keep_masks
+    from prunetaylor.scoring import score
 
-__all__ = ["__version__", "keep_masks", "load", "prune"]
+__all__ = ["__version__", "keep_masks", "load", "prune", "score"]
 
 _HOME = {
     "keep_masks": "prunetaylor.repair.masks",
     "load": "prunetaylor.checkpoint.load",
     "prune": "prunetaylor.pipeline",
+    "score": "prunetaylor.scoring",
 }
 
 

@@ -119,3 +119,47 @@ class Outcome:
     seed: int
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step from the dense weights. Changes are of the mean error on held-out calibration samples."""
+
+    sparsity: float
+    removed: int
+    predicted_change: float
+    measured_change: float | None  # None: not finite
+    gain_ratio: float | None  # measured / predicted
+    changed_classes: float | None  # share of the samples whose class is not the dense network's; None without classes
+    trusted: bool  # the gain ratio is within reach here and at all lower sparsities
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """One layer at each of the levels, in their order."""
+
+    name: str
+    shape: tuple[int, ...]
+    sparsities: list[float]  # what the level takes from this layer
+    predicted_changes: list[float | None]  # by this layer's part of the step alone; None where not looked at
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far a network can be pruned, as far as one step from the dense weights can tell."""
+
+    method: str
+    repair: str  # how the step makes up for what it removes
+    error: str  # which error the changes are of
+    prunable: int
+    levels: list[Level]
+    layers: list[LayerScore]
+    trusted_to: float | None  # the largest sparsity that is trusted; None where the lowest is not
+    held_out: int  # samples
+    first_order: FirstOrder | None
+    skipped: list[Skipped]
+    choices: list[str]  # every automatic choice with its reason, one line each
+    seconds: float
+    seed: int
+    device: str
+    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data

@@ -59,7 +59,7 @@ def run(job: Job, progress: Progress) -> Outcome:
             progress.note(choice)
         module = job.network.module
         dense = Network.of(copy.deepcopy(module), job.config.prune.include, job.config.prune.exclude)
-        training, validation = _training_split(job)
+        training, validation = training_split(job)
         with clock.time("measure"):
             dense_found = _measure(job, dense.module, progress, "measure the dense network")
             dense_side = _side(job, dense.module, dense_found)
@@ -92,7 +92,7 @@ def run(job: Job, progress: Progress) -> Outcome:
         seconds=clock.seconds,
         seed=job.config.seed,
         device=str(job.device),
-        hashes=_hashes(job),
+        hashes=hashes(job),
     )
 
 
@@ -135,7 +135,7 @@ def prune(
     return run(job, progress or Silent())
 
 
-def _training_split(job: Job) -> tuple[Split | None, Split | None]:
+def training_split(job: Job) -> tuple[Split | None, Split | None]:
     """What calibrates and fine-tunes, and what chooses between epochs (None where nothing is chosen)."""
     if job.samples is None:
         return None, None
@@ -248,7 +248,8 @@ def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerOutcome]:
     return found
 
 
-def _hashes(job: Job) -> dict[str, str]:
+def hashes(job: Job) -> dict[str, str]:
+    """sha256 of the checkpoint and the data's fingerprint, as far as there are any."""
     found = {}
     if job.checkpoint is not None:
         found["checkpoint"] = job.checkpoint.sha256

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunetaylor import registry
 from prunetaylor.calibration import Calibration
+from prunetaylor.curvature.cache import open_cache
 from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
@@ -53,6 +54,7 @@ class Stages:
         self.structure = registry.load("structure", config.prune.structure)
         self.repair = _repair(self.job, self.criterion.REPAIR)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
         self.objective = Objective(self.job.kind, "divergence")
         self.keep_first = config.prune.first_order != "drop"
@@ -264,6 +266,8 @@ class Stages:
             damping=self.damping,
             seed=seed,
             note=self._choose,
+            cache=self.cache,
+            stage=len(self.done) + 1,
         )
         model.keep_first = self.keep_first
         return model

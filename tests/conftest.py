@@ -1,9 +1,20 @@
-"""Of all tests: the same random weights each time, and one thread a process, so that parallel runs share the cores."""
+"""Of all tests: the same random weights each time, one thread a process, so that parallel runs share the cores, and a
+cache that is not the user's."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For this process and those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ ROOMS = [
     "prunetaylor.search",
     "prunetaylor.gate",
     "prunetaylor.report",
+    "prunetaylor.scoring",
     "prunetaylor.pipeline",
     "prunetaylor.stages",
     "prunetaylor.calibration",

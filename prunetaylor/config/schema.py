@@ -153,6 +153,17 @@ class FinetuneSection(Section):
     distill: DistillSection = DistillSection()
 
 
+class CacheSection(Section):
+    """Fitted curvatures, kept between runs. No result depends on it."""
+
+    enabled: bool = True
+    """Take a curvature that was fitted before for the same weights and samples, and keep what is fitted."""
+    dir: str | None = None
+    """The folder; null: prunetaylor in $XDG_CACHE_HOME, else in ~/.cache."""
+    limit: Annotated[float, Field(gt=0)] = 4.0
+    """Gigabytes (10^9 bytes) that it may take up; what was not used for longest goes first."""
+
+
 class Config(Section):
     """Everything a run can be told."""
 
@@ -161,6 +172,7 @@ class Config(Section):
     calibration: CalibrationSection = CalibrationSection()
     prune: PruneSection = PruneSection()
     finetune: FinetuneSection = FinetuneSection()
+    cache: CacheSection = CacheSection()
     metric: Literal["top1", "loss"] = "top1"
     """What the drop is measured in."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

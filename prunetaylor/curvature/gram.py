@@ -11,7 +11,7 @@ with them the best intercept, are part of the same sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,23 @@ class Moments:
     def plain(self) -> tuple[Tensor, Tensor]:
         """Second moments (G, C, C) and (G, R, C), for a layer that nothing gives an intercept to."""
         return self.xx[..., :-1, :-1], self.tx[..., :-1]
+
+
+def pack(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Moments by layer name as plain tensors by name, in the same order; :func:`unpack` is the inverse."""
+    return {
+        f"{part}:{name}": tensor
+        for name, m in moments.items()
+        for part, tensor in (("xx", m.xx), ("tx", m.tx), ("tt", m.tt), ("rows", torch.tensor(m.rows)))
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
+    found = {}
+    for name in [key.removeprefix("xx:") for key in tensors if key.startswith("xx:")]:
+        xx, tx, tt, rows = (tensors[f"{part}:{name}"] for part in ("xx", "tx", "tt", "rows"))
+        found[name] = Moments(xx, tx, tt, int(rows))
+    return found
 
 
 class Positions:

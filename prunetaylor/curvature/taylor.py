@@ -10,7 +10,7 @@ to another's. For the divergence at the dense weights g = 0 and G is the exact H
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
+from prunetaylor.curvature.cache import Cache
 from prunetaylor.curvature.fisher import FisherRows
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
-from prunetaylor.curvature.gram import Moments, Positions, layer_moments
+from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
 from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.errors import NumericsError
@@ -54,36 +55,56 @@ class TaylorModel:
     """The error's expansion at the network's state now, over the samples of ``risk``.
 
     It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
-    that the prediction stays about this point after the network has moved on.
+    that the prediction stays about this point after the network has moved on. ``cache`` is where fits are looked up and
+    kept, those of ``stage`` 1 (where a run starts) before others.
     """
 
     def __init__(
-        self, network: Network, risk: Risk, where: Positions, *, damping: float, seed: int, note: Note
+        self,
+        network: Network,
+        risk: Risk,
+        where: Positions,
+        *,
+        damping: float,
+        seed: int,
+        note: Note,
+        cache: Cache | None = None,
+        stage: int = 1,
     ) -> None:
         self.network, self.risk, self.where = network, risk, where
         self.damping, self.seed, self.note = damping, seed, note
+        self.cache, self.stage = cache, stage
         self.keep_first = True
         self.state = snapshot(network.module)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Layer Grams by layer name."""
-        return layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where)
+
+        def fit() -> dict[str, Tensor]:
+            return pack(layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where))
+
+        drawn = self.where.offsets, self.where.turns
+        return unpack(self._fitted("layer Grams", fit, {"per_sample": self.where.per_sample}, drawn))
 
     @cached_property
     def gradient(self) -> dict[str, Tensor]:
         """g, the gradient of the mean error, by the names of the prunable weights."""
-        return mean_gradient(self.risk, self.network.layers)
+        return self._fitted_to_error("gradient", lambda: mean_gradient(self.risk, self.network.layers))
 
     @cached_property
     def diagonal(self) -> dict[str, Tensor]:
         """diag G by the names of the prunable weights."""
-        return gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
+        return self._fitted_to_error(
+            "Gauss-Newton diagonal", lambda: gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
+        )
 
     @cached_property
     def hessian_diagonal(self) -> dict[str, Tensor]:
         """diag of the full Hessian, estimated, by the names of the prunable weights; it may be negative."""
-        return hessian_diagonal(self.risk, self.network.layers, self.seed)
+        return self._fitted_to_error(
+            "Hessian diagonal", lambda: hessian_diagonal(self.risk, self.network.layers, self.seed)
+        )
 
     @cached_property
     def fisher_rows(self) -> FisherRows:
@@ -93,7 +114,27 @@ class TaylorModel:
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:
         """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
-        return output_sensitivity(self.risk, self.network.layers, self.seed)
+        return self._fitted_to_error(
+            "output sensitivities", lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
+        )
+
+    def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        settings = {"objective": self.risk.objective, "seed": self.seed}
+        return self._fitted(what, fit, settings, [self.risk.reference])
+
+    def _fitted(
+        self,
+        what: str,
+        fit: Callable[[], dict[str, Tensor]],
+        settings: Mapping[str, object],
+        tensors: Iterable[Tensor],
+    ) -> dict[str, Tensor]:
+        """``fit()``, or the same from the cache: ``settings`` and ``tensors`` are what it depends on besides."""
+        if self.cache is None:
+            return fit()
+        layers = self.network.layers
+        key = self.cache.key(what, self.risk, layers, settings, tensors)
+        return self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
 
     def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
         """Both terms for a displacement of any of the state's tensors, means over samples.

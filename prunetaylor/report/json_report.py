@@ -13,7 +13,7 @@ from prunetaylor._version import __version__
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Outcome, Side
+    from prunetaylor.outcome import Outcome, Scores, Side
 
 SCHEMA_VERSION = 1
 
@@ -54,6 +54,13 @@ def side_to_json(side: Side, metric: str, seconds: float, device: str) -> dict[s
     """What ``eval --json`` prints of one network."""
     found = {"schema_version": SCHEMA_VERSION, "metric": {"name": metric, "goal": goal(metric)}, **asdict(side)}
     cleaned: dict[str, Any] = finite({**found, "seconds": seconds, "device": device, "versions": versions()})
+    return cleaned
+
+
+def scores_to_json(scores: Scores, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``score --json`` prints; ``configuration`` is the resolved one, nested."""
+    found = {**asdict(scores), "versions": versions(), "configuration": dict(configuration)}
+    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **found})
     return cleaned
 
 

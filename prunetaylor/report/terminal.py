@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prunetaylor.outcome import Outcome, Side
 
 _NAME_WIDTH = 34
-_BRIEF = 8
+BRIEF = 8
 
 
 def print_outcome(
@@ -38,9 +38,9 @@ def print_outcome(
     console.print()
     _print_layers(console, outcome, verbose)
     heard = set(said)
-    _print_list(console, "chosen", [choice for choice in outcome.choices if choice not in heard])
-    _print_list(console, "left alone", [f"{one.name}: {one.why}" for one in outcome.skipped])
-    _print_list(console, "written", files.values())
+    print_list(console, "chosen", [choice for choice in outcome.choices if choice not in heard])
+    print_list(console, "left alone", [f"{one.name}: {one.why}" for one in outcome.skipped])
+    print_list(console, "written", files.values())
 
 
 def print_side(console: Console, side: Side) -> None:
@@ -55,15 +55,15 @@ def print_inspection(console: Console, found: Inspection) -> None:
         facts.add_row(label, value)
     console.print(facts)
     console.print()
-    table = _table("tensor", "shape", "type", "non-zero", "zeros")
+    table = new_table("tensor", "shape", "type", "non-zero", "zeros")
     for tensor in found.tensors:
         note = f"same as {shorten(tensor.tied_to)}" if tensor.tied_to else percent(tensor.sparsity)
         name, cells = shorten(tensor.name), (tensor.dtype, f"{tensor.nonzero:,}", note)
         table.add_row(name, "x".join(map(str, tensor.shape)) or "scalar", *cells)
     console.print(table)
     bad = [f"{t.name}: {t.nonfinite:,} values are NaN or infinite" for t in found.tensors if t.nonfinite]
-    _print_list(console, "not finite", bad)
-    _print_list(console, "notes", found.notes)
+    print_list(console, "not finite", bad)
+    print_list(console, "notes", found.notes)
 
 
 def inspection_facts(found: Inspection) -> list[tuple[str, str]]:
@@ -145,7 +145,7 @@ def _less(before: int | None, after: int | None) -> str:
 
 
 def _sides(sides: Mapping[str, Side], change: Mapping[str, str]) -> Table:
-    table = _table("", *sides, *(["change"] if change else []))
+    table = new_table("", *sides, *(["change"] if change else []))
     table.show_header = any(sides)
     rows = {name: [_metric(name, side.metrics.get(name)) for side in sides.values()] for name in _metric_names(sides)}
     rows |= {
@@ -196,7 +196,7 @@ def _facts(outcome: Outcome) -> Table:
 
 
 def _stages(outcome: Outcome) -> Table:
-    table = _table("stage", "sparsity", "predicted", "measured", "gain ratio", "seconds")
+    table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "seconds")
     for i, stage in enumerate(outcome.stages, 1):
         changes = (stage.predicted_change, stage.measured_change)
         cells = [*(number(change) for change in changes), number(stage.gain_ratio, 3), f"{stage.seconds:.1f}"]
@@ -205,7 +205,7 @@ def _stages(outcome: Outcome) -> Table:
 
 
 def _epochs(outcome: Outcome) -> Table:
-    table = _table("epoch", "loss", "validation", "seconds")
+    table = new_table("epoch", "loss", "validation", "seconds")
     for epoch in outcome.epochs:
         table.add_row(str(epoch.epoch), number(epoch.loss), number(epoch.validation), f"{epoch.seconds:.1f}")
     return table
@@ -213,8 +213,8 @@ def _epochs(outcome: Outcome) -> Table:
 
 def _print_layers(console: Console, outcome: Outcome, verbose: bool) -> None:
     layers = outcome.layers
-    shown = layers if verbose or len(layers) <= _BRIEF else sorted(layers, key=lambda one: -one.removed)[:_BRIEF]
-    table = _table("layer", "shape", "removed", "sparsity")
+    shown = layers if verbose or len(layers) <= BRIEF else sorted(layers, key=lambda one: -one.removed)[:BRIEF]
+    table = new_table("layer", "shape", "removed", "sparsity")
     for layer in shown:
         table.add_row(
             shorten(layer.name), "x".join(map(str, layer.shape)), f"{layer.removed:,}", percent(layer.sparsity)
@@ -224,7 +224,7 @@ def _print_layers(console: Console, outcome: Outcome, verbose: bool) -> None:
         console.print(f"and {len(layers) - len(shown)} more layers (-v shows all; so does the report)", style="dim")
 
 
-def _print_list(console: Console, title: str, lines: Iterable[str]) -> None:
+def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
     lines = list(lines)
     if not lines:
         return
@@ -238,7 +238,7 @@ def _print_list(console: Console, title: str, lines: Iterable[str]) -> None:
             console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def _table(first: str, *others: str) -> Table:
+def new_table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column(first)
     for name in others:

@@ -20,6 +20,7 @@ _OPTIONS = {
     "inspect": "--help --json --quiet --verbose -h -q -v",
     "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --output --quiet --seed "
     "--sparsity --trust-code --verbose -c -h -o -q -v",
+    "score": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
 }
 
 
@@ -93,6 +94,7 @@ def test_every_option_and_command_is_explained(cli) -> None:
         (["prune", "--sparcity", "0.5"], "Did you mean"),
         (["prune"], "no MODEL given"),
         (["eval"], "no MODEL given"),
+        (["score"], "no MODEL given"),
         (["prune", "a.pt", "b.pt"], "unexpected argument 'b.pt'"),
         (["prune", "m.pt", "prune.sparcity=0.8"], "did you mean 'prune.sparsity'"),
         (["prune", "m.pt", "--sparsity", "80"], "did you mean 80%"),

@@ -1,0 +1,77 @@
+"""``prunetaylor score``: how far a network can be pruned, before anything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from .options import (
+    State,
+    arch_option,
+    config_option,
+    data_option,
+    device_option,
+    json_option,
+    read_configuration,
+    seed_option,
+    trust_option,
+    trusted,
+    verbosity_options,
+    words,
+)
+
+
+@click.command(short_help="Predict what pruning would cost at every sparsity.")
+@words("MODEL [KEY=VALUE]...")
+@config_option
+@arch_option
+@data_option
+@device_option
+@seed_option
+@json_option
+@trust_option
+@verbosity_options
+@click.pass_obj
+def score(
+    state: State,
+    words: tuple[str, ...],
+    file: Path | None,
+    arch: str | None,
+    data: str | None,
+    device: str | None,
+    seed: str | None,
+    as_json: bool,
+    trust_code: bool,
+) -> None:
+    """Say how far a network can be pruned: the error's predicted change at every sparsity, and each layer's share.
+
+    The Taylor model is fitted once, to the samples that `prunetaylor prune` would draw, and kept for it. Each sparsity
+    is one step from the dense weights, predicted and measured on samples that were not fitted; where the two part, the
+    prediction is marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
+    the cache of fits (cache.dir).
+
+    MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
+    """
+    flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed}
+    resolved = read_configuration(words, file, flags)
+    from prunetaylor.job import open_job
+    from prunetaylor.scoring import run
+
+    from .progress import Logged, reporter
+
+    with reporter(state.verbosity) as shown:
+        progress = Logged(shown, None)
+        job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
+        scores = run(job, progress)
+    if as_json:
+        from prunetaylor.report.json_report import scores_to_json
+
+        click.echo(json.dumps(scores_to_json(scores, resolved.config.model_dump()), allow_nan=False))
+        return
+    from prunetaylor.report.scores import print_scores
+
+    from .screen import console
+
+    print_scores(console(), scores, verbose=state.verbosity > 0, said=progress.notes)

@@ -1,0 +1,58 @@
+"""The kept weights of one layer move to make up for the removed ones, all at once, from its Gram matrix alone.
+
+    d_R = -w_R,        d_K = H_KK^-1 H_KR w_R                 R: what a row loses,  K: what it keeps
+
+the minimum of d'Hd given all of R (Hassibi & Stork 1992, eq. 5, for a set of weights). A row that loses fewer weights
+than it keeps is solved from the other side, by block inversion:
+
+    d = -H^-1_.R (H^-1_RR)^-1 w_R
+
+Unlike ``least_squares`` it looks at no data: it is right for a layer whose inputs are still those that the Gram matrix
+was fitted to.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunetaylor.curvature.gram import Moments
+from prunetaylor.curvature.solve import BLOCK, Note, cholesky, kept_columns, restricted_least_squares, row_batches
+from prunetaylor.network.layer import Layer
+
+
+@torch.no_grad()
+def compensate(
+    layer: Layer, moments: Moments, keep: Tensor, absorbed: bool, damping: float, note: Note
+) -> tuple[Tensor, Tensor | None]:
+    """The displacement of the weights (G, R, C), and how far the outputs' means move by it (G, R).
+
+    ``keep`` (G, R, C), True = keep. With ``absorbed`` something takes up that move of the means (see ``affine``), so
+    that only what varies has to be made up for; without, there is no second value.
+    """
+    h = (moments.centred() if absorbed else moments.plain())[0]
+    w = layer.matrix(layer.weight.detach()).to(h.dtype)
+    moved = torch.stack([_moved(h[g], w[g], keep[g], damping, layer.name, note) for g in range(layer.groups)])
+    return moved, (moved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2) if absorbed else None
+
+
+def _moved(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """d (R, C) for rows ``w`` (R, C) and H (C, C)."""
+    out = -w * ~keep
+    lost = (~keep).sum(1)
+    few = lost < keep.sum(1).clamp_max(BLOCK)
+    if bool((~few).any()):
+        rows = w[~few]
+        out[~few] = restricted_least_squares(h, rows @ h, rows, keep[~few], damping, name, note) - rows
+    # With the weights that go now in the part of the ones that were kept; rows that lose none stay as they are.
+    some = (few & (lost > 0)).nonzero().squeeze(1)
+    if len(some):
+        inverse = torch.cholesky_inverse(cholesky(h, torch.ones_like(keep[:1]), damping, name, note)[0])
+        for rows in row_batches(~keep[some]):
+            at = some[rows]
+            columns, valid = kept_columns(~keep[at])
+            factor = cholesky(inverse, ~keep[at], 0.0, name, note)
+            pull = torch.cholesky_solve((w[at].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
+            spread = torch.zeros_like(w[at]).scatter(1, columns, pull * valid)
+            out[at] = torch.where(keep[at], -(spread @ inverse), out[at])
+    return out

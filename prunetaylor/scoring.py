@@ -1,0 +1,249 @@
+"""How far can this be pruned? One fit at the dense weights, and at every sparsity what one step from them would cost.
+
+The step removes the lowest scores and moves the kept weights where the criterion's repair does, in closed form from the
+dense fit. Its cost is predicted by the Taylor model and measured, both on held-out samples: where the two part, the
+model is no longer to be believed. Stages and repair in ``prune`` do better than any one step.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor import registry
+from prunetaylor.calibration import Calibration
+from prunetaylor.config.resolve import from_values
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import Split
+from prunetaylor.errors import UsageError
+from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.state import restore
+from prunetaylor.outcome import LayerScore, Level, Scores
+from prunetaylor.pipeline import hashes, training_split
+from prunetaylor.progress import Progress, Silent
+from prunetaylor.repair.affine import Absorber, find_absorbers
+from prunetaylor.repair.compensate import compensate
+from prunetaylor.repair.masks import apply_masks
+from prunetaylor.risk import Risk, all_outputs
+from prunetaylor.selection.rank import keep_best
+from prunetaylor.selection.step import Step
+from prunetaylor.stages import Stages
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Sparsities that are looked at."""
+BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Those at which each layer's part is predicted by itself, a forward-mode pass a layer."""
+TRUSTED = (0.5, 2.0)
+"""Gain ratios for which the model is believed: it is wrong by no more than a factor of two."""
+NEGLIGIBLE = 1e-5
+"""Changes up to this share of the error's scale (1 for classes, else the outputs' own) are believed whatever their
+ratio: at first they are rounding, and then still nothing that anybody could see."""
+
+
+def run(job: Job, progress: Progress) -> Scores:
+    """Score ``job.network``, which is left as it was. UsageError without samples, or where nothing can be scored."""
+    start = time.perf_counter()
+    criterion = registry.load("saliency", job.method)
+    if job.samples is None:
+        raise UsageError(
+            "without samples nothing can be said about the error", "name them with --data; prune needs none"
+        )
+    if not hasattr(criterion, "score"):
+        raise UsageError(
+            f"{job.method} gives no scores, only solutions for one sparsity",
+            f"try it with `prunetaylor prune MODEL prune.method={job.method}`, or leave prune.method at auto",
+        )
+    for choice in job.choices:
+        progress.note(choice)
+    training, _ = training_split(job)
+    assert training is not None
+    outlook = _Outlook(job, job.network, training, progress)
+    levels, layers, held_out = outlook.look()
+    return Scores(
+        method=job.method,
+        repair=outlook.repair,
+        error=outlook.objective.describe(),
+        prunable=job.network.prunable,
+        levels=levels,
+        layers=layers,
+        trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
+        held_out=held_out,
+        first_order=outlook.first_order,
+        skipped=job.network.skipped,
+        choices=[*job.choices, *outlook.choices],
+        seconds=time.perf_counter() - start,
+        seed=job.config.seed,
+        device=str(job.device),
+        hashes=hashes(job),
+    )
+
+
+def score(
+    model: nn.Module,
+    train: Any,
+    *,
+    normalize: str | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """``prunetaylor score`` from Python: what pruning would cost at each sparsity; ``model`` stays as it is.
+
+    Args:
+        model: a trained network.
+        train: what the Taylor model is fitted to: a map-style data set of (input, target), a DataLoader of one, or
+            (x, y).
+        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
+        settings: any key of the configuration, dotted: ``{"calibration.samples": 500}``.
+
+    Raises:
+        PruneTaylorError: with cause and remedy.
+    """
+    config = from_values(settings or {}).config
+    device, reason = pick_device(config.device)
+    samples = from_python(train, None, None, normalize=normalize, augment="none")
+    job = make_job(config, copy.deepcopy(model), samples, device, choices=[f"device {device}: {reason}"])
+    return run(job, progress or Silent())
+
+
+@dataclass
+class _Fit:
+    """What is fitted once, at the dense weights. ``judge`` is the Taylor model on the held-out samples."""
+
+    model: TaylorModel
+    judge: TaylorModel
+    held: Risk
+    dense_outputs: Tensor
+    absorbers: Mapping[str, Absorber]
+    scores: dict[str, Tensor] | None  # None where the criterion's own solver moves the kept weights: it is asked anew
+
+
+class _Outlook(Stages):
+    """The samples, the error and the models of a run's first stage, with steps that are tried and taken back."""
+
+    def look(self) -> tuple[list[Level], list[LayerScore], int]:
+        """The levels, the layers at each of them, and the number of held-out samples."""
+        network = self.job.network
+        assert isinstance(self.pool, Split)
+        calibration = self._calibrate(self.pool)
+        gone = sum(int((~mask).sum()) for mask in self.masks.values())
+        wanted = [level for level in LEVELS if round(level * network.prunable) > gone]
+        self.progress.phase("score", len(wanted) + 1)
+        fit = self._fit(calibration)
+        self.progress.step("fitted")
+        levels: list[Level] = []
+        layers = [LayerScore(layer.name, tuple(layer.weight.shape), [], []) for layer in network.layers]
+        for sparsity in wanted:
+            try:
+                levels.append(self._try(sparsity, fit, layers, levels))
+            finally:
+                restore(network.module, fit.judge.state)
+            self.progress.step(f"{sparsity:.0%}")
+        return levels, layers, calibration.holdout.batches.samples
+
+    def _fit(self, calibration: Calibration) -> _Fit:
+        network = self.job.network
+        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
+        held = calibration.holdout.risk(network.module, self.objective)
+        scores = None
+        if self.repair != "none" or not hasattr(self.criterion, "solve"):
+            scores = self.criterion.score(model, network, self.masks, self.generator)
+        if self.repair == "least-squares":
+            assert model.moments  # fitted now: the network is about to move
+        return _Fit(
+            model,
+            self._model(network, held, calibration),
+            held,
+            calibration.holdout.dense_outputs,
+            find_absorbers(network.module, network.layers, calibration.fit.batches),
+            scores,
+        )
+
+    def _try(self, sparsity: float, fit: _Fit, layers: list[LayerScore], before: list[Level]) -> Level:
+        """Take the step, predict and measure it, and add what it is to each layer to ``layers``."""
+        network = self.job.network
+        removed = round(sparsity * network.prunable)
+        self._step(removed, fit, layers)
+        now = network.module.state_dict()
+        moved = {k: now[k] - v for k, v in fit.judge.state.items() if v.is_floating_point()}
+        predicted = fit.judge.predict(moved).change(self.keep_first)
+        for layer, row in zip(network.layers, layers, strict=True):
+            row.predicted_changes.append(self._part(layer, fit, moved) if sparsity in BY_LAYER else None)
+        outputs, _ = all_outputs(network.module, fit.held.batches)
+        objective, reference = self.objective, fit.held.reference
+        change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
+        measured = float(change.double().mean())
+        changed = None
+        if objective.kind == "classes":
+            changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
+        scale = 1.0 if objective.kind == "classes" else 0.5 * float(fit.dense_outputs.square().sum(1).mean())
+        return Level(
+            sparsity,
+            removed,
+            predicted,
+            measured if isfinite(measured) else None,
+            measured / predicted if isfinite(measured) and predicted != 0 else None,
+            changed,
+            all(level.trusted for level in before) and _trusted(predicted, measured, NEGLIGIBLE * scale),
+        )
+
+    @torch.no_grad()
+    def _step(self, removed: int, fit: _Fit, layers: list[LayerScore]) -> None:
+        """Remove so many weights and move the others, in place."""
+        network, damping = self.job.network, self.job.config.prune.damping
+        masks, displacement = self._select_once(removed, fit)
+        moves = {}
+        for layer, row in zip(network.layers, layers, strict=True):
+            name, absorber = layer.parameter, None
+            if self.repair == "least-squares":
+                absorber, moments = fit.absorbers.get(layer.name), fit.model.moments[layer.name]
+                keep = layer.matrix(masks[name])
+                moved, means = compensate(layer, moments, keep, absorber is not None, damping, self._choose)
+                if absorber is not None and means is not None:
+                    moves[absorber.key] = -absorber.sign * means.flatten()
+            else:
+                moved = layer.matrix(displacement[name].to(layer.weight))
+            moves[name] = layer.tensor(moved)
+            row.sparsities.append(float((~masks[name]).double().mean()))
+        state = network.module.state_dict()
+        for name, move in moves.items():
+            state[name].add_(move.to(state[name]))
+        apply_masks(network.module, masks)
+
+    def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Masks (True = keep) and the displacement before repair, by parameter name."""
+        layers, structure = self.job.network.layers, self.structure
+        if fit.scores is None:
+            step: Step = self.criterion.solve(fit.model, self.job.network, self.masks, removed, self.generator)
+            return step.masks, step.displacement
+        kept = keep_best(
+            [structure.groups(layer, fit.scores[layer.parameter]) for layer in layers],
+            [~self.masks[layer.parameter].flatten() for layer in layers],
+            removed,
+            [layer.name for layer in layers],
+        )
+        masks = {layer.parameter: structure.mask(layer, keep) for layer, keep in zip(layers, kept, strict=True)}
+        return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in layers}
+
+    def _part(self, layer: Layer, fit: _Fit, moved: Mapping[str, Tensor]) -> float:
+        """What one layer's part of a displacement of the state would cost by itself."""
+        absorber = fit.absorbers.get(layer.name)
+        names = [layer.parameter, *([absorber.key] if absorber else [])]
+        return fit.judge.predict({name: moved[name] for name in names}).change(self.keep_first)
+
+
+def _trusted(predicted: float, measured: float, negligible: float) -> bool:
+    """Whether the prediction is right within a factor of two, or both changes are negligible."""
+    if not isfinite(measured):
+        return False
+    if max(abs(predicted), abs(measured)) <= negligible:
+        return True
+    return predicted > 0 and TRUSTED[0] <= measured / predicted <= TRUSTED[1]

@@ -1,0 +1,48 @@
+"""score through the real command line, on the demo's network."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+_KEPT = ["cache.dir=kept", "calibration.holdout=5%"]  # few to predict on: it is what takes time
+
+
+def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(demo_model: Path, cli, tmp_path) -> None:
+    first = cli("score", str(demo_model), "--json", *_KEPT)
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert document["schema_version"] == 1
+    assert [level["sparsity"] for level in document["levels"]][-3:] == [0.9, 0.95, 0.98]
+    assert document["levels"][0]["trusted"] is True
+    assert {layer["name"] for layer in document["layers"]} == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert set(document["hashes"]) == {"checkpoint", "data"}
+    assert document["configuration"]["cache"]["dir"] == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    second = cli("score", str(demo_model), "-v", *_KEPT)
+    assert second.returncode == 0, second.stderr
+    assert "layer Grams of stage 1 taken from the cache" in second.stderr
+    lines = second.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in second.stdout
+    [row] = [line.split() for line in lines if line.startswith("50%")]
+    [level] = [level for level in document["levels"] if level["sparsity"] == 0.5]
+    assert float(row[1]) == pytest.approx(level["predicted_change"], rel=0.01)
+    assert "`prunetaylor prune` goes in stages" in " ".join(second.stdout.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "none"], "without samples nothing can be said about the error"),
+        (["prune.method=exact_ops"], "did you mean 'exact_obs'"),
+        (["cache.limit=0"], "cache.limit"),
+    ],
+)
+def test_what_cannot_be_scored(demo_model: Path, inline, tmp_path: Path, arguments: list[str], message: str) -> None:
+    code, stdout, stderr = inline("score", str(demo_model), *arguments)
+    assert code == 2, stderr
+    assert stdout == ""
+    assert message in stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,419 @@
+"""Fits on disk: the same are found again, bit for bit, others never; what is wrong with the folder costs a note."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import NETWORKS, case
+from safetensors.torch import save_file
+from tiny import rand, taylor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, quadrants, trained
+
+import prunetaylor
+from prunetaylor.config.schema import CacheSection
+from prunetaylor.curvature import cache as module_of_cache
+from prunetaylor.curvature.cache import Cache, open_cache
+from prunetaylor.curvature.gram import Positions, layer_moments, pack, unpack
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.data.samples import TensorSplit
+from prunetaylor.errors import NumericsError
+
+KINDS = ["moments", "gradient", "diagonal", "hessian_diagonal", "sensitivity"]
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_cache, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(module_of_cache, "WORTH_RATE", 1e30)
+
+
+def model(folder: Path, network: str = "mlp", *, stage: int = 1) -> TaylorModel:
+    made = taylor(*case(network))
+    made.cache, made.stage = Cache(folder, 10**9), stage
+    return made
+
+
+def tensors(fit: object) -> dict[str, Tensor]:
+    return pack(fit) if any(hasattr(value, "xx") for value in fit.values()) else dict(fit)
+
+
+def same(one: object, other: object) -> None:
+    first, second = tensors(one), tensors(other)
+    assert list(first) == list(second)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
+        assert second[name].stride() == tensor.stride()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_fitted_is_found_again(tmp_path: Path, kind: str, network: str) -> None:
+    first = model(tmp_path, network)
+    fitted = getattr(first, kind)
+    assert first.notes == []
+    again = copy.deepcopy(first)
+    again.note = again.notes.append
+    del again.__dict__[kind]
+    same(fitted, getattr(again, kind))
+    [note] = again.notes
+    assert "of stage 1 taken from the cache (key " in note
+    assert note.split("key ")[1].rstrip(")") in files(tmp_path)[0].name
+    again.cache = None
+    del again.__dict__[kind]
+    same(fitted, getattr(again, kind))
+
+
+def test_no_cache_no_files(tmp_path: Path) -> None:
+    made = taylor(*case("mlp"))
+    assert made.cache is None
+    assert made.moments
+    assert open_cache(CacheSection(enabled=False, dir=str(tmp_path))) is None
+
+
+def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def folder(**setting: object) -> Path:
+        found = open_cache(CacheSection(**setting))
+        assert found is not None
+        return found.folder
+
+    assert folder(dir=str(tmp_path)) == tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert folder() == Path("/x/prunetaylor")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/y")
+    assert folder() == Path("/home/y/.cache/prunetaylor")
+    assert folder(dir="~/c") == Path("/home/y/c")
+
+
+class Scaled(nn.Module):
+    """``by`` is in no tensor and not printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.register_buffer("shift", torch.zeros(3), persistent=False)
+        self.by = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.by * self.a(x)).tanh()) + self.shift
+
+
+def scaled(folder: Path) -> TaylorModel:
+    torch.manual_seed(0)
+    made = taylor(Scaled().eval(), 1.5 * rand(6, 3), torch.arange(6) % 3, of="task")
+    made.cache = Cache(folder, 10**9)
+    return made
+
+
+def weight(m: TaylorModel) -> None:
+    with torch.no_grad():
+        m.network.module.a.weight[1, 2] = torch.nextafter(m.network.module.a.weight[1, 2], torch.tensor(9.0))
+
+
+def with_batches(m: TaylorModel, **other: object) -> None:
+    fresh = copy.copy(m.risk.batches)
+    for name, value in other.items():
+        setattr(fresh, name, value)
+    m.risk = replace(m.risk, batches=fresh)
+
+
+def sample(m: TaylorModel) -> None:
+    x, y = m.risk.batches.split.fetch(range(6))
+    x = x.clone()
+    x[5, 2] += 1e-6
+    with_batches(m, split=TensorSplit(x, y))
+
+
+CHANGES: dict[str, Callable[[TaylorModel], object]] = {
+    "a weight's last bit": weight,
+    "a mask": lambda m: m.network.module.b.weight.data[0].zero_(),
+    "a buffer that no checkpoint holds": lambda m: m.network.module.shift.fill_(1.0),
+    "the code": lambda m: setattr(m.network.module, "by", 1.001),
+    "how the network prints": lambda m: setattr(m.network.module, "c", nn.Identity()),
+    "a layer less": lambda m: m.network.layers.pop(),
+    "a sample": sample,
+    "the batches": lambda m: with_batches(m, batch_size=3),
+}
+OF_MOMENTS: dict[str, Callable[[TaylorModel], object]] = {
+    "the positions' seed": lambda m: setattr(m, "where", Positions(6, 1, m.where.per_sample)),
+    "the positions' number": lambda m: setattr(m, "where", Positions(6, 0, 2)),
+}
+OF_ERRORS: dict[str, Callable[[TaylorModel], object]] = {
+    "the seed": lambda m: setattr(m, "seed", 1),
+    "the error": lambda m: setattr(m, "risk", replace(m.risk, objective=replace(m.risk.objective, kind="values"))),
+    "what it is from": lambda m: setattr(m, "risk", replace(m.risk, reference=m.risk.reference.flip(0))),
+}
+
+
+def key_of(kind: str, m: TaylorModel, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = []
+
+    def fitted(self: Cache, what: str, stage: int, key: str, *_: object) -> dict[str, Tensor]:
+        found.append(key)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "fitted", fitted)
+        getattr(m, kind)
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_anything_else_is_another_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    changes = CHANGES | (OF_MOMENTS if kind == "moments" else OF_ERRORS)
+    keys = {"nothing": key_of(kind, scaled(tmp_path), monkeypatch)}
+    assert key_of(kind, scaled(tmp_path), monkeypatch) == keys["nothing"]
+    for name, change in changes.items():
+        made = scaled(tmp_path)
+        change(made)
+        keys[name] = key_of(kind, made, monkeypatch)
+    for name, value in (("__version__", "9.9"), ("_code", lambda: "edited"), ("_arithmetic", lambda _: "other")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module_of_cache, name, value)
+            keys[name] = key_of(kind, scaled(tmp_path), monkeypatch)
+    assert len(set(keys.values())) == len(keys), keys
+
+
+def test_kinds_and_first_and_later_stages_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({key_of(kind, scaled(tmp_path), monkeypatch) for kind in KINDS}) == len(KINDS)
+    first, later = model(tmp_path), model(tmp_path, stage=2)
+    assert first.gradient
+    assert later.gradient
+    assert later.notes == []
+    assert [file.name.split("-")[0] for file in files(tmp_path)] == ["first", "later"]
+
+
+def test_what_no_fit_depends_on_is_not_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One fit serves every criterion, sparsity and damping; the Grams serve every error."""
+    made = scaled(tmp_path)
+    key = key_of("moments", made, monkeypatch)
+    for change in (lambda m: setattr(m, "damping", 0.5), *OF_ERRORS.values()):
+        other = scaled(tmp_path)
+        change(other)
+        assert key_of("moments", other, monkeypatch) == key
+    other = scaled(tmp_path)
+    other.damping = 0.5
+    assert key_of("diagonal", other, monkeypatch) == key_of("diagonal", made, monkeypatch)
+
+
+def fit_of(*sizes: int) -> Callable[[], dict[str, Tensor]]:
+    return lambda: {f"t{i}": rand(n) for i, n in enumerate(sizes)}
+
+
+def put(cache: Cache, key: str, *sizes: int, stage: int = 1) -> list[str]:
+    """The notes of one fit."""
+    notes: list[str] = []
+    cache.fitted("fit", stage, key, torch.device("cpu"), fit_of(*(sizes or (250,))), notes.append)
+    return notes
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-10]),
+        lambda path: path.write_bytes(path.read_bytes()[:4]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(bytes(1000)),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+        lambda path: save_file({"t0": torch.zeros(3)}, path),
+        lambda path: save_file({"t0": torch.zeros(3)}, path, {"prunetaylor": "[]"}),
+        lambda path: save_file({}, path, {"prunetaylor": '{"strides": {"t0": [1]}}'}),
+    ],
+)
+def test_a_damaged_file_is_fitted_anew_and_written_anew(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    cache = Cache(tmp_path, 10**9)
+    assert put(cache, "k") == []
+    [path] = files(tmp_path)
+    whole = path.read_bytes()
+    damage(path)
+    assert path.read_bytes() != whole
+    [note] = put(cache, "k")
+    assert note.startswith(f"cache: fit fitted anew, as {path} cannot be used (")
+    assert path.read_bytes() == whole
+    assert "taken from the cache" in put(cache, "k")[0]
+
+
+def test_a_file_of_another_key_is_not_believed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 10**9)
+    put(cache, "a")
+    files(tmp_path)[0].rename(tmp_path / "first-b.safetensors")
+    assert "cannot be used" in put(cache, "b")[0]
+
+
+def test_a_folder_that_cannot_be_written_costs_a_note(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        notes = put(Cache(folder, 10**9), "k")
+        assert len(notes) >= 1
+        assert "cannot be written" in notes[-1]
+        assert "cache.enabled=false" in notes[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module_of_cache, "save_file", full)
+    assert "No space left" in put(Cache(tmp_path, 10**9), "k")[0]
+    assert files(tmp_path) == []
+
+
+def test_a_nearly_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_cache.shutil, "disk_usage", lambda _: Mock(free=1999))
+    assert "the disk is nearly full" in put(Cache(tmp_path, 10**9), "k")[0]
+    assert files(tmp_path) == []
+
+
+def test_an_error_of_the_fit_is_not_kept(tmp_path: Path) -> None:
+    made = model(tmp_path)
+    with torch.no_grad():
+        made.risk.reference.fill_(float("nan"))
+    with pytest.raises(NumericsError, match="gradient of the error is not finite"):
+        _ = made.gradient
+    assert files(tmp_path) == []
+
+
+def test_what_was_quick_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_of_cache, "WORTH_SECONDS", 1e9)
+    assert put(Cache(tmp_path, 10**9), "k") == []
+    assert files(tmp_path) == []
+
+
+def age(folder: Path, name: str, seconds: float) -> None:
+    os.utime(folder / name, (time.time() - seconds,) * 2)
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 4000)  # a fit is 1000 bytes and a header
+    for i, key in enumerate("abc"):
+        put(cache, key)
+        age(tmp_path, f"first-{key}.safetensors", 100 - i)
+    assert "taken from" in put(cache, "a")[0]
+    put(cache, "d")
+    assert [file.name[6] for file in files(tmp_path)] == ["a", "c", "d"]
+    [note] = put(cache, "e", 5000)
+    assert "(0.0 MB) not kept: larger than cache.limit=4e-06 GB" in note
+
+
+def test_a_later_stage_never_pushes_out_a_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 4000)
+    for i, (key, stage) in enumerate([("a", 1), ("b", 2), ("c", 1)]):
+        put(cache, key, stage=stage)
+        age(tmp_path, f"{'later' if stage == 2 else 'first'}-{key}.safetensors", 100 - i)
+    put(cache, "d", stage=3)
+    assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "later-d"]
+    put(cache, "e")
+    assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "first-e"]
+    assert "take up the room" in put(cache, "f", stage=2)[0]
+    assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "first-e"]
+
+
+def test_what_was_left_unfinished_goes_after_a_day(tmp_path: Path) -> None:
+    for name, seconds in (("old", 2 * 86400), ("new", 10)):
+        (tmp_path / f".{name}.partial").write_text("x")
+        age(tmp_path, f".{name}.partial", seconds)
+    (tmp_path / "thesis.txt").write_text("mine")
+    put(Cache(tmp_path, 10**9), "k")
+    assert [file.name for file in files(tmp_path)] == [".new.partial", "first-k.safetensors", "thesis.txt"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=3),
+    kind=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool]),
+    turned=st.booleans(),
+)
+def test_any_tensors_come_back_as_they_were(
+    tmp_path: Path, shapes: list[list[int]], kind: torch.dtype, turned: bool
+) -> None:
+    made = {f"a.{i}/b" if i else "": (5 * torch.randn(shape)).to(kind) for i, shape in enumerate(shapes)}
+    made = {name: t.permute(tuple(range(t.dim()))[::-1]) if turned else t for name, t in made.items()}
+    cache, cpu = Cache(tmp_path / str(len(files(tmp_path))), 10**9), torch.device("cpu")
+    notes: list[str] = []
+    for _ in range(2):
+        found = cache.fitted("fit", 1, "k", cpu, lambda: made, notes.append)
+        assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in made.items()}
+        if notes:
+            same(made, found)
+    assert len(notes) == 1
+
+
+def test_moments_unpack_to_what_was_packed() -> None:
+    made = taylor(*case("conv"))
+    found = layer_moments(made.network.module, made.network.layers, made.risk.batches, made.where)
+    again = unpack(pack(found))
+    same(found, again)
+    assert [m.rows for m in again.values()] == [m.rows for m in found.values()]
+
+
+@pytest.mark.parametrize("method", ["obs", "obd"])
+def test_a_run_is_the_same_with_and_without_the_cache(tmp_path: Path, method: str) -> None:
+    train = quadrants(120, 1)
+    network = trained(ConvNet(), train, cross_entropy, 30)
+    usual = {"calibration.samples": 60, "prune.stages": 2, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    usual |= {"prune.method": method, "cache.dir": str(tmp_path / "cache")}
+
+    def run(**more: object) -> prunetaylor.pipeline.Outcome:
+        changed = {key.replace("__", "."): value for key, value in more.items()}
+        return prunetaylor.prune(network, train, settings=usual | changed)
+
+    without, cold = run(cache__enabled=False), run()
+    kept = files(tmp_path / "cache")
+    assert {file.name.split("-")[0] for file in kept} == {"first", "later"}
+    assert not any("taken from the cache" in choice for choice in [*without.choices, *cold.choices])
+    warm = run()
+    assert sum("taken from the cache" in choice for choice in warm.choices) == len(kept)
+    for other in (cold, warm):
+        for name, tensor in without.module.state_dict().items():
+            torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=0, atol=0)
+        assert [s.predicted_change for s in other.stages] == [s.predicted_change for s in without.stages]
+        assert [s.measured_change for s in other.stages] == [s.measured_change for s in without.stages]
+
+
+CHILD = """
+import sys, torch
+sys.path[:0] = {paths!r}
+torch.set_num_threads(1)
+from pathlib import Path
+from prunetaylor.curvature import cache
+cache.WORTH_SECONDS, cache.WORTH_RATE = 0.0, 1e30
+notes = []
+for i in range(40):
+    made = cache.Cache(Path({folder!r}), 3000)  # room for two: each throws out what the other has just kept
+    fit = lambda: {{"t": torch.full((250,), float(i % 3))}}
+    found = made.fitted("fit", 1, f"key{{i % 3}}", torch.device("cpu"), fit, notes.append)
+    assert bool((found["t"] == i % 3).all())
+assert not [note for note in notes if "taken from" not in note], notes
+"""
+
+
+def test_runs_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = textwrap.dedent(CHILD).format(paths=sys.path, folder=str(tmp_path))
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=os.environ)
+        for _ in range(2)
+    ]
+    for one in running:
+        _, stderr = one.communicate(timeout=120)
+        assert one.returncode == 0, stderr
+    assert all(file.suffix == ".safetensors" for file in files(tmp_path))

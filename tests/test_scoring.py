@@ -1,0 +1,161 @@
+"""How far a network can be pruned: what is said is what happens, and the network stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, Recording, curve, mlp, quadrants, trained
+
+import prunetaylor
+from prunetaylor import registry
+from prunetaylor.curvature import cache
+from prunetaylor.data.load import from_python
+from prunetaylor.errors import UsageError
+from prunetaylor.job import make_job
+from prunetaylor.outcome import Scores
+from prunetaylor.progress import Silent
+from prunetaylor.scoring import BY_LAYER, LEVELS, _trusted, run, score
+
+TRAIN = quadrants(240, 1)
+CURVE = curve(300, 1)
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 60)
+
+
+def quick(model: nn.Module, train: object = TRAIN, **settings: object) -> Scores:
+    usual = {"calibration.samples": 120, "data.workers": 0, "device": "cpu"}
+    return score(model, train, settings=usual | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+@pytest.mark.parametrize("method", registry.names("saliency"))
+def test_what_is_promised_of_every_criterion(conv: nn.Module, method: str) -> None:
+    before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
+    found = quick(conv, prune__method=method)
+    for name, tensor in conv.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert [level.sparsity for level in found.levels] == list(LEVELS)
+    assert [level.removed for level in found.levels] == [round(s * found.prunable) for s in LEVELS]
+    assert found.held_out == 24
+    sizes = [torch.Size(layer.shape).numel() for layer in found.layers]
+    for i, level in enumerate(found.levels):
+        assert sum(n * x.sparsities[i] for n, x in zip(sizes, found.layers, strict=True)) == pytest.approx(
+            level.removed
+        )
+        assert all((x.predicted_changes[i] is not None) == (level.sparsity in BY_LAYER) for x in found.layers)
+        assert 0 <= level.changed_classes <= 1
+        if level.gain_ratio is not None:
+            assert level.gain_ratio == pytest.approx(level.measured_change / level.predicted_change)
+    trusted = [level.trusted for level in found.levels]
+    assert trusted == sorted(trusted, reverse=True)
+    assert found.trusted_to == max((s for s, t in zip(LEVELS, trusted, strict=True) if t), default=None)
+
+
+def test_the_network_is_put_back_exactly(conv: nn.Module) -> None:
+    samples = from_python(TRAIN, None, None, normalize=None, augment="none")
+    config = prunetaylor.config.resolve.from_values({"calibration.samples": 60, "data.workers": 0}).config
+    job = make_job(config, copy.deepcopy(conv), samples, torch.device("cpu"), choices=[])
+    run(job, Silent())
+    for name, tensor in job.network.module.state_dict().items():
+        torch.testing.assert_close(tensor, conv.state_dict()[name], rtol=0, atol=0)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in job.network.module.modules())
+
+
+def test_one_stage_of_a_run_without_repair_costs_what_was_said(conv: nn.Module) -> None:
+    """The same samples, the same scores, the same step: nothing but the stage's own measurement."""
+    settings = {"prune.method": "magnitude", "prune.stages": 1, "calibration.samples": 120, "data.workers": 0}
+    settings |= {"device": "cpu", "finetune.epochs": 0}
+    level = score(conv, TRAIN, settings=settings).levels[LEVELS.index(0.7)]
+    [stage] = prunetaylor.prune(conv, TRAIN, sparsity=0.7, settings=settings).stages
+    assert stage.predicted_change == pytest.approx(level.predicted_change, rel=1e-5)
+    assert stage.measured_change == pytest.approx(level.measured_change, rel=1e-4, abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def smooth() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(mlp(), CURVE, lambda z, y: 0.5 * (z - y).square().sum(1).mean(), 200)
+
+
+def test_what_makes_up_for_a_removal_makes_it_cheaper(smooth: nn.Module) -> None:
+    both = [quick(smooth, CURVE, metric="loss", prune__method="obs", prune__repair=r) for r in ("auto", "none")]
+    for one, other in list(zip(*(found.levels for found in both), strict=True))[:6]:
+        assert one.predicted_change < other.predicted_change
+        assert one.measured_change < other.measured_change
+
+
+def test_the_samples_are_those_that_prune_would_draw(conv: nn.Module) -> None:
+    first, second = Recording(TRAIN), Recording(TRAIN)
+    settings = {"calibration.samples": 50, "data.workers": 0, "device": "cpu", "seed": 3, "prune.method": "magnitude"}
+    score(conv, first, settings=settings)
+    test = quadrants(10, 5)
+    prunetaylor.prune(conv, second, test, settings=settings | {"finetune.epochs": 0})
+    drawn = [seen for seen in first.seen if first.seen.count(seen) > 0][-50:]
+    assert set(drawn) <= set(second.seen)
+    assert len(set(drawn)) == 50
+
+
+def test_the_parts_of_single_layers_add_up(smooth: nn.Module) -> None:
+    """Not exactly, as layers interact; but they are of the same size, in the same units."""
+    found = quick(smooth, CURVE, metric="loss")
+    assert all(level.changed_classes is None for level in found.levels)
+    i = LEVELS.index(0.5)
+    parts = sum(layer.predicted_changes[i] for layer in found.layers)
+    assert 0.3 < parts / found.levels[i].predicted_change < 3
+
+
+def test_levels_below_what_is_zero_already_are_left_out(conv: nn.Module) -> None:
+    pruned = prunetaylor.prune(
+        conv, TRAIN, sparsity=0.6, settings={"prune.method": "magnitude", "device": "cpu", "finetune.epochs": 0}
+    )
+    found = quick(pruned.module)
+    assert [level.sparsity for level in found.levels] == [0.7, 0.8, 0.9, 0.95, 0.98]
+
+
+def test_what_gives_no_scores_is_refused(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(registry.load("saliency", "joint"), "score")
+    with pytest.raises(UsageError, match=r"joint gives no scores(.|\n)*prune.method=joint"):
+        quick(conv, prune__method="joint")
+
+
+def test_the_fit_serves_scoring_again_and_pruning(
+    conv: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "WORTH_RATE", 1e30)
+    kept = {"cache.dir": str(tmp_path), "calibration.samples": 120, "data.workers": 0, "device": "cpu"}
+    first, second = (score(conv, TRAIN, settings=kept) for _ in range(2))
+    taken = "layer Grams of stage 1 taken from the cache"
+    assert not any(taken in choice for choice in first.choices)
+    assert any(taken in choice for choice in second.choices)
+    assert second.levels == first.levels
+    assert second.layers == first.layers
+    for method in ("obs", "obs_kfac"):
+        settings = kept | {"prune.stages": 1, "finetune.epochs": 0, "prune.method": method}
+        outcome = prunetaylor.prune(conv, TRAIN, sparsity=0.9, settings=settings)
+        assert any(taken in choice for choice in outcome.choices)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "trusted"),
+    [
+        (1.0, 1.9, True),
+        (1.0, 0.51, True),
+        (1.0, 2.1, False),
+        (1.0, 0.4, False),
+        (-1.0, -1.0, False),  # the first-order term promises a gain: the step is beyond where it holds
+        (1e-6, 9e-6, True),
+        (1e-6, float("nan"), False),
+        (0.0, 1.0, False),
+    ],
+)
+def test_what_is_trusted(predicted: float, measured: float, trusted: bool) -> None:
+    assert _trusted(predicted, measured, 1e-5) == trusted
