@@ -34,9 +34,8 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
-from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.step import Step
-from prunetaylor.stages import Stages
+from prunetaylor.stages import Stages, displacement
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are looked at."""
@@ -134,8 +133,7 @@ class _Outlook(Stages):
         network = self.job.network
         assert isinstance(self.pool, Split)
         calibration = self._calibrate(self.pool)
-        gone = sum(int((~mask).sum()) for mask in self.masks.values())
-        wanted = [level for level in LEVELS if round(level * network.prunable) > gone]
+        wanted = [level for level in LEVELS if round(level * network.prunable) > self.removed]
         self.progress.phase("score", len(wanted) + 1)
         fit = self._fit(calibration)
         self.progress.step("fitted")
@@ -172,8 +170,7 @@ class _Outlook(Stages):
         network = self.job.network
         removed = round(sparsity * network.prunable)
         self._step(removed, fit, layers)
-        now = network.module.state_dict()
-        moved = {k: now[k] - v for k, v in fit.judge.state.items() if v.is_floating_point()}
+        moved = displacement(network.module, fit.judge.state)
         predicted = fit.judge.predict(moved).change(self.keep_first)
         for layer, row in zip(network.layers, layers, strict=True):
             row.predicted_changes.append(self._part(layer, fit, moved) if sparsity in BY_LAYER else None)
@@ -199,7 +196,7 @@ class _Outlook(Stages):
     def _step(self, removed: int, fit: _Fit, layers: list[LayerScore]) -> None:
         """Remove so many weights and move the others, in place."""
         network, damping = self.job.network, self.job.config.prune.damping
-        masks, displacement = self._select_once(removed, fit)
+        masks, moving = self._select_once(removed, fit)
         moves = {}
         for layer, row in zip(network.layers, layers, strict=True):
             name, absorber = layer.parameter, None
@@ -210,7 +207,7 @@ class _Outlook(Stages):
                 if absorber is not None and means is not None:
                     moves[absorber.key] = -absorber.sign * means.flatten()
             else:
-                moved = layer.matrix(displacement[name].to(layer.weight))
+                moved = layer.matrix(moving[name].to(layer.weight))
             moves[name] = layer.tensor(moved)
             row.sparsities.append(float((~masks[name]).double().mean()))
         state = network.module.state_dict()
@@ -220,18 +217,11 @@ class _Outlook(Stages):
 
     def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Masks (True = keep) and the displacement before repair, by parameter name."""
-        layers, structure = self.job.network.layers, self.structure
         if fit.scores is None:
             step: Step = self.criterion.solve(fit.model, self.job.network, self.masks, removed, self.generator)
             return step.masks, step.displacement
-        kept = keep_best(
-            [structure.groups(layer, fit.scores[layer.parameter]) for layer in layers],
-            [~self.masks[layer.parameter].flatten() for layer in layers],
-            removed,
-            [layer.name for layer in layers],
-        )
-        masks = {layer.parameter: structure.mask(layer, keep) for layer, keep in zip(layers, kept, strict=True)}
-        return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in layers}
+        masks = self._ranked(fit.scores, removed)
+        return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in self.job.network.layers}
 
     def _part(self, layer: Layer, fit: _Fit, moved: Mapping[str, Tensor]) -> float:
         """What one layer's part of a displacement of the state would cost by itself."""

@@ -201,26 +201,31 @@ class Stages:
             apply_masks(network.module, self.masks)
             return target, None
         scores = self.criterion.score(model, network, self.masks, self.generator)
+
+        def count(sparsity: float) -> int:
+            # The smallest steps of a small network may be less than a weight.
+            return max(round(sparsity * network.prunable), self.removed + 1)
+
         alone: dict[float, float] = {}
 
         def change(sparsity: float) -> float:
-            masks = self._ranked(scores, sparsity)
+            masks = self._ranked(scores, count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~masks[x.parameter] for x in network.layers}
             alone[sparsity] = judge.predict(moves).change(self.keep_first)
             return self.repaired * alone[sparsity]
 
         target = plan.propose(now, change)
-        self.masks = self._ranked(scores, target)
+        self.masks = self._ranked(scores, count(target))
         apply_masks(network.module, self.masks)
         return target, alone.get(target)
 
-    def _ranked(self, scores: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-        """The masks that leave the best by score."""
+    def _ranked(self, scores: Mapping[str, Tensor], removed: int) -> dict[str, Tensor]:
+        """The masks after which ``removed`` weights are gone, the best by score left."""
         layers, structure = self.job.network.layers, self.structure
         kept = keep_best(
             [structure.groups(layer, scores[layer.parameter]) for layer in layers],
             [~self.masks[layer.parameter].flatten() for layer in layers],
-            round(sparsity * self.job.network.prunable),
+            removed,
             [layer.name for layer in layers],
         )
         return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
@@ -253,7 +258,7 @@ class Stages:
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
         scores = self.criterion.score(None, self.job.network, self.masks, self.generator)
-        self.masks = self._ranked(scores, target)
+        self.masks = self._ranked(scores, round(target * self.job.network.prunable))
         apply_masks(self.job.network.module, self.masks)
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import astuple
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from toys import Attention, ConvNet, Idle, Pair, Recording, curve, mlp, quadrant
 
 from prunetaylor import prune, registry
 from prunetaylor.config.resolve import from_values
+from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
 from prunetaylor.job import make_job
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
+from prunetaylor.selection.trust import LARGEST, REJECT, SMALLEST
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
 
@@ -225,7 +229,38 @@ def test_stages(conv: nn.Module) -> None:
     assert [stage.sparsity for stage in outcome.stages] == pytest.approx([1 - 0.2 ** (1 / 3), 1 - 0.2 ** (2 / 3), 0.8])
     assert all(stage.seconds > 0 and stage.gain_ratio is not None for stage in outcome.stages)
     assert_truthful(outcome, conv, 0.8)
-    assert len(quick(conv, sparsity=0.8, prune__stages="auto").stages) == 5
+    listed = quick(conv, sparsity=0.8, prune__stages=[0.3, 0.6, 0.9])
+    assert [stage.sparsity for stage in listed.stages] == [0.3, 0.6, 0.8]
+
+
+def test_stages_within_a_trust_region(conv: nn.Module) -> None:
+    outcome = quick(conv, sparsity=0.8, prune__stages="auto")
+    assert_truthful(outcome, conv, 0.8)
+    kept = [stage for stage in outcome.stages if stage.accepted]
+    levels = [0.0, *(stage.sparsity for stage in kept)]
+    assert levels[-1] == 0.8
+    assert all(1 - after >= (1 - before) * (1 - LARGEST) * (1 - SMALLEST) - 1e-9 for before, after in pairwise(levels))
+    # Cumulative changes are of all stages together: the first stage's are its own.
+    assert kept[0].cumulative_predicted == pytest.approx(kept[0].predicted_change, rel=1e-4)
+    assert kept[-1].cumulative_measured > kept[0].cumulative_measured
+
+
+def test_a_stage_that_fails_is_taken_back_and_tried_with_a_smaller_step(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that promises a hundredth of what it should is found out, and every weight is put back."""
+    honest = TaylorModel.predict
+    monkeypatch.setattr(
+        TaylorModel, "predict", lambda self, d: Prediction(*(0.01 * x for x in astuple(honest(self, d))))
+    )
+    outcome = quick(conv, sparsity=0.6, prune__stages="auto")
+    assert_truthful(outcome, conv, 0.6)
+    refused = [stage for stage in outcome.stages if not stage.accepted]
+    assert refused
+    assert refused[0].gain_ratio > REJECT
+    after = outcome.stages[outcome.stages.index(refused[0]) + 1]
+    assert after.sparsity < refused[0].sparsity
+    assert after.damping == pytest.approx(10 * refused[0].damping)
     assert len(quick(conv, sparsity=0.8, prune__stages="auto", prune__method="magnitude").stages) == 1
 
 

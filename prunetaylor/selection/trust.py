@@ -73,7 +73,7 @@ class TrustRegion:
             self.damping = max(self.asked_damping, self.damping / 10)
         if believed:
             return True
-        smallest = (1 - then) / (1 - now) >= 1 - 1.01 * SMALLEST
+        smallest = (1 - then) / (1 - now) > 1 - 2 * SMALLEST  # what is left to the target may be added to it
         stands = measured <= max(REJECT * predicted, self.radius) or smallest
         self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
         self.damping = min(self.damping * 10, self.asked_damping * 10**RAISES)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.schedule import STEP, sparsities
+from prunetaylor.selection.schedule import STEP, Fixed, sparsities
 
 TARGETS = st.floats(0.001, 0.999)
 
@@ -44,3 +44,16 @@ def test_nothing_to_remove_is_no_stage() -> None:
 
 def test_usual_targets() -> None:
     assert [len(sparsities(t, "auto", staged=True)) for t in (0.3, 0.5, 0.8, 0.9, 0.95)] == [1, 2, 5, 7, 9]
+
+
+def test_a_list_is_taken_as_it_is_up_to_the_target() -> None:
+    assert sparsities(0.8, [0.3, 0.6], staged=True) == [0.3, 0.6, 0.8]
+    assert sparsities(0.5, [0.3, 0.6], staged=False) == [0.3, 0.5]
+    assert sparsities(0.3, [0.3], staged=True) == [0.3]
+
+
+def test_fixed_stages_go_on_whatever_happens() -> None:
+    plan = Fixed([0.3, 0.6], 0.01)
+    assert plan.propose(0.0, lambda _: 1e9) == 0.3
+    assert plan.judge(0.0, 0.3, 1.0, 1e9, 0.0)
+    assert plan.propose(0.29, lambda _: 1e9) == 0.6
