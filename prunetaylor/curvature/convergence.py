@@ -11,10 +11,13 @@ from prunetaylor.curvature.gradients import gradient_norms
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.network.network import Network
 
-SHARE = 0.5
-"""From this share on the first-order term is kept: it then moves the prediction more than the second-order one."""
-SIGMAS = 2.0
-"""A gradient is seen only where its norm is so many times what sampling alone would give it."""
+SHARE = 1 / 3
+"""From this share on the first-order term is kept: it is then at least half as large as the second-order one."""
+SIGNAL = 0.5
+"""A gradient is seen only where its square exceeds what sampling alone would give it by this share of that.
+
+In many dimensions the square of a mean of noise hardly scatters, so that half as much again is far outside of it.
+"""
 PROBE = 0.25
 """Of each layer's weights, the smallest, are removed to see which term a prediction rests on."""
 
@@ -34,7 +37,7 @@ class Convergence:
 
     @property
     def first_order_matters(self) -> bool:
-        return self.share > SHARE and self.gradient_norm > SIGMAS * self.noise_norm
+        return self.share > SHARE and self.gradient_norm**2 > (1 + SIGNAL) * self.noise_norm**2
 
     def describe(self) -> str:
         return (

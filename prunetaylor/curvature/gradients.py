@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,50 @@ _ELEMENTS = 1 << 26  # of per-sample gradients at a time: 256 MiB in float32
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
     """The gradient of the mean error in each prunable weight, by parameter name. NumericsError where not finite."""
-    weights = [layer.weight for layer in layers]
+    return parameter_gradient(risk, {layer.parameter: layer.weight for layer in layers})
+
+
+def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradient of the mean error in any parameters, by name. NumericsError where not finite."""
+    weights = list(parameters.values())
     total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
     samples = 0
     for x, outputs, reference in risk.backward_batches(weights):
         value = risk.objective.values(outputs, reference).sum()
-        for sum_, g in zip(total, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
-            if g is not None:
-                sum_ += g
+        _add(total, torch.autograd.grad(value, weights, allow_unused=True))
         samples += len(x)
-    found = {layer.parameter: g / samples for layer, g in zip(layers, total, strict=True)}
+    found = {name: g / samples for name, g in zip(parameters, total, strict=True)}
     for name, g in found.items():
         if not bool(torch.isfinite(g).all()):
             raise NumericsError(f"{name}: the gradient of the error is not finite", "check the samples and the weights")
     return found
+
+
+def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: int) -> dict[str, Tensor]:
+    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one backward pass a batch.
+
+    The squared gradient of a sum over the batch with labels that the network draws and random signs, whose cross terms
+    have mean zero (Hutchinson 1990). For scaling; the batches enter its noise, not its mean.
+    """
+    weights = list(parameters.values())
+    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
+    samples = 0
+    signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
+    for x, outputs, _ in risk.backward_batches(weights):
+        rows = slice(samples, samples + len(x))
+        draws = risk.objective.draws(risk.batches.samples, outputs.shape[1], seed)[rows]
+        vector = risk.objective.sampled_factor(outputs.detach(), draws)
+        signed = torch.where(signs[rows].to(vector.device), vector, -vector)
+        grads = torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True)
+        _add(total, [None if g is None else g.float().square() for g in grads])
+        samples += len(x)
+    return {name: d / samples for name, d in zip(parameters, total, strict=True)}
+
+
+def _add(total: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    for sum_, g in zip(total, grads, strict=True):
+        if g is not None:
+            sum_ += g
 
 
 def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
