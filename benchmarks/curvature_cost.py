@@ -3,9 +3,9 @@
     python benchmarks/curvature_cost.py resnet20 [--samples 256] [--repeats 7] [--exact]
     python benchmarks/curvature_cost.py resnet50 --samples 26 --repeats 5
 
-Needs no data: random weights, random inputs of 3 x 32 x 32 or 3 x 224 x 224, the
-pipeline's batches. Everything is timed in turn, round after round, in one process, so that whatever else the machine
-does falls on all of it. The limits are the project's own. A line is added to benchmarks/curvature_cost.jsonl.
+Needs no data: random weights, random inputs of 3 x 32 x 32 or 3 x 224 x 224, in batches of the pipeline's size.
+Everything is timed in turn, round after round, in one process, so that whatever else the machine does falls on all of
+it. The limits are the project's own. A line is added to benchmarks/curvature_cost.jsonl.
 """
 
 from __future__ import annotations
