@@ -5,13 +5,15 @@
 
 Needs no data: random weights, random inputs of 3 x 32 x 32 or 3 x 224 x 224, in batches of the pipeline's size.
 Everything is timed in turn, round after round, in one process, so that whatever else the machine does falls on all of
-it. The limits are the project's own. A line is added to benchmarks/curvature_cost.jsonl.
+it. Where much else runs, threads wait for each other: read the ratio of processor time, with OMP_NUM_THREADS=1. The
+limits are the project's own. A line is added to benchmarks/curvature_cost.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -106,16 +108,24 @@ def tasks(case: Case, seed: int, exact: bool) -> dict[str, Callable[[], object]]
     return found
 
 
-def measure(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repeat; a round before the first is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+def measure(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """(wall, processor) seconds of each repeat; a round before the first is not counted."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
         for name, run in work.items():
-            start = time.perf_counter()
+            wall, processor = time.perf_counter(), time.process_time()
             run()
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
     return seconds
+
+
+def ratios(seconds: dict[str, list[tuple[float, float]]], clock: int) -> dict[str, float]:
+    """The median of each round's own ratio to the plain pass: a slow spell falls on what was timed beside it."""
+    return {
+        name: statistics.median(v[clock] / p[clock] for v, p in zip(values, seconds[PLAIN], strict=True))
+        for name, values in seconds.items()
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -144,26 +154,24 @@ def main() -> None:
     args = parser.parse_args()
     case = make(args.network, args.samples, args.seed)
     seconds = measure(tasks(case, args.seed, args.exact), args.repeats)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    # Each round's own ratio: a slow spell falls on what was timed beside it.
-    ratios = {
-        name: statistics.median(v / p for v, p in zip(values, seconds[PLAIN], strict=True))
-        for name, values in seconds.items()
-    }
+    wall, processor = ratios(seconds, 0), ratios(seconds, 1)
     where = machine()
     print(f"{args.network}, {args.samples} samples in batches of {case.batches.batch_size}, {args.repeats} rounds")
     print(f"{where['processor']}, {where['threads']} threads, torch {where['torch']}\n")
-    print("| what | median, s | ratio | limit |\n| --- | ---: | ---: | ---: |")
-    for name, value in medians.items():
-        print(f"| {name} | {value:.3f} | {ratios[name]:.2f} | {LIMITS.get(name, '')} |")
+    print("| what | median, s | ratio | of processor time | limit |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, values in seconds.items():
+        median = statistics.median(v for v, _ in values)
+        print(f"| {name} | {median:.3f} | {wall[name]:.2f} | {processor[name]:.2f} | {LIMITS.get(name, '')} |")
     row = {
         "network": args.network,
         "samples": args.samples,
         "batch_size": case.batches.batch_size,
         "seed": args.seed,
         **where,
-        "seconds": {name: [round(v, 4) for v in values] for name, values in seconds.items()},
-        "ratio": {name: round(value, 3) for name, value in ratios.items()},
+        "load": round(os.getloadavg()[0], 2),
+        "seconds": {name: [round(v, 4) for v, _ in values] for name, values in seconds.items()},
+        "ratio": {name: round(value, 3) for name, value in wall.items()},
+        "processor_ratio": {name: round(value, 3) for name, value in processor.items()},
     }
     with (HERE / "curvature_cost.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
