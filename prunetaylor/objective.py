@@ -117,3 +117,17 @@ class Objective:
         if self.of == "task":
             return nn.functional.one_hot(reference, outputs.shape[1]).to(outputs.dtype)
         return reference.softmax(1)
+
+
+class SampledFactors:
+    """:meth:`Objective.sampled_factor` batch by batch, all from one draw: its numbers are held, not drawn anew."""
+
+    def __init__(self, objective: Objective, samples: int, seed: int) -> None:
+        self.objective, self.samples, self.seed = objective, samples, seed
+        self._draws: Tensor | None = None  # (samples, 1) or (samples, K); K is known from the first outputs
+
+    def of(self, outputs: Tensor, start: int) -> Tensor:
+        """s (B, K) for the outputs of the samples from index ``start`` on."""
+        if self._draws is None:
+            self._draws = self.objective.draws(self.samples, outputs.shape[1], self.seed)
+        return self.objective.sampled_factor(outputs, self._draws[start : start + len(outputs)])

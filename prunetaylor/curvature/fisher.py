@@ -16,23 +16,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.tape import layer_gradients, recording
+from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.layer import Layer
+from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
 
 Labels = Literal["sampled", "empirical"]
 
 ROW_ELEMENTS = 1 << 28
 """Of rows that are held at one time, 1 GiB; a layer that has more is held alone."""
-_ELEMENTS = 1 << 26  # of per-sample gradients that are made at a time: 256 MiB in float32
 
 
 def fisher_diagonal(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
     """diag F in the weights' shapes, by parameter name; no rows are kept."""
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
-    for layer, _, each in _sample_gradients(risk, layers, labels, seed):
-        total[layer.parameter] += layer.tensor(each.square().sum(1))
+    for tape, grads, _, samples in _backward(risk, layers, labels, seed):
+        for layer, squares in layer_squares(tape, grads, samples):
+            total[layer.parameter] += layer.tensor(squares)
     return {name: value / risk.batches.samples for name, value in total.items()}
 
 
@@ -43,13 +44,14 @@ def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) 
     """
     n = risk.batches.samples
     rows = {layer.parameter: layer.weight.new_zeros((n, layer.weight.numel()), dtype=torch.float32) for layer in layers}
-    for layer, start, each in _sample_gradients(risk, layers, labels, seed):
-        flat = torch.vmap(layer.tensor, in_dims=1)(each).flatten(1)
-        if not bool(torch.isfinite(flat).all()):
-            raise NumericsError(
-                f"{layer.parameter}: the gradient of a sample is not finite", "check the samples and the weights"
-            )
-        rows[layer.parameter][start : start + len(flat)] = flat
+    for tape, grads, start, samples in _backward(risk, layers, labels, seed):
+        for layer, low, each in layer_gradients(tape, grads, samples):
+            flat = torch.vmap(layer.tensor)(each).flatten(1)
+            if not bool(torch.isfinite(flat).all()):
+                raise NumericsError(
+                    f"{layer.parameter}: the gradient of a sample is not finite", "check the samples and the weights"
+                )
+            rows[layer.parameter][start + low : start + low + len(flat)] = flat
     return rows
 
 
@@ -91,20 +93,17 @@ class FisherRows:
         return parts
 
 
-def _sample_gradients(
+def _backward(
     risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int
-) -> Iterator[tuple[Layer, int, Tensor]]:
-    """(layer, index of the first sample, gradients (G, B, R, C) of B samples), over all samples."""
-    start, n = 0, risk.batches.samples
+) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
+    """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
+    start, factors = 0, SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
         for x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
             if labels == "sampled":
-                draws = risk.objective.draws(n, outputs.shape[1], seed)[start : start + len(x)]
-                vector = risk.objective.sampled_factor(outputs.detach(), draws)
+                vector = factors.of(outputs.detach(), start)
             else:
                 vector = risk.objective.gradient(outputs.detach(), reference)
-            grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
-            for layer, low, each in layer_gradients(tape, grads, len(x), _ELEMENTS):
-                yield layer, start + low, each
+            yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
             start += len(x)
             tape.calls.clear()

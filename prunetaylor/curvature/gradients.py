@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import accumulate_type
-from prunetaylor.curvature.tape import layer_gradients, recording
+from prunetaylor.curvature.tape import layer_squares, recording
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.layer import Layer
+from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
 
 EXACT_OUTPUTS = 16
@@ -18,7 +19,6 @@ EXACT_OUTPUTS = 16
 DRAWS = 4
 """Labels drawn a sample where the sum over outputs is not exact."""
 _GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
-_ELEMENTS = 1 << 26  # of per-sample gradients at a time: 256 MiB in float32
 
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -113,15 +113,17 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     9: the true Fisher, not the empirical one, which is nearly empty where a network fits its samples).
     """
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
+    # Seeds far apart: neighbouring ones are other runs'.
+    drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
     samples = 0
     with recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            for vector, scale, last in _directions(risk, outputs, samples, seed):
+            for vector, scale, last in _directions(risk, outputs.detach(), samples, drawn):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
-                for layer, _, each in layer_gradients(tape, grads, len(x), _ELEMENTS):
-                    total[layer.parameter] += scale * layer.tensor(each.square().sum(1))
+                for layer, squares in layer_squares(tape, grads, len(x)):
+                    total[layer.parameter] += scale * layer.tensor(squares)
             samples += len(x)
             tape.calls.clear()
     return {name: value / samples for name, value in total.items()}
@@ -134,11 +136,10 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     Grosse 2015, with the output factor's diagonal).
     """
     total: dict[str, Tensor] = {}
-    samples = 0
+    samples, factors = 0, SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
         for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            draws = risk.objective.draws(risk.batches.samples, outputs.shape[1], seed)[samples : samples + len(x)]
-            vector = risk.objective.sampled_factor(outputs.detach(), draws)
+            vector = factors.of(outputs.detach(), samples)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -157,16 +158,14 @@ def _channels(squares: Tensor) -> Tensor:
     return squares.flatten(2).sum((0, 2))
 
 
-def _directions(risk: Risk, outputs: Tensor, start: int, seed: int) -> Iterator[tuple[Tensor, float, bool]]:
+def _directions(
+    risk: Risk, outputs: Tensor, start: int, drawn: Sequence[SampledFactors]
+) -> Iterator[tuple[Tensor, float, bool]]:
     """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
-    detached = outputs.detach()
-    if detached.shape[1] <= EXACT_OUTPUTS:
-        factor = risk.objective.factor(detached)
+    if outputs.shape[1] <= EXACT_OUTPUTS:
+        factor = risk.objective.factor(outputs)
         for k in range(factor.shape[2]):
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
         return
-    for draw in range(DRAWS):
-        # Seeds far apart: neighbouring ones are other runs'.
-        draws = risk.objective.draws(risk.batches.samples, detached.shape[1], seed + draw * 1_000_003)
-        uniform = draws[start : start + len(detached)]
-        yield risk.objective.sampled_factor(detached, uniform), 1 / DRAWS, draw == DRAWS - 1
+    for factors in drawn:
+        yield factors.of(outputs, start), 1 / len(drawn), factors is drawn[-1]

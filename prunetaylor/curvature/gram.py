@@ -11,7 +11,7 @@ with them the best intercept, are part of the same sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from prunetaylor.risk import Watcher, sweep
 
 POSITIONS = 32
 """Output positions drawn from each sample, for layers that have more."""
+_BLOCK = 256  # rows of a large matrix at a time: 5 MiB in float32 for the largest of ResNet-50, of 4608 columns
 
 
 @dataclass
@@ -140,35 +141,60 @@ class Accumulator:
 
     def __init__(self) -> None:
         self.shifts: tuple[Tensor, Tensor] | None = None  # s (G, 1, C), r (G, 1, R)
-        self.sums: tuple[Tensor, Tensor, Tensor] | None = None
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None  # of the first, blocks on and above the diagonal
         self.rows = 0
 
     def add(self, x: Tensor, t: Tensor) -> None:
         """Rows of inputs (G, P, C) and of targets (G, P, R)."""
         x, t, wide = x.float(), t.float(), accumulate_type(x.device)
-        if self.shifts is None:
+        (groups, count, columns), rows = x.shape, t.shape[2]
+        if self.shifts is None or self.sums is None:
             self.shifts = x[:, :1].clone(), t[:, :1].clone()
-        x, t = x - self.shifts[0], t - self.shifts[1]
-        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
-        # Products are taken in float32, a batch at a time, and summed in the wide type.
-        fresh = (x.mT @ x).to(wide), (t.mT @ x).to(wide), t.square().sum(1).to(wide)
-        if self.sums is None:
-            self.sums = fresh
-        else:
-            for total, one in zip(self.sums, fresh, strict=True):
-                total += one
-        self.rows += x.shape[1]
+            self.sums = (
+                x.new_zeros((groups, columns + 1, columns + 1), dtype=wide),
+                x.new_zeros((groups, rows, columns + 1), dtype=wide),
+                x.new_zeros((groups, rows), dtype=wide),
+            )
+        with_one = x.new_ones((groups, count, columns + 1))
+        torch.sub(x, self.shifts[0], out=with_one[..., :-1])
+        t = t - self.shifts[1]
+        xx, tx, tt = self.sums
+        # Products are taken in float32, a batch at a time, and summed in the wide type; in blocks, for the lower half
+        # of a symmetric matrix need not be made, nor a large one be held in two more types.
+        for some in _blocks(xx):
+            xx[:, some, some.start :] += with_one[..., some].mT @ with_one[..., some.start :]
+        _add_products(tx, t.mT, with_one)
+        tt += t.square().sum(1)
+        self.rows += count
 
     def moments(self) -> Moments:
+        """The means. They take the sums' memory: nothing can be added any more."""
         assert self.shifts is not None
         assert self.sums is not None
-        xx, tx, tt = (total / self.rows for total in self.sums)
+        xx, tx, tt = (total.div_(self.rows) for total in self.sums)
+        self.sums = None
         s, r = (shift.squeeze(1).to(xx) for shift in self.shifts)
         s = torch.cat([s, torch.zeros_like(s[:, :1])], dim=1)  # the column of ones is not shifted
-        x_mean, t_mean = xx[:, -1].clone(), tx[..., -1].clone()
-        xx = xx + _outer(s, x_mean) + _outer(x_mean, s) + _outer(s, s)
-        tx = tx + _outer(r, x_mean + s) + _outer(t_mean, s)
+        x_mean, t_mean = xx[..., -1].clone(), tx[..., -1].clone()
+        for some in _blocks(xx):
+            xx[:, some.stop :, some] = xx[:, some, some.stop :].mT
+        # (u + s)(u + s)' = uu' + s a' + a s'  with  a = u + s/2, in means;  (v + r)(u + s)' = vu' + r (u + s)' + v s'
+        a = x_mean + s / 2
+        _add_products(xx, torch.stack([s, a], 2), torch.stack([a, s], 1))
+        _add_products(tx, torch.stack([r, t_mean], 2), torch.stack([x_mean + s, s], 1))
         return Moments(xx, tx, tt + 2 * r * t_mean + r.square(), self.rows)
+
+
+def _blocks(total: Tensor) -> Iterator[slice]:
+    """Some of the rows of (G, R, C) at a time."""
+    for low in range(0, total.shape[1], _BLOCK):
+        yield slice(low, low + _BLOCK)
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add (G, R, K) @ (G, K, C) in place; what is held besides is small."""
+    for some in _blocks(total):
+        total[:, some] += left[:, some] @ right
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

@@ -2,9 +2,9 @@
 
     minimise  g'd + 1/2 d'(G + lambda D)d         g, G: gradient and Gauss-Newton matrix of the error now
 
-with D a diagonal that stands for G's own scale (Marquardt 1963). As conjugate gradients do, a few Lanczos steps solve it
-without ever forming G (Hestenes & Stiefel 1952; Martens 2010), but for *every* lambda at once: with S = D^-1/2, b = -S g
-and the Lanczos basis V and tridiagonal T of S G S from b,
+with D a diagonal that stands for G's own scale (Marquardt 1963). As conjugate gradients do, a few Lanczos steps solve
+it without ever forming G (Hestenes & Stiefel 1952; Martens 2010), but for *every* lambda at once: with S = D^-1/2,
+b = -S g and the Lanczos basis V and tridiagonal T of S G S from b,
 
     d(lambda) = |b| S V (T + lambda I)^-1 e_1
 

@@ -6,7 +6,7 @@ from networks import NETWORKS, case
 from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 
-from prunetaylor.curvature import fisher
+from prunetaylor.curvature import tape
 from prunetaylor.curvature.fisher import FisherRows, fisher_diagonal, fisher_rows
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
@@ -48,7 +48,7 @@ def test_rows_and_diagonal(name: str, size: int, labels: str, kind: str) -> None
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = case("normed")
-    monkeypatch.setattr(fisher, "_ELEMENTS", 30)
+    monkeypatch.setattr(tape, "chunk_elements", lambda device: 30)
     close(
         fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, "empirical", 7),
         oracle(module, x, y, "empirical"),

@@ -5,7 +5,7 @@ import torch
 from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 
-from prunetaylor.curvature import gradients
+from prunetaylor.curvature import gradients, tape
 from prunetaylor.curvature.gradients import (
     gauss_newton_diagonal,
     gradient_norms,
@@ -69,6 +69,10 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(9, 3)),
         (2, 4),
     ),
+    "one position": (
+        lambda: nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3)),
+        (4, 3),
+    ),
     "tied": (Tied, (4,)),
     "twice": (Twice, (4,)),
     "windows": (Windows, (4,)),
@@ -122,7 +126,7 @@ def test_gauss_newton_diagonal_in_small_chunks(name: str, monkeypatch: pytest.Mo
     module, x, _ = case(name)
     layers, at = Network.of(module).layers, risk(module, x)
     wanted = gauss_newton_diagonal(at, layers, 0)
-    monkeypatch.setattr(gradients, "_ELEMENTS", 100)
+    monkeypatch.setattr(tape, "chunk_elements", lambda device: 100)
     close(gauss_newton_diagonal(at, layers, 0), {k: v.double() for k, v in wanted.items()})
 
 

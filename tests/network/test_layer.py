@@ -8,14 +8,14 @@ from tiny import rand
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Positions, sampled_rows
-from prunetaylor.network.layer import Layer, input_rows, output_rows, positions
+from prunetaylor.network.layer import Layer, input_columns, input_rows, output_columns, output_rows, positions
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def check(module: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
-    """At all positions of all entries, W x + b == y."""
+    """At all positions of all entries, W x + b == y, and as columns (B, G, C, L) they are the same."""
     layer = Layer("layer", (module,))
     y = module(x) if y is None else y
     each = positions(module, x, y)
@@ -28,6 +28,8 @@ def check(module: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     wanted = output_rows(module, y, entries, at)
     assert wanted.numel() == y.numel()
     torch.testing.assert_close(found, wanted)
+    for columns, same in ((input_columns(module, x, y.shape[2:]), rows), (output_columns(module, y), wanted)):
+        torch.testing.assert_close(columns.permute(1, 0, 3, 2).flatten(1, 2), same, rtol=0, atol=0)
     torch.testing.assert_close(layer.tensor(layer.matrix(layer.weight)), layer.weight, rtol=0, atol=0)
 
 

@@ -1,0 +1,132 @@
+"""Our curvatures against those of another library, curvlinops, which was written by others from the same papers.
+
+Its matrices are made from whole operators in float64, with the samples in uneven batches. Only definitions that
+coincide are compared; the Gauss-Newton matrix is the same for the task and for the divergence.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from networks import NETWORKS, case
+from tiny import EVERY, batches, rand, risk
+from torch import Tensor, nn
+
+from prunetaylor.curvature.fisher import fisher_diagonal, fisher_rows
+from prunetaylor.curvature.gauss_newton import gauss_newton_product
+from prunetaylor.curvature.gradients import gauss_newton_diagonal, output_sensitivity
+from prunetaylor.curvature.gram import Positions, layer_moments
+from prunetaylor.curvature.hessian import hessian_diagonal, hessian_product
+from prunetaylor.curvature.low_rank import LowRankFisher
+from prunetaylor.network.network import Network
+
+curvlinops = pytest.importorskip("curvlinops", reason="curvlinops-for-pytorch, of the dev extra, is not installed")
+
+KINDS = ["classes", "values"]
+SPLITS = (0, 1, 3, 6)  # edges of their batches: uneven ones
+
+
+def samples(name: str, kind: str) -> tuple[nn.Module, Tensor, Tensor]:
+    module, x, y = case(name)
+    return module, x, y if kind == "classes" else rand(6, 3, seed=9)
+
+
+def names_of(module: nn.Module) -> list[str]:
+    return [layer.parameter for layer in Network.of(module).layers]
+
+
+def theirs(operator: Any, module: nn.Module, x: Tensor, y: Tensor, kind: str, names: list[str], **options: Any) -> Any:
+    """An operator over the weights ``names``, in float64, of the mean cross-entropy or the summed squared errors."""
+    double = copy.deepcopy(module).double()
+    weights = dict(double.named_parameters())
+    loss = nn.CrossEntropyLoss() if kind == "classes" else nn.MSELoss(reduction="sum")
+    parts = [(x[low:high].double(), _exact(y[low:high])) for low, high in itertools.pairwise(SPLITS)]
+    return operator(double, loss, [weights[name] for name in names], parts, **options)
+
+
+def _exact(y: Tensor) -> Tensor:
+    return y.double() if y.is_floating_point() else y
+
+
+def times(kind: str, power: int = 1) -> float:
+    """What takes their error to ours: ours is halved and a mean over samples. ``power`` of the gradient."""
+    return 1.0 if kind == "classes" else 1 / (2**power * 6)
+
+
+def dense(operator: Any, kind: str) -> Tensor:
+    return times(kind) * (operator @ torch.eye(operator.shape[1], dtype=torch.float64))
+
+
+def flat(values: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([values[name].double().flatten() for name in names])
+
+
+def split(vector: Tensor, module: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    weights = dict(module.named_parameters())
+    parts = vector.split([weights[name].numel() for name in names])
+    return {name: part.view_as(weights[name]) for name, part in zip(names, parts, strict=True)}
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gauss_newton_products_and_diagonal(name: str, kind: str) -> None:
+    module, x, y = samples(name, kind)
+    names, at = names_of(module), risk(module, x, y, kind=kind)
+    matrix = dense(theirs(curvlinops.GGNLinearOperator, module, x, y, kind, names), kind)
+    v = rand(len(matrix), seed=4)
+    close(flat(gauss_newton_product(at, split(v, module, names)), names), matrix @ v.double())
+    close(flat(gauss_newton_diagonal(at, Network.of(module).layers, 0), names), matrix.diagonal())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hessian_products_and_diagonal(name: str, kind: str) -> None:
+    module, x, y = samples(name, kind)
+    names, at, probes = names_of(module), risk(module, x, y, of="task", kind=kind), 64
+    matrix = dense(theirs(curvlinops.HessianLinearOperator, module, x, y, kind, names), kind)
+    v = rand(len(matrix), seed=4)
+    close(flat(hessian_product(at, split(v, module, names)), names), matrix @ v.double())
+    found = flat(hessian_diagonal(at, Network.of(module).layers, 0, probes), names)
+    # The deviation of one probe's entry is the norm of the rest of its row.
+    noise = (matrix.square().sum(1) - matrix.diagonal().square()).clamp_min(0).sqrt() / probes**0.5
+    assert bool(((found - matrix.diagonal()).abs() <= 4.5 * noise + 1e-5 * matrix.abs().max()).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_empirical_fisher(name: str, kind: str) -> None:
+    module, x, y = samples(name, kind)
+    names, at, layers = names_of(module), risk(module, x, y, of="task", kind=kind), Network.of(module).layers
+    operator = theirs(curvlinops.EFLinearOperator, module, x, y, kind, names)
+    matrix = times(kind, power=2) * (operator @ torch.eye(operator.shape[1], dtype=torch.float64))
+    v = rand(len(matrix), seed=4)
+    found = LowRankFisher(fisher_rows(at, layers, "empirical", 0), 0.01).product(split(v, module, names))
+    close(flat(found, names), matrix @ v.double())
+    close(flat(fisher_diagonal(at, layers, "empirical", 0), names), matrix.diagonal())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["mlp", "conv", "normed"])
+def test_kronecker_factors(name: str, kind: str) -> None:
+    """A is our layer Gram over all positions; the diagonal of B is our sensitivity, here from many drawn labels."""
+    module, x, y = samples(name, kind)
+    names, layers, draws = names_of(module), Network.of(module).layers, 2000
+    options = {"fisher_type": curvlinops.FisherType.TYPE2, "kfac_approx": curvlinops.KFACType.EXPAND}
+    operator = theirs(curvlinops.KFACLinearOperator, module, x, y, kind, names, check_deterministic=False, **options)
+    operator.compute_kronecker_factors()
+    moments = layer_moments(module, layers, batches(x), Positions(len(x), 0, EVERY))
+    many = risk(module, x.repeat(draws, *[1] * (x.dim() - 1)), kind=kind, size=3000)
+    sensitivity = output_sensitivity(many, layers, 0)
+    for layer in layers:
+        close(moments[layer.name].plain()[0][0], operator._input_covariances[layer.name])
+        wanted = times(kind) * operator._gradient_covariances[layer.name].diagonal()
+        found = sensitivity[layer.name].flatten().double()
+        torch.testing.assert_close(found, wanted, rtol=0.06, atol=0.02 * float(wanted.max()))
