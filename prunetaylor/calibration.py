@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.data.samples import Batches, Split, draw
+from prunetaylor.data import augment
+from prunetaylor.data.samples import Batches, Split, TensorSplit, draw
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job, Kind
 from prunetaylor.objective import Objective
@@ -40,6 +42,26 @@ class Part:
         z = self.dense_outputs
         answer = z.softmax(1).mean(0).log() if kind == "classes" else z.mean(0)
         return float(objective.values(answer.expand_as(z), z).mean())
+
+    def changed_anew(self, job: Job, dense: nn.Module, generator: torch.Generator) -> Part:
+        """The same samples after fresh random changes (data.augment), which are free: no new sample is seen."""
+        assert job.samples is not None
+        x, targets = self.batches.split.fetch(range(self.batches.samples))
+        _, change = augment.resolve(job.samples.augment, x[0])
+        if change is None:
+            return self
+        batches = job.batches(TensorSplit(change(x, generator), targets), batch_size=self.batches.batch_size)
+        return Part(batches, *all_outputs(dense, batches))
+
+    @classmethod
+    def joined(cls, job: Job, parts: Sequence[Part]) -> Part:
+        """One part of several, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        samples = [part.batches.split.fetch(range(part.batches.samples)) for part in parts]
+        split = TensorSplit(*(torch.cat(tensors) for tensors in zip(*samples, strict=True)))
+        outputs, targets = (torch.cat(x) for x in zip(*((p.dense_outputs, p.targets) for p in parts), strict=True))
+        return cls(job.batches(split, batch_size=parts[0].batches.batch_size), outputs, targets)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor import registry
-from prunetaylor.calibration import Calibration
+from prunetaylor.calibration import Calibration, Part
 from prunetaylor.curvature.cache import open_cache
 from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.gram import Positions
@@ -26,12 +26,15 @@ from prunetaylor.progress import Progress
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
+from prunetaylor.repair.refine import refine
 from prunetaylor.risk import Risk, Watcher, sweep
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
-from prunetaylor.selection.trust import TrustRegion
+from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion
 
+REMEMBERED = 4
+"""Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 UNREACHED = "no calibration sample reaches it as a module of its own"
 
 
@@ -47,12 +50,14 @@ class Stages:
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
     choices: list[str] = field(default_factory=list)
+    seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
 
     def __post_init__(self) -> None:
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
         self.repair = _repair(self.job, self.criterion.REPAIR)
+        self.refine = "none" if config.prune.refine == "auto" else config.prune.refine
         self.generator = torch.Generator().manual_seed(config.seed)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
@@ -74,10 +79,14 @@ class Stages:
         absorbers = find_absorbers(self.job.network.module, self.job.network.layers, calibration.fit.batches)
         plan: Fixed | TrustRegion = Fixed(self._levels(), config.damping)
         if config.stages == "auto" and self.criterion.STAGED and not hasattr(self.criterion, "solve"):
-            plan = TrustRegion(config.sparsity, calibration.holdout.spread(self.job.kind), config.damping)
+            fresh = self.job.config.calibration.resample and self.refine == "stages"
+            scale = calibration.holdout.spread(self.job.kind)
+            plan = TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
         while self.removed < self.wanted:
             if self.done and self.job.config.calibration.resample:
                 calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
+            if not self.seen or calibration.fit is not self.seen[-1]:
+                self.seen = [*self.seen, calibration.fit][-REMEMBERED:]
             self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
             self._stage(plan, calibration, absorbers)
 
@@ -136,12 +145,27 @@ class Stages:
         self.first_order = FirstOrder(
             found.share, found.gradient_norm, found.noise_norm, bool(labels) and self.keep_first
         )
+        self._settle_repair(self.first_order.kept)
         self._choose(f"error: {self.objective.describe()} ({found.describe()})")
         self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
+
+    def _settle_repair(self, first_order: bool) -> None:
+        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged."""
+        config = self.job.config.prune
+        if self.criterion.REPAIR != "least-squares":
+            return  # a method that is known without repair is compared as it is known
+        if first_order and config.refine == "auto":
+            self.refine = "stages"
+            self._choose("refinement after each stage: the network is not at a minimum, its gradient says where to go")
+            if config.repair == "auto":
+                # The dense layers' outputs are those of a network that still has to move.
+                self.repair = "none"
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
+        # A network that is refined in each stage is nearer to what it should answer than the dense one's layers are.
+        towards = network.copy() if self.refine == "stages" else self.dense
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.objective)
         judge, before = self._model(network, held, calibration), held.values()
@@ -149,7 +173,7 @@ class Stages:
         target, alone = self._select(plan, calibration, judge, now)
         self.progress.step("selected")
         if self.repair == "least-squares":
-            self._least_squares(calibration, absorbers)
+            self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
         changes = held.values() - before
@@ -165,9 +189,13 @@ class Stages:
             restore(network.module, state)
             self.masks = masks
             self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
-        elif self.repair == "batch-norm":
-            for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, calibration.fit.batches):
-                pass
+        else:
+            if self.repair == "batch-norm":
+                fit = calibration.fit.batches
+                for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
+                    pass
+            if self.refine == "stages" or (self.refine == "last" and self.removed == self.wanted):
+                self._refine(calibration, held)
         self.done.append(
             Stage(
                 sparsity=target,
@@ -230,16 +258,16 @@ class Stages:
         )
         return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
 
-    def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
+    def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network) -> None:
         network, batches = self.job.network, calibration.fit.batches
         where = Positions(batches.samples, self.job.config.seed)
-        dense = least_squares.DenseOutputs(self.dense.module, self.dense.layers, batches, where)
+        dense = least_squares.DenseOutputs(towards.module, towards.layers, batches, where)
         solved = least_squares.repair(
             network.module,
             network.layers,
             self.masks,
             dense,
-            self.dense_state,
+            towards.module.state_dict(),
             absorbers,
             batches,
             damping=self.damping,
@@ -247,6 +275,25 @@ class Stages:
         )
         for name in solved:
             self.progress.step(name)
+
+    def _refine(self, calibration: Calibration, held: Risk) -> None:
+        """Towards the labels, where the error is of them, else towards the dense network's answers."""
+
+        def fresh() -> Risk:
+            parts = [part.changed_anew(self.job, self.dense.module, self.generator) for part in self.seen]
+            return Part.joined(self.job, parts).risk(self.job.network.module, self.objective)
+
+        config = self.job.config
+        for state in refine(
+            self.job.network.module,
+            self.masks,
+            fresh,
+            held,
+            steps=config.prune.refine_steps,
+            seed=config.seed + 1_000_003 * len(self.done),
+        ):
+            damping = "no step helps" if state.damping is None else f"damping {state.damping:.2g}"
+            self.progress.note(f"refined: held-out error {state.before:.4g} -> {state.after:.4g} ({damping})")
 
     def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
         """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""

@@ -52,11 +52,10 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
     total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
     samples = 0
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
+    factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     for x, outputs, _ in risk.backward_batches(weights):
-        rows = slice(samples, samples + len(x))
-        draws = risk.objective.draws(risk.batches.samples, outputs.shape[1], seed)[rows]
-        vector = risk.objective.sampled_factor(outputs.detach(), draws)
-        signed = torch.where(signs[rows].to(vector.device), vector, -vector)
+        vector = factors.of(outputs.detach(), samples)
+        signed = torch.where(signs[samples : samples + len(x)].to(vector.device), vector, -vector)
         grads = torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True)
         _add(total, [None if g is None else g.float().square() for g in grads])
         samples += len(x)

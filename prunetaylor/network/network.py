@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -46,6 +48,16 @@ class Network:
         known = {layer.name: layer for layer in self.layers}
         self.skipped += [Skipped(name, why) for name in known if name not in set(names)]
         self.layers = [known[name] for name in names]
+
+    def copy(self) -> Network:
+        """A network of its own, with the same layers in the same order."""
+        module = copy.deepcopy(self.module)
+        inside = dict(module.named_modules())
+        names = {child: name for name, child in self.module.named_modules()}
+        layers = [
+            Layer(layer.name, tuple(cast(Prunable, inside[names[m]]) for m in layer.modules)) for layer in self.layers
+        ]
+        return Network(module, layers, list(self.skipped))
 
     def masks(self) -> dict[str, Tensor]:
         """Masks (True = keep) of the weights as they are, by parameter name: zeros are gone already."""

@@ -27,6 +27,8 @@ START = 0.02
 """The first radius, as a share of the error of a constant answer."""
 LARGEST, SMALLEST = 0.5, 0.02
 """The shares of the weights left that one stage removes, at most and at least."""
+FRESH = 0.12
+"""``LARGEST`` where every stage learns from fresh samples: the more stages, the more of them are seen."""
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
 _PROBES = 5
@@ -34,11 +36,15 @@ _PROBES = 5
 
 @dataclass
 class TrustRegion:
-    """``target``: the sparsity asked for; ``scale``: the error of a constant answer; ``damping``: the one asked for."""
+    """``target``: the sparsity asked for; ``scale``: the error of a constant answer; ``damping``: the one asked for.
+
+    ``largest``: the share of the weights left that one stage removes, at most.
+    """
 
     target: float
     scale: float
     asked_damping: float
+    largest: float = LARGEST
 
     def __post_init__(self) -> None:
         self.radius = START * self.scale
@@ -50,7 +56,7 @@ class TrustRegion:
         Found by bisection over the share of the weights that stays.
         """
         density = 1 - now
-        far = max(1 - self.target, density * (1 - LARGEST))
+        far = max(1 - self.target, density * (1 - self.largest))
         if change(1 - far) <= self.radius:
             return self._snap(1 - far)
         near = max(far, density * (1 - SMALLEST))
