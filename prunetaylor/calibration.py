@@ -16,10 +16,17 @@ from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk, all_outputs, check_deterministic
 
 CHUNK_ELEMENTS = 1 << 21
-"""Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many.
+"""Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many."""
+SMALL_ELEMENTS = 1 << 18
+"""Up to so many a batch may have more samples than data.batch_size: for small inputs the calls cost more than the sums.
 
-13 images of 3 x 224 x 224, or data.batch_size of small ones. No result depends on it beyond rounding.
+13 images of 3 x 224 x 224, 85 of 3 x 32 x 32, 334 of 28 x 28. No result depends on it beyond rounding.
 """
+
+
+def chunk(elements: int, batch_size: int) -> int:
+    """Samples of ``elements`` values in a batch."""
+    return max(1, min(batch_size, CHUNK_ELEMENTS // max(1, elements)), min(1024, SMALL_ELEMENTS // max(1, elements)))
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Calibration:
                 f"{len(chosen)} training samples are too few to calibrate with", "give at least two, better a thousand"
             )
         each = pool.fetch(chosen[:1])[0].numel()
-        size = max(1, min(job.config.data.batch_size, CHUNK_ELEMENTS // max(1, each)))
+        size = chunk(each, job.config.data.batch_size)
         fit, holdout = (
             job.batches(pool.subset(part).in_memory(), batch_size=size) for part in (chosen[held:], chosen[:held])
         )

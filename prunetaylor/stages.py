@@ -141,7 +141,10 @@ class Stages:
         if labels:
             self.objective = task
             if config.prune.first_order == "auto" and self.criterion.NEEDS != "labels":
-                self.keep_first = found.first_order_matters
+                # Who asks for labels wants what they say: then a gradient that is there is enough.
+                self.keep_first = found.first_order_matters or (
+                    config.calibration.labels is True and found.gradient_seen
+                )
         self.first_order = FirstOrder(
             found.share, found.gradient_norm, found.noise_norm, bool(labels) and self.keep_first
         )
@@ -164,8 +167,8 @@ class Stages:
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
-        # A network that is refined in each stage is nearer to what it should answer than the dense one's layers are.
-        towards = network.copy() if self.refine == "stages" else self.dense
+        # Refined towards the labels, the network now is nearer to what it should answer than the dense one is.
+        towards = network.copy() if self.refine == "stages" and self.objective.of == "task" else self.dense
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.objective)
         judge, before = self._model(network, held, calibration), held.values()

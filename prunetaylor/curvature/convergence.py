@@ -36,8 +36,13 @@ class Convergence:
     probe: float
 
     @property
+    def gradient_seen(self) -> bool:
+        """Whether the mean gradient is more than sampling alone makes of a zero one."""
+        return self.gradient_norm**2 > (1 + SIGNAL) * self.noise_norm**2
+
+    @property
     def first_order_matters(self) -> bool:
-        return self.share > SHARE and self.gradient_norm**2 > (1 + SIGNAL) * self.noise_norm**2
+        return self.gradient_seen and self.share > SHARE
 
     def describe(self) -> str:
         return (

@@ -27,7 +27,7 @@ START = 0.02
 """The first radius, as a share of the error of a constant answer."""
 LARGEST, SMALLEST = 0.5, 0.02
 """The shares of the weights left that one stage removes, at most and at least."""
-FRESH = 0.12
+FRESH = 0.06
 """``LARGEST`` where every stage learns from fresh samples: the more stages, the more of them are seen."""
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
