@@ -61,6 +61,24 @@ class Stage:
     cumulative_ratio: float | None = None
 
 
+def believed_to(stages: list[Stage]) -> float | None:
+    """The sparsity up to which measured and predicted change since the dense network agree within a factor of two.
+
+    Taken over accepted stages in turn; changes within two standard errors of each other are not told apart. None where
+    the first stage already differs by more, or nothing was predicted.
+    """
+    reached = None
+    for stage in stages:
+        predicted, measured = stage.cumulative_predicted, stage.cumulative_measured
+        if not stage.accepted or predicted is None or measured is None:
+            continue
+        near = abs(measured - predicted) <= 2 * (stage.noise or 0.0)
+        if not near and not 0.5 <= (stage.cumulative_ratio or 0.0) <= 2:
+            break
+        reached = stage.sparsity
+    return reached
+
+
 @dataclass(frozen=True)
 class FirstOrder:
     """How far from convergence the checkpoint is."""

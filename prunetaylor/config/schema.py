@@ -106,7 +106,7 @@ class PruneSection(Section):
     repair: Literal["auto", "least-squares", "batch-norm", "none"] = "auto"
     """How kept weights make up for removed: least-squares moves them, batch-norm its statistics; auto: by method."""
     refine: Literal["auto", "none", "last", "stages"] = "auto"
-    """Gauss-Newton on all kept weights and biases: after the last stage or after each; auto: see README."""
+    """Gauss-Newton on all kept weights and biases, after the last stage or each; auto: by method and convergence."""
     refine_steps: Annotated[int, Field(ge=1)] = 6
     """Steps of a refinement, at most; it ends by itself where held-out samples gain no more."""
 

@@ -33,8 +33,8 @@ PRODUCTS = 8
 """Products with the Gauss-Newton matrix a step, at most: the dimension of the space that it is solved in."""
 DAMPINGS = tuple(10.0 ** (1 - k / 2) for k in range(10))
 """lambda in units of the largest eigenvalue that Lanczos found, the most damped first."""
-PATIENCE = 2
-"""Steps in a row that may fail to lower the held-out error before the search ends."""
+ENOUGH = 0.01
+"""A step that lowers the held-out error by less than this share of it is the last: the rest is chance."""
 
 Vector = dict[str, Tensor]
 
@@ -71,7 +71,7 @@ def refine(
         NumericsError: where a gradient or product is not finite.
     """
     free = _free(module, masks)
-    error, failed = held.value(), 0
+    error = held.value()
     for step in range(1, steps + 1):
         solve = _Krylov(fresh(), free, seed + step)
         now = {name: p.detach().clone() for name, p in solve.parameters.items()}
@@ -86,9 +86,8 @@ def refine(
                 continue
             error, chosen, best = found, damping, moved
         _write(solve.parameters, now if best is None else {name: now[name] + best[name] for name in now})
-        failed = 0 if chosen is not None else failed + 1
         yield RefineState(step, before, error, chosen)
-        if failed == PATIENCE:
+        if before - error <= ENOUGH * abs(before):
             return
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor._version import __version__
+from prunetaylor.outcome import believed_to
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
@@ -33,6 +34,7 @@ def to_json(
         "sparsity": asdict(outcome.sparsity),
         "drop_pp": None if outcome.drop is None else asdict(outcome.drop),
         "stages": [asdict(stage) for stage in outcome.stages],
+        "believed_to": believed_to(outcome.stages),
         "first_order": None if outcome.first_order is None else asdict(outcome.first_order),
         "layers": [asdict(layer) for layer in outcome.layers],
         "skipped": [asdict(one) for one in outcome.skipped],

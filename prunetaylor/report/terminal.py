@@ -11,6 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from prunetaylor.outcome import believed_to
+
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
     from prunetaylor.outcome import Outcome, Side
@@ -32,6 +34,7 @@ def print_outcome(
     if outcome.stages:
         console.print()
         console.print(_stages(outcome))
+        console.print(_belief(outcome), style="dim")
     if outcome.epochs:
         console.print()
         console.print(_epochs(outcome))
@@ -196,12 +199,27 @@ def _facts(outcome: Outcome) -> Table:
 
 
 def _stages(outcome: Outcome) -> Table:
-    table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "seconds")
+    table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "since dense", "seconds")
     for i, stage in enumerate(outcome.stages, 1):
         changes = (stage.predicted_change, stage.measured_change)
-        cells = [*(number(change) for change in changes), number(stage.gain_ratio, 3), f"{stage.seconds:.1f}"]
-        table.add_row(str(i), percent(stage.sparsity), *cells)
+        ratios = (number(stage.gain_ratio, 3), number(stage.cumulative_ratio, 3))
+        sparsity = percent(stage.sparsity) + ("" if stage.accepted else " (taken back)")
+        table.add_row(str(i), sparsity, *(number(change) for change in changes), *ratios, f"{stage.seconds:.1f}")
     return table
+
+
+def _belief(outcome: Outcome) -> str:
+    """How far the predictions may be believed: measured over predicted change since the dense network in [0.5, 2]."""
+    if all(stage.cumulative_predicted is None for stage in outcome.stages):
+        return "nothing was predicted, so nothing could be checked"
+    reached = believed_to(outcome.stages)
+    if reached is None:
+        return (
+            "the model was wrong by more than a factor of two from the first stage on: do not believe its predictions"
+        )
+    if reached == outcome.stages[-1].sparsity:
+        return "measured and predicted change since the dense network agree within a factor of two at every stage"
+    return f"beyond {percent(reached)} sparsity predicted changes are wrong by more than a factor of two"
 
 
 def _epochs(outcome: Outcome) -> Table:

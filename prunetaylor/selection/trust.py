@@ -23,9 +23,9 @@ REJECT = 4.0
 """A stage whose change is so many times the predicted one is taken back."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
-START = 0.02
+START = 0.01
 """The first radius, as a share of the error of a constant answer."""
-LARGEST, SMALLEST = 0.5, 0.02
+LARGEST, SMALLEST = 0.35, 0.02
 """The shares of the weights left that one stage removes, at most and at least."""
 FRESH = 0.06
 """``LARGEST`` where every stage learns from fresh samples: the more stages, the more of them are seen."""

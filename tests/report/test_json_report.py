@@ -7,7 +7,7 @@ from prunetaylor.outcome import Outcome
 from prunetaylor.report.json_report import finite, side_to_json, to_json
 
 _KEYS = {
-    "": "schema_version metric dense pruned sparsity drop_pp stages first_order layers skipped epochs choices seconds "
+    "": "schema_version metric dense pruned sparsity drop_pp stages believed_to first_order layers skipped epochs choices seconds "
     "files seed device versions hashes configuration",
     "metric": "name goal",
     "dense": "metrics parameters nonzero flops flops_nonzero bytes",
@@ -23,7 +23,10 @@ def test_the_keys_are_those_that_are_published(outcome: Outcome) -> None:
     document = to_json(outcome, {"model": "m.safetensors"}, {"seed": 3})
     for section, keys in _KEYS.items():
         assert set(document[section] if section else document) == set(keys.split()), section
-    assert set(document["stages"][0]) == {"sparsity", "predicted_change", "measured_change", "gain_ratio", "seconds"}
+    assert set(document["stages"][0]) == set(
+        "sparsity predicted_change measured_change gain_ratio seconds accepted noise damping cumulative_predicted "
+        "cumulative_measured cumulative_ratio".split()
+    )
     assert set(document["layers"][0]) == {"name", "shape", "removed", "sparsity"}
     assert set(document["skipped"][0]) == {"name", "why"}
     assert document["schema_version"] == 1
