@@ -296,6 +296,7 @@ class Stages:
             held,
             steps=config.prune.refine_steps,
             seed=config.seed + 1_000_003 * len(self.done),
+            alone=[one.name for one in self.job.network.skipped],
         ):
             damping = "no step helps" if state.damping is None else f"damping {state.damping:.2g}"
             self.progress.note(f"refined: held-out error {state.before:.4g} -> {state.after:.4g} ({damping})")

@@ -138,7 +138,7 @@ def test_the_commands_are_found() -> None:
     """What the blocks show today; fewer would mean that they are no longer looked at."""
     found = commands()
     assert len(found) >= 8
-    assert {shlex.split(line)[1] for line in found} == {"demo", "prune", "eval", "inspect", "config"}
+    assert {shlex.split(line)[1] for line in found} == {"demo", "prune", "eval", "inspect", "config", "score"}
 
 
 def test_the_scripts_are_there() -> None:
@@ -158,7 +158,7 @@ def test_the_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for statement in ast.parse(code).body:
         exec(compile(ast.Module([statement], []), "README.md", "exec"), space)
         if "network" in space and "optimizer" not in space:  # an optimizer of the network that the block loads
-            space["optimizer"] = torch.optim.SGD(space["network"].parameters(), lr=0.1, momentum=0.9)
+            space["optimizer"] = torch.optim.SGD(space["network"].parameters(), lr=0.001, momentum=0.9)
             before = zeros(space["network"])
     assert before > 0
     assert zeros(space["network"]) == before

@@ -16,7 +16,7 @@ no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,7 @@ def refine(
     *,
     steps: int,
     seed: int,
+    alone: Collection[str] = (),
 ) -> Iterator[RefineState]:
     """Refine ``module`` in place, yielding after each of at most ``steps`` steps; masked weights stay zero.
 
@@ -66,11 +67,12 @@ def refine(
         fresh: gives the error to lower, of ``module``, on samples changed anew.
         held: the error of ``module`` on samples that are never fitted: no step is taken that raises it.
         seed: of the labels that the diagonal is drawn with.
+        alone: modules and parameters, by name, that are left as they are.
 
     Raises:
         NumericsError: where a gradient or product is not finite.
     """
-    free = _free(module, masks)
+    free = _free(module, masks, alone)
     error = held.value()
     for step in range(1, steps + 1):
         solve = _Krylov(fresh(), free, seed + step)
@@ -148,14 +150,14 @@ class _Krylov:
         return found
 
 
-def _free(module: nn.Module, masks: Mapping[str, Tensor]) -> Vector:
-    """1 where a parameter may move, by name: every floating-point one, but for what the masks remove."""
+def _free(module: nn.Module, masks: Mapping[str, Tensor], alone: Collection[str] = ()) -> Vector:
+    """1 where a parameter may move, by name: every floating-point one, but for what is masked or left alone."""
     own = own_names(module)
     kept = {own[name]: mask for name, mask in masks.items()}
     return {
         name: kept[name].to(p.device, torch.float32) if name in kept else torch.ones_like(p, dtype=torch.float32)
         for name, p in module.named_parameters()
-        if p.is_floating_point()
+        if p.is_floating_point() and not any(name == one or name.startswith(f"{one}.") for one in alone)
     }
 
 

@@ -26,7 +26,7 @@ def test_a_proposal_is_ahead_within_reach_and_believed(target: float, now: float
 
 
 def test_the_target_is_taken_at_once_where_the_model_is_believed_so_far() -> None:
-    assert region(0.4).propose(0.0, lambda _: 0.0) == 0.4
+    assert region(0.3).propose(0.0, lambda _: 0.0) == 0.3
     assert region(0.9).propose(0.0, lambda _: 0.0) == pytest.approx(LARGEST)
 
 
@@ -45,16 +45,16 @@ def test_radius_and_damping_follow_the_gain_ratio() -> None:
     trust = region()
     radius = START * 2.0
     assert trust.radius == radius
-    assert trust.judge(0, 0.5, 0.04, 0.05, 0)  # as predicted
+    assert trust.judge(0, 0.5, radius, 1.2 * radius, 0)  # as predicted
     assert (trust.radius, trust.damping) == (2 * radius, 0.01)
-    assert trust.judge(0.5, 0.7, 0.06, 0.01, 0)  # better than predicted
+    assert trust.judge(0.5, 0.7, 1.5 * radius, 0.2 * radius, 0)  # better than predicted
     assert (trust.radius, trust.damping) == (2 * radius, 0.01)
-    assert trust.judge(0.5, 0.7, 0.06, 0.18, 0)  # worse, yet within bounds
-    assert (trust.radius, trust.damping) == (pytest.approx(0.03), pytest.approx(0.1))
-    assert not trust.judge(0.5, 0.7, 0.03, 0.3, 0)  # far worse
-    assert (trust.radius, trust.damping) == (pytest.approx(0.015), pytest.approx(1.0))
-    assert trust.judge(0.5, 0.6, 0.01, 0.012, 0)
-    assert (trust.radius, trust.damping) == (pytest.approx(0.03), pytest.approx(0.1))
+    assert trust.judge(0.5, 0.7, 1.5 * radius, 4 * radius, 0)  # worse, yet within bounds
+    assert (trust.radius, trust.damping) == (pytest.approx(0.75 * radius), pytest.approx(0.1))
+    assert not trust.judge(0.5, 0.7, 0.5 * radius, 5 * radius, 0)  # far worse
+    assert (trust.radius, trust.damping) == (pytest.approx(0.25 * radius), pytest.approx(1.0))
+    assert trust.judge(0.5, 0.6, 0.2 * radius, 0.25 * radius, 0)
+    assert (trust.radius, trust.damping) == (pytest.approx(0.5 * radius), pytest.approx(0.1))
 
 
 def test_noise_is_no_failure_and_damping_has_an_end() -> None:
