@@ -153,18 +153,18 @@ class Stages:
         self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
 
     def _settle_repair(self, first_order: bool) -> None:
-        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged."""
+        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged.
+
+        Near a minimum the least squares of each stage have left refinement little to gain for the time that it takes; a
+        method that is known without repair is compared as it is known.
+        """
         config = self.job.config.prune
-        if self.criterion.REPAIR != "least-squares" or config.refine != "auto":
-            return  # a method that is known without repair is compared as it is known
-        self.refine = "stages" if first_order else "last"
-        if first_order:
+        if self.criterion.REPAIR == "least-squares" and first_order and config.refine == "auto":
+            self.refine = "stages"
             self._choose("refinement after each stage: the network is not at a minimum, its gradient says where to go")
             if config.repair == "auto":
                 # The dense layers' outputs are those of a network that still has to move.
                 self.repair = "none"
-        else:
-            self._choose("refinement after the last stage, towards the dense network's outputs")
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
