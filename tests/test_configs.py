@@ -50,7 +50,9 @@ def test_digits_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     report = json.loads(capsys.readouterr().out)
     assert report["sparsity"]["asked"] == 0.8
     assert report["sparsity"]["removed"] == round(0.8 * report["sparsity"]["prunable"])
-    assert len(report["stages"]) == 5
+    stages = [stage for stage in report["stages"] if stage["accepted"]]  # how many is the trust region's to say
+    assert len(stages) >= 2
+    assert stages[-1]["sparsity"] == pytest.approx(0.8)
     assert report["epochs"] == []
     assert report["dense"]["metrics"]["top1"] == pytest.approx(demo.top1)
     assert report["drop_pp"]["value"] < 5
