@@ -18,6 +18,7 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
+from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
@@ -176,6 +177,7 @@ class Stages:
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
         target, alone = self._select(plan, calibration, judge, now)
+        release()
         self.progress.step("selected")
         if self.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
