@@ -4,7 +4,7 @@
 
 Needs no data: random weights and samples, ResNet-20 on 1,000 of 3 x 32 x 32 and torchvision's ResNet-18 on 64 of
 3 x 64 x 64, 80 % removed in one stage with the method's own repair, no labels, the cache of fits in use. Measured is
-the peak of resident memory above that of Python with everything imported; the plan counts the network and the samples too.
+the peak of resident memory above that of Python with everything imported; the plan counts network and samples too.
 A line a run is added to benchmarks/memory_plan.jsonl.
 """
 
