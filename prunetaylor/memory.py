@@ -28,7 +28,11 @@ from prunetaylor.objective import outputs_of
 FLOAT = 4
 """Bytes of the type that samples, activations and gradients are in."""
 SLACK = 1.75
-"""What the allocator takes for the tensors of a batch's passes, over what they are: 1.4 to 2 with glibc's."""
+"""What the allocator takes for the tensors of a batch's passes, over what they are: 1.4 to 2 with glibc's.
+
+Those of _MAPPED bytes or more it gives pages of their own, which leave no gaps: a tenth is enough for them.
+"""
+_MAPPED = 32 << 20
 LIBRARIES = 48 << 20
 """What torch's own libraries take once they have run a network: kernels made for its shapes, work space."""
 
@@ -147,7 +151,12 @@ def forward(sizes: Sizes) -> int:
 def backward(sizes: Sizes) -> int:
     """A batch with its graph, and the gradients of all layers' outputs."""
     outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
-    return forward(sizes) + _of_batch(sizes, sizes.activations.kept + outputs)
+    return forward(sizes) + graph(sizes) + _of_batch(sizes, outputs)
+
+
+def graph(sizes: Sizes) -> int:
+    """What a batch's forward pass leaves for the backward one."""
+    return _of_batch(sizes, sizes.activations.kept)
 
 
 def sample_gradients(sizes: Sizes) -> int:
@@ -170,7 +179,8 @@ def directional(sizes: Sizes) -> int:
 
 def _of_batch(sizes: Sizes, each: int) -> int:
     """So many bytes a sample. Tensors of a pass come and go in all sizes, and leave gaps between them."""
-    return int(SLACK * sizes.batch * each)
+    mapped = sizes.batch * sizes.activations.live >= 2 * _MAPPED
+    return int((1.1 if mapped else SLACK) * sizes.batch * each)
 
 
 def largest_of(layers: Sequence[LayerSize], need: Callable[[LayerSize], int]) -> tuple[int, str]:

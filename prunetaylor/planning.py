@@ -45,6 +45,8 @@ _RANKED = 48
 """Bytes a weight while all are ranked: scores, their order, the ranks and the masks."""
 _FEWEST = 16
 """Calibration samples that are still suggested."""
+_SMALLEST_BATCH = 8
+"""Samples in a batch of fine-tuning that are still suggested."""
 _SAID = 3
 """Other methods that are suggested, at most."""
 
@@ -260,6 +262,10 @@ class _Planner:
         if config.prune.refine != "none" and self.command == "prune":
             yield "prune.refine=none", _with(config, "prune", refine="none")
         if self.job.epochs:
+            size = config.data.batch_size // 2
+            while size >= _SMALLEST_BATCH:
+                yield f"data.batch_size={size}", _with(config, "data", batch_size=size)
+                size //= 2
             yield "--epochs 0", _with(config, "finetune", epochs=0)
         if self.job.samples is not None:
             samples = min(config.calibration.samples, len(self.job.samples.train)) // 2

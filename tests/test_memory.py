@@ -439,3 +439,27 @@ def test_the_report_has_it(conv: nn.Module) -> None:
     document = json.loads(json.dumps(to_json(pruned(conv, prune__method="obd"), {})))
     assert set(document["memory"]) == {"planned", "limit", "parts", "phase", "batch"}
     assert document["memory"]["planned"] == sum(document["memory"]["parts"].values())
+
+
+def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
+    def fine_tuning(**settings: object) -> Phase:
+        job = job_of(conv, finetune__epochs=1, **settings)
+        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
+
+    usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
+    assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
+    half = fine_tuning(data__batch_size=32)
+    assert half.parts["activations"] == pytest.approx(usual.parts["activations"] / 2, rel=1e-3)
+    large = {"finetune__epochs": 1, "data__batch_size": 1 << 16}
+    with pytest.raises(UsageError, match=r"for fine-tuning .*(?s:.)*data\.batch_size=") as found:
+        make_plan(job_of(conv, memory="100MiB", **large))
+    [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
+    large["data__batch_size"] = int(said.removeprefix("data.batch_size=").rstrip(","))
+    assert make_plan(job_of(conv, memory="100MiB", **large)).report.planned <= 100 * MIB
+
+
+def test_large_tensors_leave_no_gaps() -> None:
+    sizes = Sizes((LayerSize("x", 1, 1, 1),), 4, 1, batch=10, activations=Activations(0, 0, 1000))
+    assert memory.forward(sizes) == int(memory.SLACK * 30_000)
+    large = Sizes(sizes.layers, 4, 1, batch=10, activations=Activations(0, 0, 7 * MIB))
+    assert memory.forward(large) == pytest.approx(1.1 * 210 * MIB)

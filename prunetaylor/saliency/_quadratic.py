@@ -155,7 +155,11 @@ class Quadratic:
             yield part, self.x[:, part].to(self.kind)
 
     def _by_weight(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.cat([function(x) for _, x in self.columns()])
+        found = torch.empty_like(self.w)
+        # Not a list of parts: small tensors that stay between large ones keep the allocator from reusing their room.
+        for part, x in self.columns():
+            found[part] = function(x)
+        return found
 
     def _factor(self, support: Support) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(support.m)
