@@ -117,12 +117,13 @@ class _Planner:
     def _look_at(self, job: Job) -> None:
         samples, network = job.samples, job.network
         assert samples is not None
-        raw, _ = samples.train.fetch([0])
+        # A test sample, for its shape: the training samples that a run sees are those that it calibrates with.
+        raw, _ = samples.test.fetch([0])
         self.raw, self.each = raw.nbytes, raw[0].numel()
         if job.device.type == "cpu":
             splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
             self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.on_the_fly)
-        x, _ = next(iter(job.batches(samples.train.subset([0]), batch_size=1)))
+        x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
         found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
         self.sizes = replace(
             self.sizes, layers=found.layers, activations=found.activations, outputs=found.outputs, cached=True
@@ -157,7 +158,7 @@ class _Planner:
         # The network, its dense copy and that one's state, masks now and before.
         weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
         always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
-        scored = [Phase(f"{job.method}: {one.name}", one.parts, one.layer) for one in criterion.memory(sizes)]
+        scored = [Phase(f"{one.name} ({job.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
         ranked = Phase("ranking", {"scores": _RANKED * sizes.weights})
         if job.samples is None:
             yield from (phase.plus(always) for phase in (*scored, ranked))
@@ -230,15 +231,16 @@ class _Planner:
 
     def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
         """What does not fit, and what would."""
-        part, size = max(worst.parts.items(), key=lambda one: one[1])
-        layer = f", {worst.layer} the most" if worst.layer else ""
-        there = "the limit is" if asked else "what there is, with all that is free:"
+        # The libraries' share is nobody's to change.
+        part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
+        layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
+        there = "the limit is" if asked else "with all that is free there are"
         cause = (
-            f"{self.job.method} needs {show_size(worst.total)} in the smallest chunks, for {worst.name} "
-            f"({show_size(size)} of it {part}{layer}); {there} {show_size(limit)}"
+            f"{worst.name} would take {show_size(worst.total)} of memory even in the smallest chunks, "
+            f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
         )
         fitting = [*self._fitting(limit), *([f"--memory {_rounded_up(worst.total)}"] if asked else [])]
-        return UsageError(cause, f"what would fit: {', or '.join(fitting)}" if fitting else "nothing smaller fits")
+        return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
 
     def _fitting(self, limit: int) -> Iterator[str]:
         """Settings that fit, one by one: what changes least first, then methods, those that need most first."""
