@@ -18,6 +18,7 @@ from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
 from prunetaylor.job import make_job
+from prunetaylor.measure.cost import flops
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
@@ -47,6 +48,7 @@ def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settin
     direct = {key: settings.pop(key) for key in ("sparsity", "validation", "normalize", "augment") if key in settings}
     more = {key.replace("__", "."): value for key, value in settings.items()}
     usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    usual["prune.refine_steps"] = 6
     return prune(model, train, test, settings=usual | more, **direct)
 
 
@@ -197,16 +199,21 @@ def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: 
     how = {"sparsity": 0.8, "calibration__samples": 200, "calibration__labels": True}
     with_it = quick(far, **how)
     assert with_it.first_order.kept
-    assert any(line.startswith("refinement after each stage") for line in with_it.choices)
+    assert any(line.startswith("refinement: after each stage") for line in with_it.choices)
     assert_truthful(with_it, far, 0.8)
     without = quick(far, prune__refine="none", prune__repair="least-squares", **how)
     assert with_it.pruned.metrics["loss"] < without.pruned.metrics["loss"]
 
 
-@pytest.mark.parametrize("method", ["obs", "magnitude"])
-def test_refinement_after_the_last_stage_or_each_lowers_the_error(conv: nn.Module, method: str) -> None:
-    how = {"sparsity": 0.85, "prune__method": method, "prune__stages": 2, "calibration__labels": False}
-    how["calibration__samples"] = 240
+@pytest.mark.parametrize(
+    ("method", "by", "steps"),
+    [("obs", "gauss-newton", 6), ("magnitude", "gauss-newton", 6), ("obs", "features", 100)],
+)
+def test_refinement_after_the_last_stage_or_each_lowers_the_error(
+    conv: nn.Module, method: str, by: str, steps: int
+) -> None:
+    how = {"sparsity": 0.85, "prune__method": method, "prune__stages": 2, "prune__refine_by": by}
+    how |= {"prune__refine_steps": steps, "calibration__samples": 240, "calibration__labels": False}
     loss = {}
     for when in ("none", "last", "stages"):
         outcome = quick(conv, prune__refine=when, **how)
@@ -390,3 +397,25 @@ def test_zeros_of_the_checkpoint_count_as_removed_and_stay(conv: nn.Module) -> N
     assert further.sparsity.removed == round(0.8 * further.sparsity.prunable)
     for name, mask in further.masks.items():
         assert not bool((mask & ~sparse.masks[name]).any())
+
+
+def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**how: object) -> str:
+        usual = {"sparsity": 0.6, "calibration__labels": False, "prune__refine_steps": "auto"}
+        outcome = quick(conv, **usual | how)
+        [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
+        return line
+
+    assert said().startswith("refinement: after the last stage, 300 steps of features (")
+    assert said(finetune__epochs=1) == "refinement: none (fine-tuning follows)"
+    assert said(prune__method="magnitude") == "refinement: none (magnitude is known without)"
+    assert said(prune__refine="none") == "refinement: none (as asked)"
+    assert said(prune__refine_steps=7).startswith("refinement: after the last stage, 7 steps of features (")
+    each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
+    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 80.5 * each})
+    assert said().startswith("refinement: after the last stage, 80 steps of features (")
+    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
+    assert "none (300 steps are" in said()
+    assert said(prune__refine="last").startswith("refinement: after the last stage, 300 steps of features (as asked")
