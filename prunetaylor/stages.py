@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from prunetaylor.progress import Progress
 from prunetaylor.refinement import Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
+from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, Watcher, sweep
 from prunetaylor.selection.rank import keep_best
@@ -56,7 +58,7 @@ class Stages:
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
-        self.repair = _repair(self.job, self.criterion.REPAIR)
+        self.repair = _repair(self.job, self.criterion)
         self.refinement = Refinement()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.cache = open_cache(config.cache)
@@ -173,8 +175,11 @@ class Stages:
         held = calibration.holdout.risk(network.module, self.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
-        target, alone = self._select(plan, calibration, judge, now)
+        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
+        target, alone = self._select(plan, model, judge, now)
         self.progress.step("selected")
+        if self.repair == "obs":
+            self._compensate(model, state, absorbers)
         if self.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
@@ -216,11 +221,10 @@ class Stages:
         )
 
     def _select(
-        self, plan: Fixed | TrustRegion, calibration: Calibration, judge: TaylorModel, now: float
+        self, plan: Fixed | TrustRegion, model: TaylorModel, judge: TaylorModel, now: float
     ) -> tuple[float, float | None]:
         """Choose and remove. (the sparsity after it, the change that removal alone is predicted to make, if asked)."""
         network = self.job.network
-        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
         if hasattr(self.criterion, "solve"):
             target = plan.propose(now, lambda _: 0.0)
             removed = round(target * network.prunable)
@@ -260,6 +264,24 @@ class Stages:
             [layer.name for layer in layers],
         )
         return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
+
+    def _compensate(self, model: TaylorModel, state: dict[str, Tensor], absorbers: Mapping[str, Absorber]) -> None:
+        """The OBS update of all layers at once, from the weights in ``state``, those before anything was removed."""
+        network = self.job.network
+        current = network.module.state_dict()
+        with torch.no_grad():
+            for layer in network.layers:
+                layer.weight.copy_(state[layer.parameter])
+        for layer in network.layers:
+            absorber, moments = absorbers.get(layer.name), model.moments[layer.name]
+            keep = layer.matrix(self.masks[layer.parameter])
+            moved, means = compensate(layer, moments, keep, absorber is not None, self.damping, self._choose)
+            with torch.no_grad():
+                layer.weight.add_(layer.tensor(moved).to(layer.weight))
+                if absorber is not None and means is not None:
+                    current[absorber.key].sub_(absorber.sign * means.flatten().to(current[absorber.key]))
+            self.progress.step(layer.name)
+        apply_masks(network.module, self.masks)
 
     def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network) -> None:
         network, batches = self.job.network, calibration.fit.batches
@@ -350,10 +372,14 @@ def running_order(network: Network, calibration: Calibration) -> list[str]:
     return list(order)
 
 
-def _repair(job: Job, usual: str) -> str:
+def _repair(job: Job, criterion: Any) -> str:
     asked = job.config.prune.repair
     if asked == "auto":
-        return usual
+        return str(criterion.REPAIR)
     if asked != "none" and job.samples is None:
         raise UsageError(f"prune.repair={asked} needs samples", "name them with --data, or say prune.repair=none")
+    if asked == "obs" and hasattr(criterion, "solve"):
+        raise UsageError(
+            f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"
+        )
     return asked

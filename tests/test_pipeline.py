@@ -17,6 +17,7 @@ from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
+from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.measure.cost import flops
 from prunetaylor.outcome import Outcome
@@ -305,21 +306,31 @@ def test_each_repair_moves_what_it_says(conv: nn.Module) -> None:
             calibration__samples=240,
             calibration__labels=False,
         )
-        for way in ("none", "batch-norm", "least-squares")
+        for way in ("none", "batch-norm", "obs", "least-squares")
     }
     dense = conv.state_dict()
     for name, mask in found["none"].masks.items():
         for way in ("none", "batch-norm"):
             torch.testing.assert_close(found[way].module.state_dict()[name], dense[name] * mask, rtol=0, atol=0)
-        assert torch.equal(found["least-squares"].masks[name], mask)  # one stage: the selection comes first
-        solved = found["least-squares"].module.state_dict()[name]
-        assert not torch.allclose(solved[mask], dense[name][mask], rtol=1e-2)
+        for way in ("obs", "least-squares"):
+            assert torch.equal(found[way].masks[name], mask)  # one stage: the selection comes first
+            moved = found[way].module.state_dict()[name]
+            assert not torch.allclose(moved[mask], dense[name][mask], rtol=1e-2)
+    # The first layer's inputs are the dense network's: the update and least squares are the same there.
+    first = (found[way].module.conv1.weight for way in ("obs", "least-squares"))
+    torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(*(found[way].module.fc.weight for way in ("obs", "least-squares")), rtol=1e-2)
     for key in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
         torch.testing.assert_close(found["none"].module.state_dict()[key], dense[key], rtol=0, atol=0)
         assert not torch.allclose(found["batch-norm"].module.state_dict()[key], dense[key])
     change = {way: outcome.stages[0].measured_change for way, outcome in found.items()}
-    assert change["least-squares"] < 0.8 * change["none"]
+    assert max(change["least-squares"], change["obs"]) < 0.8 * change["none"]
     assert change["batch-norm"] == change["none"]  # measured before the statistics are corrected
+
+
+def test_a_method_that_moves_weights_itself_takes_no_update(conv: nn.Module) -> None:
+    with pytest.raises(UsageError, match="joint moves the kept weights itself"):
+        quick(conv, sparsity=0.5, prune__method="joint", prune__repair="obs")
 
 
 def test_the_same_seed_gives_the_same_bits(conv: nn.Module) -> None:
