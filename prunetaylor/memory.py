@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer, positions
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import evaluating
+from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.objective import outputs_of
 
 FLOAT = 4
@@ -258,19 +258,13 @@ def _left_for_backward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
             alive.append(t)
         return t
 
-    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
-        with (
-            evaluating(module),
-            torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        ):
-            answer = outputs_of(module(x)).detach()
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
+    with (
+        evaluating(module),
+        trainable(p for p in module.parameters() if p.is_floating_point()),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        answer = outputs_of(module(x)).detach()
     return sum(left.values()), answer
 
 

@@ -16,6 +16,7 @@ from prunetaylor.calibration import chunk
 from prunetaylor.config.schema import Config
 from prunetaylor.config.sizes import show_size
 from prunetaylor.curvature.gradients import norms_bytes
+from prunetaylor.curvature.gram import grams_bytes
 from prunetaylor.curvature.tape import chunk_elements
 from prunetaylor.curvature.taylor import prediction_bytes
 from prunetaylor.errors import UsageError
@@ -35,7 +36,7 @@ from prunetaylor.memory import (
     within,
 )
 from prunetaylor.outcome import Memory
-from prunetaylor.repair import compensate, least_squares, refine, train
+from prunetaylor.repair import compensate, least_squares, match_features, refine, train
 from prunetaylor.repair.replay import settled_bytes
 from prunetaylor.stages import REMEMBERED
 
@@ -175,20 +176,30 @@ class _Planner:
     def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
         """What follows the scores, at each stage."""
         asked, usual = config.prune.repair, registry.load("saliency", replace(self.job, config=config).method).REPAIR
-        least = (usual if asked == "auto" else asked) == "least-squares"
+        repair = usual if asked == "auto" else asked
         predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
+        fit = {"curvature": max(phase.parts.get("curvature", 0) for phase in scored)}
         if self.command == "score":
             # The fit stays while steps are tried.
-            fit = {"curvature": max(phase.parts.get("curvature", 0) for phase in scored)}
-            yield from (phase.plus(fit) for phase in (predicted, *([compensate.memory(sizes)] if least else [])))
+            step = [compensate.memory(sizes)] if repair in ("least-squares", "obs") else []
+            yield from (phase.plus(fit) for phase in (predicted, *step))
             return
         yield Phase("ranking", {"scores": _RANKED * sizes.weights})
         yield predicted
-        if least:
+        if repair == "obs":
+            grams, fitting = grams_bytes(sizes)
+            yield compensate.memory(sizes).plus({"curvature": grams}, fit)
+            yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+        if repair == "least-squares":
             yield from least_squares.memory(sizes)
-        if config.prune.refine in ("last", "stages") or (config.prune.refine == "auto" and usual == "least-squares"):
+        when, by = config.prune.refine, config.prune.refine_by
+        if when in ("last", "stages") or (when == "auto" and usual == "least-squares"):
             # Towards labels from where the network stood: one more copy.
-            yield refine.memory(sizes).plus({"weights": sizes.state})
+            more = {"weights": sizes.state}
+            if by != "features":
+                yield refine.memory(sizes).plus(more)
+            if by != "gauss-newton":
+                yield match_features.memory(sizes).plus(more)
 
     def _samples(self, config: Config, sizes: Sizes) -> int:
         """The source's, those that calibrate, and the dense network's outputs for them."""

@@ -159,7 +159,7 @@ class _Outlook(Stages):
         scores = None
         if self.repair != "none" or not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
-        if self.repair == "least-squares":
+        if self.repair in ("least-squares", "obs"):
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
             model,
@@ -205,7 +205,7 @@ class _Outlook(Stages):
         moves = {}
         for layer, row in zip(network.layers, layers, strict=True):
             name, absorber = layer.parameter, None
-            if self.repair == "least-squares":
+            if self.repair in ("least-squares", "obs"):
                 absorber, moments = fit.absorbers.get(layer.name), fit.model.moments[layer.name]
                 keep = layer.matrix(masks[name])
                 moved, means = compensate(layer, moments, keep, absorber is not None, damping, self._choose)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,11 @@ from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder, Stage
 from prunetaylor.progress import Progress
+from prunetaylor.refinement import Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
+from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
-from prunetaylor.repair.refine import refine
 from prunetaylor.risk import Risk, Watcher, sweep
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
@@ -57,8 +59,8 @@ class Stages:
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
-        self.repair = _repair(self.job, self.criterion.REPAIR)
-        self.refine = "none" if config.prune.refine == "auto" else config.prune.refine
+        self.repair = _repair(self.job, self.criterion)
+        self.refinement = Refinement()
         self.generator = torch.Generator().manual_seed(config.seed)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
@@ -80,7 +82,7 @@ class Stages:
         absorbers = find_absorbers(self.job.network.module, self.job.network.layers, calibration.fit.batches)
         plan: Fixed | TrustRegion = Fixed(self._levels(), config.damping)
         if config.stages == "auto" and self.criterion.STAGED and not hasattr(self.criterion, "solve"):
-            fresh = self.job.config.calibration.resample and self.refine == "stages"
+            fresh = self.job.config.calibration.resample and self.refinement.when == "stages"
             scale = calibration.holdout.spread(self.job.kind)
             plan = TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
         while self.removed < self.wanted:
@@ -149,36 +151,38 @@ class Stages:
         self.first_order = FirstOrder(
             found.share, found.gradient_norm, found.noise_norm, bool(labels) and self.keep_first
         )
-        self._settle_repair(self.first_order.kept)
+        self._settle_repair(self.first_order.kept, calibration)
         self._choose(f"error: {self.objective.describe()} ({found.describe()})")
         self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
 
-    def _settle_repair(self, first_order: bool) -> None:
-        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged.
-
-        Near a minimum the least squares of each stage have left refinement little to gain for the time that it takes; a
-        method that is known without repair is compared as it is known.
-        """
-        config = self.job.config.prune
-        if self.criterion.REPAIR == "least-squares" and first_order and config.refine == "auto":
-            self.refine = "stages"
-            self._choose("refinement after each stage: the network is not at a minimum, its gradient says where to go")
-            if config.repair == "auto":
-                # The dense layers' outputs are those of a network that still has to move.
-                self.repair = "none"
+    def _settle_repair(self, far: bool, calibration: Calibration) -> None:
+        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged."""
+        example = next(iter(calibration.holdout.batches))[0]
+        self.refinement = settle(self.job, self.criterion.REPAIR, far, example)
+        how = f"{self.refinement.steps} steps of {self.refinement.by}"
+        when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
+        self._choose(f"refinement: {when[self.refinement.when]} ({self.refinement.why})")
+        asked = self.job.config.prune
+        if far and self.refinement.when == "stages" and asked.refine == "auto" and asked.repair == "auto":
+            # The dense layers' outputs are those of a network that still has to move.
+            self.repair = "none"
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
         # Refined towards the labels, the network now is nearer to what it should answer than the dense one is.
-        towards = network.copy() if self.refine == "stages" and self.objective.of == "task" else self.dense
+        towards = network.copy() if self.refinement.when == "stages" and self.objective.of == "task" else self.dense
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
-        target, alone = self._select(plan, calibration, judge, now)
-        release()
+        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
+        target, alone = self._select(plan, model, judge, now)
         self.progress.step("selected")
+        if self.repair == "obs":
+            self._compensate(model, state, absorbers)
+        del model  # its curvature, before repair and the next phases need the room
+        release()
         if self.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
@@ -201,8 +205,8 @@ class Stages:
                 fit = calibration.fit.batches
                 for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
                     pass
-            if self.refine == "stages" or (self.refine == "last" and self.removed == self.wanted):
-                self._refine(calibration, held)
+            if self.refinement.when == "stages" or (self.refinement.when == "last" and self.removed == self.wanted):
+                self._refine(calibration, absorbers)
         self.done.append(
             Stage(
                 sparsity=target,
@@ -220,11 +224,10 @@ class Stages:
         )
 
     def _select(
-        self, plan: Fixed | TrustRegion, calibration: Calibration, judge: TaylorModel, now: float
+        self, plan: Fixed | TrustRegion, model: TaylorModel, judge: TaylorModel, now: float
     ) -> tuple[float, float | None]:
         """Choose and remove. (the sparsity after it, the change that removal alone is predicted to make, if asked)."""
         network = self.job.network
-        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
         if hasattr(self.criterion, "solve"):
             target = plan.propose(now, lambda _: 0.0)
             removed = round(target * network.prunable)
@@ -265,6 +268,24 @@ class Stages:
         )
         return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
 
+    def _compensate(self, model: TaylorModel, state: dict[str, Tensor], absorbers: Mapping[str, Absorber]) -> None:
+        """The OBS update of all layers at once, from the weights in ``state``, those before anything was removed."""
+        network = self.job.network
+        current = network.module.state_dict()
+        with torch.no_grad():
+            for layer in network.layers:
+                layer.weight.copy_(state[layer.parameter])
+        for layer in network.layers:
+            absorber, moments = absorbers.get(layer.name), model.moments[layer.name]
+            keep = layer.matrix(self.masks[layer.parameter])
+            moved, means = compensate(layer, moments, keep, absorber is not None, self.damping, self._choose)
+            with torch.no_grad():
+                layer.weight.add_(layer.tensor(moved).to(layer.weight))
+                if absorber is not None and means is not None:
+                    current[absorber.key].sub_(absorber.sign * means.flatten().to(current[absorber.key]))
+            self.progress.step(layer.name)
+        apply_masks(network.module, self.masks)
+
     def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network) -> None:
         network, batches = self.job.network, calibration.fit.batches
         where = Positions(batches.samples, self.job.config.seed)
@@ -283,25 +304,20 @@ class Stages:
         for name in solved:
             self.progress.step(name)
 
-    def _refine(self, calibration: Calibration, held: Risk) -> None:
-        """Towards the labels, where the error is of them, else towards the dense network's answers."""
-
-        def fresh() -> Risk:
-            parts = [part.changed_anew(self.job, self.dense.module, self.generator) for part in self.seen]
-            return Part.joined(self.job, parts).risk(self.job.network.module, self.objective)
-
-        config = self.job.config
-        for state in refine(
-            self.job.network.module,
+    def _refine(self, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
+        seed = self.job.config.seed + 1_000_003 * len(self.done)
+        for text in self.refinement.run(
+            self.job,
+            self.dense,
             self.masks,
-            fresh,
-            held,
-            steps=config.prune.refine_steps,
-            seed=config.seed + 1_000_003 * len(self.done),
-            alone=[one.name for one in self.job.network.skipped],
+            self.objective,
+            calibration,
+            self.seen,
+            absorbers,
+            self.generator,
+            seed,
         ):
-            damping = "no step helps" if state.damping is None else f"damping {state.damping:.2g}"
-            self.progress.note(f"refined: held-out error {state.before:.4g} -> {state.after:.4g} ({damping})")
+            self.progress.note(f"refined: {text}")
 
     def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
         """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""
@@ -359,10 +375,14 @@ def running_order(network: Network, calibration: Calibration) -> list[str]:
     return list(order)
 
 
-def _repair(job: Job, usual: str) -> str:
+def _repair(job: Job, criterion: Any) -> str:
     asked = job.config.prune.repair
     if asked == "auto":
-        return usual
+        return str(criterion.REPAIR)
     if asked != "none" and job.samples is None:
         raise UsageError(f"prune.repair={asked} needs samples", "name them with --data, or say prune.repair=none")
+    if asked == "obs" and hasattr(criterion, "solve"):
+        raise UsageError(
+            f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"
+        )
     return asked

@@ -21,6 +21,7 @@ ROOMS = [
     "prunetaylor.pipeline",
     "prunetaylor.planning",
     "prunetaylor.stages",
+    "prunetaylor.refinement",
     "prunetaylor.calibration",
     "prunetaylor.job",
     "prunetaylor.run",

@@ -17,7 +17,9 @@ from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
+from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
+from prunetaylor.measure.cost import flops
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
@@ -47,6 +49,7 @@ def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settin
     direct = {key: settings.pop(key) for key in ("sparsity", "validation", "normalize", "augment") if key in settings}
     more = {key.replace("__", "."): value for key, value in settings.items()}
     usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    usual["prune.refine_steps"] = 6
     return prune(model, train, test, settings=usual | more, **direct)
 
 
@@ -197,16 +200,21 @@ def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: 
     how = {"sparsity": 0.8, "calibration__samples": 200, "calibration__labels": True}
     with_it = quick(far, **how)
     assert with_it.first_order.kept
-    assert any(line.startswith("refinement after each stage") for line in with_it.choices)
+    assert any(line.startswith("refinement: after each stage") for line in with_it.choices)
     assert_truthful(with_it, far, 0.8)
     without = quick(far, prune__refine="none", prune__repair="least-squares", **how)
     assert with_it.pruned.metrics["loss"] < without.pruned.metrics["loss"]
 
 
-@pytest.mark.parametrize("method", ["obs", "magnitude"])
-def test_refinement_after_the_last_stage_or_each_lowers_the_error(conv: nn.Module, method: str) -> None:
-    how = {"sparsity": 0.85, "prune__method": method, "prune__stages": 2, "calibration__labels": False}
-    how["calibration__samples"] = 240
+@pytest.mark.parametrize(
+    ("method", "by", "steps"),
+    [("obs", "gauss-newton", 6), ("magnitude", "gauss-newton", 6), ("obs", "features", 100)],
+)
+def test_refinement_after_the_last_stage_or_each_lowers_the_error(
+    conv: nn.Module, method: str, by: str, steps: int
+) -> None:
+    how = {"sparsity": 0.85, "prune__method": method, "prune__stages": 2, "prune__refine_by": by}
+    how |= {"prune__refine_steps": steps, "calibration__samples": 240, "calibration__labels": False}
     loss = {}
     for when in ("none", "last", "stages"):
         outcome = quick(conv, prune__refine=when, **how)
@@ -298,21 +306,31 @@ def test_each_repair_moves_what_it_says(conv: nn.Module) -> None:
             calibration__samples=240,
             calibration__labels=False,
         )
-        for way in ("none", "batch-norm", "least-squares")
+        for way in ("none", "batch-norm", "obs", "least-squares")
     }
     dense = conv.state_dict()
     for name, mask in found["none"].masks.items():
         for way in ("none", "batch-norm"):
             torch.testing.assert_close(found[way].module.state_dict()[name], dense[name] * mask, rtol=0, atol=0)
-        assert torch.equal(found["least-squares"].masks[name], mask)  # one stage: the selection comes first
-        solved = found["least-squares"].module.state_dict()[name]
-        assert not torch.allclose(solved[mask], dense[name][mask], rtol=1e-2)
+        for way in ("obs", "least-squares"):
+            assert torch.equal(found[way].masks[name], mask)  # one stage: the selection comes first
+            moved = found[way].module.state_dict()[name]
+            assert not torch.allclose(moved[mask], dense[name][mask], rtol=1e-2)
+    # The first layer's inputs are the dense network's: the update and least squares are the same there.
+    first = (found[way].module.conv1.weight for way in ("obs", "least-squares"))
+    torch.testing.assert_close(*first, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(*(found[way].module.fc.weight for way in ("obs", "least-squares")), rtol=1e-2)
     for key in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
         torch.testing.assert_close(found["none"].module.state_dict()[key], dense[key], rtol=0, atol=0)
         assert not torch.allclose(found["batch-norm"].module.state_dict()[key], dense[key])
     change = {way: outcome.stages[0].measured_change for way, outcome in found.items()}
-    assert change["least-squares"] < 0.8 * change["none"]
+    assert max(change["least-squares"], change["obs"]) < 0.8 * change["none"]
     assert change["batch-norm"] == change["none"]  # measured before the statistics are corrected
+
+
+def test_a_method_that_moves_weights_itself_takes_no_update(conv: nn.Module) -> None:
+    with pytest.raises(UsageError, match="joint moves the kept weights itself"):
+        quick(conv, sparsity=0.5, prune__method="joint", prune__repair="obs")
 
 
 def test_the_same_seed_gives_the_same_bits(conv: nn.Module) -> None:
@@ -390,3 +408,25 @@ def test_zeros_of_the_checkpoint_count_as_removed_and_stay(conv: nn.Module) -> N
     assert further.sparsity.removed == round(0.8 * further.sparsity.prunable)
     for name, mask in further.masks.items():
         assert not bool((mask & ~sparse.masks[name]).any())
+
+
+def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**how: object) -> str:
+        usual = {"sparsity": 0.6, "calibration__labels": False, "prune__refine_steps": "auto"}
+        outcome = quick(conv, **usual | how)
+        [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
+        return line
+
+    assert said().startswith("refinement: after the last stage, 300 steps of features (")
+    assert said(finetune__epochs=1) == "refinement: none (fine-tuning follows)"
+    assert said(prune__method="magnitude") == "refinement: none (magnitude is known without)"
+    assert said(prune__refine="none") == "refinement: none (as asked)"
+    assert said(prune__refine_steps=7).startswith("refinement: after the last stage, 7 steps of features (")
+    each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
+    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 80.5 * each})
+    assert said().startswith("refinement: after the last stage, 80 steps of features (")
+    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
+    assert "none (300 steps are" in said()
+    assert said(prune__refine="last").startswith("refinement: after the last stage, 300 steps of features (as asked")

@@ -113,12 +113,14 @@ class PruneSection(Section):
     """The gradient's term of the Taylor model; auto: by its measured share."""
     damping: Annotated[float, Field(gt=0)] = 0.01
     """The ridge added to a curvature, relative to its mean diagonal."""
-    repair: Literal["auto", "least-squares", "batch-norm", "none"] = "auto"
-    """How kept weights make up for removed: least-squares moves them, batch-norm its statistics; auto: by method."""
+    repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"
+    """How the rest makes up for what goes: weights by least-squares or the OBS update, or batch-norm statistics."""
     refine: Literal["auto", "none", "last", "stages"] = "auto"
-    """Gauss-Newton on all kept weights and biases, after the last stage or each; auto: by method and convergence."""
-    refine_steps: Annotated[int, Field(ge=1)] = 6
-    """Steps of a refinement, at most; it ends by itself where held-out samples gain no more."""
+    """All kept weights and biases at once, after the last stage or each; auto: by method, convergence and cost."""
+    refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
+    """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
+    refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Steps of a refinement, at most; auto: 300 of features, 6 of gauss-newton. Held-out samples confirm each."""
 
     @field_validator("method")
     @classmethod

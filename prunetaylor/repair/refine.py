@@ -101,7 +101,7 @@ def memory(sizes: Sizes) -> Phase:
     """
     vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
     parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
-    return Phase("refinement", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
+    return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
 
 
 class _Krylov:

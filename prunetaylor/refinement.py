@@ -1,0 +1,122 @@
+"""Refinement of all kept weights at once: whether, when and how, what it will cost, and the run of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunetaylor.calibration import Calibration, Part
+from prunetaylor.data import augment
+from prunetaylor.job import Job
+from prunetaylor.measure.cost import flops
+from prunetaylor.network.network import Network
+from prunetaylor.objective import Objective
+from prunetaylor.repair import match_features
+from prunetaylor.repair.affine import Absorber
+from prunetaylor.repair.refine import refine
+from prunetaylor.risk import Risk
+
+GAUSS_NEWTON_STEPS = 6
+WORTH = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
+"""FLOPs up to which ``auto`` refines, by device: some minutes of two cores, or of a GPU."""
+FEWEST = 50
+"""Steps below which it is not worth starting."""
+PASSES = 4
+"""What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """``when`` it happens; ``why`` says what decided."""
+
+    when: Literal["none", "last", "stages"] = "none"
+    by: Literal["features", "gauss-newton"] = "features"
+    steps: int = 0
+    why: str = ""
+
+    def run(
+        self,
+        job: Job,
+        dense: Network,
+        masks: Mapping[str, Tensor],
+        objective: Objective,
+        calibration: Calibration,
+        seen: Sequence[Part],
+        absorbers: Mapping[str, Absorber],
+        generator: torch.Generator,
+        seed: int,
+    ) -> Iterator[str]:
+        """Refine ``job.network`` in place; yields now and then how far it is. ``seen``: the samples to learn from."""
+        module, held = job.network.module, calibration.holdout.risk(job.network.module, objective)
+        alone = [one.name for one in job.network.skipped]
+        if self.by == "gauss-newton":
+
+            def fresh() -> Risk:
+                parts = [part.changed_anew(job, dense.module, generator) for part in seen]
+                return Part.joined(job, parts).risk(module, objective)
+
+            for step in refine(module, masks, fresh, held, steps=self.steps, seed=seed, alone=alone):
+                damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
+                yield f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"
+            return
+        part = Part.joined(job, seen)
+        assert job.samples is not None
+        batches = job.batches(
+            part.batches.split,
+            batch_size=match_features.BATCH,
+            augment=augment.resolve(job.samples.augment, part.batches.split.fetch([0])[0][0])[1],
+            generator=generator,
+            shuffle=True,
+            drop_last=True,
+        )
+        for look in match_features.match_features(
+            module,
+            dense.module,
+            job.network.layers,
+            absorbers,
+            masks,
+            batches,
+            held,
+            scale=calibration.holdout.spread(job.kind),
+            steps=self.steps,
+            chunk=part.batches.batch_size,
+            alone=alone,
+        ):
+            yield f"held-out error {look.before:.4g} -> {look.after:.4g} (step {look.step} of {self.steps})"
+
+
+def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinement:
+    """What is asked for, with ``auto`` decided.
+
+    Args:
+        usual_repair: the criterion's own: a method that is known without least squares is compared as it is known.
+        far: the network is not at a minimum of the error with labels.
+        example: some inputs, ready for the network.
+    """
+    asked = job.config.prune
+    by: Literal["features", "gauss-newton"] = "gauss-newton" if far else "features"
+    if asked.refine_by != "auto":
+        by = asked.refine_by
+    usual = GAUSS_NEWTON_STEPS if by == "gauss-newton" else match_features.STEPS
+    steps = usual if asked.refine_steps == "auto" else asked.refine_steps
+    if asked.refine != "auto":
+        return Refinement(asked.refine, by, steps, "as asked")
+    if usual_repair != "least-squares":
+        return Refinement(why=f"{job.method} is known without")
+    if far:
+        return Refinement("stages", by, steps, "the network is not at a minimum, its gradient says where to go")
+    if job.epochs:
+        return Refinement(why="fine-tuning follows")
+    if by == "gauss-newton":
+        return Refinement(why="near a minimum the least squares leave it little to gain")
+    each = PASSES * match_features.BATCH * flops(job.network.module, example)[0]
+    worth = WORTH.get(job.device.type, WORTH["cpu"])
+    if each * FEWEST > worth:
+        much = f"{each * steps / 1e12:,.0f} TFLOP on the {job.device.type}"
+        return Refinement(why=f"{steps} steps are {much}; prune.refine=last takes them all the same")
+    steps = min(steps, int(worth // each))
+    return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")

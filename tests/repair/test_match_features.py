@@ -1,0 +1,151 @@
+"""Refinement by the layers' outputs: its loss by hand, where it arrives, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from networks import NETWORKS, case
+from test_refine import pruned
+from tiny import rand, risk
+from torch import Tensor, nn
+
+from prunetaylor.data.preprocess import Preprocess
+from prunetaylor.data.samples import Batches, TensorSplit
+from prunetaylor.network.network import Network
+from prunetaylor.objective import Objective
+from prunetaylor.repair import match_features as room
+from prunetaylor.repair.affine import find_absorbers
+from prunetaylor.repair.match_features import MatchState, match_features
+
+
+def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:
+    drawn = {} if seed is None else {"generator": torch.Generator().manual_seed(seed), "shuffle": True}
+    split = TensorSplit(x, torch.zeros(len(x), dtype=torch.long))
+    return Batches(split, Preprocess(), batch_size=size, device="cpu", **drawn)
+
+
+def matched(
+    module: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor], x: Tensor, held: Tensor, **how: Any
+) -> list[MatchState]:
+    kind, size = how.pop("kind", "classes"), how.pop("size", len(x))
+    layers = Network.of(module).layers
+    return list(
+        match_features(
+            module,
+            dense,
+            layers,
+            find_absorbers(module, layers, batches(held, len(held), None)),
+            masks,
+            batches(x, size),
+            risk(module, held, kind=kind, dense=dense),
+            **{"scale": 1.0, "steps": 60, "chunk": len(x), **how},
+        )
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_the_loss_is_the_divergence_and_each_layers_share() -> None:
+    dense, x, _ = case("normed")
+    module, _ = pruned(dense)
+    watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
+    with room._Outputs(module, watched) as mine, room._Outputs(dense, watched) as wanted:
+        variances = room._variances(dense, batches(x, 4, None), wanted)
+        towards = Objective("classes", "divergence")
+        found = room._loss(module, dense, x, mine, wanted, variances, towards, scale=0.5)
+    with torch.no_grad():
+        errors = [(module[:k](x) - dense[:k](x)).square().mean() / dense[:k](x).var(unbiased=False) for k in (2, 5)]
+        kl = nn.functional.kl_div(
+            module(x).log_softmax(1), dense(x).log_softmax(1), log_target=True, reduction="batchmean"
+        )
+    torch.testing.assert_close(found.detach(), kl / 0.5 + room.FEATURES * sum(errors) / 2)
+
+
+def test_a_linear_layer_arrives_at_least_squares() -> None:
+    dense, x = nn.Linear(6, 3), rand(80, 6)
+    module, masks = pruned(dense)
+    matched(module, dense, masks, x, x, kind="values", steps=800)
+    with torch.no_grad():
+        wanted = dense(x)
+    design = torch.cat([x, torch.ones(len(x), 1)], 1)
+    for row, keep in enumerate(masks["weight"]):
+        columns = torch.cat([keep, torch.tensor([True])])
+        solved = torch.linalg.lstsq(design[:, columns], wanted[:, row]).solution
+        torch.testing.assert_close(module.weight[row, keep].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(module.bias[row].detach(), solved[-1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_held_out_samples_confirm_it_and_masks_hold(name: str) -> None:
+    dense, x, _ = case(name, samples=24)
+    module, masks = pruned(dense)
+    held = rand(*x.shape, seed=9)
+    before = risk(module, held, dense=dense).value()
+    states = matched(module, dense, masks, x, held, size=8)
+    assert len(states) == room.LOOKS
+    assert states[0].before == pytest.approx(before)
+    after = risk(module, held, dense=dense).value()
+    assert states[-1].after == pytest.approx(after, rel=1e-5)
+    assert after < before or name == "transposed"  # there it has little to gain
+    weights = module.state_dict()
+    for parameter, mask in masks.items():
+        assert bool((weights[parameter][~mask] == 0).all())
+
+
+def test_what_held_out_samples_do_not_confirm_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "RATE", 50.0)
+    dense, x, _ = case("mlp")
+    module, masks = pruned(dense)
+    before = copy.deepcopy(module.state_dict())
+    states = matched(module, dense, masks, x, rand(*x.shape, seed=9))
+    assert states[-1].after == states[-1].before
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_nothing_else_is_changed() -> None:
+    dense, x, _ = case("normed")
+    module, masks = pruned(dense)
+    module.train()
+    module[1].weight.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    fixed, statistics = copy.deepcopy(dense.state_dict()), copy.deepcopy(dict(module.named_buffers()))
+    matched(module, dense, masks, x, x, alone=["4"])
+    assert module.training
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
+    assert all(p.grad is None and p.is_contiguous() for p in [*module.parameters(), *dense.parameters()])
+    assert all(torch.equal(tensor, fixed[name]) for name, tensor in dense.state_dict().items())
+    assert all(torch.equal(tensor, statistics[name]) for name, tensor in module.named_buffers())
+    assert torch.equal(module[4].bias, dense[4].bias)
+    assert not torch.equal(module[1].weight, dense[1].weight)
+
+
+def test_how_samples_are_passed_changes_nothing() -> None:
+    dense, x, _ = case("conv", samples=12)
+    found = []
+    for chunk in (12, 5):
+        module, masks = pruned(dense)
+        matched(module, dense, masks, x, x, chunk=chunk, steps=6)
+        found.append(module.state_dict())
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_of_constant_outputs_count_without_a_variance() -> None:
+    dense = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    with torch.no_grad():
+        dense[0].weight.zero_()
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module[0].bias.add_(1.0)
+    x = rand(10, 3)
+    masks = {f"{i}.weight": torch.ones(2, 3 - i, dtype=torch.bool) for i in (0, 1)}
+    states = matched(module, dense, masks, x, x, kind="values", steps=300)
+    assert states[-1].after < 0.1 * states[-1].before
