@@ -20,6 +20,7 @@ ROOMS = [
     "prunetaylor.scoring",
     "prunetaylor.pipeline",
     "prunetaylor.stages",
+    "prunetaylor.refinement",
     "prunetaylor.calibration",
     "prunetaylor.job",
     "prunetaylor.run",
