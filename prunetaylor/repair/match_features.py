@@ -140,7 +140,7 @@ def _loss(
         outputs = outputs_of(module(x)).float()
         error = towards.values(outputs, reference).mean() / scale
         shares = [
-            (a.float() - b.float()).square().mean() / variance
+            nn.functional.mse_loss(a.float(), b.float()) / variance
             for a, b, variance in zip(mine.taken(), wanted.taken(), variances, strict=True)
         ]
         return error + FEATURES * torch.stack(shares).mean() if shares else error
