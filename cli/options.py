@@ -61,6 +61,9 @@ device_option = click.option(
     help="cpu, cuda, cuda:1, mps.  [default: auto, the first that is there of cuda, mps, cpu]",
 )
 seed_option = click.option("--seed", metavar="N", help="Of every random choice.  [default: 0]")
+memory_option = click.option(
+    "--memory", metavar="SIZE", help="Memory that it may take: 3GiB, 500MB.  [default: what is free]"
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout; all else goes to stderr."
 )

@@ -16,6 +16,7 @@ from .options import (
     data_option,
     device_option,
     json_option,
+    memory_option,
     read_configuration,
     seed_option,
     trust_option,
@@ -59,6 +60,7 @@ Examples:
 @click.option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME-N]")
 @device_option
 @seed_option
+@memory_option
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace the run in --output, once the new one is complete.")
@@ -76,6 +78,7 @@ def prune(
     output: str | None,
     device: str | None,
     seed: str | None,
+    memory: str | None,
     dry_run: bool,
     as_json: bool,
     force: bool,
@@ -96,6 +99,7 @@ def prune(
         "output": output,
         "device": device,
         "seed": seed,
+        "memory": memory,
     }
     resolved = read_configuration(words, file, flags)
     trust = trusted(resolved, trust_code)
@@ -165,14 +169,25 @@ def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) ->
 
 def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: bool) -> None:
     """Open everything as the run would, and print what it would do."""
+    from dataclasses import asdict
+
     from prunetaylor.job import open_job
+    from prunetaylor.planning import make_plan
 
     from .progress import Logged, reporter
 
     with reporter(state.verbosity) as shown:
-        plan = open_job(resolved.config, **trust, progress=Logged(shown, None)).plan()
+        job = open_job(resolved.config, **trust, progress=Logged(shown, None))
+        memory = make_plan(job)
+    plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
     if as_json:
-        document = {"schema_version": 1, "dry_run": True, "plan": plan, "configuration": resolved.config.model_dump()}
+        document = {
+            "schema_version": 1,
+            "dry_run": True,
+            "plan": plan,
+            "memory": asdict(memory.report),
+            "configuration": resolved.config.model_dump(),
+        }
         click.echo(json.dumps(document, allow_nan=False))
     else:
         click.echo("\n".join(plan))

@@ -14,6 +14,7 @@ from .options import (
     data_option,
     device_option,
     json_option,
+    memory_option,
     read_configuration,
     seed_option,
     trust_option,
@@ -30,6 +31,7 @@ from .options import (
 @data_option
 @device_option
 @seed_option
+@memory_option
 @json_option
 @trust_option
 @verbosity_options
@@ -42,6 +44,7 @@ def score(
     data: str | None,
     device: str | None,
     seed: str | None,
+    memory: str | None,
     as_json: bool,
     trust_code: bool,
 ) -> None:
@@ -54,7 +57,7 @@ def score(
 
     MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
     """
-    flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed}
+    flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed, "memory": memory}
     resolved = read_configuration(words, file, flags)
     from prunetaylor.job import open_job
     from prunetaylor.scoring import run

@@ -12,6 +12,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.samples import Batches, Split, TensorSplit, draw
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job, Kind
+from prunetaylor.memory import chunks
 from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk, all_outputs, check_deterministic
 
@@ -25,8 +26,9 @@ SMALL_ELEMENTS = 1 << 18
 
 
 def chunk(elements: int, batch_size: int) -> int:
-    """Samples of ``elements`` values in a batch."""
-    return max(1, min(batch_size, CHUNK_ELEMENTS // max(1, elements)), min(1024, SMALL_ELEMENTS // max(1, elements)))
+    """Samples of ``elements`` values in a batch, fewer where memory is short."""
+    usual = max(min(batch_size, CHUNK_ELEMENTS // max(1, elements)), min(1024, SMALL_ELEMENTS // max(1, elements)))
+    return max(1, usual // chunks().batch)
 
 
 @dataclass(frozen=True)

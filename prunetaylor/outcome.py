@@ -116,6 +116,17 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a run was planned to hold at most, in bytes, Python and its libraries aside."""
+
+    planned: int
+    limit: int | None  # what it might take; None where nobody knows what is free
+    parts: dict[str, int]  # of ``planned``, by what they are for
+    phase: str  # the one that needs the most
+    batch: int  # calibration samples in a batch
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished run. ``module`` is the pruned network, ``masks`` (True = keep) are by parameter name."""
 
@@ -137,6 +148,7 @@ class Outcome:
     seed: int
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -181,3 +193,4 @@ class Scores:
     seed: int
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
+    memory: Memory | None = None

@@ -24,10 +24,12 @@ from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
 from prunetaylor.measure.paired import drop_interval
+from prunetaylor.memory import chunks, within
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import Epoch, LayerOutcome, Outcome, Side, Sparsity
+from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.train import distillation_share, peak_lr, precision, train
@@ -52,10 +54,14 @@ class Clock:
 
 
 def run(job: Job, progress: Progress) -> Outcome:
-    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing is written."""
+    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing is written.
+
+    UsageError, before anything is done, where it does not fit in memory.
+    """
     clock = Clock()
-    with clock.time("total"):
-        for choice in job.choices:
+    plan = make_plan(job)
+    with clock.time("total"), within(plan.chunks):
+        for choice in (*job.choices, plan.describe()):
             progress.note(choice)
         module = job.network.module
         dense = Network.of(copy.deepcopy(module), job.config.prune.include, job.config.prune.exclude)
@@ -93,6 +99,7 @@ def run(job: Job, progress: Progress) -> Outcome:
         seed=job.config.seed,
         device=str(job.device),
         hashes=hashes(job),
+        memory=plan.report,
     )
 
 
@@ -215,7 +222,8 @@ def _measure(job: Job, module: nn.Module, progress: Progress, phase: str) -> Eva
     if job.samples is None:
         return None
     progress.phase(phase)
-    return evaluate_on(module, job.batches(job.samples.test), job.kind)
+    batch = max(1, job.config.data.batch_size // chunks().batch)
+    return evaluate_on(module, job.batches(job.samples.test, batch_size=batch), job.kind)
 
 
 def _side(job: Job, module: nn.Module, found: Evaluation | None) -> Side:

@@ -25,10 +25,12 @@ from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import restore
 from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
+from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
@@ -49,7 +51,7 @@ ratio: at first they are rounding, and then still nothing that anybody could see
 
 
 def run(job: Job, progress: Progress) -> Scores:
-    """Score ``job.network``, which is left as it was. UsageError without samples, or where nothing can be scored."""
+    """Score ``job.network``, which is left as it was. UsageError without samples, scores or room in memory."""
     start = time.perf_counter()
     criterion = registry.load("saliency", job.method)
     if job.samples is None:
@@ -61,12 +63,14 @@ def run(job: Job, progress: Progress) -> Scores:
             f"{job.method} gives no scores, only solutions for one sparsity",
             f"try it with `prunetaylor prune MODEL prune.method={job.method}`, or leave prune.method at auto",
         )
-    for choice in job.choices:
+    plan = make_plan(job, "score")
+    for choice in (*job.choices, plan.describe()):
         progress.note(choice)
     training, _ = training_split(job)
     assert training is not None
     outlook = _Outlook(job, job.network, training, progress)
-    levels, layers, held_out = outlook.look()
+    with within(plan.chunks):
+        levels, layers, held_out = outlook.look()
     return Scores(
         method=job.method,
         repair=outlook.repair,
@@ -83,6 +87,7 @@ def run(job: Job, progress: Progress) -> Scores:
         seed=job.config.seed,
         device=str(job.device),
         hashes=hashes(job),
+        memory=plan.report,
     )
 
 

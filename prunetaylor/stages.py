@@ -19,6 +19,7 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
+from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
@@ -180,6 +181,8 @@ class Stages:
         self.progress.step("selected")
         if self.repair == "obs":
             self._compensate(model, state, absorbers)
+        del model  # its curvature, before repair and the next phases need the room
+        release()
         if self.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are

@@ -59,6 +59,7 @@ def quick(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(env_name("calibration.samples"), "100")
     patch.setenv(env_name("prune.stages"), "1")
     patch.setenv(env_name("device"), "cpu")
+    patch.setenv(env_name("memory"), "1TiB")  # what is free here is no matter
 
 
 def resnet20() -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from prunetaylor import registry
+from prunetaylor.config.sizes import parse_size
 
 
 def _fraction(value: Any) -> Any:
@@ -23,6 +24,15 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+def _size(value: Any) -> Any:
+    """``"3GiB"`` is 3 x 2^30; anything but text is left to the type check."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return parse_size(value) if isinstance(value, str) else value
+
+
+_Bytes = Annotated[int, Field(gt=0)]
+Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | str)]
 Fraction = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
 
 
@@ -185,6 +195,8 @@ class Config(Section):
     """Of every random choice."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device."""
+    memory: Size | None = None
+    """What a run may hold at most: 3GiB, 500MB or a number of bytes, Python and torch aside; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunetaylor.curvature.gradients import gradient_norms
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 
 SHARE = 1 / 3
@@ -55,6 +56,7 @@ def check_convergence(model: TaylorModel, probe: float = PROBE) -> Convergence:
     """Measure at the model's own weights; its error must be ``task`` for the result to mean anything."""
     norm, noise = gradient_norms(model.risk, model.network.layers)
     prediction = model.predict(_smallest(model.network, probe))
+    release()
     return Convergence(prediction.share, norm, noise, probe)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Sizes, chunks, sample_gradients
 from prunetaylor.network.layer import Layer
 from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
@@ -67,7 +68,7 @@ class FisherRows:
     layers: Sequence[Layer]
     labels: Labels
     seed: int
-    elements: int = ROW_ELEMENTS
+    elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
     _kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
@@ -78,19 +79,33 @@ class FisherRows:
                 self._kept = rows
             for layer in part:
                 yield layer, rows[layer.parameter]
+            del rows  # or the next ones would be made beside them
 
     def passes(self) -> list[list[Layer]]:
         """The layers of each pass."""
-        parts: list[list[Layer]] = []
-        room = 0
-        for layer in self.layers:
-            need = self.risk.batches.samples * layer.weight.numel()
-            if need > room or not parts:
-                parts.append([])
-                room = self.elements
-            parts[-1].append(layer)
-            room -= need
-        return parts
+        rows = [self.risk.batches.samples * layer.weight.numel() for layer in self.layers]
+        return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // chunks().rows)]
+
+
+def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
+    """Indices of those that together have up to ``elements``, or are alone, in their order."""
+    parts: list[list[int]] = []
+    room = 0
+    for i, need in enumerate(rows):
+        if need > room or not parts:
+            parts.append([])
+            room = elements
+        parts[-1].append(i)
+        room -= need
+    return parts
+
+
+def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
+    """The rows of one pass of :class:`FisherRows`, at most, and what making them takes besides."""
+    rows = [sizes.samples * layer.weights for layer in sizes.layers]
+    parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // chunks().rows)]
+    # Whoever goes through them may still hold those of a layer when the next pass starts.
+    return FLOAT * (max(parts) + (max(rows) if len(parts) > 1 else 0)), sample_gradients(sizes)
 
 
 def _backward(

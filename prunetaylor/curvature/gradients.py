@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.curvature.tape import layer_squares, recording
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Sizes, backward, sample_gradients
 from prunetaylor.network.layer import Layer
 from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
@@ -19,6 +20,29 @@ EXACT_OUTPUTS = 16
 DRAWS = 4
 """Labels drawn a sample where the sum over outputs is not exact."""
 _GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
+
+
+def gradient_bytes(sizes: Sizes) -> tuple[int, int]:
+    """A value a weight, and what making it takes besides: a batch, and the batch's own gradients."""
+    return FLOAT * sizes.weights, backward(sizes) + FLOAT * sizes.weights
+
+
+def norms_bytes(sizes: Sizes) -> int:
+    """What :func:`gradient_norms` takes: three sums in the widest type, a batch, and its gradients."""
+    return (3 * sizes.wide + FLOAT) * sizes.weights + sizes.wide * sizes.largest + backward(sizes)
+
+
+def diagonal_bytes(sizes: Sizes) -> tuple[int, int]:
+    """A value a weight, and what making it takes besides."""
+    return FLOAT * sizes.weights, sample_gradients(sizes)
+
+
+def sensitivity_bytes(sizes: Sizes) -> tuple[int, int]:
+    """A value an output of each layer, and what making them takes besides: a batch, and the squares of one output."""
+    outputs = max(layer.outputs for layer in sizes.layers)
+    return sizes.wide * sum(layer.groups * layer.rows for layer in sizes.layers), backward(
+        sizes
+    ) + FLOAT * sizes.batch * outputs
 
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:

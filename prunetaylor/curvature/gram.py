@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
+from prunetaylor.memory import FLOAT, LayerSize, Sizes, forward
 from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
 from prunetaylor.risk import Watcher, sweep
 
@@ -75,6 +76,31 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
         xx, tx, tt, rows = (tensors[f"{part}:{name}"] for part in ("xx", "tx", "tt", "rows"))
         found[name] = Moments(xx, tx, tt, int(rows))
     return found
+
+
+def moments_bytes(layer: LayerSize, wide: int) -> int:
+    """Of a layer's :class:`Moments`."""
+    columns = layer.columns + 1
+    return wide * layer.groups * (columns**2 + layer.rows * columns + layer.rows)
+
+
+def centred_bytes(layer: LayerSize, wide: int) -> int:
+    """What :meth:`Moments.centred` takes, at most: the products of the means, the covariances, and them once more."""
+    return 3 * wide * layer.groups * layer.columns**2
+
+
+def fitting_bytes(layer: LayerSize, sizes: Sizes) -> int:
+    """What adding a batch to a layer's moments takes: inputs by position three times over, outputs twice."""
+    count = sizes.batch * min(POSITIONS, layer.positions)
+    values = layer.groups * (3 * (layer.columns + 1) + 2 * layer.rows) + layer.columns
+    return FLOAT * (count * values + sizes.batch * layer.inputs + layer.groups * _BLOCK * (layer.columns + 1))
+
+
+def grams_bytes(sizes: Sizes) -> tuple[int, int]:
+    """All layers' moments, and what fitting them takes besides: a batch, or their copy on its way to the cache."""
+    held = sum(moments_bytes(layer, sizes.wide) for layer in sizes.layers)
+    work = forward(sizes) + max(fitting_bytes(layer, sizes) for layer in sizes.layers)
+    return held, max(work, held if sizes.cached else 0)
 
 
 class Positions:

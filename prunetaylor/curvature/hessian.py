@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Sizes, backward
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import own_names, parameters_named
 from prunetaylor.risk import Risk
@@ -24,6 +25,12 @@ from prunetaylor.risk import Risk
 PROBES = 16
 """Of Hutchinson's estimate; each costs about what the gradient costs."""
 _AT_ONCE = 4  # probes that share a pass; each keeps two copies of the weights
+
+
+def hessian_bytes(sizes: Sizes) -> tuple[int, int]:
+    """The diagonal, and what estimating it takes: probes and their products, a batch, and its graph's own graph."""
+    weights = FLOAT * sizes.weights
+    return weights, (2 * _AT_ONCE + 2) * weights + 2 * backward(sizes) + sizes.batch * sizes.activations.kept
 
 
 def hessian_products(risk: Risk, vectors: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:

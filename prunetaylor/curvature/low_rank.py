@@ -16,8 +16,16 @@ from torch import Tensor
 from prunetaylor.curvature.block_fisher import relative_ridge
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Sizes, chunks
 
 _ELEMENTS = 1 << 22  # of columns at a time: 32 MiB in float64
+
+
+def low_rank_bytes(sizes: Sizes) -> tuple[int, int]:
+    """The rows of all layers with their products and factor, and what is done to them: some columns, vectors."""
+    n, wide = sizes.samples, sizes.wide
+    columns = max(n, _ELEMENTS // chunks().systems)
+    return FLOAT * n * sizes.weights + 2 * wide * n * n, wide * (3 * columns + 4 * sizes.weights + 2 * n * n)
 
 
 class LowRankFisher:
@@ -74,7 +82,7 @@ class LowRankFisher:
     def _columns(self, name: str) -> Iterator[tuple[slice, Tensor]]:
         """Some columns of a layer's rows in the widest type, those of removed weights zero."""
         rows = self.rows[name]
-        step = max(1, _ELEMENTS // self.n)
+        step = max(1, _ELEMENTS // chunks().systems // self.n)
         for low in range(0, rows.shape[1], step):
             columns = slice(low, min(rows.shape[1], low + step))
             g = rows[:, columns].to(self.kind)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import LayerSize, chunks
 
 BLOCK = 1024
 """Widest matrix that is factorised row by row; wider layers are taken in blocks of columns (reported)."""
@@ -27,7 +28,9 @@ def damped(h: Tensor, damping: float) -> Tensor:
     """``h`` (..., C, C) with a ridge of ``damping`` x its mean diagonal, at least a tiny absolute one for h = 0."""
     mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)
     ridge = (damping * mean).clamp_min(torch.finfo(h.dtype).tiny ** 0.5)
-    return h + torch.diag_embed(ridge.unsqueeze(-1).expand(h.shape[:-1]))
+    out = h.clone()
+    out.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
+    return out
 
 
 def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
@@ -38,12 +41,12 @@ def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> 
     """
     _check_finite(h, name, "the Gram matrix of its inputs")
     columns, valid = kept_columns(keep)
-    filler = torch.diag_embed((~valid).to(h.dtype))
+    filler = (~valid).to(h.dtype)
     pair = valid.unsqueeze(2) & valid.unsqueeze(1)
     used = damping
     for _ in range(_RAISES + 1):
         restricted = damped(h, used)[columns.unsqueeze(2), columns.unsqueeze(1)]
-        restricted = restricted.masked_fill_(~pair, 0) + filler
+        restricted.masked_fill_(~pair, 0).diagonal(dim1=-2, dim2=-1).add_(filler)
         factor: Tensor
         factor, info = torch.linalg.cholesky_ex(restricted)
         if not bool(info.any()):
@@ -73,14 +76,31 @@ def row_batches(keep: Tensor) -> Iterator[Tensor]:
     """Indices of rows that are factorised together: rows that keep about as many columns, as many as fit a batch."""
     order = torch.argsort(keep.sum(1), stable=True)
     counts = keep.sum(1)[order].tolist()
+    room = _BATCH_ELEMENTS // chunks().systems
     start = 0
     while start < len(order):
         # Rows come in rising order, so that the last of a batch says how wide its matrices are.
         end = start + 1
-        while end < len(order) and (end - start + 1) * counts[end] ** 2 <= _BATCH_ELEMENTS:
+        while end < len(order) and (end - start + 1) * counts[end] ** 2 <= room:
             end += 1
         yield order[start:end]
         start = end
+
+
+def systems_bytes(layer: LayerSize, wide: int, copies: float = 2.5) -> int:
+    """What factorising a layer's systems takes, at most: of the rows that go together, none of which is pruned yet.
+
+    The systems, their factors or inverses, and masks. A matrix wider than BLOCK is taken in blocks of columns.
+    """
+    width = -(-layer.columns // -(-layer.columns // BLOCK))
+    together = min(layer.rows, max(1, _BATCH_ELEMENTS // chunks().systems // width**2))
+    return int(wide * width**2 * (copies * together + 2)) + 3 * wide * layer.weights
+
+
+def least_squares_bytes(layer: LayerSize, wide: int) -> int:
+    """What :func:`restricted_least_squares` takes for a layer, at most; wide rows are solved all at once."""
+    at_once = wide * (layer.columns**2 + 8 * layer.rows * layer.columns) if layer.columns > BLOCK else 0
+    return max(at_once, systems_bytes(layer, wide))
 
 
 def inverse_diagonal(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:

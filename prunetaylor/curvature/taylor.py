@@ -27,6 +27,7 @@ from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, 
 from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import Sizes, directional, release
 from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, snapshot
@@ -49,6 +50,11 @@ class Prediction:
 
     def change(self, keep_first: bool) -> float:
         return self.second + (self.first if keep_first else 0.0)
+
+
+def prediction_bytes(sizes: Sizes) -> int:
+    """What a prediction takes: a displacement of the whole state, and a batch in a forward-mode pass."""
+    return sizes.state + directional(sizes)
 
 
 class TaylorModel:
@@ -130,11 +136,14 @@ class TaylorModel:
         tensors: Iterable[Tensor],
     ) -> dict[str, Tensor]:
         """``fit()``, or the same from the cache: ``settings`` and ``tensors`` are what it depends on besides."""
-        if self.cache is None:
-            return fit()
         layers = self.network.layers
-        key = self.cache.key(what, self.risk, layers, settings, tensors)
-        return self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
+        if self.cache is None:
+            found = fit()
+        else:
+            key = self.cache.key(what, self.risk, layers, settings, tensors)
+            found = self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
+        release()
+        return found
 
     def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
         """Both terms for a displacement of any of the state's tensors, means over samples.

@@ -16,9 +16,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.gram import Moments
-from prunetaylor.curvature.solve import BLOCK, Note, cholesky, kept_columns, restricted_least_squares, row_batches
+from prunetaylor.curvature.gram import Moments, centred_bytes
+from prunetaylor.curvature.solve import (
+    BLOCK,
+    Note,
+    cholesky,
+    kept_columns,
+    least_squares_bytes,
+    restricted_least_squares,
+    row_batches,
+)
+from prunetaylor.memory import LayerSize, Phase, Sizes, largest_of
 from prunetaylor.network.layer import Layer
+
+
+def memory(sizes: Sizes) -> Phase:
+    """The layer that takes the most: its Gram matrix, inverse and factor, and the systems of its rows."""
+
+    def need(layer: LayerSize) -> int:
+        matrices = 3 * sizes.wide * layer.columns**2
+        return centred_bytes(layer, sizes.wide) + matrices + least_squares_bytes(layer, sizes.wide)
+
+    systems, layer = largest_of(sizes.layers, need)
+    return Phase("a step", {"systems": systems}, layer)
 
 
 @torch.no_grad()

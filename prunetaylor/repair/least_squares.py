@@ -11,15 +11,49 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature.gram import Accumulator, Moments, Positions, sampled_rows
-from prunetaylor.curvature.solve import Note, restricted_least_squares
+from prunetaylor.curvature.gram import (
+    POSITIONS,
+    Accumulator,
+    Moments,
+    Positions,
+    centred_bytes,
+    fitting_bytes,
+    moments_bytes,
+    sampled_rows,
+)
+from prunetaylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
 from prunetaylor.data.samples import Batches
+from prunetaylor.memory import FLOAT, LayerSize, Phase, Sizes, chunks, forward, largest_of
 from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.repair.affine import Absorber
-from prunetaylor.repair.replay import Replay
+from prunetaylor.repair.replay import Replay, kept_bytes
 from prunetaylor.risk import Watcher, sweep
 
 _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The layer that takes the most while it is solved: its moments, then its systems, beside what is kept."""
+    rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
+    dense = FLOAT * sizes.samples * rows
+    kept = (dense if dense <= _CACHE_BYTES // chunks().kept else 0) + kept_bytes(sizes)
+
+    def fitting(layer: LayerSize) -> int:
+        return fitting_bytes(layer, sizes)
+
+    def solving(layer: LayerSize) -> int:
+        return centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+
+    def moments(layer: LayerSize) -> int:
+        return moments_bytes(layer, sizes.wide)
+
+    work, fitted = largest_of(sizes.layers, lambda layer: moments(layer) + fitting(layer))
+    systems, solved = largest_of(sizes.layers, lambda layer: moments(layer) + solving(layer))
+    # Two passes at a time: the pruned network's, and the dense one's where its outputs are not kept.
+    return [
+        Phase("least squares", {"kept outputs": kept, "activations": 2 * forward(sizes), "curvature": work}, fitted),
+        Phase("least squares", {"kept outputs": kept, "systems": systems}, solved),
+    ]
 
 
 class DenseOutputs:
@@ -41,7 +75,7 @@ class DenseOutputs:
                 if len(calls) == 1:
                     self._once.add(name)
                 size += sum(rows.numel() * rows.element_size() for rows in calls)
-            if size * max(1, len(batches)) > _CACHE_BYTES * len(next(iter(kept.values()))):
+            if size * max(1, len(batches)) > _CACHE_BYTES // chunks().kept * len(next(iter(kept.values()))):
                 return
         self._kept = kept
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import channels_last, evaluating, restore, snapshot, trainable
 from prunetaylor.objective import Objective, outputs_of
@@ -51,6 +52,18 @@ class MatchState:
     step: int
     before: float
     after: float
+
+
+def memory(sizes: Sizes) -> Phase:
+    """Gradients, Adam's state, masks as numbers and the best state, beside a batch with its graph.
+
+    Of each layer both networks' outputs and their differences; those of all held-out samples while they are looked at.
+    """
+    outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
+    held = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
+    batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
+    parts = {"optimizer": held, "activations": batch, "kept outputs": sizes.held_out * outputs}
+    return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
 def match_features(

@@ -26,6 +26,7 @@ from prunetaylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Phase, Sizes, backward, directional
 from prunetaylor.network.names import own_names
 from prunetaylor.risk import Risk
 
@@ -91,6 +92,16 @@ def refine(
         yield RefineState(step, before, error, chosen)
         if before - error <= ENOUGH * abs(before):
             return
+
+
+def memory(sizes: Sizes) -> Phase:
+    """The Lanczos basis, some fifteen more vectors of all parameters, and a batch with its graph and derivatives.
+
+    The samples once more as they are changed anew.
+    """
+    vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
+    parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
+    return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
 
 
 class _Krylov:

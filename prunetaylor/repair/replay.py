@@ -7,16 +7,35 @@ place of the module. A pass then costs the part of the network that is new, inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from prunetaylor.memory import Sizes, chunks
 from prunetaylor.network.layer import Layer
 
 KEPT_BYTES = 1 << 29
 """For the outputs that are kept at one time; what does not fit is computed again, which costs time and nothing else."""
+
+
+def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
+    """What is kept of one sample while each of the layers is solved, ``outputs`` being the bytes of each module's."""
+    replay, found, before = Replay(module, layers, 1), [], set[nn.Module]()
+    for layer in layers:
+        final = set(replay._largest_final())
+        # What a pass adds is kept beside what it replaces until the pass is done.
+        found.append(sum(outputs.get(m, 0) for m in final | before))
+        before = final
+        replay.settle(layer)
+    return found
+
+
+def kept_bytes(sizes: Sizes) -> int:
+    """What is kept at one time, at most."""
+    most = sizes.samples * max(sizes.activations.settled, default=0)
+    return min(most, KEPT_BYTES // chunks().kept)
 
 
 class Replay:
@@ -92,7 +111,7 @@ class Replay:
     def _fits(self, module: nn.Module, output: Tensor) -> bool:
         within = set(module.modules())
         others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in within for o in kept)
-        return others + output.numel() * output.element_size() * self._batches <= KEPT_BYTES
+        return others + output.numel() * output.element_size() * self._batches <= KEPT_BYTES // chunks().kept
 
 
 class _Counter:

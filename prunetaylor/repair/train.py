@@ -15,6 +15,7 @@ from torch.nn import functional
 from prunetaylor.config.schema import DistillSection, FinetuneSection
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.state import channels_last, evaluating
 from prunetaylor.objective import outputs_of
 from prunetaylor.repair.masks import apply_masks, check_masks, keep_masks
@@ -76,6 +77,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+
+
+def memory(sizes: Sizes, options: FinetuneSection) -> Phase:
+    """Gradients, the optimizer's state, masks as numbers and the best state, beside a batch with its graph.
+
+    The dense network, which teaches, needs none.
+    """
+    states = 1 if options.optimizer == "sgd" else 2
+    held = FLOAT * ((1 + states) * sizes.parameters + sizes.weights) + sizes.state
+    return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
 
 
 def train(

@@ -41,6 +41,7 @@ def to_json(
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "choices": list(outcome.choices),
         "seconds": dict(outcome.seconds),
+        "memory": None if outcome.memory is None else asdict(outcome.memory),
         "files": dict(files),
         "seed": outcome.seed,
         "device": outcome.device,

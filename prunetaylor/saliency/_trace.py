@@ -14,12 +14,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.solve import Note, cholesky, kept_columns, row_batches
+from prunetaylor.curvature.solve import Note, cholesky, kept_columns, row_batches, systems_bytes
+from prunetaylor.memory import LayerSize
 
 STEPS = 32
 """Rank-one updates that are put off: enough for a matrix product to pay, few enough for one column to stay cheap."""
 SHRINK = 0.8
 """Matrices are copied into smaller ones when no row has more than this share of their columns left."""
+
+
+def traces_bytes(layer: LayerSize, wide: int) -> int:
+    """What the rows of a layer that go together take: their inverses, and what copying them into smaller ones adds."""
+    return systems_bytes(layer, wide, copies=4.5)
 
 
 def greedy_traces(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.solve import BLOCK, damped, restricted_least_squares
+from prunetaylor.curvature.gradients import sensitivity_bytes
+from prunetaylor.curvature.gram import centred_bytes, grams_bytes
+from prunetaylor.curvature.solve import BLOCK, damped, least_squares_bytes, restricted_least_squares
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import LayerSize, Phase, Sizes, largest_of
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
-from prunetaylor.saliency._trace import greedy_traces
+from prunetaylor.saliency._trace import greedy_traces, traces_bytes
 from prunetaylor.saliency._units import error_unit, ranking_unit
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.step import Step
@@ -31,6 +34,28 @@ from prunetaylor.selection.step import Step
 NEEDS = "samples"
 REPAIR = "least-squares"
 STAGED = True
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Layer Grams and output sensitivities, then one layer's inverses, later its systems, beside them.
+
+    Of every weight its step, score and place in the order of all.
+    """
+    grams, fitting = grams_bytes(sizes)
+    sensitivity, batch = sensitivity_bytes(sizes)
+
+    def need(layer: LayerSize) -> int:
+        work = max(traces_bytes(layer, sizes.wide), least_squares_bytes(layer, sizes.wide))
+        return centred_bytes(layer, sizes.wide) + work
+
+    systems, layer = largest_of(sizes.layers, need)
+    held = grams + sensitivity
+    return [
+        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+        Phase("output sensitivities", {"curvature": held, "activations": batch}),
+        Phase("traces", {"curvature": held, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
+        Phase("order", {"curvature": held, "scores": 10 * sizes.wide * sizes.weights}),
+    ]
 
 
 def score(

@@ -21,13 +21,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.fisher import FisherRows
+from prunetaylor.curvature.fisher import FisherRows, rows_bytes
+from prunetaylor.curvature.gradients import gradient_bytes
 from prunetaylor.curvature.gram import accumulate_type
-from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.curvature.taylor import TaylorModel, prediction_bytes
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._newton import newton_share
-from prunetaylor.saliency._quadratic import Quadratic
+from prunetaylor.saliency._quadratic import Quadratic, quadratic_bytes
 from prunetaylor.saliency._subset import best_subset
 from prunetaylor.selection.step import Step
 
@@ -36,6 +38,24 @@ REPAIR = "least-squares"
 STAGED = True
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The gradients of all samples in all weights, some twice while they are made; then the search's vectors."""
+    rows, making = rows_bytes(sizes, _ELEMENTS)
+    every = FLOAT * sizes.samples * sizes.weights
+    gradient, batch = gradient_bytes(sizes)
+    # A layer's rows, those of them that are kept, and their squares.
+    part = 2 * FLOAT * sizes.samples * sizes.largest
+    largest = max(sizes.layers, key=lambda layer: layer.weights).name
+    vectors = sizes.wide * sizes.weights
+    return [
+        Phase("gradients", {"curvature": every + rows, "activations": making}, largest),
+        Phase("gradients", {"curvature": every + rows + part}, largest),
+        Phase("gradient", {"curvature": every + gradient, "scores": 5 * vectors, "activations": batch}),
+        Phase("Newton's step", {"curvature": every, "scores": 8 * vectors, "activations": prediction_bytes(sizes)}),
+        Phase("subset", {"curvature": every, "scores": 20 * vectors, "systems": quadratic_bytes(sizes)}),
+    ]
 
 
 @torch.no_grad()

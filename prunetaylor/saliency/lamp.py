@@ -15,11 +15,17 @@ from torch import Tensor
 
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import Phase, Sizes
 from prunetaylor.network.network import Network
 
 NEEDS = "nothing"
 REPAIR = "none"
 STAGED = False
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The scores in the widest type, and the largest layer's squares, their order and sums."""
+    return [Phase("scores", {"scores": sizes.wide * (sizes.weights + 6 * sizes.largest)})]
 
 
 def score(

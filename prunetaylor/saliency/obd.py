@@ -13,12 +13,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunetaylor.curvature.gradients import diagonal_bytes, gradient_bytes
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
 NEEDS = "samples"
 REPAIR = "none"
 STAGED = False
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The diagonal, the gradient beside it, then the scores."""
+    diagonal, rows = diagonal_bytes(sizes)
+    gradient, batch = gradient_bytes(sizes)
+    held = diagonal + gradient
+    return [
+        Phase("Gauss-Newton diagonal", {"curvature": held, "activations": max(rows, batch)}),
+        Phase("scores", {"curvature": held, "scores": FLOAT * (sizes.weights + sizes.largest)}),
+    ]
 
 
 def score(

@@ -17,14 +17,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.solve import inverse_diagonal
+from prunetaylor.curvature.gradients import sensitivity_bytes
+from prunetaylor.curvature.gram import centred_bytes, grams_bytes
+from prunetaylor.curvature.solve import inverse_diagonal, systems_bytes
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import Phase, Sizes, largest_of
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._units import ranking_unit
 
 NEEDS = "samples"
 REPAIR = "least-squares"
 STAGED = True
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Layer Grams, output sensitivities beside them, then one layer's systems beside both."""
+    grams, fitting = grams_bytes(sizes)
+    sensitivity, batch = sensitivity_bytes(sizes)
+    systems, layer = largest_of(
+        sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + systems_bytes(layer, sizes.wide)
+    )
+    held = grams + sensitivity
+    scores = sizes.wide * sizes.weights
+    return [
+        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+        Phase("output sensitivities", {"curvature": held, "activations": batch}),
+        Phase("scores", {"curvature": held, "systems": systems, "scores": scores}, layer),
+    ]
 
 
 def score(

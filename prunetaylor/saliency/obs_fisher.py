@@ -20,9 +20,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.block_fisher import BlockFisher
-from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.curvature.block_fisher import BlockFisher, blocks_bytes
+from prunetaylor.curvature.fisher import rows_bytes
+from prunetaylor.curvature.gradients import gradient_bytes
+from prunetaylor.curvature.taylor import TaylorModel, prediction_bytes
 from prunetaylor.errors import NumericsError
+from prunetaylor.memory import Phase, Sizes
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._newton import newton_share
@@ -35,6 +38,20 @@ STAGED = True
 
 BLOCK = 256
 """Weights in a block."""
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""
+    rows, making = rows_bytes(sizes)
+    gradient, batch = gradient_bytes(sizes)
+    blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
+    vectors, held = 3 * sizes.wide * sizes.weights, rows + gradient
+    largest = max(sizes.layers, key=lambda layer: layer.weights).name
+    return [
+        Phase("gradients", {"curvature": held, "scores": vectors, "activations": max(making, batch)}, largest),
+        Phase("inverses", {"curvature": held, "scores": vectors, "systems": blocks}, largest),
+        Phase("Newton's step", {"curvature": held, "scores": vectors, "activations": prediction_bytes(sizes)}),
+    ]
 
 
 def score(

@@ -19,8 +19,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.solve import inverse_diagonal, restricted_least_squares
-from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.curvature.gradients import gradient_bytes, sensitivity_bytes
+from prunetaylor.curvature.gram import centred_bytes, grams_bytes
+from prunetaylor.curvature.solve import inverse_diagonal, least_squares_bytes, restricted_least_squares
+from prunetaylor.curvature.taylor import TaylorModel, prediction_bytes
+from prunetaylor.memory import FLOAT, Phase, Sizes, largest_of
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._newton import newton_share
@@ -29,6 +32,23 @@ from prunetaylor.saliency._units import error_unit
 NEEDS = "samples"
 REPAIR = "least-squares"
 STAGED = True
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
+    grams, fitting = grams_bytes(sizes)
+    sensitivity, first = sensitivity_bytes(sizes)
+    gradient, second = gradient_bytes(sizes)
+    held, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
+    systems, layer = largest_of(
+        sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+    )
+    return [
+        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+        Phase("gradient", {"curvature": held, "activations": max(first, second)}),
+        Phase("Newton's step", {"curvature": held, "scores": steps, "activations": prediction_bytes(sizes)}),
+        Phase("scores", {"curvature": held, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer),
+    ]
 
 
 def score(

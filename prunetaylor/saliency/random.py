@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
 NEEDS = "nothing"
 REPAIR = "none"
 STAGED = False
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The scores."""
+    return [Phase("scores", {"scores": FLOAT * sizes.weights})]
 
 
 def score(

@@ -13,12 +13,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunetaylor.curvature.gradients import gradient_bytes
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
 NEEDS = "labels"
 REPAIR = "none"
 STAGED = False
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The gradient, then the scores beside it."""
+    held, batch = gradient_bytes(sizes)
+    return [
+        Phase("gradient", {"curvature": held, "activations": batch}),
+        Phase("scores", {"curvature": held, "scores": FLOAT * sizes.weights}),
+    ]
 
 
 def score(

@@ -18,9 +18,9 @@ _OPTIONS = {
     "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
     "eval": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
     "inspect": "--help --json --quiet --verbose -h -q -v",
-    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --output --quiet --seed "
-    "--sparsity --trust-code --verbose -c -h -o -q -v",
-    "score": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
+    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --output --quiet "
+    "--seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "score": "--arch --config --data --device --help --json --memory --quiet --seed --trust-code --verbose -c -h -q -v",
 }
 
 

@@ -1,0 +1,296 @@
+"""The memory plan of a run: what it holds at most, and the chunks under which that fits; refused where none do.
+
+What each criterion, curvature and repair holds is stated beside it; here stands what a run holds besides, phase by
+phase. The largest phase is the plan. Chunks are halved one after another, always where that helps most, until every
+phase fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from prunetaylor import registry
+from prunetaylor.calibration import chunk
+from prunetaylor.config.schema import Config
+from prunetaylor.config.sizes import show_size
+from prunetaylor.curvature.gradients import norms_bytes
+from prunetaylor.curvature.gram import grams_bytes
+from prunetaylor.curvature.tape import chunk_elements
+from prunetaylor.curvature.taylor import prediction_bytes
+from prunetaylor.errors import UsageError
+from prunetaylor.job import Job
+from prunetaylor.memory import (
+    FLOAT,
+    LIBRARIES,
+    Chunks,
+    Phase,
+    Sizes,
+    chunks,
+    forward,
+    free_bytes,
+    layer_sizes,
+    measure,
+    state_bytes,
+    within,
+)
+from prunetaylor.outcome import Memory
+from prunetaylor.repair import compensate, least_squares, match_features, refine, train
+from prunetaylor.repair.replay import settled_bytes
+from prunetaylor.stages import REMEMBERED
+
+_SMALLEST = 1 << 14
+"""A chunk is divided by no more."""
+_RANKED = 48
+"""Bytes a weight while all are ranked: scores, their order, the ranks and the masks."""
+_FEWEST = 16
+"""Calibration samples that are still suggested."""
+_SMALLEST_BATCH = 8
+"""Samples in a batch of fine-tuning that are still suggested."""
+_SAID = 3
+"""Other methods that are suggested, at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. ``limit`` is what it may take, ``free`` what is free beside what it holds already."""
+
+    phase: Phase
+    chunks: Chunks
+    batch: int
+    limit: int | None
+    asked: bool  # whether the limit is the user's
+    free: int | None
+
+    @property
+    def report(self) -> Memory:
+        return Memory(self.phase.total, self.limit, dict(self.phase.parts), self.phase.name, self.batch)
+
+    def describe(self) -> str:
+        """One line: the total, what it is for, and what is there."""
+        parts = sorted(self.phase.parts.items(), key=lambda part: -part[1])
+        said = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
+        there = "how much is free is not known: no limit" if self.free is None else f"{show_size(self.free)} free"
+        if self.asked and self.limit is not None:
+            there = f"limit {show_size(self.limit)}"
+        smaller = [field.name for field in fields(self.chunks) if getattr(self.chunks, field.name) > 1]
+        note = f"; smaller chunks to fit: {', '.join(smaller)}" if smaller else ""
+        return f"memory {show_size(self.phase.total)} planned at most, for {self.phase.name}: {said}; {there}{note}"
+
+
+def make_plan(job: Job, command: str = "prune") -> Plan:
+    """The plan of ``prune`` or ``score`` (``command``).
+
+    UsageError where it does not fit even in the smallest chunks, with what needs how much and what would fit.
+    """
+    planner = _Planner(job, command)
+    free = free_bytes(job.device)
+    asked = job.config.memory is not None
+    limit = job.config.memory if asked else None if free is None else free + planner.there
+    chosen, worst = planner.fit(job.config, limit)
+    if limit is not None and worst.total > limit:
+        raise planner.refusal(worst, limit, asked)
+    with within(chosen):
+        return Plan(worst, chosen, planner.batch(job.config), limit, asked, free)
+
+
+class _Planner:
+    """Everything that is measured once; the configuration may be another than the job's, to see whether it fits."""
+
+    def __init__(self, job: Job, command: str) -> None:
+        self.job, self.command = job, command
+        network, device = job.network, job.device
+        self.state = state_bytes(network.module)
+        self.sizes = Sizes(
+            layer_sizes(network),
+            self.state,
+            sum(p.numel() for p in network.module.parameters() if p.is_floating_point()),
+            wide=4 if device.type == "mps" else 8,
+            gradients=FLOAT * chunk_elements(device),
+        )
+        self.source = self.raw = self.targets = self.each = 0
+        if job.samples is not None:
+            self._look_at(job)
+        self.there = self.state + self.source
+        """Bytes that the run holds already."""
+
+    def _look_at(self, job: Job) -> None:
+        samples, network = job.samples, job.network
+        assert samples is not None
+        # A test sample, for its shape: the training samples that a run sees are those that it calibrates with.
+        raw, _ = samples.test.fetch([0])
+        self.raw, self.each = raw.nbytes, raw[0].numel()
+        if job.device.type == "cpu":
+            splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
+            self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.on_the_fly)
+        x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
+        found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
+        self.sizes = replace(
+            self.sizes, layers=found.layers, activations=found.activations, outputs=found.outputs, cached=True
+        )
+
+    def batch(self, config: Config) -> int:
+        """Calibration samples in a batch."""
+        return chunk(self.each, config.data.batch_size)
+
+    def sized(self, config: Config) -> Sizes:
+        """The sizes under a configuration and the chunks that hold."""
+        if self.job.samples is None:
+            return self.sizes
+        samples = min(config.calibration.samples, len(self.job.samples.train))
+        held = max(1, round(config.calibration.holdout * samples))
+        return replace(
+            self.sizes,
+            samples=max(1, samples - held),
+            held_out=held,
+            batch=min(self.batch(config), samples),
+            cached=config.cache.enabled,
+        )
+
+    def worst(self, config: Config) -> Phase:
+        """The largest phase under the chunks that hold."""
+        return max(self.phases(config), key=lambda phase: phase.total)
+
+    def phases(self, config: Config) -> Iterator[Phase]:
+        """What is held at every moment that may be the largest."""
+        job = replace(self.job, config=config)
+        sizes, criterion = self.sized(config), registry.load("saliency", job.method)
+        # The network, its dense copy and that one's state, masks now and before.
+        weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
+        always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
+        scored = [Phase(f"{one.name} ({job.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
+        ranked = Phase("ranking", {"scores": _RANKED * sizes.weights})
+        if job.samples is None:
+            yield from (phase.plus(always) for phase in (*scored, ranked))
+            return
+        yield Phase("measuring", {"activations": forward(self._measuring(config, sizes))}).plus(always)
+        yield Phase("the convergence check", {"activations": norms_bytes(sizes)}).plus(always)
+        # The states that a stage and its two Taylor models start from.
+        models = {"weights": 3 * sizes.state}
+        yield from (phase.plus(always, models) for phase in scored)
+        yield from (phase.plus(always, models) for phase in self._after(config, sizes, scored))
+        if job.epochs and self.command == "prune":
+            yield train.memory(replace(sizes, batch=config.data.batch_size), config.finetune).plus(always)
+
+    def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
+        """What follows the scores, at each stage."""
+        asked, usual = config.prune.repair, registry.load("saliency", replace(self.job, config=config).method).REPAIR
+        repair = usual if asked == "auto" else asked
+        predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
+        fit = {"curvature": max(phase.parts.get("curvature", 0) for phase in scored)}
+        if self.command == "score":
+            # The fit stays while steps are tried.
+            step = [compensate.memory(sizes)] if repair in ("least-squares", "obs") else []
+            yield from (phase.plus(fit) for phase in (predicted, *step))
+            return
+        yield Phase("ranking", {"scores": _RANKED * sizes.weights})
+        yield predicted
+        if repair == "obs":
+            grams, fitting = grams_bytes(sizes)
+            yield compensate.memory(sizes).plus({"curvature": grams}, fit)
+            yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+        if repair == "least-squares":
+            yield from least_squares.memory(sizes)
+        when, by = config.prune.refine, config.prune.refine_by
+        if when in ("last", "stages") or (when == "auto" and usual == "least-squares"):
+            # Towards labels from where the network stood: one more copy.
+            more = {"weights": sizes.state}
+            if by != "features":
+                yield refine.memory(sizes).plus(more)
+            if by != "gauss-newton":
+                yield match_features.memory(sizes).plus(more)
+
+    def _samples(self, config: Config, sizes: Sizes) -> int:
+        """The source's, those that calibrate, and the dense network's outputs for them."""
+        remembered = REMEMBERED if config.calibration.resample else 1
+        outputs = 2 * FLOAT * sizes.outputs
+        return self.source + remembered * (sizes.samples + sizes.held_out) * (self.raw + outputs)
+
+    def _measuring(self, config: Config, sizes: Sizes) -> Sizes:
+        assert self.job.samples is not None
+        most = max(1, config.data.batch_size // chunks().batch)
+        return replace(sizes, batch=min(most, len(self.job.samples.test)))
+
+    def fit(self, config: Config, limit: int | None) -> tuple[Chunks, Phase]:
+        """The largest chunks found under which all phases fit ``limit``, else the smallest; and the largest phase."""
+        chosen = Chunks()
+        while limit is not None and (over := self._over(config, chosen, limit)) > 0:
+            smaller = (self._halved(config, chosen, field.name, limit, over) for field in fields(chosen))
+            found = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
+            if found is None:
+                break
+            chosen = found[1]
+        with within(chosen):
+            return chosen, self.worst(config)
+
+    def _halved(self, config: Config, chosen: Chunks, name: str, limit: int, over: int) -> tuple[int, Chunks] | None:
+        """(bytes over the limit, chunks) of the first halving of one of them that helps, if any does."""
+        by = getattr(chosen, name)
+        while by < _SMALLEST:
+            by *= 2
+            smaller = replace(chosen, **{name: by})
+            left = self._over(config, smaller, limit)
+            if left < over:
+                return left, smaller
+        return None
+
+    def _over(self, config: Config, chosen: Chunks, limit: int) -> int:
+        """By how much all phases together are over the limit: halving helps where any of them falls."""
+        with within(chosen):
+            return sum(max(0, phase.total - limit) for phase in self.phases(config))
+
+    def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
+        """What does not fit, and what would."""
+        # The libraries' share is nobody's to change.
+        part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
+        layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
+        there = "the limit is" if asked else "with all that is free there are"
+        cause = (
+            f"{worst.name} would take {show_size(worst.total)} of memory even in the smallest chunks, "
+            f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
+        )
+        fitting = [*self._fitting(limit), *([f"--memory {_rounded_up(worst.total)}"] if asked else [])]
+        return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
+
+    def _fitting(self, limit: int) -> Iterator[str]:
+        """Settings that fit, one by one: what changes least first, then methods, those that need most first."""
+        config, methods = self.job.config, []
+        for said, smaller in self._smaller():
+            if self.fit(smaller, limit)[1].total <= limit:
+                yield said
+                break
+        for name in registry.names("saliency"):
+            needs = registry.load("saliency", name).NEEDS
+            if name in (self.job.method, "random") or (self.job.samples is None and needs != "nothing"):
+                continue
+            need = self.fit(_with(config, "prune", method=name), limit)[1].total
+            if need <= limit:
+                methods.append((need, name))
+        yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
+
+    def _smaller(self) -> Iterator[tuple[str, Config]]:
+        """Settings that need less with the same method."""
+        config = self.job.config
+        if config.prune.refine != "none" and self.command == "prune":
+            yield "prune.refine=none", _with(config, "prune", refine="none")
+        if self.job.epochs:
+            size = config.data.batch_size // 2
+            while size >= _SMALLEST_BATCH:
+                yield f"data.batch_size={size}", _with(config, "data", batch_size=size)
+                size //= 2
+            yield "--epochs 0", _with(config, "finetune", epochs=0)
+        if self.job.samples is not None:
+            samples = min(config.calibration.samples, len(self.job.samples.train)) // 2
+            while samples >= _FEWEST:
+                yield f"calibration.samples={samples}", _with(config, "calibration", samples=samples)
+                samples //= 2
+
+
+def _rounded_up(size: int) -> str:
+    """As ``--memory`` takes it, no less than ``size``."""
+    return f"{-(-size // 2**20)}MiB"
+
+
+def _with(config: Config, section: str, **values: Any) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

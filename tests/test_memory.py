@@ -1,0 +1,466 @@
+"""What is said of memory beforehand: amounts, formulas, what is free, chunks that fit, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import batches, rand, risk
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, quadrants, trained
+
+from prunetaylor import memory, planning, registry
+from prunetaylor.calibration import chunk
+from prunetaylor.config.resolve import from_values
+from prunetaylor.config.sizes import parse_size, show_size
+from prunetaylor.curvature import block_fisher, fisher, gradients, gram, low_rank, solve
+from prunetaylor.curvature.gram import Positions, layer_moments
+from prunetaylor.curvature.low_rank import LowRankFisher
+from prunetaylor.data.load import from_python
+from prunetaylor.errors import UsageError
+from prunetaylor.job import Job, make_job
+from prunetaylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chunks, within
+from prunetaylor.network.network import Network
+from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline import run
+from prunetaylor.planning import make_plan
+from prunetaylor.progress import Silent
+from prunetaylor.repair import least_squares, replay
+from prunetaylor.repair.replay import settled_bytes
+from prunetaylor.scoring import run as look
+
+CPU = torch.device("cpu")
+TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
+MIB = 2**20
+
+
+# Amounts
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("3GiB", 3 * 2**30),
+        ("500MB", 500_000_000),
+        ("1.5 gib", 3 * 2**29),
+        ("2kB", 2000),
+        ("2KiB", 2048),
+        ("1TB", 10**12),
+        ("12345", 12345),
+        (" 7 B ", 7),
+    ],
+)
+def test_amounts_as_people_write_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert from_values({"memory": text}).config.memory == size
+
+
+@pytest.mark.parametrize("text", ["3G", "much", "", "-1GiB", "GiB", "0", "0.1 B", "1e3GiB", "3 GiB 2"])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(ValueError, match="memory"):
+        parse_size(text)
+    with pytest.raises(UsageError, match="memory"):
+        from_values({"memory": text})
+
+
+def test_a_number_is_an_amount_too() -> None:
+    assert from_values({"memory": 10**9}).config.memory == 10**9
+    assert from_values({}).config.memory is None
+    with pytest.raises(UsageError, match="greater than 0"):
+        from_values({"memory": 0})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1.0 KiB"), (2**20, "1.0 MiB"), (340 * MIB, "340 MiB"), (22 * 2**30, "22 GiB")],
+)
+def test_amounts_as_they_are_printed(size: int, text: str) -> None:
+    assert show_size(size) == text
+
+
+# What is free
+
+
+def write(root: Path, **files: str) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (root / name.replace("__", ".")).write_text(text)
+
+
+def test_control_groups_of_version_2(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a/b\n")
+    write(tmp_path / "fs", memory__max="max\n", memory__current="5\n")
+    write(tmp_path / "fs/a", memory__max="1000\n", memory__current="400\n", memory__stat="anon 1\ninactive_file 150\n")
+    write(tmp_path / "fs/a/b", memory__max="900\n", memory__current="100\n")
+    assert sorted(memory.group_bytes(own, tmp_path / "fs")) == [750, 800]
+
+
+def test_control_groups_of_version_1_where_the_path_is_the_host_s(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("9:name=systemd:/\n4:memory,hugetlb:/docker/abc\n0::/\n")
+    write(
+        tmp_path / "fs/memory",
+        memory__limit_in_bytes="1000\n",
+        memory__usage_in_bytes="1200\n",
+        memory__stat="total_inactive_file 300\n",
+    )
+    assert memory.group_bytes(own, tmp_path / "fs") == [100]
+
+
+def test_no_control_groups(tmp_path: Path) -> None:
+    assert memory.group_bytes(tmp_path / "none", tmp_path) == []
+    (tmp_path / "odd").write_text("what\n0::/x\n")
+    assert memory.group_bytes(tmp_path / "odd", tmp_path) == []
+
+
+def test_the_least_that_anybody_leaves_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_available", lambda _: 700)
+    monkeypatch.setattr(memory, "group_bytes", lambda: [900, 500])
+    assert memory.free_bytes(CPU) == 500
+    monkeypatch.setattr(memory, "group_bytes", list)
+    assert memory.free_bytes(CPU) == 700
+    monkeypatch.setattr(memory, "_available", lambda _: None)
+    assert memory.free_bytes(CPU) is None
+
+
+def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\n")
+    assert memory._available(path) == 7 * 1024
+    monkeypatch.setattr(memory.os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert memory._available(tmp_path / "none") == 3 * 4096
+
+    def unknown(name: str) -> int:
+        raise ValueError(name)
+
+    monkeypatch.setattr(memory.os, "sysconf", unknown)
+    assert memory._available(tmp_path / "none") is None
+
+
+# Formulas, against the tensors themselves
+
+
+def sizes_of(module: nn.Module, x: torch.Tensor, samples: int, batch: int = 4) -> Sizes:
+    network = Network.of(module)
+    found = memory.measure(network, x[:1], lambda out: settled_bytes(module, network.layers, out))
+    return Sizes(
+        found.layers,
+        memory.state_bytes(module),
+        sum(p.numel() for p in module.parameters()),
+        samples,
+        2,
+        batch,
+        found.outputs,
+        found.activations,
+    )
+
+
+def small() -> tuple[nn.Module, torch.Tensor]:
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    return module.eval(), rand(9, 2, 4, 4)
+
+
+def test_what_one_sample_makes_of_the_layers() -> None:
+    module, x = small()
+    module[0].weight.requires_grad_(False)
+    found = sizes_of(module, x, 9)
+    assert found.layers == (
+        LayerSize("0", 2, 2, 9, positions=16, inputs=32, outputs=64),
+        LayerSize("4", 1, 3, 64, positions=1, inputs=64, outputs=3),
+    )
+    assert (found.weights, found.largest, found.outputs) == (36 + 192, 192, 3)
+    # The inputs of the convolution and of the batch norm, and the activation's output, which is the last layer's input.
+    assert found.activations.kept == 4 * (32 + 64 + 64)
+    assert found.activations.live == 4 * (64 + 64)
+    assert found.activations.sample == 4 * 32
+    assert [p.requires_grad for p in module.parameters()] == [False, *[True] * 5]
+    assert all(p.grad is None for p in module.parameters())
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_a_layer_that_is_called_twice_has_the_positions_of_both_calls() -> None:
+    layer = nn.Linear(3, 3)
+    [found] = sizes_of(nn.Sequential(layer, nn.Tanh(), layer), rand(2, 3), 2).layers
+    assert (found.positions, found.inputs, found.outputs, found.calls) == (2, 6, 6, 2)
+
+
+def test_bytes_of_the_layer_grams() -> None:
+    module, x = small()
+    network = Network.of(module)
+    moments = layer_moments(module, network.layers, batches(x), Positions(9, 0))
+    real = sum(t.nbytes for m in moments.values() for t in (m.xx, m.tx, m.tt))
+    sizes = sizes_of(module, x, 9)
+    assert gram.grams_bytes(sizes)[0] == real == 8 * (2 * (100 + 20 + 2) + 65 * 65 + 3 * 65 + 3)
+    assert gram.grams_bytes(sizes)[1] > memory.forward(sizes)
+    h = moments["4"].centred()[0]
+    assert gram.centred_bytes(sizes.layers[1], 8) == 3 * h.nbytes
+
+
+def test_bytes_of_gradients_and_rows() -> None:
+    module, x = small()
+    network, sizes = Network.of(module), sizes_of(module, x, 9)
+    error = risk(module, x)
+    rows = fisher.fisher_rows(error, network.layers, "sampled", 0)
+    assert fisher.rows_bytes(sizes)[0] == sum(r.nbytes for r in rows.values()) == 4 * 9 * 228
+    # Layers that do not fit together: the larger one, and what the one before may still hold.
+    assert fisher.rows_bytes(sizes, 9 * 200)[0] == 4 * 9 * (192 + 192)
+    held = sum(g.nbytes for g in gradients.mean_gradient(error, network.layers).values())
+    assert gradients.gradient_bytes(sizes)[0] == gradients.diagonal_bytes(sizes)[0] == held
+    sensitivity = gradients.output_sensitivity(error, network.layers, 0)
+    assert gradients.sensitivity_bytes(sizes)[0] == sum(s.nbytes for s in sensitivity.values())
+    model = LowRankFisher(rows, 0.01)
+    assert low_rank.low_rank_bytes(sizes)[0] == 4 * 9 * 228 + model.gram.nbytes + model.factor.nbytes
+
+
+def test_bytes_of_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LayerSize("x", 1, rows=10, columns=8)
+    vectors = 3 * 8 * 80
+    assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 10 + 2) + vectors
+    monkeypatch.setattr(solve, "_BATCH_ELEMENTS", 4 * 64)
+    assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 4 + 2) + vectors
+    with within(Chunks(systems=2)):
+        assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 2 + 2) + vectors
+    with within(Chunks(systems=100)):  # one at least
+        assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 1 + 2) + vectors
+    monkeypatch.setattr(solve, "BLOCK", 4)  # two blocks of columns
+    assert solve.systems_bytes(layer, 8, copies=2) == 8 * 16 * (2 * 10 + 2) + vectors
+
+
+def test_what_repair_keeps_of_a_chain() -> None:
+    """While a layer is solved the one before it has just become final, beside all before that one."""
+    a, b, c = (nn.Linear(2, 2) for _ in range(3))
+    module = nn.Sequential(a, b, c)
+    out = {module: 8, a: 8, b: 16, c: 32}
+    assert settled_bytes(module, Network.of(module).layers, out) == [0, 8, 24]
+    inner = nn.Sequential(a, b)
+    nested = nn.Sequential(inner, c)
+    # Once both are solved the block's output stands for theirs; the first one's is let go only after that pass.
+    assert settled_bytes(nested, Network.of(nested).layers, {**out, inner: 16}) == [0, 8, 24]
+
+
+def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Sizes((LayerSize("x", 1, 2, 3),), 24, 6, samples=10, activations=Activations(settled=(0, 100)))
+    assert replay.kept_bytes(sizes) == 1000
+    monkeypatch.setattr(replay, "KEPT_BYTES", 600)
+    assert replay.kept_bytes(sizes) == 600
+    with within(Chunks(kept=2)):
+        assert replay.kept_bytes(sizes) == 300
+    kept = least_squares.memory(sizes)[0].parts["kept outputs"]
+    assert kept == 4 * 10 * 2 + 600
+    monkeypatch.setattr(least_squares, "_CACHE_BYTES", 79)  # the dense outputs are computed anew
+    assert least_squares.memory(sizes)[0].parts["kept outputs"] == 600
+
+
+# Chunks
+
+
+def test_chunks_hold_inside_and_come_back() -> None:
+    assert chunks() == Chunks()
+    with within(Chunks(batch=2)):
+        with within(Chunks(batch=4)):
+            assert chunks().batch == 4
+        assert chunks().batch == 2
+    assert chunks() == Chunks()
+
+
+def test_code_that_works_in_chunks_asks_for_them() -> None:
+    assert chunk(3072, 64) == 85
+    error = risk(*small())
+    layers, ones = Network.of(error.module).layers, torch.ones(12, 4, dtype=torch.bool)
+    rows = fisher.FisherRows(error, layers, "sampled", 0, elements=9 * 228)
+    assert len(rows.passes()) == 1
+    assert len(list(solve.row_batches(ones))) == 1
+    with within(Chunks(batch=16, rows=2, systems=solve._BATCH_ELEMENTS // 32)):
+        assert chunk(3072, 64) == 5
+        assert chunk(10**9, 64) == 1
+        assert len(rows.passes()) == 2
+        assert len(list(solve.row_batches(ones))) == 6
+
+
+def test_blocks_under_chunks() -> None:
+    usual = block_fisher.blocks_bytes(10**6, 100, 256, 8)
+    with within(Chunks(systems=16)):
+        assert block_fisher.blocks_bytes(10**6, 100, 256, 8) < usual
+
+
+# Every criterion
+
+
+@pytest.mark.parametrize("criterion", registry.names("saliency"))
+def test_every_criterion_states_its_memory(criterion: str) -> None:
+    module = registry.load("saliency", criterion)
+
+    def total(scale: int) -> int:
+        layers = (LayerSize("a", 1, 4 * scale, 9, 16, 100, 64), LayerSize("b", 2, 8, 16 * scale, 1, 32, 8))
+        weights = sum(layer.weights for layer in layers)
+        activations = Activations(400, 4000, 800, (0, 256))
+        phases = module.memory(Sizes(layers, 4 * weights, weights, 50, 10, 8, 5, activations))
+        assert phases
+        for phase in phases:
+            assert isinstance(phase, Phase)
+            assert phase.name
+            assert phase.parts
+            assert all(isinstance(size, int) and size >= 0 for size in phase.parts.values())
+            assert phase.layer in (None, "a", "b")
+        return max(phase.total for phase in phases)
+
+    assert 0 < total(1) < total(8), "more weights take more"
+    with within(Chunks(*[1 << 12] * 4)):
+        smaller = total(8)
+    assert smaller <= total(8), "smaller chunks take no more"
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 100)
+
+
+def job_of(model: nn.Module, **settings: object) -> Job:
+    usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    config = from_values(usual | {key.replace("__", "."): value for key, value in settings.items()}).config
+    return make_job(config, copy.deepcopy(model), from_python(TRAIN, TEST), CPU, choices=[])
+
+
+def pruned(model: nn.Module, **settings: object) -> Outcome:
+    return run(job_of(model, **settings), Silent())
+
+
+def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
+    plan = make_plan(job_of(conv))
+    report = plan.report
+    assert sum(report.parts.values()) == report.planned
+    assert set(report.parts) >= {"weights", "samples", "activations", "libraries"}
+    assert report.parts["samples"] >= TRAIN[0].nbytes + TEST[0].nbytes
+    assert report.limit is not None
+    assert report.limit > report.planned
+    assert plan.chunks == Chunks()
+    assert plan.describe().startswith(f"memory {show_size(report.planned)} planned at most, for ")
+    assert f"{show_size(plan.free)} free" in plan.describe()
+    assert max(map(len, (plan.describe(),))) < 250
+
+
+def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: None)
+    plan = make_plan(job_of(conv))
+    assert plan.report.limit is None
+    assert "how much is free is not known: no limit" in plan.describe()
+
+
+def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 10**9)
+    there = TRAIN[0].nbytes + TEST[0].nbytes + memory.state_bytes(conv)
+    assert make_plan(job_of(conv)).report.limit == 10**9 + there
+
+
+def least(model: nn.Module, method: str) -> int:
+    """The smallest limit that is not refused."""
+    job = job_of(model, prune__method=method, prune__refine="none")
+    return planning._Planner(job, "prune").fit(job.config, 1)[1].total
+
+
+@pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
+def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> None:
+    # Hundreds of steps of a refinement would make more of the rounding.
+    usual = pruned(conv, prune__method=method, prune__refine="none")
+    limit = least(conv, method)
+    tight = pruned(conv, prune__method=method, prune__refine="none", memory=limit)
+    assert usual.memory is not None
+    assert tight.memory is not None
+    assert tight.memory.planned <= limit < usual.memory.planned
+    assert tight.memory.batch < usual.memory.batch
+    for name, mask in usual.masks.items():
+        assert torch.equal(mask, tight.masks[name]), name
+    for name, value in usual.module.state_dict().items():
+        torch.testing.assert_close(tight.module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
+    found = look(job_of(conv), Silent())
+    assert found.memory is not None
+    assert found.memory.planned > 0
+    with pytest.raises(UsageError, match=r"a step would take .* even in the smallest chunks"):
+        look(job_of(conv, memory="1MiB"), Silent())
+
+
+def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
+    config = from_values({"device": "cpu", "memory": "100MiB"}).config
+    plan = make_plan(make_job(config, conv, None, CPU, choices=[]))
+    assert plan.report.parts["samples"] == 0
+    assert plan.phase.name in ("scores (magnitude)", "ranking")
+
+
+def wide() -> nn.Module:
+    """Layer Grams that are far larger than the weights' own size."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 1500), nn.ReLU(), nn.Linear(1500, 4))
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UsageError) as found:
+        make_plan(job_of(wide(), memory="70MiB"))
+    cause, remedy = found.value.cause, found.value.remedy
+    assert found.value.exit_code == 2
+    assert " (obs) would take " in cause
+    assert "(most for 3); " in cause
+    assert "the limit is 70 MiB" in cause
+    assert "prune.method=obd (" in remedy
+    # What is said to fit does, to the last word.
+    asked = remedy.rpartition("--memory ")[2]
+    assert make_plan(job_of(wide(), memory=asked)).report.planned <= parse_size(asked)
+    assert make_plan(job_of(wide(), memory="70MiB", prune__method="obd")).report.planned <= 70 * MIB
+    with pytest.raises(UsageError, match="even in the smallest chunks"):
+        make_plan(job_of(wide(), memory=parse_size(asked) - MIB))
+
+
+def test_fewer_samples_are_suggested_where_they_help() -> None:
+    torch.manual_seed(0)
+    job = job_of(wide(), prune__method="joint", calibration__samples=200)
+    limit = planning._Planner(job, "prune").fit(job.config, 1)[1].total - MIB
+    with pytest.raises(UsageError) as found:
+        make_plan(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
+    settings = [part for part in found.value.remedy.split() if part.startswith("calibration.samples=")]
+    [said] = [int(part.removeprefix("calibration.samples=").rstrip(",")) for part in settings]
+    assert make_plan(job_of(wide(), prune__method="joint", calibration__samples=said, memory=limit))
+
+
+def test_the_report_has_it(conv: nn.Module) -> None:
+    from prunetaylor.report.json_report import to_json
+
+    document = json.loads(json.dumps(to_json(pruned(conv, prune__method="obd"), {})))
+    assert set(document["memory"]) == {"planned", "limit", "parts", "phase", "batch"}
+    assert document["memory"]["planned"] == sum(document["memory"]["parts"].values())
+
+
+def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
+    def fine_tuning(**settings: object) -> Phase:
+        job = job_of(conv, finetune__epochs=1, **settings)
+        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
+
+    usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
+    assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
+    half = fine_tuning(data__batch_size=32)
+    assert half.parts["activations"] == pytest.approx(usual.parts["activations"] / 2, rel=1e-3)
+    large = {"finetune__epochs": 1, "data__batch_size": 1 << 16}
+    with pytest.raises(UsageError, match=r"fine-tuning would take .*(?s:.)*data\.batch_size=") as found:
+        make_plan(job_of(conv, memory="100MiB", **large))
+    [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
+    large["data__batch_size"] = int(said.removeprefix("data.batch_size=").rstrip(","))
+    assert make_plan(job_of(conv, memory="100MiB", **large)).report.planned <= 100 * MIB
+
+
+def test_large_tensors_leave_no_gaps() -> None:
+    sizes = Sizes((LayerSize("x", 1, 1, 1),), 4, 1, batch=10, activations=Activations(0, 0, 1000))
+    assert memory.forward(sizes) == int(memory.SLACK * 30_000)
+    large = Sizes(sizes.layers, 4, 1, batch=10, activations=Activations(0, 0, 7 * MIB))
+    assert memory.forward(large) == pytest.approx(1.1 * 210 * MIB)
