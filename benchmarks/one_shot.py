@@ -1,8 +1,8 @@
-"""One-shot pruning by every method on the same checkpoint, samples and layers: a table and a plot.
+"""One-shot pruning by every method on the same checkpoint, samples and layers: two tables and a plot.
 
     python benchmarks/one_shot.py resnet20 --checkpoint FILE --data folder:DIR [--sparsity 0.7 0.8] [--seeds 0 1 2]
     python benchmarks/one_shot.py lenet --checkpoint lenet.pt
-    python benchmarks/one_shot.py resnet20 --show        # the table and the plot of what has been measured
+    python benchmarks/one_shot.py resnet20 --show        # the tables and the plot of what has been measured
 
 Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again.
 """
@@ -23,15 +23,26 @@ from prunetaylor.progress import Silent
 
 HERE = Path(__file__).parent
 
-METHODS: dict[str, dict[str, Any]] = {
+# Each as it is known: its own way to move weights or none, and no refinement.
+ALONE: dict[str, dict[str, Any]] = {
     "magnitude": {"prune.method": "magnitude"},
     "magnitude + batch norm": {"prune.method": "magnitude", "prune.repair": "batch-norm"},
     "magnitude + least squares": {"prune.method": "magnitude", "prune.repair": "least-squares"},
     "OBD": {"prune.method": "obd"},
-    "OBD + least squares": {"prune.method": "obd", "prune.repair": "least-squares"},
+    "block OBS in stages (WoodFisher)": {"prune.method": "obs_fisher"},
+    "joint, one stage (CHITA, CBS)": {"prune.method": "joint", "prune.repair": "none", "prune.stages": 1},
+    "joint in stages": {"prune.method": "joint", "prune.repair": "none"},
     "OBS, one stage": {"prune.method": "obs", "prune.stages": 1},
-    "OBS in stages (default)": {},
+    "OBS in stages": {},
 }
+# What scoring gives and what repair gives, told apart: the same repairs for all.
+SAME = {"prune.repair": "least-squares", "prune.refine": "last"}
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"prune.refine": "none", **how} for name, how in ALONE.items()},
+    **{f"{name} + repairs": {**how, **SAME} for name, how in ALONE.items() if not name.startswith("magnitude +")},
+}
+DEFAULT = "OBS in stages + repairs"
+"""What ``prunetaylor prune`` does by itself."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet20": {
@@ -100,11 +111,13 @@ def show(results: Path, picture: Path) -> None:
     sparsities = sorted({row["sparsity"] for row in rows})
     dense = statistics.mean(row["dense"] for row in rows)
     print(f"dense {dense:.2f}\n")
-    print("| method | " + " | ".join(f"{s:.0%}" for s in sparsities) + " |")
-    print("| --- |" + " ---: |" * len(sparsities))
-    for method in METHODS:
-        if method in cells:
-            print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
+    for repaired in (False, True):
+        print("| method | " + " | ".join(f"{s:.0%}" for s in sparsities) + " |")
+        print("| --- |" + " ---: |" * len(sparsities))
+        for method in METHODS:
+            if method in cells and method.endswith("+ repairs") == repaired:
+                print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
+        print()
     _draw(cells, rows, dense, picture)
 
 
@@ -126,12 +139,13 @@ def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]]
     for method in METHODS:
         if method in cells:
             points = sorted((100 * s, statistics.mean(v)) for s, v in cells[method].items())
-            strong = {"linewidth": 2.5, "color": "black"} if "default" in method else {"linewidth": 1.2}
-            left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **strong)
+            strong = {"linewidth": 2.5, "color": "black"} if method == DEFAULT else {"linewidth": 1.2}
+            line = {"linestyle": "-" if method.endswith("repairs") else "--", **strong}
+            left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **line)
     left.axhline(dense, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
     left.legend(fontsize=7, loc="lower left")
-    pairs = [(p, m) for row in rows if "default" in row["method"] for _, p, m in row["stages"] if p and m and m > 0 < p]
+    pairs = [(p, m) for row in rows if row["method"] == DEFAULT for _, p, m in row["stages"] if p and m and m > 0 < p]
     if pairs:
         right.scatter(*zip(*pairs, strict=True), s=12, color="black")
         ends = [min(map(min, pairs)), max(map(max, pairs))]

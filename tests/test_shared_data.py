@@ -74,7 +74,8 @@ def test_resnet20_on_a_few_images(
     monkeypatch.chdir(tmp_path)
     checkpoint = str(shared / "resnet20-cifar10-jpeg.pt")
     source = ["--arch", ARCH, "--data", f"folder:{few}", "data.normalize=imagenet", "data.workers=0", "--device", "cpu"]
-    how = ["--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.stages=2", "-o", "run", "--json"]
+    how = ["--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.stages=2", "prune.refine_steps=10"]
+    how += ["-o", "run", "--json"]
     assert run(["prune", checkpoint, *source, *how]) == 0
     report = json.loads(capsys.readouterr().out)
     for path, names in FIELDS.items():

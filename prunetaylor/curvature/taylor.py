@@ -91,7 +91,13 @@ class TaylorModel:
             return pack(layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where))
 
         drawn = self.where.offsets, self.where.turns
-        return unpack(self._fitted("layer Grams", fit, {"per_sample": self.where.per_sample}, drawn))
+        moments = unpack(self._fitted("layer Grams", fit, {"per_sample": self.where.per_sample}, drawn))
+        for name, found in moments.items() if self.stage == 1 else ():
+            constant = found.centred()[0].diagonal(dim1=-2, dim2=-1) == 0
+            if bool(constant.any()):
+                count = f"{int(constant.sum())} of its {constant.numel()} inputs"
+                self.note(f"{name}: {count} are constant on the samples; weights on them seem to cost nothing")
+        return moments
 
     @cached_property
     def gradient(self) -> dict[str, Tensor]:
@@ -126,7 +132,11 @@ class TaylorModel:
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}
-        return self._fitted(what, fit, settings, [self.risk.reference])
+        found = self._fitted(what, fit, settings, [self.risk.reference])
+        for name, tensor in found.items():
+            if not bool(tensor.any()):
+                self.note(f"{name}: the {what} is zero on all samples, so that its weights seem to cost nothing")
+        return found
 
     def _fitted(
         self,

@@ -37,6 +37,30 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     return cut.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
 
 
+def cut_mix(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image of x (B, C, H, W), any dtype, with probability 1/2 with a box of another one of the batch in it.
+
+    The box has the image's shape and a share of its area that is uniform in [0, 1] (CutMix: Yun et al. 2019, section
+    3.1). Labels do not follow: for whoever asks a network what is in the result.
+    """
+    count, _, height, width = x.shape
+    side = (1 - _uniform(count, generator, x.device)).sqrt() * _draw(2, count, generator, x.device)
+    other = torch.randperm(count, generator=generator, device=generator.device).to(x.device)
+    inside = torch.ones((), dtype=torch.bool, device=x.device)
+    for dim, size in ((2, height), (3, width)):
+        length = (side * size).round()
+        first = (_uniform(count, generator, x.device) * (size - length + 1)).floor()
+        at = torch.arange(size, device=x.device)
+        within = (at >= first.unsqueeze(1)) & (at < (first + length).unsqueeze(1))  # (B, size)
+        inside = inside & within.view(count, 1, *(size if d == dim else 1 for d in (2, 3)))
+    return torch.where(inside, x[other], x)
+
+
+def _uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``count`` numbers in [0, 1), drawn where the generator lives."""
+    return torch.rand(count, generator=generator, device=generator.device).to(device)
+
+
 def _draw(bound: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """``count`` whole numbers in [0, bound), drawn where the generator lives."""
     return torch.randint(bound, (count,), generator=generator, device=generator.device).to(device)

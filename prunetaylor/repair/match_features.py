@@ -32,9 +32,9 @@ from prunetaylor.risk import Risk, sweep
 
 BATCH = 64
 """Samples a step."""
-STEPS = 300
+STEPS = 400
 """By default."""
-RATE = 0.01
+RATE = 0.015
 """The largest step of a weight, as a share of its tensor's root mean square; from there it falls along a cosine."""
 SMALLEST = 0.01
 """The root mean square that a tensor is taken to have at least: biases may all be zero."""
@@ -153,7 +153,7 @@ def _loss(
         outputs = outputs_of(module(x)).float()
         error = towards.values(outputs, reference).mean() / scale
         shares = [
-            (a.float() - b.float()).square().mean() / variance
+            nn.functional.mse_loss(a.float(), b.float()) / variance
             for a, b, variance in zip(mine.taken(), wanted.taken(), variances, strict=True)
         ]
         return error + FEATURES * torch.stack(shares).mean() if shares else error

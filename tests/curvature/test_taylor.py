@@ -291,3 +291,21 @@ def test_convergence_is_seen(converged: bool) -> None:
     assert (found.gradient_norm < 0.1 * found.noise_norm) is converged
     assert (found.share < 0.05) is converged
     assert f"{found.share:.0%} of the change" in found.describe()
+
+
+def test_dead_inputs_and_layers_without_a_curvature_are_named() -> None:
+    torch.manual_seed(0)
+    module = mlp()
+    x = rand(20, 3)
+    x[:, 1] = 0.5
+    model = taylor(module, x)
+    assert model.moments.keys() == {"0", "2"}
+    assert model.notes == ["0: 1 of its 3 inputs are constant on the samples; weights on them seem to cost nothing"]
+    with torch.no_grad():
+        module[2].weight.zero_()  # nothing of the first layer arrives
+    model = taylor(module, x)
+    assert not model.diagonal["0.weight"].any()
+    assert model.diagonal["2.weight"].any()
+    assert model.notes == [
+        "0.weight: the Gauss-Newton diagonal is zero on all samples, so that its weights seem to cost nothing"
+    ]

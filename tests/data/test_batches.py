@@ -204,3 +204,26 @@ def test_cuda_gives_the_same_batches():
     (x, y), (other_x, other_y) = run("cpu"), run("cuda")
     torch.testing.assert_close(other_x.cpu(), x)
     assert other_y.tolist() == y.tolist()
+
+
+def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
+    x = torch.arange(400, dtype=torch.int16).view(400, 1, 1, 1).expand(400, 2, 9, 7)
+    out = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    assert out.dtype == x.dtype
+    changed = out != x
+    assert 150 < int(changed.flatten(1).any(1).sum()) < 230  # of half, some boxes are empty
+    shares = []
+    for image, mine, at in zip(out, x, changed, strict=True):
+        if not at.any():
+            continue
+        assert len(image[at].unique()) == 1  # all of one other image
+        assert torch.equal(at[0], at[1])
+        rows, columns = at[0].any(1).nonzero().flatten(), at[0].any(0).nonzero().flatten()
+        box = at[0, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all()
+        assert torch.equal(image[~at], mine[~at])
+        shares.append(float(at.float().mean()))
+    assert min(shares) < 0.1
+    assert max(shares) > 0.9
+    again = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    assert torch.equal(again, out)
