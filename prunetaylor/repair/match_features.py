@@ -14,7 +14,7 @@ Batch-norm statistics stay as they are, and nothing is kept that held-out sample
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +57,12 @@ class MatchState:
 def memory(sizes: Sizes) -> Phase:
     """Gradients, Adam's state, masks as numbers and the best state, beside a batch with its graph.
 
-    Of each layer both networks' outputs and their differences; those of all held-out samples while they are looked at.
+    Of each layer both networks' outputs and their differences.
     """
     outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
     held = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
     batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
-    parts = {"optimizer": held, "activations": batch, "kept outputs": sizes.held_out * outputs}
+    parts = {"optimizer": held, "activations": batch}
     return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
@@ -125,7 +125,8 @@ def match_features(
             optimizer.step()
             schedule.step()
             if step in looks:
-                found = _error(held)
+                with mine.ignored():
+                    found = _error(held)
                 if found < best:
                     best, kept = found, snapshot(module)
                 yield MatchState(step, first, best)
@@ -146,7 +147,6 @@ def _loss(
     """The mean over the samples ``x``, a scalar."""
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    mine.taken()  # what a look at the held-out samples left
     with torch.no_grad():
         reference = outputs_of(dense(x)).float()
     with torch.enable_grad():
@@ -176,14 +176,28 @@ class _Outputs:
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         self._modules = [module.get_submodule(name) for name in names]
         self._found: list[Tensor] = []
+        self._listening = True
 
     def __enter__(self) -> _Outputs:
-        self._handles = [m.register_forward_hook(lambda _, __, y: self._found.append(y)) for m in self._modules]
+        self._handles = [m.register_forward_hook(self._hear) for m in self._modules]
         return self
+
+    def _hear(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self._listening:
+            self._found.append(output)
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+    @contextmanager
+    def ignored(self) -> Iterator[None]:
+        """Passes inside leave nothing."""
+        self._listening = False
+        try:
+            yield
+        finally:
+            self._listening = True
 
     def taken(self) -> list[Tensor]:
         found, self._found = self._found, []
