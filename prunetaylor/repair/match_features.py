@@ -187,7 +187,7 @@ class _Outputs:
             self._found.append(output)
             if output.requires_grad and output.dim() == 4:
                 # Gradients in another layout than the input's make a batch norm's backward pass seven times as slow.
-                output.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+                output.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -216,6 +216,10 @@ def _watched(module: nn.Module, layers: Sequence[Layer], absorbers: Mapping[str,
         for name in [absorber.key.rpartition(".")[0]] if absorber else [names[m] for m in layer.modules]:
             found[name] = None
     return list(found)
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _endless(batches: Batches, steps: int) -> Iterator[Tensor]:
