@@ -25,6 +25,8 @@ WORTH = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
 """FLOPs up to which ``auto`` refines, by device: some minutes of two cores, or of a GPU."""
 FEWEST = 50
 """Steps below which it is not worth starting."""
+NEGLIGIBLE = 1e-4
+"""Of the error of a constant answer: where less than this share is left to gain, ``auto`` gains nothing."""
 PASSES = 4
 """What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
 
@@ -37,6 +39,7 @@ class Refinement:
     by: Literal["features", "gauss-newton"] = "features"
     steps: int = 0
     why: str = ""
+    asked: bool = False
 
     def run(
         self,
@@ -63,6 +66,10 @@ class Refinement:
                 damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
                 yield f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"
             return
+        scale = calibration.holdout.spread(job.kind)
+        if not self.asked and held.value() < NEGLIGIBLE * scale:
+            yield f"left out, the held-out error is {held.value():.2g}: there is nothing to gain"
+            return
         part = Part.joined(job, seen)
         assert job.samples is not None
         batches = job.batches(
@@ -81,7 +88,7 @@ class Refinement:
             masks,
             batches,
             held,
-            scale=calibration.holdout.spread(job.kind),
+            scale=scale,
             steps=self.steps,
             chunk=part.batches.batch_size,
             alone=alone,
@@ -115,7 +122,7 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
     usual = GAUSS_NEWTON_STEPS if by == "gauss-newton" else match_features.STEPS
     steps = usual if asked.refine_steps == "auto" else asked.refine_steps
     if asked.refine != "auto":
-        return Refinement(asked.refine, by, steps, "as asked")
+        return Refinement(asked.refine, by, steps, "as asked", asked=True)
     if usual_repair != "least-squares":
         return Refinement(why=f"{job.method} is known without")
     if far:

@@ -430,3 +430,14 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
     assert "none (400 steps are" in said()
     assert said(prune__refine="last").startswith("refinement: after the last stage, 400 steps of features (as asked")
+
+
+def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"sparsity": 0.3, "calibration__labels": False}
+    refined = quick(conv, **how)
+    monkeypatch.setattr("prunetaylor.refinement.NEGLIGIBLE", 1.0)
+    left_out, asked = quick(conv, **how), quick(conv, prune__refine="last", **how)
+    same_bits(left_out, quick(conv, prune__refine="none", **how))
+    same_bits(asked, refined)
