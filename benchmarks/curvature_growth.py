@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from curvature_cost import NETWORKS, Case, machine, make
+from curvature_cost import NETWORKS, Case, machine, make, peak
 
 from prunetaylor.curvature.fisher import fisher_diagonal, fisher_rows
 from prunetaylor.curvature.gram import Positions, layer_moments
@@ -53,9 +52,9 @@ FITS: dict[str, Callable[[Case, int], object]] = {
 def point(network: str, samples: int, what: str, repeats: int, seed: int) -> dict[str, Any]:
     """Measured in this process, which has to be a fresh one: a peak never falls."""
     case, fit = make(network, samples, seed), FITS[what]
-    before = _peak()
+    before = peak()
     fit(case, seed)
-    extra = _peak() - before
+    extra = peak() - before
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -73,12 +72,6 @@ def point(network: str, samples: int, what: str, repeats: int, seed: int) -> dic
         "seed": seed,
         **machine(),
     }
-
-
-def _peak() -> int:
-    """Bytes of resident memory, at most so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

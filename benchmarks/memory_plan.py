@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curvature_cost import HERE, _set_batch_norm, machine
+from curvature_cost import HERE, _set_batch_norm, machine, peak
 
 from prunetaylor.checkpoint.architecture import build
 from prunetaylor.config.resolve import from_values
@@ -42,7 +41,7 @@ NETWORKS = {
 def point(network: str, method: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Planned in this process, and measured in it, which has to be a fresh one: a peak never falls."""
     import_torchvision()
-    before = _peak()
+    before = peak()
     torch.manual_seed(seed)
     arch, samples, side, classes = NETWORKS[network]
     module = build(arch, {})
@@ -64,7 +63,7 @@ def point(network: str, method: str, settings: dict[str, Any], seed: int) -> dic
         start = time.perf_counter()
         outcome = run(job, Silent())
     assert outcome.memory is not None
-    measured, planned = _peak() - before, outcome.memory.planned
+    measured, planned = peak() - before, outcome.memory.planned
     return {
         "network": network,
         "method": method,
@@ -80,12 +79,6 @@ def point(network: str, method: str, settings: dict[str, Any], seed: int) -> dic
         "seed": seed,
         **machine(),
     }
-
-
-def _peak() -> int:
-    """Bytes of resident memory, at most so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import NumericsError
-from prunetaylor.network.state import evaluating
+from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.objective import Objective, outputs_of
 
 
@@ -97,6 +97,13 @@ class Risk:
         """E, the mean over samples. NumericsError where it is not finite."""
         return float(self.values().mean())
 
+    def tried(self) -> float:
+        """E after a step that may be taken back: one that took the outputs out of range is as bad as can be."""
+        try:
+            return self.value()
+        except NumericsError:
+            return float("inf")
+
     def backward_batches(
         self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -104,21 +111,14 @@ class Risk:
 
         A batch is split at the sample indices ``cuts``, for sums over groups of samples.
         """
-        frozen = [w for w in weights if not w.requires_grad]
         start = 0
-        with evaluating(self.module), torch.enable_grad():
-            for weight in frozen:
-                weight.requires_grad_(True)
-            try:
-                for x, _ in self.batches:
-                    edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
-                    for low, high in pairwise(edges):
-                        outputs = outputs_of(self.module(x[low:high])).float()
-                        yield x[low:high], outputs, self.reference[start + low : start + high]
-                    start += len(x)
-            finally:
-                for weight in frozen:
-                    weight.requires_grad_(False)
+        with evaluating(self.module), trainable(weights), torch.enable_grad():
+            for x, _ in self.batches:
+                edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
+                for low, high in pairwise(edges):
+                    outputs = outputs_of(self.module(x[low:high])).float()
+                    yield x[low:high], outputs, self.reference[start + low : start + high]
+                start += len(x)
 
 
 def check_deterministic(module: nn.Module, batches: Batches) -> None:

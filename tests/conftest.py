@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from runs import TRAIN
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, trained
 
 torch.set_num_threads(1)
 
@@ -20,3 +24,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def conv() -> nn.Module:
+    """A small convolutional network, trained to the end; nothing may change it."""
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 100)

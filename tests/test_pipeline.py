@@ -8,24 +8,21 @@ from itertools import pairwise
 
 import pytest
 import torch
+from runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import Attention, ConvNet, Idle, Pair, Recording, curve, mlp, quadrants, trained
+from toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
-from prunetaylor import prune, registry
+from prunetaylor import registry
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
-from prunetaylor.measure.cost import flops
-from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
 from prunetaylor.selection.trust import LARGEST, REJECT, SMALLEST
-
-TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
 
 
 def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -33,59 +30,9 @@ def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def conv() -> nn.Module:
-    torch.manual_seed(0)
-    return trained(ConvNet(), TRAIN, cross_entropy, 100)
-
-
-@pytest.fixture(scope="module")
 def smooth() -> nn.Module:
     torch.manual_seed(0)
     return trained(mlp(), curve(400, 1), half_square, 300)
-
-
-def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settings: object) -> Outcome:
-    """A run with few samples; ``a__b`` is the setting a.b."""
-    direct = {key: settings.pop(key) for key in ("sparsity", "validation", "normalize", "augment") if key in settings}
-    more = {key.replace("__", "."): value for key, value in settings.items()}
-    usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
-    usual["prune.refine_steps"] = 6
-    return prune(model, train, test, settings=usual | more, **direct)
-
-
-def assert_truthful(outcome: Outcome, dense: nn.Module, sparsity: float) -> None:
-    """Counts are exact, masks are what the weights say, and the account adds up."""
-    weights = outcome.module.state_dict()
-    for name, mask in outcome.masks.items():
-        assert mask.dtype == torch.bool
-        assert mask.shape == weights[name].shape
-        assert not weights[name][~mask].any()
-    removed = sum(int((~mask).sum()) for mask in outcome.masks.values())
-    assert removed == round(sparsity * outcome.sparsity.prunable) == outcome.sparsity.removed
-    assert outcome.sparsity.asked == sparsity
-    assert outcome.sparsity.obtained == removed / outcome.sparsity.prunable
-    assert {f"{layer.name}.weight": layer.removed for layer in outcome.layers} == {
-        name: int((~mask).sum()) for name, mask in outcome.masks.items()
-    }
-    assert outcome.sparsity.prunable == sum(mask.numel() for mask in outcome.masks.values())
-    for side, module in ((outcome.dense, dense), (outcome.pruned, outcome.module)):
-        assert side.parameters == sum(p.numel() for p in module.parameters())
-        assert side.nonzero == sum(int(p.count_nonzero()) for p in module.parameters())
-        assert side.flops_nonzero <= side.flops
-    assert not outcome.module.training
-
-
-def same_bits(one: Outcome, other: Outcome) -> None:
-    assert one.module.state_dict().keys() == other.module.state_dict().keys()
-    for name, tensor in one.module.state_dict().items():
-        torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=0, atol=0)
-    for name, mask in one.masks.items():
-        assert torch.equal(other.masks[name], mask)
-
-
-def top1(module: nn.Module, data: Pair) -> float:
-    with torch.no_grad():
-        return 100 * float((module(data[0]).argmax(1) == data[1]).double().mean())
 
 
 @pytest.mark.parametrize("sparsity", [0, 1e-6, 0.3, 0.5, 2 / 3, 0.9, 0.999])
@@ -192,35 +139,6 @@ def test_a_network_far_from_convergence_is_noticed() -> None:
     assert any("cross-entropy with labels" in line for line in outcome.choices)
     forced = quick(ConvNet(), sparsity=0.5, calibration__labels=False)
     assert not forced.first_order.kept
-
-
-def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: nn.Module) -> None:
-    torch.manual_seed(0)
-    far = trained(ConvNet(), TRAIN, cross_entropy, 12)
-    how = {"sparsity": 0.8, "calibration__samples": 200, "calibration__labels": True}
-    with_it = quick(far, **how)
-    assert with_it.first_order.kept
-    assert any(line.startswith("refinement: after each stage") for line in with_it.choices)
-    assert_truthful(with_it, far, 0.8)
-    without = quick(far, prune__refine="none", prune__repair="least-squares", **how)
-    assert with_it.pruned.metrics["loss"] < without.pruned.metrics["loss"]
-
-
-@pytest.mark.parametrize(
-    ("method", "by", "steps"),
-    [("obs", "gauss-newton", 6), ("magnitude", "gauss-newton", 6), ("obs", "features", 100)],
-)
-def test_refinement_after_the_last_stage_or_each_lowers_the_error(
-    conv: nn.Module, method: str, by: str, steps: int
-) -> None:
-    how = {"sparsity": 0.85, "prune__method": method, "prune__stages": 2, "prune__refine_by": by}
-    how |= {"prune__refine_steps": steps, "calibration__samples": 240, "calibration__labels": False}
-    loss = {}
-    for when in ("none", "last", "stages"):
-        outcome = quick(conv, prune__refine=when, **how)
-        assert_truthful(outcome, conv, 0.85)
-        loss[when] = outcome.pruned.metrics["loss"]
-    assert max(loss["last"], loss["stages"]) < loss["none"]
 
 
 def test_without_labels_the_labels_change_nothing(conv: nn.Module) -> None:
@@ -408,36 +326,3 @@ def test_zeros_of_the_checkpoint_count_as_removed_and_stay(conv: nn.Module) -> N
     assert further.sparsity.removed == round(0.8 * further.sparsity.prunable)
     for name, mask in further.masks.items():
         assert not bool((mask & ~sparse.masks[name]).any())
-
-
-def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def said(**how: object) -> str:
-        usual = {"sparsity": 0.6, "calibration__labels": False, "prune__refine_steps": "auto"}
-        outcome = quick(conv, **usual | how)
-        [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
-        return line
-
-    assert said().startswith("refinement: after the last stage, 400 steps of features (")
-    assert said(finetune__epochs=1) == "refinement: none (fine-tuning follows)"
-    assert said(prune__method="magnitude") == "refinement: none (magnitude is known without)"
-    assert said(prune__refine="none") == "refinement: none (as asked)"
-    assert said(prune__refine_steps=7).startswith("refinement: after the last stage, 7 steps of features (")
-    each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
-    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 80.5 * each})
-    assert said().startswith("refinement: after the last stage, 80 steps of features (")
-    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
-    assert "none (400 steps are" in said()
-    assert said(prune__refine="last").startswith("refinement: after the last stage, 400 steps of features (as asked")
-
-
-def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = {"sparsity": 0.3, "calibration__labels": False}
-    refined = quick(conv, **how)
-    monkeypatch.setattr("prunetaylor.refinement.NEGLIGIBLE", 1.0)
-    left_out, asked = quick(conv, **how), quick(conv, prune__refine="last", **how)
-    same_bits(left_out, quick(conv, prune__refine="none", **how))
-    same_bits(asked, refined)

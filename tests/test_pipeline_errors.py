@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_pipeline import TEST, TRAIN, quick
+from runs import TEST, TRAIN, quick
 from torch import Tensor, nn
 from toys import ConvNet, Idle, Pair, Recording, curve, mlp
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_pipeline import TRAIN, assert_truthful, quick, same_bits, top1
+from runs import TRAIN, assert_truthful, quick, same_bits, top1
 from torch import nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, Pair, curve, mlp, quadrants, trained

@@ -88,3 +88,26 @@ def output_hessian(outputs: Tensor, kind: str) -> Tensor:
         return torch.eye(outputs.shape[1], dtype=outputs.dtype).expand(len(outputs), -1, -1)
     p = outputs.softmax(1)
     return torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+
+
+def assert_least_squares(module: nn.Linear, dense: nn.Linear, mask: Tensor, x: Tensor) -> None:
+    """The kept weights and biases of ``module`` are those that come nearest to ``dense`` on the inputs x (N, d)."""
+    with torch.no_grad():
+        wanted = dense(x)
+    design = torch.cat([x, torch.ones(len(x), 1)], 1)
+    for row, keep in enumerate(mask):
+        columns = torch.cat([keep, torch.tensor([True])])
+        solved = torch.linalg.lstsq(design[:, columns], wanted[:, row]).solution
+        torch.testing.assert_close(module.weight[row, keep].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(module.bias[row].detach(), solved[-1], rtol=1e-2, atol=1e-2)
+
+
+def pruned(module: nn.Module, seed: int = 3) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy with about half of its prunable weights removed, and its masks."""
+    module = copy.deepcopy(module)
+    masks = {}
+    for i, layer in enumerate(Network.of(module).layers):
+        masks[layer.parameter] = rand(*layer.weight.shape, seed=seed + i) > 0
+        with torch.no_grad():
+            layer.weight.mul_(masks[layer.parameter])
+    return module, masks

@@ -98,7 +98,7 @@ class PruneSection(Section):
     """What goes."""
 
     method: str = "auto"
-    """auto, or the name of a criterion: obs, obs_kfac, obs_fisher, obd, taylor1, lamp, magnitude, random."""
+    """auto, or a criterion: obs, obs_kfac, obs_fisher, exact_obs, joint, obd, taylor1, lamp, magnitude, random."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
     structure: str = "weight"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -23,3 +23,12 @@ def parameters_named(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Pa
             raise ValueError(f"the network has no parameter {name!r}")
         found[own[name]] = known[own[name]]
     return found
+
+
+def movable(module: nn.Module, alone: Collection[str] = ()) -> dict[str, nn.Parameter]:
+    """The floating-point parameters, each once, but for those named in ``alone`` or inside of modules named there."""
+    return {
+        name: p
+        for name, p in module.named_parameters()
+        if p.is_floating_point() and not any(name == one or name.startswith(f"{one}.") for one in alone)
+    }

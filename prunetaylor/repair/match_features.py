@@ -16,18 +16,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
-from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
+from prunetaylor.network.names import movable
 from prunetaylor.network.state import channels_last, evaluating, restore, snapshot, trainable
 from prunetaylor.objective import Objective, outputs_of
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import keep_masks
+from prunetaylor.repair.train import learning_rate
 from prunetaylor.risk import Risk, sweep
 
 BATCH = 64
@@ -41,6 +43,7 @@ SMALLEST = 0.01
 FEATURES = 5.0
 """c, what the layers' outputs weigh beside the network's."""
 WARMUP = 10
+"""Steps in which it rises before."""
 LOOKS = 6
 """Looks at the held-out samples on the way."""
 
@@ -96,11 +99,7 @@ def match_features(
     Raises:
         NumericsError: where the error on held-out samples is not finite to begin with.
     """
-    free = {
-        name: p
-        for name, p in module.named_parameters()
-        if p.is_floating_point() and not any(name == one or name.startswith(f"{one}.") for one in alone)
-    }
+    free = movable(module, alone)
     towards = Objective(held.objective.kind, "divergence")
     watched = _watched(module, layers, absorbers)
     first = best = held.value()
@@ -113,7 +112,9 @@ def match_features(
         mine, wanted = (stack.enter_context(_Outputs(network, watched)) for network in (module, dense))
         rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in free.items()}
         optimizer = torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in free.items()])
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(learning_rate, steps=steps, peak=1.0, warmup=WARMUP / steps)
+        )
         stack.enter_context(keep_masks(module, optimizer, masks))
         variances = _variances(dense, held.batches, wanted)
         looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)}
@@ -126,7 +127,7 @@ def match_features(
             schedule.step()
             if step in looks:
                 with mine.ignored():
-                    found = _error(held)
+                    found = held.tried()
                 if found < best:
                     best, kept = found, snapshot(module)
                 yield MatchState(step, first, best)
@@ -232,20 +233,7 @@ def _endless(batches: Batches, steps: int) -> Iterator[Tensor]:
             yield x
 
 
-def _share(step: int, steps: int) -> float:
-    """Of the largest step: a short linear rise, then a cosine towards zero."""
-    return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item())
-
-
 def _root_mean_square(x: Tensor) -> float:
     """Of the entries that are not zero."""
     count = int(x.count_nonzero())
     return float((x.float().square().sum() / count).sqrt()) if count else 0.0
-
-
-def _error(held: Risk) -> float:
-    """The held-out error; steps that took the outputs out of range are as bad as can be."""
-    try:
-        return held.value()
-    except NumericsError:
-        return float("inf")

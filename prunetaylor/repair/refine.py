@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from prunetaylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.curvature.gram import accumulate_type
-from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Phase, Sizes, backward, directional
-from prunetaylor.network.names import own_names
+from prunetaylor.network.names import movable, own_names
 from prunetaylor.risk import Risk
 
 PRODUCTS = 8
@@ -82,7 +81,7 @@ def refine(
         for damping in DAMPINGS:
             moved = solve.step(damping)
             _write(solve.parameters, {name: now[name] + moved[name] for name in now})
-            found = _error(held)
+            found = held.tried()
             if found >= error:
                 if chosen is not None:
                     break
@@ -167,21 +166,12 @@ def _free(module: nn.Module, masks: Mapping[str, Tensor], alone: Collection[str]
     kept = {own[name]: mask for name, mask in masks.items()}
     return {
         name: kept[name].to(p.device, torch.float32) if name in kept else torch.ones_like(p, dtype=torch.float32)
-        for name, p in module.named_parameters()
-        if p.is_floating_point() and not any(name == one or name.startswith(f"{one}.") for one in alone)
+        for name, p in movable(module, alone).items()
     }
 
 
 def _dot(a: Vector, b: Vector) -> float:
     return sum(float((x * b[name]).sum(dtype=accumulate_type(x.device))) for name, x in a.items())
-
-
-def _error(held: Risk) -> float:
-    """The held-out error; a step that takes the outputs out of range is as bad as can be."""
-    try:
-        return held.value()
-    except NumericsError:
-        return float("inf")
 
 
 @torch.no_grad()

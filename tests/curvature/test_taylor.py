@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import Encoder, Tied, mlp
 from tiny import jacobians, output_hessian, outputs_at, rand, taylor
 from torch import Tensor, nn
 from torch.func import grad, hessian
@@ -13,22 +14,8 @@ from prunetaylor.curvature.taylor import Prediction
 from prunetaylor.errors import NumericsError
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
-
-
 def conv() -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
-
-
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
-        self.b.weight = self.a.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x).tanh())
 
 
 class Attention(nn.Module):
@@ -38,15 +25,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x).mean(1))
 
 
 class ActivatedNorm(nn.BatchNorm2d):

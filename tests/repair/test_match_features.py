@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import NETWORKS, case
-from test_refine import pruned
-from tiny import rand, risk
+from tiny import assert_least_squares, pruned, rand, risk
 from torch import Tensor, nn
 
 from prunetaylor.data.preprocess import Preprocess
@@ -72,14 +71,7 @@ def test_a_linear_layer_arrives_at_least_squares() -> None:
     dense, x = nn.Linear(6, 3), rand(80, 6)
     module, masks = pruned(dense)
     matched(module, dense, masks, x, x, kind="values", steps=800)
-    with torch.no_grad():
-        wanted = dense(x)
-    design = torch.cat([x, torch.ones(len(x), 1)], 1)
-    for row, keep in enumerate(masks["weight"]):
-        columns = torch.cat([keep, torch.tensor([True])])
-        solved = torch.linalg.lstsq(design[:, columns], wanted[:, row]).solution
-        torch.testing.assert_close(module.weight[row, keep].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(module.bias[row].detach(), solved[-1], rtol=1e-2, atol=1e-2)
+    assert_least_squares(module, dense, masks["weight"], x)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

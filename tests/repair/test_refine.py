@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import pairwise
 
 import pytest
 import torch
 from networks import case
-from tiny import jacobians, output_hessian, outputs_at, rand, risk
-from torch import Tensor, nn
+from tiny import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, rand, risk
+from torch import nn
 
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
 from prunetaylor.network.network import Network
@@ -20,17 +19,6 @@ from prunetaylor.repair.refine import _free, _Krylov, refine
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def pruned(module: nn.Module, seed: int = 3) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy with about half of its prunable weights removed, and its masks."""
-    module = copy.deepcopy(module)
-    masks = {}
-    for i, layer in enumerate(Network.of(module).layers):
-        masks[layer.parameter] = rand(*layer.weight.shape, seed=seed + i) > 0
-        with torch.no_grad():
-            layer.weight.mul_(masks[layer.parameter])
-    return module, masks
 
 
 @pytest.mark.parametrize("damping", [1e-3, 0.1, 10.0])
@@ -59,14 +47,7 @@ def test_a_linear_layer_arrives_at_least_squares() -> None:
     module, masks = pruned(dense)
     error = risk(module, x, kind="values", dense=dense)
     list(refine(module, masks, lambda: error, error, steps=30, seed=0))
-    with torch.no_grad():
-        wanted = dense(x)
-    design = torch.cat([x, torch.ones(len(x), 1)], 1)
-    for row, keep in enumerate(masks["weight"]):
-        columns = torch.cat([keep, torch.tensor([True])])
-        solved = torch.linalg.lstsq(design[:, columns], wanted[:, row]).solution
-        torch.testing.assert_close(module.weight[row, keep].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(module.bias[row].detach(), solved[-1], rtol=1e-2, atol=1e-2)
+    assert_least_squares(module, dense, masks["weight"], x)
 
 
 def test_the_held_out_error_never_rises_and_masks_hold() -> None:
