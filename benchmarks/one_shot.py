@@ -1,7 +1,7 @@
 """One-shot pruning by every method on the same checkpoint, samples and layers: two tables and a plot.
 
     python benchmarks/one_shot.py resnet20 --checkpoint FILE --data folder:DIR [--sparsity 0.7 0.8] [--seeds 0 1 2]
-    python benchmarks/one_shot.py lenet --checkpoint lenet.pt
+    python benchmarks/one_shot.py mlp --checkpoint mlp.pt --sparsity 0.9 0.95 0.98
     python benchmarks/one_shot.py resnet20 --show        # the tables and the plot of what has been measured
 
 Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again.
@@ -14,8 +14,11 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.pipeline import open_job, run
@@ -36,44 +39,57 @@ ALONE: dict[str, dict[str, Any]] = {
     "OBS in stages": {},
 }
 # What scoring gives and what repair gives, told apart: the same repairs for all.
-SAME = {"prune.repair": "least-squares", "prune.refine": "last"}
-METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"prune.refine": "none", **how} for name, how in ALONE.items()},
-    **{f"{name} + repairs": {**how, **SAME} for name, how in ALONE.items() if not name.startswith("magnitude +")},
-}
+METHODS = [*ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
 DEFAULT = "OBS in stages + repairs"
 """What ``prunetaylor prune`` does by itself."""
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet20": {
-        "model.arch": f"{HERE.parent / 'configs' / 'resnet20_cifar.py'}:resnet20",
-        "data.normalize": "imagenet",
-    },
-    "lenet": {},
+
+@dataclass(frozen=True)
+class Case:
+    """A network; ``repairs`` are those that the default takes for it."""
+
+    settings: dict[str, Any]
+    repairs: dict[str, Any]
+
+    def of(self, method: str) -> dict[str, Any]:
+        """The settings of a row."""
+        name = method.removesuffix(" + repairs")
+        return self.settings | ALONE[name] | ({"prune.refine": "none"} if name == method else self.repairs)
+
+
+CASES = {
+    "resnet20": Case(
+        {"model.arch": f"{HERE.parent / 'configs' / 'resnet20_cifar.py'}:resnet20", "data.normalize": "imagenet"},
+        {"prune.repair": "least-squares", "prune.refine": "last"},
+    ),
+    # One short epoch from its start: the labels say where to go, and every stage sees fresh samples.
+    "mlp": Case(
+        {"calibration.labels": True, "calibration.resample": True}, {"prune.repair": "none", "prune.refine": "stages"}
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("network", choices=CASES)
     parser.add_argument("--checkpoint")
     parser.add_argument("--data")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     results = HERE / f"one_shot-{args.network}.jsonl"
     if not args.show:
-        common = {**NETWORKS[args.network], "model.checkpoint": args.checkpoint, "finetune.epochs": 0}
+        common = {"model.checkpoint": args.checkpoint, "finetune.epochs": 0}
         if args.data:
             common["data.source"] = args.data
-        measure(results, common, args.methods, args.sparsity, args.seeds)
+        measure(results, CASES[args.network], common, args.methods, args.sparsity, args.seeds)
     show(results, HERE / f"one_shot-{args.network}.svg")
 
 
 def measure(
-    results: Path, common: dict[str, Any], methods: list[str], sparsities: list[float], seeds: list[int]
+    results: Path, case: Case, common: dict[str, Any], methods: list[str], sparsities: list[float], seeds: list[int]
 ) -> None:
     done = {(r["method"], r["sparsity"], r["seed"]) for r in read(results)}
     for seed in seeds:
@@ -82,7 +98,7 @@ def measure(
                 if (method, sparsity, seed) in done:
                     continue
                 start = time.perf_counter()
-                config = from_values({**common, **METHODS[method], "prune.sparsity": sparsity, "seed": seed}).config
+                config = from_values({**common, **case.of(method), "prune.sparsity": sparsity, "seed": seed}).config
                 outcome = run(open_job(config, trusted_arch=True, trusted_data=True, progress=Silent()), Silent())
                 row = {
                     "method": method,
@@ -91,7 +107,12 @@ def measure(
                     "dense": outcome.dense.metrics["top1"],
                     "top1": outcome.pruned.metrics["top1"],
                     "seconds": round(time.perf_counter() - start, 1),
-                    "stages": [[s.sparsity, s.predicted_change, s.measured_change] for s in outcome.stages],
+                    "threads": torch.get_num_threads(),
+                    # all of them, those taken back too; cumulative: from the dense network
+                    "stages": [
+                        [s.sparsity, s.predicted_change, s.measured_change, s.accepted, s.cumulative_ratio]
+                        for s in outcome.stages
+                    ],
                 }
                 with results.open("a") as out:
                     out.write(json.dumps(row) + "\n")
@@ -118,6 +139,19 @@ def show(results: Path, picture: Path) -> None:
             if method in cells and method.endswith("+ repairs") == repaired:
                 print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
         print()
+    print(
+        "measured / predicted change of the default's stages, those taken back too; cumulative: since the dense network"
+    )
+    print("| to | stages | median | from | to | cumulative, last |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for sparsity in sparsities:
+        found = [row["stages"] for row in rows if row["method"] == DEFAULT and row["sparsity"] == sparsity]
+        ratios = [m / p for stages in found for _, p, m, *_ in stages]
+        last = [stages[-1][4] for stages in found if len(stages[-1]) > 4]
+        if ratios:
+            print(
+                f"| {sparsity:.0%} | {len(ratios)} | {statistics.median(ratios):.2f} | {min(ratios):.2f} | "
+                f"{max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
+            )
     _draw(cells, rows, dense, picture)
 
 
@@ -145,7 +179,9 @@ def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]]
     left.axhline(dense, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
     left.legend(fontsize=7, loc="lower left")
-    pairs = [(p, m) for row in rows if row["method"] == DEFAULT for _, p, m in row["stages"] if p and m and m > 0 < p]
+    pairs = [
+        (p, m) for row in rows if row["method"] == DEFAULT for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
+    ]
     if pairs:
         right.scatter(*zip(*pairs, strict=True), s=12, color="black")
         ends = [min(map(min, pairs)), max(map(max, pairs))]

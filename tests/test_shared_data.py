@@ -121,7 +121,7 @@ def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(shared / "mnist.tar.xz") as archive:
         # Python 3.11.0 to 3.11.3 know no filters; the archive is the project's own.
         archive.extractall(root, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    command = [sys.executable, str(ROOT / "benchmarks" / "train_lenet.py"), str(root), str(root / "lenet.pt")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_mnist.py"), str(root), str(root / "lenet.pt")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=1800)
     return root
 

@@ -1,6 +1,7 @@
-"""Train builtin:lenet (431,080 parameters) on MNIST and write it as a checkpoint that says what it is.
+"""Train a network on MNIST and write it as a checkpoint that says what it is.
 
-    python benchmarks/train_lenet.py ROOT lenet.pt [--epochs 8] [--seed 0]
+    python benchmarks/train_mnist.py ROOT lenet.pt              # builtin:lenet, 431,080 parameters, to convergence
+    python benchmarks/train_mnist.py ROOT mlp.pt --arch benchmarks/mnist_mlp.py:mlp --epochs 1 --lr 0.01
 
 ROOT is the folder that holds MNIST/raw, in torchvision's layout. A minute or two on two cores.
 """
@@ -21,18 +22,18 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.repair.train import train
 
-ARCH = "builtin:lenet"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--arch", default="builtin:lenet")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    module = build(ARCH, {})
+    module = build(args.arch, {})
     root = str(args.root.resolve())
     samples = load_samples(DataSection(source="torchvision:MNIST", root=root), seed=args.seed)
     assert samples is not None
@@ -50,7 +51,7 @@ def main() -> None:
         module,
         {},
         batches,
-        options=FinetuneSection(lr=0.05, weight_decay=5e-4),
+        options=FinetuneSection(lr=args.lr, weight_decay=5e-4),
         epochs=args.epochs,
         loss=nn.functional.cross_entropy,
         device=torch.device("cpu"),
@@ -62,7 +63,7 @@ def main() -> None:
     test = Batches(samples.test, samples.preprocess, batch_size=500, device="cpu")
     top1 = evaluate(module, test, "classes").metrics["top1"]
     data = {"source": "torchvision:MNIST", "root": root, "normalize": "mnist", "augment": "none", "classes": 10}
-    write_pt(args.output, module, arch=ARCH, args={}, data=data, extra={"top1": top1})
+    write_pt(args.output, module, arch=args.arch, args={}, data=data, extra={"top1": top1})
     print(f"{args.output}: top-1 {top1:.2f} % on {len(samples.test):,} test images")
 
 
