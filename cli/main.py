@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
@@ -27,15 +26,12 @@ from .inspect import inspect
 from .options import State
 from .prune import prune
 from .score import score
+from .stopping import Terminated, terminate
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused,
 130 interrupted. Errors name cause and remedy; -vv shows where they came from.
 """
-
-
-class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt, not an Exception: nobody may take it for an error of theirs."""
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -60,7 +56,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly."""
     state = State()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -74,19 +70,15 @@ def run(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def _report(err: BaseException, state: State) -> int:
     """Say what happened on stderr; the exit code."""
     if state.verbosity >= 2:
         traceback.print_exception(err)
     if isinstance(err, click.Abort | KeyboardInterrupt):
-        _say("interrupted", "")
+        _say("interrupted", state.remedy)
         return 130
     if isinstance(err, Terminated):
-        _say("ended by SIGTERM", "")
+        _say("ended by SIGTERM", state.remedy)
         return 143
     if isinstance(err, click.UsageError):
         command = err.ctx.command_path if err.ctx else "prunetaylor"
@@ -96,10 +88,10 @@ def _report(err: BaseException, state: State) -> int:
         _say(err.format_message(), "")
         return err.exit_code
     if isinstance(err, PruneTaylorError):
-        _say(err.cause, err.remedy)
+        _say(err.cause, "\n".join(text for text in (err.remedy, state.remedy) if text))
         return err.exit_code
     cause, remedy = _unexpected(err)
-    _say(cause, remedy)
+    _say(cause, "\n".join(text for text in (remedy, state.remedy) if text))
     return 1
 
 

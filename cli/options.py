@@ -23,9 +23,10 @@ _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 @dataclass
 class State:
-    """What the error handler must know of a command line: 0 is normal, -1 quiet, 2 shows tracebacks."""
+    """What the error handler must know of a command line. Verbosity: 0 is normal, -1 quiet, 2 shows tracebacks."""
 
     verbosity: int = 0
+    remedy: str = ""  # of whatever ends the command
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -28,6 +29,8 @@ class Reporter(Protocol):
     def step(self, detail: str = "") -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 def reporter(verbosity: int) -> Reporter:
@@ -56,6 +59,9 @@ class Quiet:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
 
@@ -146,3 +152,8 @@ class Logged:
         self._shown.note(text)
         if self._folder is not None:
             self._folder.log("note", text=text)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self._shown.measured(step, values)
+        if self._folder is not None:
+            self._folder.log("measured", step=step, **values)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunetaylor.errors import UsageError
+
 from .options import (
     State,
     arch_option,
@@ -24,6 +26,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .stopping import at_moments
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
@@ -64,6 +67,11 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace the run in --output, once the new one is complete.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --output that was killed; same settings, checkpoint and data.",
+)
 @trust_option
 @verbosity_options
 @click.pass_obj
@@ -82,6 +90,7 @@ def prune(
     dry_run: bool,
     as_json: bool,
     force: bool,
+    resume: bool,
     trust_code: bool,
 ) -> None:
     """Remove weights from a trained network, make up for them, and measure what it cost.
@@ -89,7 +98,8 @@ def prune(
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
     that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl.
+    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl. While a run is at work its state is
+    kept there every checkpoint.every seconds; what was killed goes on with the same command and --resume.
     """
     flags = {
         "model.arch": arch,
@@ -106,11 +116,15 @@ def prune(
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
         return
-    outcome, document, notes = _run(state, resolved, trust, force)
+    if force and resume:
+        raise UsageError("--force starts a run anew and --resume goes on with it", "say one of them")
+    outcome, document, notes = _run(state, resolved, trust, force, resume)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
     elif state.verbosity < 0:
         click.echo(document["files"]["folder"])
+    elif outcome is None:
+        click.echo(f"{document['files']['folder']} is finished already; nothing was changed")
     else:
         from prunetaylor.report.terminal import print_outcome
 
@@ -120,29 +134,44 @@ def prune(
 
 
 def _run(
-    state: State, resolved: Resolved, trust: dict[str, bool], force: bool
-) -> tuple[Outcome, dict[str, Any], list[str]]:
-    """The job from its folder to its written result: the outcome, the report, the notes that were shown."""
+    state: State, resolved: Resolved, trust: dict[str, bool], force: bool, resume: bool
+) -> tuple[Outcome | None, dict[str, Any], list[str]]:
+    """The job from its folder to its written result: the outcome, the report, the notes that were shown.
+
+    No outcome where the run was finished before.
+    """
     from prunetaylor.run import RunFolder
 
     from .progress import Logged, reporter
 
     config = resolved.config
     folder = RunFolder.create(
-        Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force
+        Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force, resume=resume
     )
-    with folder, reporter(state.verbosity) as shown:
-        # torch is imported only now, when the folder is known to be good
-        from prunetaylor.job import open_job
-        from prunetaylor.pipeline import run
+    try:
+        with folder, reporter(state.verbosity) as shown:
+            # torch is imported only now, when the folder is known to be good
+            from prunetaylor.job import open_job
+            from prunetaylor.pipeline import hashes, run
+            from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
 
-        progress = Logged(shown, folder)
-        job = open_job(config, **trust, progress=progress)
-        folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
-        outcome = run(job, progress)
-        progress.phase("write")
-        outcome, document = _write(folder, resolved, job, outcome)
-        folder.commit()
+            progress = Logged(shown, None if folder.finished else folder)
+            job = open_job(config, **trust, progress=progress)
+            same = identity(config, str(job.device), hashes(job))
+            if folder.finished:
+                refuse_changes(identity_of_report(folder.report()), same)
+                return None, folder.report(), progress.notes
+            folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
+            keeper = FolderKeeper(folder, config.checkpoint.every, same)
+            with at_moments(keeper):
+                outcome = run(job, progress, keeper)
+            progress.phase("write")
+            outcome, document = _write(folder, resolved, job, outcome)
+            folder.commit()
+    except BaseException:
+        if folder.state is not None:
+            state.remedy = f"its state is kept; go on with the same command and --resume -o {folder.path}"
+        raise
     return outcome, document, progress.notes
 
 

@@ -141,6 +141,11 @@ def make_job(
     network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
     job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
     criterion = registry.load("saliency", job.method)
+    if config.prune.schedule != "one-shot" and not job.epochs:
+        raise UsageError(
+            f"prune.schedule={config.prune.schedule} prunes while it fine-tunes, and there are no epochs",
+            "give --epochs, or leave prune.schedule at one-shot",
+        )
     if samples is None:
         if criterion.NEEDS != "nothing":
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")

@@ -20,10 +20,12 @@ ROOMS = [
     "prunetaylor.scoring",
     "prunetaylor.pipeline",
     "prunetaylor.planning",
+    "prunetaylor.finetune",
     "prunetaylor.stages",
     "prunetaylor.refinement",
     "prunetaylor.calibration",
     "prunetaylor.job",
+    "prunetaylor.resume",
     "prunetaylor.run",
     "prunetaylor.demo",
     "prunetaylor.repair",
@@ -42,11 +44,12 @@ ROOMS = [
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",
+    "prunetaylor.keep",
     "prunetaylor.outcome",
     "prunetaylor.errors",
     "prunetaylor._version",
 ]
-TORCH_FREE = ["errors", "registry", "progress", "outcome", "run", "config", "cli", "_version"]
+TORCH_FREE = ["errors", "registry", "progress", "keep", "outcome", "run", "config", "cli", "_version"]
 
 
 def files() -> dict[str, Path]:

@@ -109,6 +109,11 @@ class PruneSection(Section):
     """Patterns of layer names whose weights stay."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
     """Rounds of fit, score, select and repair: how many, or the sparsity after each; auto: by sparsity and method."""
+    schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
+    """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
+    sparsity rises along a cubic or a line, or each removes a constant share of what is left."""
+    during: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Epochs over which a gradual schedule prunes, the first step before any training; auto: two thirds of them."""
     first_order: Literal["auto", "keep", "drop"] = "auto"
     """The gradient's term of the Taylor model; auto: by its measured share."""
     damping: Annotated[float, Field(gt=0)] = 0.01
@@ -163,10 +168,31 @@ class FinetuneSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Not applied to norms and biases."""
     warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps in which the learning rate rises; then it falls along a cosine."""
+    """Share of the steps in which the learning rate rises, before lr_schedule."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to zero, or stays."""
+    rewind: bool = False
+    """Learning-rate rewinding: warm-up and schedule start anew after each step of a gradual schedule."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label that is spread over all classes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one step of the optimizer."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient of all parameters; null: any."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is measured and written; 0: off."""
+    compile: bool = False
+    """Run the network through torch.compile; needs a compiler on the machine."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 or fp16 on a GPU, float32 elsewhere."""
     distill: DistillSection = DistillSection()
+
+
+class CheckpointSection(Section):
+    """What a run that is killed can go on from, with --resume."""
+
+    every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two states that are written to the run's folder; 0: whenever there is one."""
 
 
 class CacheSection(Section):
@@ -188,6 +214,7 @@ class Config(Section):
     calibration: CalibrationSection = CalibrationSection()
     prune: PruneSection = PruneSection()
     finetune: FinetuneSection = FinetuneSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
     metric: Literal["top1", "loss"] = "top1"
     """What the drop is measured in."""

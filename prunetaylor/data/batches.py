@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.errors import PruneTaylorError
 
 Part = tuple[Tensor, Tensor]
+Plan = list[tuple[int, range | list[int]]]
 #: raw samples up to this many bytes stay on a CUDA device between epochs
 RESIDENT = 2 * 2**30
 
@@ -59,36 +60,63 @@ class Batches:
         self.samples = full if drop_last and full else len(split)
         # Data sets of a user's own file cannot be pickled, so workers are forked, which only Linux does safely.
         self._workers = workers if split.on_the_fly and sys.platform == "linux" else 0
+        self._sampler = _Planned()
         self._loader: DataLoader[Any] | None = None
+        self._start: Tensor | None = None  # the generator's state when the last iteration began
+        self._given = 0  # batches that it has given
+        self._resumed: Mapping[str, Any] | None = None
         self._resident: TensorSplit | None = None
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Part]:
-        for raw, y in self._raw():
+        resumed, self._resumed = self._resumed, None
+        if self.generator is not None:
+            if resumed is not None:
+                self.generator.set_state(resumed["start"])
+            self._start = self.generator.get_state()
+        plan, self._given = self._plan(), 0
+        if resumed is not None:
+            self._given = resumed["given"]
+            if self.generator is not None:
+                self.generator.set_state(resumed["now"])
+        for raw, y in self._raw(plan[self._given :]):
             x = raw.to(self.device, non_blocking=True)
             if self.augment is not None and self.generator is not None:
                 x = self.augment(x, self.generator)
-            yield self.preprocess(x), y.to(self.device, non_blocking=True)
+            ready = self.preprocess(x), y.to(self.device, non_blocking=True)
+            self._given += 1
+            yield ready
 
-    def _raw(self) -> Iterator[Part]:
-        if self._workers and len(self):
-            return self._decoded_by_workers()
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands, between two batches."""
+        now = None if self.generator is None else self.generator.get_state()
+        return {"start": self._start, "given": self._given, "now": now}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, finished: bool = False) -> None:
+        """The next iteration goes on from there; where that one was ``finished``, the one after it begins."""
+        if not finished:
+            self._resumed = state
+        elif self.generator is not None:
+            self.generator.set_state(state["now"])
+
+    def _raw(self, plan: Plan) -> Iterator[Part]:
+        if self._workers and plan:
+            return self._decoded_by_workers(plan)
         source = self._on_device() if self.device.type == "cuda" else self.split
-        return (source.fetch(indices, variant) for variant, indices in self._plan())
+        return (source.fetch(indices, variant) for variant, indices in plan)
 
-    def _plan(self) -> Iterator[tuple[int, range | list[int]]]:
+    def _plan(self) -> Plan:
         """What to fetch for each batch of one iteration: the variant of random transforms, and the indices."""
         starts = range(0, self.samples, self.batch_size)
         ends = [min(start + self.batch_size, self.samples) for start in starts]
         if not self.shuffle or self.generator is None:
-            yield from ((0, range(start, end)) for start, end in zip(starts, ends, strict=True))
-            return
+            return [(0, range(start, end)) for start, end in zip(starts, ends, strict=True)]
         device = self.generator.device
         variant = int(torch.randint(1, 2**31, (1,), generator=self.generator, device=device))
         order = torch.randperm(len(self.split), generator=self.generator, device=device).tolist()
-        yield from ((variant, order[start:end]) for start, end in zip(starts, ends, strict=True))
+        return [(variant, order[start:end]) for start, end in zip(starts, ends, strict=True)]
 
     def _on_device(self) -> Split:
         """The raw samples themselves, moved once, where they are small: slices then cost no transfer."""
@@ -97,12 +125,13 @@ class Batches:
             self._resident = self.split.in_memory().to(self.device)
         return self.split if self._resident is None else self._resident
 
-    def _decoded_by_workers(self) -> Iterator[Part]:
+    def _decoded_by_workers(self, plan: Plan) -> Iterator[Part]:
+        self._sampler.plan = plan
         if self._loader is None:
             self._loader = DataLoader(
                 _Fetched(self.split),
                 batch_size=None,
-                sampler=_Plan(self),
+                sampler=self._sampler,
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
                 persistent_workers=True,
@@ -121,17 +150,16 @@ class Batches:
             yield part
 
 
-class _Plan:
-    """A DataLoader's sampler that plans anew for each iteration."""
+class _Planned:
+    """A DataLoader's sampler whose plan is another one for each iteration."""
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+    plan: Plan
 
     def __iter__(self) -> Iterator[tuple[int, range | list[int]]]:
-        return self._batches._plan()
+        return iter(self.plan)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.plan)
 
 
 class _Fetched(torch.utils.data.Dataset[Any]):
