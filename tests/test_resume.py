@@ -188,6 +188,5 @@ def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(co
         [expected[1], 0.8, 0.8], abs=1 / outcome.sparsity.prunable
     )
     assert outcome.sparsity.removed == round(0.8 * outcome.sparsity.prunable)
-    assert outcome.drop.value < 5
     [said] = [line for line in outcome.choices if line.startswith(f"schedule {schedule}: ")]
     assert "at epoch 0, " in said
