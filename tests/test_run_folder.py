@@ -156,13 +156,18 @@ def _keep(folder: RunFolder, text: str) -> None:
     folder.keep(lambda file: file.write(text.encode()))
 
 
-def test_a_state_outlives_a_run_that_failed_and_goes_with_one_that_did_not(tmp_path: Path) -> None:
-    path = tmp_path / "r"
-    with pytest.raises(ValueError, match="stop"), RunFolder.create(path, "m") as folder:
-        _keep(folder, "first")
-        _keep(folder, "second")
+def _interrupted(path: Path | None, *states: str, name: str = "m") -> None:
+    with RunFolder.create(path, name) as folder:
+        for text in states:
+            _keep(folder, text)
         folder.stage("model.safetensors").write_text("half")
         raise ValueError("stop")
+
+
+def test_a_state_outlives_a_run_that_failed_and_goes_with_one_that_did_not(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(path, "first", "second")
     assert sorted(file.name for file in (path / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
     with pytest.raises(OutputError, match=r"interrupted(.|\n)*--resume(.|\n)*--force"):
         RunFolder.create(path, "m")
@@ -184,12 +189,10 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> N
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    with (
-        pytest.raises(OutputError, match=r"No space left on device\n.*--resume"),
-        RunFolder.create(tmp_path / "r", "m") as folder,
-    ):
+    with RunFolder.create(tmp_path / "r", "m") as folder:
         _keep(folder, "good")
-        folder.keep(full)
+        with pytest.raises(OutputError, match=r"No space left on device\n.*--resume"):
+            folder.keep(full)
     assert (tmp_path / "r" / ".partial" / "state.pt").read_text() == "good"
     assert not (tmp_path / "r" / ".partial" / "state.pt.new").exists()
 
@@ -198,9 +201,8 @@ def test_resume_where_nothing_was_kept_begins_anew_and_force_drops_what_was(tmp_
     with RunFolder.create(tmp_path / "r", "m", resume=True) as folder:
         assert folder.state is None
         assert not folder.finished
-    with pytest.raises(ValueError, match="stop"), RunFolder.create(tmp_path / "r", "m") as folder:
-        _keep(folder, "old")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(tmp_path / "r", "old")
     with RunFolder.create(tmp_path / "r", "m", force=True) as folder:
         assert folder.state is None
 
@@ -208,9 +210,8 @@ def test_resume_where_nothing_was_kept_begins_anew_and_force_drops_what_was(tmp_
 def test_resume_without_a_path_takes_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _finish(None, "net")
-    with pytest.raises(ValueError, match="stop"), RunFolder.create(None, "net") as folder:
-        _keep(folder, "state")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(None, "state", name="net")
     with RunFolder.create(None, "net", resume=True) as folder:
         assert folder.path == Path("runs/net-2")
         assert folder.state is not None
