@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from prunetaylor.run import RunFolder
+from prunetaylor.track._trackers import Trackers
 
 
 class Reporter(Protocol):
@@ -138,6 +139,7 @@ class Logged:
         self._shown = shown
         self._folder = folder
         self.notes: list[str] = []
+        self.trackers: Trackers | None = None
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._shown.phase(name, total)
@@ -157,3 +159,5 @@ class Logged:
         self._shown.measured(step, values)
         if self._folder is not None:
             self._folder.log("measured", step=step, **values)
+        if self.trackers is not None:
+            self.trackers.measured(step, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,7 @@ def _run(
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
             from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
+            from prunetaylor.track._trackers import Trackers
 
             progress = Logged(shown, None if folder.finished else folder)
             job = open_job(config, **trust, progress=progress)
@@ -163,7 +165,9 @@ def _run(
                 return None, folder.report(), progress.notes
             folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
             keeper = FolderKeeper(folder, config.checkpoint.every, same)
-            with at_moments(keeper):
+            trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
+            with at_moments(keeper), closing(trackers):
+                progress.trackers = trackers
                 outcome = run(job, progress, keeper)
             progress.phase("write")
             outcome, document = _write(folder, resolved, job, outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -177,7 +177,7 @@ def prune(
     sparsity: float = 0.5,
     validation: Any = None,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str = "none",
+    augment: str | Sequence[Any] = "none",
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -190,7 +190,8 @@ def prune(
         sparsity: fraction of the prunable weights removed, in [0, 1).
         validation: chooses between epochs; else a share of ``train``.
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
-        augment: random changes of images while fine-tuning: "none", "flip" or "crop-flip".
+        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms by
+            name, as in ``data.augment``.
         settings: any other key of the configuration, dotted: ``{"finetune.epochs": 2, "prune.exclude": ["fc2"]}``.
 
     Raises:

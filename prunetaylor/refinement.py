@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunetaylor.calibration import Calibration, Part
 from prunetaylor.data import augment
+from prunetaylor.data.transforms import Named
 from prunetaylor.job import Job
 from prunetaylor.measure.cost import flops
 from prunetaylor.network.network import Network
@@ -135,7 +136,7 @@ class Refinement:
             yield Refined(f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})", partial(dict, state))
 
 
-def _changes(name: str, sample: Tensor) -> augment.Augment | None:
+def _changes(name: str | Named, sample: Tensor) -> augment.Augment | None:
     """Random changes of the inputs: those of training, where there are any, and boxes of one another.
 
     The dense network says what the answer to such a collage is, so that a thousand images are never seen twice.

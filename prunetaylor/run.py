@@ -132,6 +132,8 @@ class RunFolder:
         with _undisturbed():
             (self.path / REPORT).unlink(missing_ok=True)
             for file in staged:
+                if file.is_dir():  # a tracker's; the one before is in the way
+                    shutil.rmtree(self.path / file.name, ignore_errors=True)
                 file.replace(self.path / file.name)
             self._complete = True
             self._log.close()

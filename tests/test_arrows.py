@@ -26,6 +26,7 @@ ROOMS = [
     "prunetaylor.calibration",
     "prunetaylor.job",
     "prunetaylor.resume",
+    "prunetaylor.track",
     "prunetaylor.run",
     "prunetaylor.demo",
     "prunetaylor.repair",

@@ -69,8 +69,9 @@ class DataSection(Section):
     """Let torchvision download a data set that is missing."""
     normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
     """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
-    augment: Literal["auto", "none", "flip", "crop-flip"] = "auto"
-    """Random changes of training images; auto: crop-flip for colour images, none otherwise."""
+    augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
+    """Random changes of training images; auto: crop-flip for colour images, none otherwise; or torchvision's
+    transforms.v2 in a list: [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples a step of fine-tuning, and a forward pass."""
     validation: Annotated[Fraction, Field(gt=0, lt=1)] = 0.1
@@ -216,6 +217,8 @@ class Config(Section):
     finetune: FinetuneSection = FinetuneSection()
     checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
+    track: list[str] = []
+    """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
     metric: Literal["top1", "loss"] = "top1"
     """What the drop is measured in."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -226,6 +229,11 @@ class Config(Section):
     """What a run may hold at most: 3GiB, 500MB or a number of bytes, Python and torch aside; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
+
+    @field_validator("track")
+    @classmethod
+    def _known_trackers(cls, value: list[str]) -> list[str]:
+        return [_one_of(one, registry.names("track")) for one in value]
 
 
 def _one_of(value: str, known: list[str]) -> str:

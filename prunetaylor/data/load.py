@@ -15,6 +15,7 @@ from prunetaylor.config.schema import DataSection, Normalization
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
+from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
 from prunetaylor.errors import DataError, UsageError, close_match
 from prunetaylor.network.code import is_code
@@ -65,7 +66,7 @@ def from_python(
     validation: Any = None,
     *,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str = "none",
+    augment: str | Named = "none",
     classes: int | None = None,
 ) -> Samples:
     """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
@@ -170,11 +171,13 @@ def _preprocess(
     )
 
 
-def _augment(cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor) -> tuple[str, tuple[str, ...]]:
+def _augment(
+    cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor
+) -> tuple[str | Named, tuple[str, ...]]:
     if cfg.augment != "auto":
         return augmentation.resolve(cfg.augment, first)[0], ()
     named = said.get("augment")
-    if isinstance(named, str) and named != "auto":
+    if isinstance(named, str | list) and named != "auto":
         return augmentation.resolve(named, first)[0], ("augmentation: as the checkpoint says",)
     name = augmentation.resolve(raw.augment, first)[0]
     return name, (f"augmentation {name}: the usual one of such samples",)

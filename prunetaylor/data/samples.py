@@ -12,6 +12,7 @@ from torch import Tensor
 from prunetaylor.data.batches import Batches
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit
+from prunetaylor.data.transforms import Named
 from prunetaylor.errors import DataError
 
 __all__ = [
@@ -52,7 +53,7 @@ class Samples:
     validation: Split | None  # the source's own
     classes: int | None
     preprocess: Preprocess
-    augment: str  # a name that augment.resolve knows, never "auto"
+    augment: str | Named  # what augment.resolve knows, never "auto"
     fingerprint: str  # sha256, hexadecimal
     choices: tuple[str, ...] = ()  # automatic choices with their reasons, a line each
 
