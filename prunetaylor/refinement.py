@@ -72,10 +72,13 @@ class Refinement:
             return
         part = Part.joined(job, seen)
         assert job.samples is not None
+        _, change = augment.resolve(job.samples.augment, part.batches.split.fetch([0])[0][0])
         batches = job.batches(
             part.batches.split,
             batch_size=match_features.BATCH,
-            augment=_changes(job.samples.augment, part.batches.split.fetch([0])[0][0]),
+            augment=change,
+            # The dense network says what the answer to a collage is, so that a thousand images are never seen twice.
+            mix=augment.cut_mix if change is not None else None,
             generator=generator,
             shuffle=True,
             drop_last=True,
@@ -94,17 +97,6 @@ class Refinement:
             alone=alone,
         ):
             yield f"held-out error {look.before:.4g} -> {look.after:.4g} (step {look.step} of {self.steps})"
-
-
-def _changes(name: str, sample: Tensor) -> augment.Augment | None:
-    """Random changes of the inputs: those of training, where there are any, and boxes of one another.
-
-    The dense network says what the answer to such a collage is, so that a thousand images are never seen twice.
-    """
-    _, change = augment.resolve(name, sample)
-    if change is None:
-        return None
-    return lambda x, generator: augment.cut_mix(change(x, generator), generator)
 
 
 def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinement:

@@ -39,6 +39,7 @@ ROOMS = [
     "prunetaylor.data",
     "prunetaylor.network",
     "prunetaylor.vision",
+    "prunetaylor.distributed",
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",

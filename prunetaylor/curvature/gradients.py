@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.curvature.tape import layer_squares, recording
+from prunetaylor.distributed.exchange import all_sum, sum_numbers
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, backward, sample_gradients
 from prunetaylor.network.layer import Layer
@@ -53,13 +55,11 @@ def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
 def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradient of the mean error in any parameters, by name. NumericsError where not finite."""
     weights = list(parameters.values())
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    samples = 0
-    for x, outputs, reference in risk.backward_batches(weights):
+    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
+    for _, _, outputs, reference in risk.backward_batches(weights):
         value = risk.objective.values(outputs, reference).sum()
-        _add(total, torch.autograd.grad(value, weights, allow_unused=True))
-        samples += len(x)
-    found = {name: g / samples for name, g in zip(parameters, total, strict=True)}
+        _add(total.values(), torch.autograd.grad(value, weights, allow_unused=True))
+    found = {name: g / risk.batches.samples for name, g in all_sum(total).items()}
     for name, g in found.items():
         if not bool(torch.isfinite(g).all()):
             raise NumericsError(f"{name}: the gradient of the error is not finite", "check the samples and the weights")
@@ -73,20 +73,18 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
     have mean zero (Hutchinson 1990). For scaling; the batches enter its noise, not its mean.
     """
     weights = list(parameters.values())
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    samples = 0
+    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
-    for x, outputs, _ in risk.backward_batches(weights):
-        vector = factors.of(outputs.detach(), samples)
-        signed = torch.where(signs[samples : samples + len(x)].to(vector.device), vector, -vector)
+    for start, x, outputs, _ in risk.backward_batches(weights):
+        vector = factors.of(outputs.detach(), start)
+        signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
         grads = torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True)
-        _add(total, [None if g is None else g.float().square() for g in grads])
-        samples += len(x)
-    return {name: d / samples for name, d in zip(parameters, total, strict=True)}
+        _add(total.values(), [None if g is None else g.float().square() for g in grads])
+    return {name: d / risk.batches.samples for name, d in all_sum(total).items()}
 
 
-def _add(total: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def _add(total: Iterable[Tensor], grads: Sequence[Tensor | None]) -> None:
     for sum_, g in zip(total, grads, strict=True):
         if g is not None:
             sum_ += g
@@ -107,26 +105,31 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     # sum_g |S_g - (m_g / n) S|^2 with S_g the group's summed gradient and m_g its size.
     total = [torch.zeros_like(w, dtype=wide) for w in weights]
     group = [torch.zeros_like(w, dtype=wide) for w in weights]
-    squares, sizes, products, start, current = 0.0, 0.0, [torch.zeros_like(t) for t in total], 0, 0
-    for x, outputs, reference in risk.backward_batches(weights, edges):
+    squares, sizes, products = 0.0, 0.0, [torch.zeros_like(t) for t in total]
+    ends = {end: end - start for start, end in pairwise(edges)}  # each process has whole groups
+    for start, x, outputs, reference in risk.backward_batches(weights, edges):
         value = risk.objective.values(outputs, reference).sum()
         for into, g in zip(group, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
             if g is not None:
                 into += g
-        start += len(x)
-        if start == edges[current + 1]:
-            share = (edges[current + 1] - edges[current]) / n
+        if start + len(x) in ends:
+            share = ends[start + len(x)] / n
             for sum_, weighted, own in zip(total, products, group, strict=True):
                 sum_ += own
                 weighted += share * own
                 squares += float(own.square().sum())
                 own.zero_()
             sizes += share**2
-            current += 1
+    squares, sizes = sum_numbers(squares, sizes)
+    total, products = _summed(total), _summed(products)
     norm = sum(float(t.square().sum()) for t in total)
     cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
     scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
     return norm**0.5 / n, scatter**0.5 / n
+
+
+def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list(all_sum({str(i): t for i, t in enumerate(tensors)}).values())
 
 
 def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
@@ -138,18 +141,16 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     # Seeds far apart: neighbouring ones are other runs'.
     drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
-    samples = 0
     with recording(layers) as tape:
-        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            for vector, scale, last in _directions(risk, outputs.detach(), samples, drawn):
+        for start, x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            for vector, scale, last in _directions(risk, outputs.detach(), start, drawn):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
                 for layer, squares in layer_squares(tape, grads, len(x)):
                     total[layer.parameter] += scale * layer.tensor(squares)
-            samples += len(x)
             tape.calls.clear()
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
 
 
 def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
@@ -159,10 +160,10 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     Grosse 2015, with the output factor's diagonal).
     """
     total: dict[str, Tensor] = {}
-    samples, factors = 0, SampledFactors(risk.objective, risk.batches.samples, seed)
+    factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
-        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            vector = factors.of(outputs.detach(), samples)
+        for start, _, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            vector = factors.of(outputs.detach(), start)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -172,9 +173,8 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
                 rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
                 name = call.layer.name
                 total[name] = total[name] + rows if name in total else rows
-            samples += len(x)
             tape.calls.clear()
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
 
 
 def _channels(squares: Tensor) -> Tensor:
