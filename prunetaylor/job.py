@@ -16,8 +16,7 @@ from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Checked, Samples, Split, check_targets
-from prunetaylor.distributed.exchange import gather_objects
-from prunetaylor.distributed.group import place
+from prunetaylor.distributed.group import gather_objects, place
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating

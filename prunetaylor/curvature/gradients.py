@@ -21,7 +21,7 @@ EXACT_OUTPUTS = 16
 """Up to so many outputs the sum over them is exact; beyond, labels drawn by the network itself stand for it."""
 DRAWS = 4
 """Labels drawn a sample where the sum over outputs is not exact."""
-_GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
+_GROUPS = 32  # of samples, whose summed gradients' scatter and squares are looked at
 
 
 def gradient_bytes(sizes: Sizes) -> tuple[int, int]:
@@ -67,20 +67,25 @@ def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> di
 
 
 def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: int) -> dict[str, Tensor]:
-    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one backward pass a batch.
+    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one pass over the samples.
 
-    The squared gradient of a sum over the batch with labels that the network draws and random signs, whose cross terms
-    have mean zero (Hutchinson 1990). For scaling; the batches enter its noise, not its mean.
+    The squared gradients of sums over up to 32 groups of consecutive samples, the same groups however samples are
+    batched, with labels that the network draws and random signs, whose cross terms have mean zero (Hutchinson 1990).
     """
     weights = list(parameters.values())
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
+    group = [torch.zeros_like(t) for t in total.values()]
+    edges = _group_edges(risk.batches.samples)
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
-    for start, x, outputs, _ in risk.backward_batches(weights):
+    for start, x, outputs, _ in risk.backward_batches(weights, edges):
         vector = factors.of(outputs.detach(), start)
         signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
-        grads = torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True)
-        _add(total.values(), [None if g is None else g.float().square() for g in grads])
+        _add(group, torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True))
+        if start + len(x) in edges:
+            for into, own in zip(total.values(), group, strict=True):
+                into += own.square()
+                own.zero_()
     return {name: d / risk.batches.samples for name, d in all_sum(total).items()}
 
 
@@ -98,8 +103,8 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     """
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
-    groups = min(_GROUPS, n)
-    edges = [-(-g * n // groups) for g in range(groups + 1)]
+    edges = _group_edges(n)
+    groups = len(edges) - 1
     wide = accumulate_type(weights[0].device)
     # Only the sum over groups and the sum of squared group sums are needed:
     # sum_g |S_g - (m_g / n) S|^2 with S_g the group's summed gradient and m_g its size.
@@ -126,6 +131,12 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
     scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
     return norm**0.5 / n, scatter**0.5 / n
+
+
+def _group_edges(samples: int) -> list[int]:
+    """0, ..., N: where groups of consecutive samples begin and end."""
+    groups = min(_GROUPS, samples)
+    return [-(-g * samples // groups) for g in range(groups + 1)]
 
 
 def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,8 @@ gloo.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
@@ -14,36 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunetaylor.distributed.group import agree, control, exchanging, main_process, rank, world
+from prunetaylor.distributed.group import agree, exchanging, gather_objects, main_process, rank, world
 
 T = TypeVar("T")
 
-
-def gather_objects(value: T) -> list[T]:
-    """Each process's small plain value, in their order."""
-    if world() == 1:
-        return [value]
-    every: list[T] = [value] * world()
-    agree()
-    with exchanging():
-        dist.all_gather_object(every, value, group=control())
-    return every
+BUCKET_BYTES = 1 << 25
+"""Of what travels together: large enough for a network's bandwidth, small beside what is summed."""
 
 
 def from_main(value: T) -> T:
     """The main process's small plain value."""
     return gather_objects(value if main_process() else None)[0]  # type: ignore[return-value]
-
-
-def all_maximum(numbers: Tensor) -> Tensor:
-    """The largest of each entry (n,) over all processes, of a tensor on the CPU."""
-    if world() == 1:
-        return numbers
-    agree()
-    with exchanging():
-        largest = numbers.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=control())
-    return largest
 
 
 def smallest(value: int | None) -> int | None:
@@ -60,23 +42,54 @@ def all_sum(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if world() == 1:
         return dict(tensors)
     shapes = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items()}
+    same = set(gather_objects(hashlib.sha256(repr(shapes).encode()).digest()))
+    known = [shapes] if len(same) == 1 else gather_objects(shapes)
     found = {}
-    known = gather_objects(shapes)
+    # Of those that are there under a name the first one says how it looks.
+    for name, (shape, dtype, device) in {n: s for one in reversed(known) for n, s in one.items()}.items():
+        own = tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype, device=_on(device))
+        found[name] = own.detach().contiguous()
     with exchanging():
-        for name, (shape, dtype, device) in {n: s for one in reversed(known) for n, s in one.items()}.items():
-            total = tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype, device=_on(device))
-            total = total.detach().contiguous()
-            dist.all_reduce(total)
-            found[name] = total
+        reduce_in_place([found[name] for name in sorted(found)])
     order = dict.fromkeys(name for one in known for name in one)
     return {name: found[name] for name in order}
 
 
+def reduce_in_place(tensors: Sequence[Tensor]) -> None:
+    """Sum each over all processes, which have the same ones in the same order; small ones travel together."""
+    for bucket in _buckets(tensors):
+        alone = len(bucket) == 1 and bucket[0].is_contiguous()
+        flat = bucket[0] if alone else torch.cat([t.reshape(-1) for t in bucket])
+        dist.all_reduce(flat)
+        if not alone:
+            for t, summed in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
+                t.copy_(summed.view(t.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, of one type and device each, up to BUCKET_BYTES or one tensor."""
+    bucket: list[Tensor] = []
+    size = 0
+    for t in tensors:
+        alike = not bucket or (t.dtype, t.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and (not alike or size + t.nbytes > BUCKET_BYTES):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(t)
+        size += t.nbytes
+    if bucket:
+        yield bucket
+
+
 def sum_numbers(*values: float) -> list[float]:
-    """The sum of each over all processes."""
+    """The sum of each over all processes; all give the same number of them."""
     if world() == 1:
         return list(values)
-    return [float(x) for x in all_sum({"": torch.tensor(values, dtype=torch.float64)})[""]]
+    agree()
+    total = torch.tensor(values, dtype=torch.float64)
+    with exchanging():
+        dist.all_reduce(total)
+    return [float(x) for x in total]
 
 
 def first_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,17 +7,21 @@ that all of them got so far: an error of one of them ends all of them there, wit
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from prunetaylor.distributed.place import Place
 from prunetaylor.errors import PeerError, PruneTaylorError
+
+T = TypeVar("T")
 
 JOIN = timedelta(minutes=5)
 """For all processes to come together."""
@@ -25,6 +29,9 @@ WAIT = timedelta(minutes=30)
 """For the slowest at any exchange."""
 LEAVE = timedelta(seconds=20)
 """For the others to hear of an error; whoever does not hear of it finds out when the connection ends."""
+
+_SMALL = 256
+"""Bytes of what is exchanged at once, whatever there is to say."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,6 @@ def place() -> Place | None:
 def main_process() -> bool:
     """Whether this is the process that prints and writes."""
     return rank() == 0
-
-
-def control() -> dist.ProcessGroup:
-    """The processes as gloo connects them, for what is no number of a GPU."""
-    assert _group is not None
-    return _group.control
 
 
 def mine(count: int) -> range:
@@ -133,9 +134,19 @@ def _meet(here: Place) -> dist.ProcessGroup:
 
 def agree() -> None:
     """Wait for all processes; PeerError where one of them has failed."""
-    if _group is not None:
-        with exchanging():
-            _heard(None, None)
+    gather_objects(None)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Each process's plain value, in their order. PeerError where one of them has failed."""
+    if _group is None:
+        return [value]
+    with exchanging():
+        return [pickle.loads(one) for one in _swapped(pickle.dumps(value), failed=False)]
+
+
+Failure = tuple[str, str, int]
+"""Cause, remedy, exit code."""
 
 
 def _told(error: Exception) -> bool:
@@ -145,33 +156,52 @@ def _told(error: Exception) -> bool:
     else:
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", "", 1
     try:
-        _heard(failure, LEAVE)
+        _swapped(pickle.dumps(failure), failed=True)
     except PeerError:
         return True
-    except RuntimeError:
+    except RuntimeError:  # they are gone, or busy for long
         return False
     return False
 
 
-Failure = tuple[str, str, int]
-"""Cause, remedy, exit code."""
+def _swapped(content: bytes, failed: bool) -> list[bytes]:
+    """Every process's content, in their order. What a process that has failed says ends all: PeerError with it.
+
+    One exchange of small buffers, and another one where something is larger. It is the one thing that all processes
+    come to again and again, so that the news of a failure meets all others wherever they are.
+    """
+    limit = LEAVE if failed else WAIT
+    head = torch.zeros(_SMALL, dtype=torch.uint8)
+    head[:9] = torch.frombuffer(bytearray([failed, *len(content).to_bytes(8, "big")]), dtype=torch.uint8)
+    room = _SMALL - 9
+    head[9 : 9 + len(content[:room])] = _as_tensor(content[:room])
+    heads = [bytes(one.numpy()) for one in _gathered(head, limit)]
+    sizes = [int.from_bytes(one[1:9], "big") for one in heads]
+    every = [one[9 : 9 + min(size, room)] for one, size in zip(heads, sizes, strict=True)]
+    if max(sizes) > room:
+        rest = torch.zeros(max(sizes) - room, dtype=torch.uint8)
+        rest[: max(0, len(content) - room)] = _as_tensor(content[room:])
+        more = [bytes(one.numpy()) for one in _gathered(rest, limit)]
+        every = [a + b[: max(0, size - room)] for a, b, size in zip(every, more, sizes, strict=True)]
+    for which, (one, said) in enumerate(zip(heads, every, strict=True)):
+        if one[0]:
+            cause, remedy, code = pickle.loads(said)
+            cause = f"process {which} of {world()}: {cause}"
+            raise PeerError(cause, remedy, exit_code=code, silent=not main_process())
+    return every
 
 
-def _heard(failure: Failure | None, limit: timedelta | None) -> None:
-    """Exchange whether all is well; PeerError with what went wrong first in the processes' order, where it is not."""
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
+
+
+def _gathered(buffer: Tensor, limit: timedelta) -> list[Tensor]:
     assert _group is not None
-    status = torch.tensor([0 if failure is None else 1])
-    work = dist.all_reduce(status, op=dist.ReduceOp.MAX, group=_group.control, async_op=True)
+    every = [torch.empty_like(buffer) for _ in range(_group.place.world)]
+    work = dist.all_gather(every, buffer, group=_group.control, async_op=True)
     assert work is not None
-    work.wait(WAIT if limit is None else limit)
-    if not int(status):
-        return
-    every: list[Failure | None] = [None] * _group.place.world
-    dist.all_gather_object(every, failure, group=_group.control)
-    which, (cause, remedy, code) = next((i, one) for i, one in enumerate(every) if one is not None)
-    raise PeerError(
-        f"process {which} of {_group.place.world}: {cause}", remedy, exit_code=code, silent=not main_process()
-    )
+    work.wait(limit)
+    return every
 
 
 @contextmanager

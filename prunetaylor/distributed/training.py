@@ -21,11 +21,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-from prunetaylor.distributed.exchange import all_maximum
-from prunetaylor.distributed.group import exchanging, world
-
-BUCKET_BYTES = 1 << 25
-"""Of gradients that travel together: large enough for the network's bandwidth, small beside the gradients."""
+from prunetaylor.distributed.exchange import reduce_in_place
+from prunetaylor.distributed.group import exchanging, gather_objects, world
 
 
 @torch.no_grad()
@@ -40,32 +37,13 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     wanted = [p for p in parameters if p.requires_grad]
     if world() == 1 or not wanted:
         return
-    there = all_maximum(torch.tensor([p.grad is not None for p in wanted], dtype=torch.int64))
-    moved = [p for p, seen in zip(wanted, there.tolist(), strict=True) if seen]
+    there = [any(flags) for flags in zip(*gather_objects(bytes(p.grad is not None for p in wanted)), strict=True)]
+    moved = [p for p, seen in zip(wanted, there, strict=True) if seen]
     for p in moved:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
     with exchanging():
-        for bucket in _buckets([p.grad for p in moved if p.grad is not None]):
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            dist.all_reduce(flat)
-            for g, summed in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-                g.copy_(summed.view(g.shape))
-
-
-def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """In order, of one type and device each, up to BUCKET_BYTES or one tensor."""
-    bucket: list[Tensor] = []
-    size = 0
-    for g in gradients:
-        alike = not bucket or (g.dtype, g.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and (not alike or size + g.nbytes > BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(g)
-        size += g.nbytes
-    if bucket:
-        yield bucket
+        reduce_in_place([p.grad for p in moved if p.grad is not None])
 
 
 @contextmanager
