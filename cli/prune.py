@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -66,7 +67,9 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace the run in --output, once the new one is complete.")
 @trust_option
 @verbosity_options
+@nproc_option
 @click.pass_obj
+@together
 def prune(
     state: State,
     words: tuple[str, ...],
@@ -106,6 +109,9 @@ def prune(
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
         return
+    if not state.main:
+        _follow(state, resolved, trust)
+        return
     outcome, document, notes = _run(state, resolved, trust, force)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
@@ -131,7 +137,7 @@ def _run(
     folder = RunFolder.create(
         Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force
     )
-    with folder, reporter(state.verbosity) as shown:
+    with folder, reporter(state) as shown:
         # torch is imported only now, when the folder is known to be good
         from prunetaylor.job import open_job
         from prunetaylor.pipeline import run
@@ -144,6 +150,18 @@ def _run(
         outcome, document = _write(folder, resolved, job, outcome)
         folder.commit()
     return outcome, document, progress.notes
+
+
+def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
+    """The job in a process that has its share of the work, and neither prints nor writes."""
+    from prunetaylor.job import open_job
+    from prunetaylor.pipeline import run
+
+    from .progress import Logged, reporter
+
+    with reporter(state) as shown:
+        progress = Logged(shown, None)
+        run(open_job(resolved.config, **trust, progress=progress), progress)
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
@@ -176,10 +194,12 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
 
     from .progress import Logged, reporter
 
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
         memory = make_plan(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
+    if not state.main:
+        return
     if as_json:
         document = {
             "schema_version": 1,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,14 @@ def together(function: str, folder: Path, world: int = 2) -> list[Any]:
             process.kill()
     assert [process.returncode for process in started] == [0] * world, "\n".join(said)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]
+
+
+def free_port() -> int:
+    """One that nobody listens at now, of those that are not handed out by themselves (another test's may be)."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def main(function: str, folder: str, *numbers: str) -> None:
