@@ -24,9 +24,9 @@ from typing import IO, Any, TypeVar, cast
 import click
 
 from prunetaylor.distributed.place import ALIVE, LISTEN, Place, find
-from prunetaylor.errors import PeerError, UsageError
+from prunetaylor.errors import PeerError, PruneTaylorError, UsageError
 
-from .options import State
+from .options import State, read_configuration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,9 +55,13 @@ def together(command: F) -> F:
         state.main = place is None or place.rank == 0
         if place is None:
             count = nproc or 1
-            return launch(state.arguments, count) if count > 1 else command(state, *args, **options)
+            if count == 1:
+                return command(state, *args, **options)
+            read_configuration(options["words"], options["file"], {})  # what is wrong with it is said at once
+            return launch(state.arguments, count)
         if nproc is not None and place.by != "--nproc":
-            raise UsageError(
+            raise _said_once(
+                state,
                 f"--nproc {nproc} inside of a process that {place.by} has started as one of {place.world}",
                 "leave --nproc out to join them; --nproc 1 is for this process alone",
             )
@@ -65,6 +69,13 @@ def together(command: F) -> F:
             return command(state, *args, **options)
 
     return cast(F, run)
+
+
+def _said_once(state: State, cause: str, remedy: str) -> PruneTaylorError:
+    """What is wrong with the command line of all processes alike, from the one that speaks for them."""
+    if state.main:
+        return UsageError(cause, remedy)
+    return PeerError(cause, remedy, exit_code=UsageError.exit_code, silent=True)
 
 
 @contextmanager
