@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import click
 
 from prunetaylor._version import __version__
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.distributed.place import find
+from prunetaylor.errors import PeerError, PruneTaylorError
 
 from .config import config
 from .demo import demo
@@ -55,7 +56,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly."""
-    state = State()
+    state = State(arguments=tuple(arguments), main=_is_main())
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
@@ -70,8 +71,21 @@ def run(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _is_main() -> bool:
+    """Whether this process speaks for all that were started together."""
+    try:
+        place = find(os.environ)
+    except PruneTaylorError:
+        return True
+    return place is None or place.rank == 0
+
+
 def _report(err: BaseException, state: State) -> int:
     """Say what happened on stderr; the exit code."""
+    if (isinstance(err, PeerError) and err.silent) or (not state.main and isinstance(err, click.UsageError)):
+        return err.exit_code
+    if not state.main and isinstance(err, KeyboardInterrupt | Terminated):  # all processes of a run are told
+        return 130 if isinstance(err, KeyboardInterrupt) else 143
     if state.verbosity >= 2:
         traceback.print_exception(err)
     if isinstance(err, click.Abort | KeyboardInterrupt):

@@ -15,6 +15,8 @@ from rich.text import Text
 from prunetaylor.run import RunFolder
 from prunetaylor.track._trackers import Trackers
 
+from .options import State
+
 
 class Reporter(Protocol):
     """Progress that is shown while its context is open."""
@@ -34,9 +36,9 @@ class Reporter(Protocol):
     def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
-def reporter(verbosity: int) -> Reporter:
-    """What fits stderr and the verbosity (negative: nothing)."""
-    if verbosity < 0:
+def reporter(state: State) -> Reporter:
+    """What fits stderr and the verbosity (negative: nothing); of several processes one shows it."""
+    if state.verbosity < 0 or not state.main:
         return Quiet()
     console = Console(stderr=True, highlight=False, markup=False)
     return (

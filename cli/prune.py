@@ -12,6 +12,7 @@ import click
 
 from prunetaylor.errors import UsageError
 
+from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -39,6 +40,8 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 # bytes for the report and the log; the network's size is known when it is open
 _ROOM = 2**20
+# what the main process tells the others in place of the state that there is to go on from
+_FINISHED = "finished"
 
 _EPILOG = """\b
 Examples:
@@ -75,7 +78,9 @@ Examples:
 )
 @trust_option
 @verbosity_options
+@nproc_option
 @click.pass_obj
+@together
 def prune(
     state: State,
     words: tuple[str, ...],
@@ -119,6 +124,9 @@ def prune(
         return
     if force and resume:
         raise UsageError("--force starts a run anew and --resume goes on with it", "say one of them")
+    if not state.main:
+        _follow(state, resolved, trust)
+        return
     outcome, document, notes = _run(state, resolved, trust, force, resume)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
@@ -150,8 +158,9 @@ def _run(
         Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force, resume=resume
     )
     try:
-        with folder, reporter(state.verbosity) as shown:
+        with folder, reporter(state) as shown:
             # torch is imported only now, when the folder is known to be good
+            from prunetaylor.distributed.exchange import from_main
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
             from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
@@ -162,9 +171,11 @@ def _run(
             same = identity(config, str(job.device), hashes(job))
             if folder.finished:
                 refuse_changes(identity_of_report(folder.report()), same)
+                from_main(_FINISHED)
                 return None, folder.report(), progress.notes
             folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
             keeper = FolderKeeper(folder, config.checkpoint.every, same)
+            from_main(None if folder.state is None else str(folder.state.resolve()))
             trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
             with at_moments(keeper), closing(trackers):
                 progress.trackers = trackers
@@ -177,6 +188,25 @@ def _run(
             state.remedy = f"its state is kept; go on with the same command and --resume -o {folder.path}"
         raise
     return outcome, document, progress.notes
+
+
+def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
+    """The job in a process that has its share of the work, and neither prints nor writes."""
+    from prunetaylor.distributed.exchange import from_main
+    from prunetaylor.job import open_job
+    from prunetaylor.pipeline import run
+    from prunetaylor.resume import Follower
+
+    from .progress import Logged, reporter
+
+    with reporter(state) as shown:
+        progress = Logged(shown, None)
+        job = open_job(resolved.config, **trust, progress=progress)
+        begun: str | None = from_main(None)
+        if begun != _FINISHED:
+            keeper = Follower(None if begun is None else Path(begun))
+            with at_moments(keeper):
+                run(job, progress, keeper)
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
@@ -209,10 +239,12 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
 
     from .progress import Logged, reporter
 
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
         memory = make_plan(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
+    if not state.main:
+        return
     if as_json:
         document = {
             "schema_version": 1,

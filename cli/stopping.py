@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prunetaylor.resume import FolderKeeper
+    from prunetaylor.resume import FolderKeeper, Follower
 
 GRACE = 10.0
 """Seconds for the next moment at which a state can be kept; after them the last one must do."""
@@ -24,7 +24,7 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def at_moments(keeper: FolderKeeper) -> Iterator[None]:
+def at_moments(keeper: FolderKeeper | Follower) -> Iterator[None]:
     """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once."""
 
     def ask(number: int, frame: FrameType | None) -> None:

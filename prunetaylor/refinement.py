@@ -12,7 +12,6 @@ from torch import Tensor
 
 from prunetaylor.calibration import Calibration, Part
 from prunetaylor.data import augment
-from prunetaylor.data.transforms import Named
 from prunetaylor.job import Job
 from prunetaylor.measure.cost import flops
 from prunetaylor.network.network import Network
@@ -81,10 +80,13 @@ class Refinement:
             return
         part = Part.joined(job, seen)
         assert job.samples is not None
+        _, change = augment.resolve(job.samples.augment, part.batches.split.fetch([0])[0][0])
         batches = job.batches(
             part.batches.split,
             batch_size=match_features.BATCH,
-            augment=_changes(job.samples.augment, part.batches.split.fetch([0])[0][0]),
+            augment=change,
+            # The dense network says what the answer to a collage is, so that a thousand images are never seen twice.
+            mix=augment.cut_mix if change is not None else None,
             generator=generator,
             shuffle=True,
             drop_last=True,
@@ -134,17 +136,6 @@ class Refinement:
             damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
             state = {"done": step.step, "last": step.last}
             yield Refined(f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})", partial(dict, state))
-
-
-def _changes(name: str | Named, sample: Tensor) -> augment.Augment | None:
-    """Random changes of the inputs: those of training, where there are any, and boxes of one another.
-
-    The dense network says what the answer to such a collage is, so that a thousand images are never seen twice.
-    """
-    _, change = augment.resolve(name, sample)
-    if change is None:
-        return None
-    return lambda x, generator: augment.cut_mix(change(x, generator), generator)
 
 
 def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinement:

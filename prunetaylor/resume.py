@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from prunetaylor.config.schema import Config
@@ -41,17 +42,10 @@ class FolderKeeper:
 
     def left(self) -> Mapping[str, Any] | None:
         """The state of the run that goes on. UsageError where it was another run's."""
-        import torch
-
         file = self._folder.state
         if file is None:
             return None
-        try:
-            found = torch.load(file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as err:
-            raise OutputError(
-                f"the state in {file.parent} cannot be read: {str(err).splitlines()[0]}", "start anew with --force"
-            ) from err
+        found = _read(file)
         refuse_changes(found["identity"], self._identity)
         state: Mapping[str, Any] = found["run"]
         return state
@@ -69,6 +63,37 @@ class FolderKeeper:
         self._last = time.monotonic()
         if self.stop is not None:
             raise self.stop
+
+
+class Follower:
+    """In a process that follows the main one: reads the state that the main one goes on from, and keeps none."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.stop: type[BaseException] | None = None
+        """What a signal asks for; the main process, which got it too, ends the run at its next moment."""
+
+    def left(self) -> Mapping[str, Any] | None:
+        return None if self._file is None else _read(self._file)["run"]
+
+    def due(self) -> bool:
+        return False
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as err:
+        raise OutputError(
+            f"the state in {file.parent} cannot be read: {str(err).splitlines()[0]}",
+            "start anew with --force; several machines need a folder that all of them see",
+        ) from err
+    return found
 
 
 def identity(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str, Any]:

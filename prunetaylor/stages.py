@@ -17,6 +17,7 @@ from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
+from prunetaylor.distributed.exchange import as_in_main
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.memory import release
@@ -30,7 +31,7 @@ from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
-from prunetaylor.risk import Risk, Watcher, sweep
+from prunetaylor.risk import Risk, Watcher, first_pass
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
@@ -245,6 +246,7 @@ class Stages:
         now = self.removed / network.prunable
         model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
         target, alone = self._select(plan, model, judge, now)
+        self._as_in_main()
         self.progress.step("selected")
         if self.repair == "obs":
             self._compensate(model, state, absorbers)
@@ -272,6 +274,7 @@ class Stages:
                 fit = calibration.fit.batches
                 for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
                     pass
+        self._as_in_main()
         self.done.append(
             Stage(
                 sparsity=target,
@@ -427,6 +430,11 @@ class Stages:
         model.keep_first = self.keep_first
         return model
 
+    def _as_in_main(self) -> None:
+        """Several processes come to the same weights and masks; should their machines round differently, to one's."""
+        state = self.job.network.module.state_dict().values()
+        as_in_main([*(t for t in state if isinstance(t, Tensor)), *self.masks.values()])
+
     def _choose(self, text: str) -> None:
         if text not in self.choices:
             self.choices.append(text)
@@ -450,7 +458,7 @@ def running_order(network: Network, calibration: Calibration) -> list[str]:
         return note
 
     watch: dict[nn.Module, Watcher] = {m: watcher(layer.name) for layer in network.layers for m in layer.modules}
-    next(sweep(network.module, calibration.fit.batches, watch=watch))
+    first_pass(network.module, calibration.fit.batches, watch)
     return list(order)
 
 

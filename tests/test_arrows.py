@@ -42,6 +42,7 @@ ROOMS = [
     "prunetaylor.data",
     "prunetaylor.network",
     "prunetaylor.vision",
+    "prunetaylor.distributed",
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",

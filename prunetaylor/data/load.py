@@ -17,6 +17,7 @@ from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
+from prunetaylor.distributed.group import local_world
 from prunetaylor.errors import DataError, UsageError, close_match
 from prunetaylor.network.code import is_code
 
@@ -93,11 +94,14 @@ def from_python(
 
 
 def workers(cfg: DataSection) -> int:
-    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most."""
+    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most.
+
+    Those of the machine are shared out among the processes of a run.
+    """
     if cfg.workers != "auto":
         return int(cfg.workers)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
+    return min(8, max(1, usable // local_world()))
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunetaylor.data.batches import Batches
+from prunetaylor.data.batches import Batches, Share
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit
+from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, decoded_together
 from prunetaylor.data.transforms import Named
 from prunetaylor.errors import DataError
 
@@ -22,10 +22,12 @@ __all__ = [
     "Preprocess",
     "RawSource",
     "Samples",
+    "Share",
     "Split",
     "Subset",
     "TensorSplit",
     "check_targets",
+    "decoded_together",
     "draw",
     "fingerprint",
 ]

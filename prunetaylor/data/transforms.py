@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetaylor.data.draws import Draws
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.vision import import_torchvision
 
@@ -16,10 +17,10 @@ Named = Sequence[str | Mapping[str, Mapping[str, Any]]]
 _LABELLED = ("MixUp", "CutMix")
 
 
-def chain(named: Named, sample: Tensor) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """The transforms one after another, image by image, as a function of a batch and a generator.
+def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
+    """The transforms one after another, image by image, as a function of a batch's rows and draws.
 
-    They draw from torch's global state, which is seeded from the generator for a batch and put back.
+    They draw from torch's global state, which is seeded anew for each image and put back.
 
     Args:
         sample: a raw image (C, H, W); what comes of it must have its shape and type.
@@ -34,14 +35,19 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, torch.Generator], T
             x = step(x)
         return x
 
-    def change(x: Tensor, generator: torch.Generator) -> Tensor:
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    def change(x: Tensor, draws: Draws) -> Tensor:
+        seeds = draws.integers(2**62, torch.device("cpu")).tolist()
+        if not len(x):
+            return x
+        changed = []
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            return torch.stack([one(image) for image in x])
+            for image, seed in zip(x, seeds, strict=True):
+                torch.manual_seed(seed)
+                changed.append(one(image))
+        return torch.stack(changed)
 
     try:
-        found = change(sample.unsqueeze(0), torch.Generator().manual_seed(0))[0]
+        found = change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))[0]
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UsageError(
             f"data.augment does not work on samples of shape {tuple(sample.shape)}: {str(error).splitlines()[0]}",

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Share
+from prunetaylor.distributed.exchange import all_sum
+from prunetaylor.distributed.training import sum_gradients
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable
@@ -133,12 +135,13 @@ class Matching:
             stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
             variances = _variances(self.dense, self.held.batches, wanted)
             looks = {round(self._steps * (k + 1) / LOOKS) for k in range(LOOKS)}
-            for x in _endless(self.batches, self._steps - state["step"]):
+            for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
-                for part in torch.split(x, self._chunk):
+                for part in torch.split(share.x, self._chunk) if len(share.x) else ():
                     loss = _loss(self.module, self.dense, part, mine, wanted, variances, towards, self._scale)
-                    (loss * (len(part) / len(x))).backward()  # type: ignore[no-untyped-call]
+                    (loss * (len(part) / share.of)).backward()  # type: ignore[no-untyped-call]
+                sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
                 if state["step"] in looks:
@@ -201,12 +204,13 @@ def _loss(
 
 def _variances(dense: nn.Module, batches: Batches, wanted: _Outputs) -> list[float]:
     """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
-    sums: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
     for _ in sweep(dense, batches):
         found = [y.double() if y.device.type != "mps" else y.float() for y in wanted.taken()]
-        added = [torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()]) for y in found]
-        sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
-    each = [float(square / count - (total / count).square()) for count, total, square in sums]
+        for call, y in enumerate(found):
+            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
+            sums[str(call)] = sums.get(str(call), 0) + added
+    each = [float(square / count - (total / count).square()) for count, total, square in all_sum(sums).values()]
     return [variance if variance > 0 else 1.0 for variance in each]
 
 
@@ -262,14 +266,14 @@ def _channels_last(gradient: Tensor) -> Tensor:
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _endless(batches: Batches, steps: int) -> Iterator[Tensor]:
+def _endless(batches: Batches, steps: int) -> Iterator[Share]:
     done = 0
     while done < steps:
-        for x, _ in batches:
+        for share in batches.shares():
             if done == steps:
                 return
             done += 1
-            yield x
+            yield share
 
 
 def _root_mean_square(x: Tensor) -> float:

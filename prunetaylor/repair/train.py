@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.config.schema import FinetuneSection
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Share
+from prunetaylor.distributed.exchange import all_sum, as_in_main, from_main
+from prunetaylor.distributed.group import rank, world
+from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph, is_out_of_memory, release
 from prunetaylor.network.state import channels_last, evaluating, restore, snapshot
@@ -28,7 +31,6 @@ from prunetaylor.repair.optimizer import Average, Rates, make_optimizer, precisi
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
-Part = tuple[Tensor, Tensor]
 
 LOOK_EVERY = 25
 """Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
@@ -82,6 +84,7 @@ class Training:
 
     At a yield with ``epoch_done`` the module is in evaluation mode, ready to be measured; at the end too, with its
     gradients released. The global random state, which dropout draws from, is seeded from ``generator`` and put back.
+    Several processes train on their rows of each batch; steps are those of one process, but for what dropout draws.
 
     Args:
         module: the network on ``device``; parameters that require no gradient are left alone.
@@ -156,6 +159,7 @@ class Training:
         try:
             with self._reproducible(), ExitStack() as stack:
                 stack.enter_context(_layout(self.module, self._device))
+                stack.enter_context(synced_batch_norm(self.module))
                 if self._teacher is not None:
                     stack.enter_context(evaluating(self._teacher))
                     stack.enter_context(_layout(self._teacher, self._device))
@@ -181,13 +185,12 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the steps to come depend on, between two steps; the masks are the caller's to keep."""
-        state: dict[str, Any] = {
+        return {
             "module": snapshot(self.module),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "batches": self.batches.state_dict(),
-            "random": torch.get_rng_state(),
             "epoch": self._epoch,
             "step": self._step,
             "parts": self._parts,
@@ -195,9 +198,6 @@ class Training:
             "sum": self._sum,
             "seen": self._seen,
         }
-        if self._device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self._device)
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, once :meth:`run` is called."""
@@ -228,7 +228,7 @@ class Training:
         self.module.train()
         new, busy, start = 0, 0.0, time.perf_counter()
         for group in _groups(self.batches, self._options.accumulate):
-            count, lr = sum(len(x) for x, _ in group), rates(self._step)
+            count, lr = sum(share.of for share in group), rates(self._step)
             value = self._do(group, count, lr)
             self._step += 1
             self._seen, new = self._seen + count, new + count
@@ -238,6 +238,7 @@ class Training:
                 self._watch.look(value, lr, self._step, self.steps)
             if done:
                 self.module.eval()
+                as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
                 check_masks(self.module, self.masks)
             busy += time.perf_counter() - start
             rate = new / max(busy, 1e-9)
@@ -245,11 +246,17 @@ class Training:
             yield TrainState(self._epoch, self._step, self.steps, lr, done, rate, left, value, self._sum, self._seen)
             start = time.perf_counter()
 
-    def _do(self, group: Sequence[Part], count: int, lr: float) -> Tensor:
+    def _do(self, group: Sequence[Share], count: int, lr: float) -> Tensor:
         """One optimiser step; the mean loss comes back as a tensor, so that nothing waits for the device."""
         for settings in self._optimizer.param_groups:
             settings["lr"] = lr
+        self._seed_step()
         value = self._gradients(group, count)
+        if world() > 1:
+            sum_gradients(self.module.parameters())
+            value = all_sum({"loss": value})["loss"]
+            if self._step == 0:
+                self._watch.worst = from_main(self._watch.worst)
         if self._options.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._options.clip_norm)
@@ -259,24 +266,31 @@ class Training:
             self._average.update()
         return value
 
-    def _gradients(self, group: Sequence[Part], count: int) -> Tensor:
-        """Gradients of the mean loss over a group of batches, in parts that fit in memory; that loss, a scalar."""
-        largest = max(len(x) for x, _ in group)
+    def _gradients(self, group: Sequence[Share], count: int) -> Tensor:
+        """Gradients of the mean loss over a group of batches, in parts that fit in memory; that loss, a scalar.
+
+        Of several processes each has the part of its own rows.
+        """
+        largest = max(len(share.x) for share in group)
         while True:
             self._optimizer.zero_grad(set_to_none=True)
-            size = -(-largest // self._parts)
+            size = max(1, -(-largest // self._parts))
             try:
                 total = torch.zeros((), device=self._device)
-                for x, y in group:
-                    for part, targets in zip(torch.split(x, size), torch.split(y, size), strict=True):
-                        share = len(part) / count
-                        value = self._value(self._laid_out(part), targets)
-                        self._scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
-                        total = torch.add(total, value.detach(), alpha=share)
+                for share in group:
+                    for x, y in zip(torch.split(share.x, size), torch.split(share.y, size), strict=True):
+                        value = self._value(self._laid_out(x), y) * (len(x) / count)
+                        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                        total = total + value.detach()
                 return total
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
+                if world() > 1:  # the others wait for it in the middle of the network
+                    raise NumericsError(
+                        f"out of memory with {size} samples a process",
+                        "lower data.batch_size, and raise finetune.accumulate for the same step",
+                    ) from error
             self._optimizer.zero_grad(set_to_none=True)
             release()
             self._parts *= 2
@@ -292,6 +306,8 @@ class Training:
         with self._autocast():
             outputs = outputs_of(self._forward(x))
         outputs = outputs.float()
+        if not len(x):  # the other processes wait for it in every batch norm
+            return outputs.sum() * 0
         wanted = None
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
@@ -299,7 +315,7 @@ class Training:
         if self._watch.worst is None and len(x) > 1:
             with torch.no_grad():
                 constant = outputs.mean(0).expand_as(outputs)
-                self._watch.worst = self._mixed(constant, wanted, y)
+                self._watch.worst = float(self._mixed(constant, wanted, y))
         return self._mixed(outputs, wanted, y)
 
     def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
@@ -327,9 +343,6 @@ class Training:
         self._epoch, self._step, self._parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
         self._watch.load_state_dict(state["watch"])
-        torch.set_rng_state(state["random"].cpu())
-        if "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self._device)
         if self._step == self._epoch * self.steps_per_epoch:  # its last step was done, the next one begins
             self._epoch += 1
             self._sum, self._seen = torch.zeros((), device=self._device), 0
@@ -340,21 +353,28 @@ class Training:
     @contextmanager
     def _reproducible(self) -> Iterator[None]:
         """The network's own randomness comes from the generator; on a GPU convolutions sum in a fixed order."""
-        seed, device = int(torch.randint(2**62, (), generator=self._generator)), self._device
-        if device.type != "cuda":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed) if device.type != "cpu" else torch.default_generator.manual_seed(seed)
-                yield
-            return
-        index = torch.cuda.current_device() if device.index is None else device.index
-        was = torch.backends.cudnn.deterministic
-        with torch.random.fork_rng(devices=[index]):
+        self._seed, device = int(torch.randint(2**62, (), generator=self._generator)), self._device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _fixed_order(device):
+            self._seed_step()
+            yield
+
+    def _seed_step(self) -> None:
+        """Each step, and each process, has random numbers of its own: what is resumed need not know the ones before."""
+        seed = (self._seed + 1_000_003 * self._step + 7_919 * rank()) % 2**63
+        if self._device.type == "cpu":  # leaves the generators of GPUs that nobody uses alone
+            torch.default_generator.manual_seed(seed)
+        else:
             torch.manual_seed(seed)
-            torch.backends.cudnn.deterministic = True
-            try:
-                yield
-            finally:
-                torch.backends.cudnn.deterministic = was
+
+
+@contextmanager
+def _fixed_order(device: torch.device) -> Iterator[None]:
+    was = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = device.type == "cuda" or was
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = was
 
 
 def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **how: Any) -> Iterator[TrainState]:
@@ -366,7 +386,7 @@ class _Watch:
     """Finds losses that are not finite, or as bad as no network's that still learns, without waiting at every step."""
 
     def __init__(self, device: torch.device) -> None:
-        self.worst: Tensor | None = None  # the loss of an answer that is the same for all samples
+        self.worst: float | None = None  # the loss of an answer that is the same for all samples
         self._sum, self._count, self._device = torch.zeros((), device=device), 0, device
 
     def wants(self, value: Tensor) -> bool:
@@ -376,7 +396,7 @@ class _Watch:
 
     def look(self, value: Tensor, lr: float, step: int, steps: int) -> None:
         """Diverged where the losses since the last look say so."""
-        mean, worst = float(self._sum) / self._count, float("nan") if self.worst is None else float(self.worst)
+        mean, worst = float(self._sum) / self._count, math.nan if self.worst is None else self.worst
         self._sum, self._count = torch.zeros_like(self._sum), 0
         if math.isfinite(mean) and not mean > EXPLODED * worst > 0:
             return
@@ -390,15 +410,15 @@ class _Watch:
         return {"worst": self.worst, "sum": self._sum, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.worst = None if state["worst"] is None else state["worst"].to(self._device)
+        self.worst = state["worst"]
         self._sum, self._count = state["sum"].to(self._device), state["count"]
 
 
-def _groups(batches: Batches, size: int) -> Iterator[list[Part]]:
-    """``size`` batches at a time, fewer at the end."""
-    group: list[Part] = []
-    for batch in batches:
-        group.append(batch)
+def _groups(batches: Batches, size: int) -> Iterator[list[Share]]:
+    """This process's rows of ``size`` batches at a time, of fewer at the end."""
+    group: list[Share] = []
+    for share in batches.shares():
+        group.append(share)
         if len(group) == size:
             yield group
             group = []

@@ -15,11 +15,12 @@ _HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")
 _OPTIONS = {
     "config": "--config --help --json --schema -c -h",
     "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
-    "eval": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
+    "eval": "--arch --config --data --device --help --json --nproc --quiet --seed --trust-code --verbose -c -h -q -v",
     "inspect": "--help --json --quiet --verbose -h -q -v",
-    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --output --quiet "
-    "--resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
-    "score": "--arch --config --data --device --help --json --memory --quiet --seed --trust-code --verbose -c -h -q -v",
+    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --nproc --output "
+    "--quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "score": "--arch --config --data --device --help --json --memory --nproc --quiet --seed --trust-code --verbose "
+    "-c -h -q -v",
 }
 
 
@@ -148,8 +149,9 @@ def _on_a_terminal(code: str, **variables: str) -> str:
 
 
 _PROGRESS = """
+from prunetaylor.cli.options import State
 from prunetaylor.cli.progress import reporter
-with reporter(0) as shown:
+with reporter(State()) as shown:
     shown.phase("calibrate", 3)
     for _ in range(3):
         shown.step("loss 0.5")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prunetaylor.data import augment
+from prunetaylor.data.draws import Draws
 from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
 from prunetaylor.errors import DataError, UsageError
 
@@ -23,6 +24,10 @@ class Jittered(torch.utils.data.Dataset):
 
 def _tensors(n=10):
     return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n))
+
+
+def drawn(of):
+    return Draws(torch.Generator().manual_seed(0), of)
 
 
 def _all(batches):
@@ -78,7 +83,7 @@ def test_augment_sees_raw_inputs_before_preprocessing():
     split = TensorSplit(torch.full((6, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, dtype=torch.long))
     seen = []
 
-    def note(x, generator):
+    def note(x, draws):
         seen.append(x.dtype)
         return x
 
@@ -146,7 +151,7 @@ def test_preprocess_round_trips():
 
 def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
-    out = augment.crop_flip(image.expand(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    out = augment.crop_flip(image.expand(64, 1, 8, 8), drawn(64))
     assert out.shape == (64, 1, 8, 8)
     assert out.dtype == torch.uint8
     padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
@@ -159,17 +164,17 @@ def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
 
 def test_flip_mirrors_about_half_and_repeats_by_seed():
     x = torch.rand(200, 3, 4, 4)
-    out = augment.flip(x, torch.Generator().manual_seed(0))
+    out = augment.flip(x, drawn(len(x)))
     mirrored = (out == x.flip(-1)).flatten(1).all(1)
     kept = (out == x).flatten(1).all(1)
     assert bool((mirrored ^ kept).all())
     assert 70 < int(mirrored.sum()) < 130
-    torch.testing.assert_close(out, augment.flip(x, torch.Generator().manual_seed(0)), rtol=0, atol=0)
+    torch.testing.assert_close(out, augment.flip(x, drawn(len(x))), rtol=0, atol=0)
 
 
 def test_larger_images_are_padded_by_an_eighth():
     image = torch.ones(128, 1, 80, 80, dtype=torch.uint8)
-    out = augment.crop_flip(image, torch.Generator().manual_seed(0))
+    out = augment.crop_flip(image, drawn(len(image)))
     from_padding = (out.sum(dim=2) == 0).sum(dim=-1).flatten()  # columns of each image
     assert int(from_padding.max()) == 10
     assert int(from_padding.min()) == 0
@@ -208,7 +213,7 @@ def test_cuda_gives_the_same_batches():
 
 def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
     x = torch.arange(400, dtype=torch.int16).view(400, 1, 1, 1).expand(400, 2, 9, 7)
-    out = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    out = augment.cut_mix(x, drawn(len(x)))
     assert out.dtype == x.dtype
     changed = out != x
     assert 150 < int(changed.flatten(1).any(1).sum()) < 230  # of half, some boxes are empty
@@ -225,5 +230,5 @@ def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
         shares.append(float(at.float().mean()))
     assert min(shares) < 0.1
     assert max(shares) > 0.9
-    again = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    again = augment.cut_mix(x, drawn(len(x)))
     assert torch.equal(again, out)

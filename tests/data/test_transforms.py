@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prunetaylor.config.resolve import resolve as configuration
 from prunetaylor.data.augment import resolve
+from prunetaylor.data.draws import Draws
 from prunetaylor.errors import UsageError
 
 CROP = {"RandomCrop": {"size": 8, "padding": 2}}
@@ -20,7 +21,7 @@ def images(n: int = 16) -> Tensor:
 def changed(named: list[object], seed: int = 0) -> Tensor:
     name, change = resolve(named, images()[0])
     assert name == named
-    return change(images(), torch.Generator().manual_seed(seed))
+    return change(images(), Draws(torch.Generator().manual_seed(seed), len(images())))
 
 
 def test_each_image_is_changed_by_itself_and_a_seed_repeats_it() -> None:
@@ -33,6 +34,14 @@ def test_each_image_is_changed_by_itself_and_a_seed_repeats_it() -> None:
     assert 0 < sum(mirrored) < 16
     assert torch.equal(found, changed(["RandomHorizontalFlip"]))
     assert not torch.equal(found, changed(["RandomHorizontalFlip"], seed=1))
+
+
+def test_some_rows_are_changed_as_they_are_in_the_whole_batch() -> None:
+    _, change = resolve(["RandomHorizontalFlip", CROP], images()[0])
+    whole = change(images(), Draws(torch.Generator().manual_seed(2), 16))
+    some = change(images()[5:9], Draws(torch.Generator().manual_seed(2), 16, range(5, 9)))
+    assert torch.equal(some, whole[5:9])
+    assert change(images()[:0], Draws(torch.Generator().manual_seed(2), 16, range(3, 3))).shape == (0, 3, 8, 8)
 
 
 def test_transforms_come_one_after_another_with_their_arguments() -> None:
