@@ -43,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch norm": {"prune__method": "obd", "prune__repair": "batch-norm"},
     "in closed form": {"prune__repair": "obs", "prune__refine": "none"},
     "no cache": {"cache__enabled": False, "prune__method": "obd"},
+    "fine-tuned": {"prune__method": "magnitude", "finetune__epochs": 1, "finetune__optimizer": "sgd"},
     "augmented": {"augment": "flip", "calibration__resample": True, "prune__stages": 2, "prune__refine": "stages"},
 }
 
