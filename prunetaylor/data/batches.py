@@ -119,11 +119,11 @@ class Batches:
         """This process's rows of every batch, for the same number of batches on every process."""
         whole = self._spans(0, self.samples)
         parts = [mine(end - start) for start, end in whole]
-        spans = [
-            # A share without rows looks like one with rows, but for their number: one is fetched to see how.
-            (start, end) if self.mix is not None else (start + rows.start, start + max(rows.stop, rows.start + 1))
-            for (start, end), rows in zip(whole, parts, strict=True)
-        ]
+        spans = (
+            whole
+            if self.mix is not None
+            else [_of_share(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
+        )
         for (start, end), rows, (raw, y) in zip(whole, parts, self._raw(spans), strict=True):
             yield Share(*self._ready(raw, y, end - start, rows), end - start)
 
@@ -191,6 +191,11 @@ class Batches:
             if isinstance(part, PruneTaylorError):
                 raise part
             yield part
+
+
+def _of_share(start: int, rows: range) -> tuple[int, int]:
+    """What to fetch for these rows of a batch; without rows one sample, to see what there is none of."""
+    return (start + rows.start, start + rows.stop) if rows else (start, start + 1)
 
 
 class _Plan:
