@@ -127,11 +127,8 @@ class Batches:
         """This process's rows of every batch, for the same number of batches on every process."""
         whole = self._spans(0, self.samples)
         parts = [mine(end - start) for start, end in whole]
-        spans = [
-            # A share without rows looks like one with rows, but for their number: one is fetched to see how.
-            (start, end) if self.mix is not None else (start + rows.start, start + max(rows.stop, rows.start + 1))
-            for (start, end), rows in zip(whole, parts, strict=True)
-        ]
+        mixed = self.mix is not None
+        spans = whole if mixed else [_of_share(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
         for index, (raw, y) in self._walk(spans):
             start, end = whole[index]
             share = Share(*self._ready(raw, y, end - start, parts[index]), end - start)
@@ -225,6 +222,11 @@ class Batches:
             if isinstance(part, PruneTaylorError):
                 raise part
             yield part
+
+
+def _of_share(start: int, rows: range) -> tuple[int, int]:
+    """What to fetch for these rows of a batch; without rows one sample, to see what there is none of."""
+    return (start + rows.start, start + rows.stop) if rows else (start, start + 1)
 
 
 class _Planned:

@@ -43,6 +43,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "batch norm": {"prune__method": "obd", "prune__repair": "batch-norm"},
     "in closed form": {"prune__repair": "obs", "prune__refine": "none"},
     "no cache": {"cache__enabled": False, "prune__method": "obd"},
+    "fine-tuned": {
+        "prune__method": "magnitude",
+        "finetune__epochs": 1,
+        "finetune__lr": 0.01,
+        "data__batch_size": 33,
+        "augment": "flip",
+    },
+    "gradual": {
+        "prune__schedule": "linear",
+        "prune__stages": 2,
+        "prune__method": "magnitude",
+        "prune__during": 1.0,
+        "finetune__epochs": 2,
+        "finetune__lr": 0.01,
+        "finetune__accumulate": 2,
+        "finetune__ema": 0.5,
+        "finetune__clip_norm": 1.0,
+        "data__batch_size": 33,
+    },
     "augmented": {"augment": "flip", "calibration__resample": True, "prune__stages": 2, "prune__refine": "stages"},
 }
 
@@ -64,6 +83,7 @@ def numbers(outcome: Any) -> dict[str, Any]:
         "metrics": [side.pop("metrics") for side in sides],
         "sides": sides,
         "rest": [outcome.sparsity, outcome.drop, outcome.layers, outcome.skipped, outcome.hashes],
+        "epochs": [[e.loss, e.validation, e.sparsity, e.lr] for e in outcome.epochs],
         "first order": asdict(outcome.first_order) if outcome.first_order else None,
     }
 
@@ -101,7 +121,7 @@ def assert_alike(one: dict[str, Any], other: dict[str, Any], **close: float) -> 
     for name, mask in one["masks"].items():
         assert torch.equal(other["masks"][name], mask), name
     torch.testing.assert_close(other["weights"], one["weights"], rtol=close["rtol"], atol=close["atol"])
-    for part in ("stages", "metrics", "first order"):
+    for part in ("stages", "metrics", "epochs", "first order"):
         flat, wanted = (torch.tensor(values(side[part]), dtype=torch.float64) for side in (other, one))
         torch.testing.assert_close(flat, wanted, equal_nan=True, **close)
     assert other["sides"] == one["sides"]
