@@ -78,7 +78,10 @@ def mine(count: int) -> range:
 
 @contextmanager
 def joined(here: Place | None) -> Iterator[None]:
-    """Inside, this process is one of several; with None it is alone, and nothing happens.
+    """Inside, this process is one of several; with None it is alone, and nothing happens. From Python:
+
+        with joined(find(os.environ)):
+            outcome = prunetaylor.prune(network, ...)  # in each process alike
 
     An error inside is told to the others, which leave too. PeerError where another process failed or is gone, or where
     they do not come together.
