@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar, cast
 
 import click
 
-from prunetaylor.distributed.place import ALIVE, LISTEN, Place, find
+from prunetaylor.distributed.place import ALIVE, LISTEN, LOST, Place, find
 from prunetaylor.errors import PeerError, PruneTaylorError, UsageError
 
 from .options import State, read_configuration
@@ -65,7 +65,9 @@ def together(command: F) -> F:
                 f"--nproc {nproc} inside of a process that {place.by} has started as one of {place.world}",
                 "leave --nproc out to join them; --nproc 1 is for this process alone",
             )
-        with _ending_with_parent(), _joined(place):
+        if ALIVE in os.environ:
+            threading.Thread(target=_end_with_parent, args=(int(os.environ[ALIVE]),), daemon=True).start()
+        with _joined(place):
             return command(state, *args, **options)
 
     return cast(F, run)
@@ -86,15 +88,8 @@ def _joined(place: Place) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _ending_with_parent() -> Iterator[None]:
-    """Of a process of --nproc: it ends when its parent is gone, however that ended."""
-    if ALIVE in os.environ:
-        threading.Thread(target=_wait_for_end, args=(int(os.environ[ALIVE]),), daemon=True).start()
-    yield
-
-
-def _wait_for_end(pipe: int) -> None:
+def _end_with_parent(pipe: int) -> None:
+    """Of a process of --nproc, in a thread: end when the parent is gone, however that ended."""
     os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)  # for what the signal cannot interrupt, such as waiting for a process that is gone too
@@ -119,7 +114,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
             listening.close()
             first = _wait(processes, signals)
             if first is not None and not signals:
-                _say_why(first, processes[first], kept[first])
+                _say_why(first, processes, kept[first])
             return 0 if first is None else _exit_code(processes[first])
     finally:
         os.close(ends_with_us)
@@ -172,10 +167,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
     """Wait for all; which one failed first. A failure ends the others, a signal is passed on to all of them."""
     first, deadline, ending = None, float("inf"), signal.SIGTERM
     while any(process.poll() is None for process in processes):
-        if first is None:
-            first = next((i for i, process in enumerate(processes) if process.poll()), None)
-            if first is not None:
-                deadline = min(deadline, time.monotonic() + GRACE)  # they hear of it from each other
+        if any(process.poll() for process in processes):  # the others hear of it from each other
+            deadline = min(deadline, time.monotonic() + GRACE)
+            first = _failed(processes, first)
         if len(signals) == 1:
             _send(processes, signals[0])
             signals.append(0)  # passed on, once
@@ -184,7 +178,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
             _send(processes, ending)
             deadline, ending = time.monotonic() + GRACE / 3, signal.SIGKILL
         time.sleep(_POLL)
-    return first if first is not None else next((i for i, process in enumerate(processes) if process.poll()), None)
+    return _failed(processes, first)
+
+
+def _failed(processes: Sequence[subprocess.Popen[bytes]], before: int | None) -> int | None:
+    """The one that failed ``before`` the others, or one that has now: by itself rather than for having lost another."""
+    failed = [i for i, process in enumerate(processes) if process.poll()]
+    return min(failed, key=lambda i: (processes[i].returncode == LOST, i != before, i), default=None)
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
@@ -196,9 +196,9 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _say_why(which: int, process: subprocess.Popen[bytes], kept: IO[bytes]) -> None:
+def _say_why(which: int, processes: Sequence[subprocess.Popen[bytes]], kept: IO[bytes]) -> None:
     """What the first process has not said: why another one, or a signal, ended the run."""
-    code = _exit_code(process)
+    process, code = processes[which], _exit_code(processes[which])
     if process.returncode < 0 or code in (130, 143):
         name = signal.Signals(code - 128).name
         remedy = "the system does so when memory is short: see --memory, or take fewer processes"
@@ -212,3 +212,5 @@ def _say_why(which: int, process: subprocess.Popen[bytes], kept: IO[bytes]) -> N
             "\n".join(line.strip() for line in said[start + 1 :]),
             exit_code=code,
         )
+    if processes[0].returncode == LOST:
+        raise PeerError(f"process {which} ended without a word, with exit code {code}", exit_code=code)
