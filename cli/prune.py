@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -25,6 +24,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .together import nproc_option, together
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
