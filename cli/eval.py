@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -23,6 +22,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .together import nproc_option, together
 
 
 @click.command("eval", short_help="Measure a network on its test samples.")

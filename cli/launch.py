@@ -1,4 +1,4 @@
-"""``--nproc N``: the same command line in N processes of this machine; and what each process does to be one of several.
+"""``--nproc N``: the same command line in N processes of this machine.
 
 The first process has this one's stdout and stderr; what the others print is kept, and shown only where one of them
 fails by itself. Signals are passed on, whoever fails takes the others along, and all end when this process does.
@@ -7,98 +7,23 @@ fails by itself. Signals are passed on, whoever fails takes the others along, an
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import IO, Any, TypeVar, cast
+from typing import IO
 
-import click
-
-from prunetaylor.distributed.place import ALIVE, LISTEN, Place, find
-from prunetaylor.errors import PeerError, PruneTaylorError, UsageError
-
-from .options import State, read_configuration
-
-F = TypeVar("F", bound=Callable[..., Any])
+from prunetaylor.distributed.place import ALIVE, LISTEN, LOST
+from prunetaylor.errors import PeerError, UsageError
 
 GRACE = 30.0
 """Seconds to end in, after a signal or another process's failure."""
 _POLL = 0.05
-
-nproc_option = click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes on this machine that share the work, one a GPU; 1: this process alone.  "
-    "[default: those that torchrun or srun has started, else 1]",
-)
-
-
-def together(command: F) -> F:
-    """A command that several processes can share; it takes ``nproc`` from its command line.
-
-    In each of them the command runs as it would alone, with its share of the samples; ``State.main`` says who prints.
-    """
-
-    @functools.wraps(command)
-    def run(state: State, *args: Any, nproc: int | None, **options: Any) -> Any:
-        place = None if nproc == 1 else find(os.environ)
-        state.main = place is None or place.rank == 0
-        if place is None:
-            count = nproc or 1
-            if count == 1:
-                return command(state, *args, **options)
-            read_configuration(options["words"], options["file"], {})  # what is wrong with it is said at once
-            return launch(state.arguments, count)
-        if nproc is not None and place.by != "--nproc":
-            raise _said_once(
-                state,
-                f"--nproc {nproc} inside of a process that {place.by} has started as one of {place.world}",
-                "leave --nproc out to join them; --nproc 1 is for this process alone",
-            )
-        with _ending_with_parent(), _joined(place):
-            return command(state, *args, **options)
-
-    return cast(F, run)
-
-
-def _said_once(state: State, cause: str, remedy: str) -> PruneTaylorError:
-    """What is wrong with the command line of all processes alike, from the one that speaks for them."""
-    if state.main:
-        return UsageError(cause, remedy)
-    return PeerError(cause, remedy, exit_code=UsageError.exit_code, silent=True)
-
-
-@contextmanager
-def _joined(place: Place) -> Iterator[None]:
-    from prunetaylor.distributed.group import joined  # torch
-
-    with joined(place):
-        yield
-
-
-@contextmanager
-def _ending_with_parent() -> Iterator[None]:
-    """Of a process of --nproc: it ends when its parent is gone, however that ended."""
-    if ALIVE in os.environ:
-        threading.Thread(target=_wait_for_end, args=(int(os.environ[ALIVE]),), daemon=True).start()
-    yield
-
-
-def _wait_for_end(pipe: int) -> None:
-    os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)  # for what the signal cannot interrupt, such as waiting for a process that is gone too
-    os._exit(143)
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
@@ -119,7 +44,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
             listening.close()
             first = _wait(processes, signals)
             if first is not None and not signals:
-                _say_why(first, processes[first], kept[first])
+                _say_why(first, processes, kept[first])
             # Asked to end, the first one says how it did; the others lose it.
             return 0 if first is None else _exit_code(processes[0 if signals else first])
     finally:
@@ -173,10 +98,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
     """Wait for all; which one failed first. A failure ends the others, a signal is passed on to all of them."""
     first, deadline, ending = None, float("inf"), signal.SIGTERM
     while any(process.poll() is None for process in processes):
-        if first is None:
-            first = next((i for i, process in enumerate(processes) if process.poll()), None)
-            if first is not None:
-                deadline = min(deadline, time.monotonic() + GRACE)  # they hear of it from each other
+        if any(process.poll() for process in processes):  # the others hear of it from each other
+            deadline = min(deadline, time.monotonic() + GRACE)
+            first = _failed(processes, first)
         if len(signals) == 1:
             _send(processes, signals[0])
             signals.append(0)  # passed on, once
@@ -185,7 +109,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
             _send(processes, ending)
             deadline, ending = time.monotonic() + GRACE / 3, signal.SIGKILL
         time.sleep(_POLL)
-    return first if first is not None else next((i for i, process in enumerate(processes) if process.poll()), None)
+    return _failed(processes, first)
+
+
+def _failed(processes: Sequence[subprocess.Popen[bytes]], before: int | None) -> int | None:
+    """The one that failed ``before`` the others, or one that has now: by itself rather than for having lost another."""
+    failed = [i for i, process in enumerate(processes) if process.poll()]
+    return min(failed, key=lambda i: (processes[i].returncode == LOST, i != before, i), default=None)
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
@@ -197,9 +127,9 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _say_why(which: int, process: subprocess.Popen[bytes], kept: IO[bytes]) -> None:
+def _say_why(which: int, processes: Sequence[subprocess.Popen[bytes]], kept: IO[bytes]) -> None:
     """What the first process has not said: why another one, or a signal, ended the run."""
-    code = _exit_code(process)
+    process, code = processes[which], _exit_code(processes[which])
     if process.returncode < 0 or code in (130, 143):
         name = signal.Signals(code - 128).name
         remedy = "the system does so when memory is short: see --memory, or take fewer processes"
@@ -213,3 +143,5 @@ def _say_why(which: int, process: subprocess.Popen[bytes], kept: IO[bytes]) -> N
             "\n".join(line.strip() for line in said[start + 1 :]),
             exit_code=code,
         )
+    if processes[0].returncode == LOST:
+        raise PeerError(f"process {which} ended without a word, with exit code {code}", exit_code=code)

@@ -12,7 +12,6 @@ import click
 
 from prunetaylor.errors import UsageError
 
-from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -29,6 +28,7 @@ from .options import (
     words,
 )
 from .stopping import at_moments
+from .together import nproc_option, together
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved

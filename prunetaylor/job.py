@@ -16,7 +16,7 @@ from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Checked, Samples, Split, check_targets
-from prunetaylor.distributed.group import gather_objects, place
+from prunetaylor.distributed.group import gather_objects, place, world
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
@@ -142,6 +142,8 @@ def make_job(
     """Put a job together from opened parts, and check them against each other."""
     network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
     job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
+    if world() > 1:
+        job.choices.append(f"processes: {world()} share the samples")
     criterion = registry.load("saliency", job.method)
     if config.prune.schedule != "one-shot" and not job.epochs:
         raise UsageError(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prunetaylor.distributed.place import Place
+from prunetaylor.distributed.place import LOST, Place
 from prunetaylor.errors import PeerError, PruneTaylorError
 
 T = TypeVar("T")
@@ -78,7 +78,10 @@ def mine(count: int) -> range:
 
 @contextmanager
 def joined(here: Place | None) -> Iterator[None]:
-    """Inside, this process is one of several; with None it is alone, and nothing happens.
+    """Inside, this process is one of several; with None it is alone, and nothing happens. From Python:
+
+        with joined(find(os.environ)):
+            outcome = prunetaylor.prune(network, ...)  # in each process alike
 
     An error inside is told to the others, which leave too. PeerError where another process failed or is gone, or where
     they do not come together.
@@ -213,9 +216,10 @@ def exchanging() -> Iterator[None]:
         raise
     except RuntimeError as error:
         # Of processes that --nproc started, their parent sees which one ended, and says so.
-        by = None if _group is None else _group.place.by
+        launched = _group is not None and _group.place.by == "--nproc"
         raise PeerError(
             f"the connection to the other processes of this run broke: {str(error).splitlines()[0][:200]}",
             "what they printed last, or whoever started them, says why",
-            silent=by == "--nproc" or not main_process(),
+            exit_code=LOST if launched else 1,
+            silent=launched or not main_process(),
         ) from error

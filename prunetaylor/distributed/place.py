@@ -18,6 +18,9 @@ LISTEN = "_PRUNETAYLOR_LISTEN"
 ALIVE = "_PRUNETAYLOR_ALIVE"
 """Of every process of ``--nproc``: the descriptor of a pipe that ends when their parent does."""
 
+LOST = 113
+"""What a process of ``--nproc`` ends with where it has only lost another one: their parent sees which, and says so."""
+
 _SPECIAL_STEP = 0xFFFFFFF0
 """Slurm's numbers from here on are no steps of srun: batch scripts, interactive shells, what is outside of any."""
 

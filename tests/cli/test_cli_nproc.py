@@ -38,6 +38,8 @@ class Samples(torch.utils.data.Dataset):
             raise ValueError("torn")
         if os.environ.get("RANK") == "1" and os.environ["MODE"] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("RANK") == "1" and os.environ["MODE"] == "gone":
+            os._exit(3)
         if os.environ["MODE"] == "slow":
             open(f"reached-{os.environ['RANK']}-{os.getpid()}", "w").close()
             time.sleep(60)
@@ -75,6 +77,7 @@ def test_two_processes_write_one_run_and_say_what_one_says(pruned) -> None:
     for side in ("dense", "pruned"):
         assert two[side]["metrics"] == pytest.approx(one[side]["metrics"], rel=1e-3)
         assert two[side]["nonzero"] == one[side]["nonzero"]
+    assert "processes: 2 share the samples" in two["choices"]
     first, second = (load(here / "runs" / name).state_dict() for name in ("model-1", "model-2"))
     for name, tensor in first.items():
         assert (tensor == 0).equal(second[name] == 0), name
@@ -149,6 +152,7 @@ def failing(model: Path, here: Path, environment: dict[str, str], mode: str) -> 
     ("mode", "code", "message"),
     [
         ("error", DataError.exit_code, "process 1 of 2: sample "),
+        pytest.param("gone", 3, "process 1 ended without a word, with exit code 3", marks=pytest.mark.long),
         pytest.param("killed", 137, "process 1 was ended by SIGKILL", marks=pytest.mark.long),
     ],
 )

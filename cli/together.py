@@ -1,0 +1,87 @@
+"""Commands that several processes can share: who joins whom, and who starts the others."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import click
+
+from prunetaylor.distributed.place import ALIVE, Place, find
+from prunetaylor.errors import PeerError, PruneTaylorError, UsageError
+
+from .options import State, read_configuration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GRACE = 30.0
+"""Seconds to end in once the parent is gone."""
+
+nproc_option = click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes on this machine that share the work, one a GPU; 1: this process alone.  "
+    "[default: those that torchrun or srun has started, else 1]",
+)
+
+
+def together(command: F) -> F:
+    """A command that several processes can share; it takes ``nproc`` from its command line.
+
+    In each of them the command runs as it would alone, with its share of the samples; ``State.main`` says who prints.
+    """
+
+    @functools.wraps(command)
+    def run(state: State, *args: Any, nproc: int | None, **options: Any) -> Any:
+        place = None if nproc == 1 else find(os.environ)
+        state.main = place is None or place.rank == 0
+        if place is None:
+            count = nproc or 1
+            if count == 1:
+                return command(state, *args, **options)
+            read_configuration(options["words"], options["file"], {})  # what is wrong with it is said at once
+            from .launch import launch
+
+            return launch(state.arguments, count)
+        if nproc is not None and place.by != "--nproc":
+            raise _said_once(
+                state,
+                f"--nproc {nproc} inside of a process that {place.by} has started as one of {place.world}",
+                "leave --nproc out to join them; --nproc 1 is for this process alone",
+            )
+        if ALIVE in os.environ:
+            threading.Thread(target=_end_with_parent, args=(int(os.environ[ALIVE]),), daemon=True).start()
+        with _joined(place):
+            return command(state, *args, **options)
+
+    return cast(F, run)
+
+
+def _said_once(state: State, cause: str, remedy: str) -> PruneTaylorError:
+    """What is wrong with the command line of all processes alike, from the one that speaks for them."""
+    if state.main:
+        return UsageError(cause, remedy)
+    return PeerError(cause, remedy, exit_code=UsageError.exit_code, silent=True)
+
+
+@contextmanager
+def _joined(place: Place) -> Iterator[None]:
+    from prunetaylor.distributed.group import joined  # torch
+
+    with joined(place):
+        yield
+
+
+def _end_with_parent(pipe: int) -> None:
+    """Of a process of --nproc, in a thread: end when the parent is gone, however that ended."""
+    os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)  # for what the signal cannot interrupt, such as waiting for a process that is gone too
+    os._exit(143)
