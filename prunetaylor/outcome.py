@@ -41,6 +41,43 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """The samples on which the two networks differ, of ``samples`` in all. The rest both get right, or both wrong."""
+
+    samples: int
+    lost: int  # the dense network is right, the pruned one wrong
+    won: int  # the other way round
+    mcnemar_p: float  # exact, two-sided: how likely so uneven a split is where both networks are equally good
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """One class, by the samples whose label it is. ``drop`` has the class's own 95 % interval, not simultaneous."""
+
+    label: int
+    samples: int
+    lost: int
+    won: int
+    drop: Drop
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two networks timed in turns. ``low`` and ``high`` are one-sided 95 % limits of the ratio."""
+
+    dense_ms: float  # medians of one forward pass, in milliseconds
+    pruned_ms: float
+    ratio: float  # pruned / dense
+    low: float
+    high: float
+    noise: float  # half the interquartile range of a round's two dense times over each other
+    steady: bool  # whether that is small enough for a judgement
+    rounds: int
+    batch: int  # samples in a forward pass
+    device: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples.
 

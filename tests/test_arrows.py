@@ -42,11 +42,12 @@ ROOMS = [
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",
+    "prunetaylor.verdict",
     "prunetaylor.outcome",
     "prunetaylor.errors",
     "prunetaylor._version",
 ]
-TORCH_FREE = ["errors", "registry", "progress", "outcome", "run", "config", "cli", "_version"]
+TORCH_FREE = ["errors", "registry", "progress", "outcome", "verdict", "run", "config", "cli", "_version"]
 
 
 def files() -> dict[str, Path]:
