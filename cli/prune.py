@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
     from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
+    from prunetaylor.progress import Progress
     from prunetaylor.run import RunFolder
+    from prunetaylor.verdict import Verdict
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -83,13 +85,14 @@ def prune(
     as_json: bool,
     force: bool,
     trust_code: bool,
-) -> None:
+) -> int:
     """Remove weights from a trained network, make up for them, and measure what it cost.
 
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
     that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl.
+    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl. Limits such as gate.max_drop=0.5pp
+    judge the finished run: exit code 3 where one is not held, 4 where the test samples cannot tell.
     """
     flags = {
         "model.arch": arch,
@@ -105,8 +108,8 @@ def prune(
     trust = trusted(resolved, trust_code)
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
-        return
-    outcome, document, notes = _run(state, resolved, trust, force)
+        return 0
+    outcome, document, notes, verdict = _run(state, resolved, trust, force)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
     elif state.verbosity < 0:
@@ -117,12 +120,29 @@ def prune(
         from .screen import console
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
+    return 0 if verdict is None else _announce(state, verdict, as_json)
+
+
+def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
+    """Show the verdict where people and GitHub look; its exit code."""
+    from prunetaylor.report.verdict import conclusion, print_verdict
+
+    from .check import announce
+    from .screen import console
+
+    announce(verdict)
+    if as_json or state.verbosity < 0:
+        click.echo(conclusion(verdict), err=True)
+    else:
+        click.echo()
+        print_verdict(console(), verdict)
+    return verdict.exit_code
 
 
 def _run(
     state: State, resolved: Resolved, trust: dict[str, bool], force: bool
-) -> tuple[Outcome, dict[str, Any], list[str]]:
-    """The job from its folder to its written result: the outcome, the report, the notes that were shown."""
+) -> tuple[Outcome, dict[str, Any], list[str], Verdict | None]:
+    """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict."""
     from prunetaylor.run import RunFolder
 
     from .progress import Logged, reporter
@@ -133,17 +153,42 @@ def _run(
     )
     with folder, reporter(state.verbosity) as shown:
         # torch is imported only now, when the folder is known to be good
+        from prunetaylor.gate.check import asked, require_limits
         from prunetaylor.job import open_job
         from prunetaylor.pipeline import run
 
+        if asked(config.gate):
+            require_limits(config)
         progress = Logged(shown, folder)
         job = open_job(config, **trust, progress=progress)
         folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
         outcome = run(job, progress)
         progress.phase("write")
         outcome, document = _write(folder, resolved, job, outcome)
-        folder.commit()
-    return outcome, document, progress.notes
+        try:
+            verdict = _gate(folder, resolved, trust, document, progress) if asked(config.gate) else None
+        finally:
+            folder.commit()  # a finished run is kept, whatever becomes of its verdict
+    return outcome, document, progress.notes, verdict
+
+
+def _gate(
+    folder: RunFolder, resolved: Resolved, trust: dict[str, bool], document: dict[str, Any], progress: Progress
+) -> Verdict:
+    """Judge the file that was written beside the one that was pruned; the verdict goes into the report."""
+    from prunetaylor.gate.check import check
+    from prunetaylor.report.json_report import verdict_to_json
+    from prunetaylor.run import REPORT
+
+    config = resolved.config
+    model = config.model.model_copy(update={"checkpoint": str(folder.stage(MODEL_FILE))})
+    limits = config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint})
+    verdict = check(config.model_copy(update={"model": model, "gate": limits}), **trust, progress=progress)
+    verdict = replace(verdict, files={**verdict.files, "pruned": document["files"]["model"]})
+    document["gate"] = verdict_to_json(verdict)
+    folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    folder.log("gate", verdict=verdict.status, exit_code=verdict.exit_code)
+    return verdict
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:

@@ -18,7 +18,7 @@ from prunetaylor.config.resolve import from_values
 from prunetaylor.data import augment
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Batches, Split, draw
-from prunetaylor.errors import DataError, NumericsError
+from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
@@ -136,6 +136,8 @@ def prune(
         PruneTaylorError: with cause and remedy.
     """
     config = from_values({"prune.sparsity": sparsity, **(settings or {})}).config
+    if limits := [key for key in settings or {} if key.startswith("gate.")]:
+        raise UsageError(f"{limits[0]} judges files, and nothing is written here", "look at outcome.drop")
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)
     job = make_job(config, copy.deepcopy(model), samples, device, choices=[f"device {device}: {reason}"])

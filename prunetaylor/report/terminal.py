@@ -53,7 +53,7 @@ def print_side(console: Console, side: Side) -> None:
 
 def print_inspection(console: Console, found: Inspection) -> None:
     """What is in a checkpoint: its form, what it says of itself, and every tensor."""
-    facts = _pairs()
+    facts = pairs_table()
     for label, value in inspection_facts(found):
         facts.add_row(label, value)
     console.print(facts)
@@ -174,7 +174,7 @@ def _metric(name: str, value: float | None) -> str:
 
 
 def _facts(outcome: Outcome) -> Table:
-    table = _pairs()
+    table = pairs_table()
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
         "sparsity",
@@ -260,11 +260,11 @@ def new_table(first: str, *others: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="left" if name in ("shape", "type") else "right")
+        table.add_column(name, justify="left" if name in ("shape", "type", "verdict") else "right")
     return table
 
 
-def _pairs() -> Table:
+def pairs_table() -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
