@@ -32,7 +32,7 @@ Exit codes: 0 passed, 3 failed, 4 inconclusive (see --on-inconclusive).
 \b
 Examples:
   prunetaylor check runs/model-1 --max-drop 0.5pp --min-sparsity 80%
-  prunetaylor check small.pt --baseline model.pt --max-size 2MB --junit gate.xml
+  prunetaylor check small.pt --baseline model.pt --max-size 2MB --junit g.xml
 """
 
 
