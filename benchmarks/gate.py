@@ -21,7 +21,7 @@ from prunetaylor.gate.limits import drop_limits
 from prunetaylor.measure.paired import bootstrap_interval
 
 LIMIT = 0.5  # pp
-TRIALS = 20_000
+TRIALS = 100_000
 OUTPUT = Path(__file__).with_suffix(".jsonl")
 
 

@@ -1,7 +1,6 @@
 """check, and the gate of prune, through the real command line on the demo's network."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -16,27 +15,10 @@ def balanced(outputs, targets):
 """
 
 
-@pytest.fixture(scope="module")
-def run(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose network lost some 4 pp: the folder of model.pt, runs/model-1 in it."""
-    from prunetaylor.cli.main import run as command
-
-    here = tmp_path_factory.mktemp("judged")
-    shutil.copy(demo_model, here / "model.pt")
-    before = Path.cwd()
-    os.chdir(here)
-    try:
-        words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-q"]
-        assert command(["prune", "model.pt", *words]) == 0
-    finally:
-        os.chdir(before)
-    return here
-
-
 @pytest.fixture
-def here(run: Path, tmp_path: Path) -> Path:
-    """The same files in tmp_path, where the command line works."""
-    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+def here(magnitude_run: Path, tmp_path: Path) -> Path:
+    """A run and the file it pruned in tmp_path, where the command line works."""
+    shutil.copytree(magnitude_run, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
