@@ -21,12 +21,14 @@ from prunetaylor._version import __version__
 from prunetaylor.errors import PruneTaylorError
 
 from .check import check
+from .compare import compare
 from .config import config
 from .demo import demo
 from .eval import evaluate
 from .inspect import inspect
 from .options import State
 from .prune import prune
+from .report import report
 from .score import score
 
 _EPILOG = """\b
@@ -50,7 +52,7 @@ def group() -> None:
     """
 
 
-for _command in (prune, score, evaluate, check, inspect, demo, config):
+for _command in (prune, score, evaluate, check, compare, report, inspect, demo, config):
     group.add_command(_command)
 
 

@@ -24,6 +24,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .report import HTML_FILE
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
@@ -91,8 +92,8 @@ def prune(
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
     that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl. Limits such as gate.max_drop=0.5pp
-    judge the finished run: exit code 3 where one is not held, 4 where the test samples cannot tell.
+    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. Limits such as
+    gate.max_drop=0.5pp judge the finished run: exit code 3 where one is not held, 4 where the test samples cannot tell.
     """
     flags = {
         "model.arch": arch,
@@ -156,6 +157,7 @@ def _run(
         from prunetaylor.gate.check import asked, require_limits
         from prunetaylor.job import open_job
         from prunetaylor.pipeline import run
+        from prunetaylor.report.run_page import run_page
 
         if asked(config.gate):
             require_limits(config)
@@ -167,6 +169,7 @@ def _run(
         outcome, document = _write(folder, resolved, job, outcome)
         try:
             verdict = _gate(folder, resolved, trust, document, progress) if asked(config.gate) else None
+            folder.write_text(HTML_FILE, run_page(document, folder.path.resolve().name))
         finally:
             folder.commit()  # a finished run is kept, whatever becomes of its verdict
     return outcome, document, progress.notes, verdict
@@ -203,7 +206,7 @@ def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) ->
     )
     outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
     home = folder.path.resolve()
-    names = {"model": MODEL_FILE, "report": REPORT, "config": CONFIG_FILE, "log": LOG}
+    names = {"model": MODEL_FILE, "report": REPORT, "html": HTML_FILE, "config": CONFIG_FILE, "log": LOG}
     files = {"folder": str(home), **{what: str(home / name) for what, name in names.items()}}
     document = to_json(outcome, files, resolved.config.model_dump())
     folder.write_text(CONFIG_FILE, dump(resolved))

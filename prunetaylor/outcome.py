@@ -96,6 +96,7 @@ class Stage:
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
     cumulative_ratio: float | None = None
+    metric: float | None = None  # the run's metric on the same held-out samples, after everything the stage did
 
 
 def believed_to(stages: list[Stage]) -> float | None:
@@ -124,6 +125,16 @@ class FirstOrder:
     gradient_norm: float
     noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
     kept: bool  # whether the first-order term was kept
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The scores of the last stage that stands: counts of their log10 between ``edges``, one fewer than those."""
+
+    edges: list[float]
+    removed: list[int]
+    kept: list[int]
+    threshold: float | None  # log10 of the largest score that went; None where none did
 
 
 @dataclass(frozen=True)
@@ -186,6 +197,9 @@ class Outcome:
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
     memory: Memory | None = None
+    flips: Flips | None = None  # on the test samples; None without classes
+    classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
+    histogram: Histogram | None = None  # None where nothing was ranked by a score
 
 
 @dataclass(frozen=True)

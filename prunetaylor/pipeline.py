@@ -23,12 +23,13 @@ from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
+from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import drop_interval
 from prunetaylor.memory import chunks, within
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
-from prunetaylor.outcome import Epoch, LayerOutcome, Outcome, Side, Sparsity
+from prunetaylor.outcome import ClassDrop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.masks import check_masks
@@ -100,6 +101,9 @@ def run(job: Job, progress: Progress) -> Outcome:
         device=str(job.device),
         hashes=hashes(job),
         memory=plan.report,
+        flips=_flips(dense_found, pruned_found),
+        classes=_classes(dense_found, pruned_found),
+        histogram=stages.histogram,
     )
 
 
@@ -247,6 +251,18 @@ def _drop(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Any:
     if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
         return None
     return drop_interval(dense.correct, pruned.correct)
+
+
+def _flips(dense: Evaluation | None, pruned: Evaluation | None) -> Flips | None:
+    if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
+        return None
+    return flips(dense.correct, pruned.correct)
+
+
+def _classes(dense: Evaluation | None, pruned: Evaluation | None) -> list[ClassDrop]:
+    if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
+        return []
+    return class_drops(dense.correct, pruned.correct, dense.targets)
 
 
 def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerOutcome]:

@@ -19,11 +19,12 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
+from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
-from prunetaylor.outcome import FirstOrder, Stage
+from prunetaylor.outcome import FirstOrder, Histogram, Stage
 from prunetaylor.progress import Progress
 from prunetaylor.refinement import Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
@@ -31,6 +32,7 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, Watcher, sweep
+from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
@@ -53,6 +55,7 @@ class Stages:
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
     choices: list[str] = field(default_factory=list)
+    histogram: Histogram | None = None
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
 
     def __post_init__(self) -> None:
@@ -170,6 +173,7 @@ class Stages:
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
+        drawn = self.histogram
         # Refined towards the labels, the network now is nearer to what it should answer than the dense one is.
         towards = network.copy() if self.refinement.when == "stages" and self.objective.of == "task" else self.dense
         self.damping = plan.damping
@@ -198,7 +202,7 @@ class Stages:
         since = self._since_dense(calibration, held)
         if not stands:
             restore(network.module, state)
-            self.masks = masks
+            self.masks, self.histogram = masks, drawn
             self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
         else:
             if self.repair == "batch-norm":
@@ -220,6 +224,7 @@ class Stages:
                 cumulative_predicted=since[0],
                 cumulative_measured=since[1],
                 cumulative_ratio=since[1] / since[0] if since[0] != 0 else None,
+                metric=self._metric(calibration),
             )
         )
 
@@ -253,7 +258,8 @@ class Stages:
             return self.repaired * alone[sparsity]
 
         target = plan.propose(now, change)
-        self.masks = self._ranked(scores, count(target))
+        before, self.masks = self.masks, self._ranked(scores, count(target))
+        self.histogram = histogram(scores, before, self.masks)
         apply_masks(network.module, self.masks)
         return target, alone.get(target)
 
@@ -329,9 +335,15 @@ class Stages:
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
         scores = self.criterion.score(None, self.job.network, self.masks, self.generator)
-        self.masks = self._ranked(scores, round(target * self.job.network.prunable))
+        before, self.masks = self.masks, self._ranked(scores, round(target * self.job.network.prunable))
+        self.histogram = histogram(scores, before, self.masks)
         apply_masks(self.job.network.module, self.masks)
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
+
+    def _metric(self, calibration: Calibration) -> float | None:
+        """The network as it now is on the held-out samples, for the report alone; nothing is chosen by it."""
+        found = evaluate(self.job.network.module, calibration.holdout.batches, self.job.kind)
+        return found.metrics.get(self.job.config.metric)
 
     def _model(self, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
         seed = self.job.config.seed

@@ -146,6 +146,8 @@ def test_the_commands_are_found() -> None:
         "demo",
         "prune",
         "check",
+        "compare",
+        "report",
         "eval",
         "inspect",
         "config",

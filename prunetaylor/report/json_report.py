@@ -43,6 +43,9 @@ def to_json(
         "choices": list(outcome.choices),
         "seconds": dict(outcome.seconds),
         "memory": None if outcome.memory is None else asdict(outcome.memory),
+        "flips": None if outcome.flips is None else asdict(outcome.flips),
+        "classes": [asdict(one) for one in outcome.classes],
+        "histogram": None if outcome.histogram is None else asdict(outcome.histogram),
         "gate": None,  # the verdict, where limits are set: it comes after the report's numbers are final
         "files": dict(files),
         "seed": outcome.seed,

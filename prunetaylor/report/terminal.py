@@ -256,8 +256,8 @@ def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
             console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def new_table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+def new_table(first: str, *others: str, padding: int = 3) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, padding, 0, 0), header_style="bold")
     table.add_column(first)
     for name in others:
         table.add_column(name, justify="left" if name in ("shape", "type", "verdict") else "right")
