@@ -88,6 +88,8 @@ def equip(command: str, here: Path, demo: Path) -> None:
     """Put into ``here`` what a command names."""
     if "runs/" in command:
         shutil.copytree(demo, here, dirs_exist_ok=True)
+    if "runs/model-2" in command:
+        shutil.copytree(demo / "runs" / "model-1", here / "runs" / "model-2")
     if "model.pt" in command:
         shutil.copy(demo / "model.pt", here)
     if "configs/" in command:

@@ -80,9 +80,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             run["name"],
             percent(run["sparsity"]),
-            f"{run['pruned']:.2f} %"
-            if run["metric"] == "top1" and run["pruned"] is not None
-            else number(run["pruned"]),
+            _metric(run["metric"], run["pruned"]),
             _drop(run["drop_pp"]),
             count(run["flops_nonzero"]),
             size(run["bytes"]),
@@ -91,6 +89,10 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
         for run in found["runs"]
     ]
+
+
+def _metric(name: str, value: float | None) -> str:
+    return f"{value:.2f} %" if name == "top1" and value is not None else number(value)
 
 
 def _drop(drop: Mapping[str, float] | None) -> str:
@@ -105,7 +107,7 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     table = new_table(*(HEAD if gated else HEAD[:-1]), padding=2)
     for row, drop in zip(shown, drops, strict=True):
         best = "bold" if drop == min(drops) < float("inf") and len(drops) > 1 else ""
-        cells = [shorten(row[0], 14), *row[1:3], Text(row[3], style=best), *row[4:]]
+        cells: list[str | Text] = [shorten(row[0], 14), *row[1:3], Text(row[3], style=best), *row[4:]]
         table.add_row(*(cells if gated else cells[:-1]))
     console.print(table)
     if found["settings"]:
