@@ -17,6 +17,7 @@ from prunetaylor.report.terminal import count, new_table, number, percent, print
 Document = Mapping[str, Any]
 
 HEAD = ["run", "sparsity", "metric", "drop, 95 %", "FLOPs", "file", "time", "gate"]
+_SHORT = {"inconclusive": "open"}
 _UNEQUAL = {"model.checkpoint", "output"}
 """Settings that say where, not how."""
 
@@ -101,14 +102,24 @@ def _drop(drop: Mapping[str, float] | None) -> str:
 
 def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """A row a run; the smallest drop stands out. Then what differs between their settings."""
-    shown = rows(found)
     drops = [run["drop_pp"]["value"] if run["drop_pp"] else float("inf") for run in found["runs"]]
-    gated = any(row[-1] != "-" for row in shown)
-    table = new_table(*(HEAD if gated else HEAD[:-1]), padding=2)
-    for row, drop in zip(shown, drops, strict=True):
+    gated = any(run["verdict"] for run in found["runs"])
+    # 80 columns have no room for the files' sizes
+    table = new_table(
+        "run", "sparsity", "metric", "drop, 95 %", "FLOPs", "time", *(["gate"] if gated else []), padding=2
+    )
+    for row, drop in zip(rows(found), drops, strict=True):
+        name, sparsity, metric, interval, work, _, seconds, verdict = row
         best = "bold" if drop == min(drops) < float("inf") and len(drops) > 1 else ""
-        cells: list[str | Text] = [shorten(row[0], 14), *row[1:3], Text(row[3], style=best), *row[4:]]
-        table.add_row(*(cells if gated else cells[:-1]))
+        cells: list[str | Text] = [
+            shorten(name, 14),
+            sparsity,
+            metric,
+            Text(interval.replace(" to ", ".."), style=best),
+            work,
+            seconds,
+        ]
+        table.add_row(*cells, *([_SHORT.get(verdict, verdict)] if gated else []))
     console.print(table)
     if found["settings"]:
         console.print()

@@ -209,7 +209,7 @@ def _svg(title: str, draw: Callable[[Axes], None], height: float = _SIZE[1]) -> 
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": title,
-        "font.size": 10,
+        "font.size": 11,
         "text.parse_math": False,
         "axes.edgecolor": _MUTED,
         "axes.labelcolor": _INK,
