@@ -111,14 +111,8 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     for row, drop in zip(rows(found), drops, strict=True):
         name, sparsity, metric, interval, work, _, seconds, verdict = row
         best = "bold" if drop == min(drops) < float("inf") and len(drops) > 1 else ""
-        cells: list[str | Text] = [
-            shorten(name, 14),
-            sparsity,
-            metric,
-            Text(interval.replace(" to ", ".."), style=best),
-            work,
-            seconds,
-        ]
+        drop_cell = Text(interval.replace(" to ", ".."), style=best)
+        cells: list[str | Text] = [shorten(name, 14), sparsity, metric, drop_cell, work, seconds]
         table.add_row(*cells, *([_SHORT.get(verdict, verdict)] if gated else []))
     console.print(table)
     if found["settings"]:

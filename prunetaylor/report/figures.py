@@ -144,6 +144,7 @@ def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss", color=_FIRST)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.5, len(epochs) + 0.5)
         other = axes.twinx()
         other.plot(numbers, [_number(one["validation"]) for one in epochs], "s-", color=_SECOND, markersize=4)
         other.set_ylabel(f"validation {_unit(metric)}", color=_SECOND)
@@ -165,7 +166,7 @@ def class_drops(classes: Sequence[Document]) -> str | None:
         errors = [[d["value"] - d["low"] for d in drops], [d["high"] - d["value"] for d in drops]]
         axes.barh(range(len(worst)), values, color=_SECOND, xerr=errors, ecolor=_INK, capsize=2, height=0.7)
         axes.set_yticks(range(len(worst)), [f"class {one['label']}" for one in worst])
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(worst), 5) - 0.5, -0.5)
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set_xlabel("drop, pp, with its 95 % interval")
         axes.grid(axis="y", visible=False)
