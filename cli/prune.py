@@ -219,15 +219,20 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
     """Open everything as the run would, and print what it would do."""
     from dataclasses import asdict
 
+    from prunetaylor.gate.check import asked, require_limits
     from prunetaylor.job import open_job
     from prunetaylor.planning import make_plan
 
     from .progress import Logged, reporter
 
+    if limits := asked(resolved.config.gate):
+        require_limits(resolved.config)
     with reporter(state.verbosity) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
         memory = make_plan(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
+    if limits:
+        plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))
     if as_json:
         document = {
             "schema_version": 1,

@@ -96,7 +96,7 @@ class Stage:
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
     cumulative_ratio: float | None = None
-    metric: float | None = None  # the run's metric on the same held-out samples, after everything the stage did
+    metric: float | None = None  # the run's, on the same held-out samples after all the stage did; None: taken back
 
 
 def believed_to(stages: list[Stage]) -> float | None:

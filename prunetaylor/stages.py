@@ -224,7 +224,7 @@ class Stages:
                 cumulative_predicted=since[0],
                 cumulative_measured=since[1],
                 cumulative_ratio=since[1] / since[0] if since[0] != 0 else None,
-                metric=self._metric(calibration),
+                metric=self._metric(calibration) if stands else None,
             )
         )
 

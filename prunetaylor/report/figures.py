@@ -143,7 +143,7 @@ def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
         axes.plot(numbers, [_number(one["loss"]) for one in epochs], "o-", color=_FIRST, markersize=4)
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss", color=_FIRST)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlim(0.5, len(epochs) + 0.5)
         other = axes.twinx()
         other.plot(numbers, [_number(one["validation"]) for one in epochs], "s-", color=_SECOND, markersize=4)

@@ -209,6 +209,12 @@ def test_a_run_is_kept_where_its_verdict_cannot_be_had(here: Path, inline) -> No
     assert len(list((here / "runs").iterdir())) == 1
 
 
+def test_a_dry_run_says_what_the_gate_would_be(here: Path, inline) -> None:
+    code, stdout, stderr = inline("prune", "model.pt", "--dry-run", "gate.max_drop=0.5pp", "gate.min_sparsity=80%")
+    assert code == 0, stderr
+    assert "gate       max_drop 0.5, min_sparsity 0.8" in stdout.splitlines()
+
+
 def test_people_read_both_tables(here: Path, inline) -> None:
     words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu"]
     code, stdout, _ = inline("prune", "model.pt", *words, "gate.max_drop=0.5", "gate.min_sparsity=80%")
