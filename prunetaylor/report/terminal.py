@@ -15,7 +15,7 @@ from prunetaylor.outcome import believed_to
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Outcome, Side
+    from prunetaylor.outcome import Flips, Outcome, Side
 
 _NAME_WIDTH = 34
 BRIEF = 8
@@ -116,6 +116,11 @@ def size(value: int) -> str:
     return f"{value} B"
 
 
+def flipped(flips: Flips) -> str:
+    """What the pruned network lost and won, and how likely so uneven a split is by chance."""
+    return f"{flips.lost:,} lost, {flips.won:,} won; McNemar's exact p {number(flips.mcnemar_p, 3)}"
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent with two digits after the point."""
     return f"{100 * fraction:.2f} %"
@@ -188,6 +193,8 @@ def _facts(outcome: Outcome) -> Table:
         )
     else:
         table.add_row("drop", f"{drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f} pp")
+    if outcome.flips is not None:
+        table.add_row("flips", flipped(outcome.flips))
     if first is not None:
         table.add_row(
             "first order",

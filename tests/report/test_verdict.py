@@ -50,6 +50,16 @@ def test_text_is_aligned_and_fits_80_columns() -> None:
     assert "samples would settle it" in text
 
 
+def test_colour_is_for_verdicts_on_a_terminal_alone() -> None:
+    def colours(**how: bool) -> set[str]:
+        file = io.StringIO()
+        print_verdict(Console(file=file, width=80, force_terminal=True, color_system="standard", **how), FAILED)
+        return set(re.findall(r"\x1b\[(?:1;)?(3\dm)", file.getvalue()))
+
+    assert colours() == {"31m", "32m", "33m"}
+    assert colours(no_color=True) == set()
+
+
 @pytest.mark.parametrize(
     ("found", "settled", "status", "code"),
     [
