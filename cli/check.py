@@ -112,7 +112,7 @@ def check(
     from .progress import Logged, reporter
 
     require_limits(resolved.config)
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         verdict = judge(resolved.config, **trusted(resolved, trust_code), progress=Logged(shown, None))
     _write(verdict, junit, markdown)
     announce(verdict)

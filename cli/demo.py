@@ -36,7 +36,7 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
     number = resolve(None, {}, [], {"seed": seed}).config.seed
     from prunetaylor.demo import make
 
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         made = make(output, seed=number, force=force, progress=Logged(shown, None))
     if as_json:
         click.echo(json.dumps({"file": str(output.resolve()), "top1": made.top1, "parameters": made.parameters}))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -34,7 +35,9 @@ from .options import (
 @json_option
 @trust_option
 @verbosity_options
+@nproc_option
 @click.pass_obj
+@together
 def evaluate(
     state: State,
     words: tuple[str, ...],
@@ -58,10 +61,12 @@ def evaluate(
     from .progress import Logged, reporter
 
     start = time.monotonic()
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
         side = measure(job, progress)
+    if not state.main:
+        return
     if as_json:
         from prunetaylor.report.json_report import side_to_json
 

@@ -13,12 +13,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
 from prunetaylor._version import __version__
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.distributed.place import find
+from prunetaylor.errors import PeerError, PruneTaylorError
 
 from .check import check
 from .compare import compare
@@ -30,16 +30,13 @@ from .options import State
 from .prune import prune
 from .report import report
 from .score import score
+from .stopping import Terminated, terminate
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed,
 4 gate inconclusive, 5 checkpoint refused, 130 interrupted. Errors name
 cause and remedy; -vv shows where they came from.
 """
-
-
-class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt, not an Exception: nobody may take it for an error of theirs."""
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,8 +60,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly."""
-    state = State()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    state = State(arguments=tuple(arguments), main=_is_main())
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -78,19 +75,28 @@ def run(arguments: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _is_main() -> bool:
+    """Whether this process speaks for all that were started together."""
+    try:
+        place = find(os.environ)
+    except PruneTaylorError:
+        return True
+    return place is None or place.rank == 0
 
 
 def _report(err: BaseException, state: State) -> int:
     """Say what happened on stderr; the exit code."""
+    if (isinstance(err, PeerError) and err.silent) or (not state.main and isinstance(err, click.UsageError)):
+        return err.exit_code
+    if not state.main and isinstance(err, KeyboardInterrupt | Terminated):  # all processes of a run are told
+        return 130 if isinstance(err, KeyboardInterrupt) else 143
     if state.verbosity >= 2:
         traceback.print_exception(err)
     if isinstance(err, click.Abort | KeyboardInterrupt):
-        _say("interrupted", "")
+        _say("interrupted", state.remedy)
         return 130
     if isinstance(err, Terminated):
-        _say("ended by SIGTERM", "")
+        _say("ended by SIGTERM", state.remedy)
         return 143
     if isinstance(err, click.UsageError):
         command = err.ctx.command_path if err.ctx else "prunetaylor"
@@ -100,10 +106,10 @@ def _report(err: BaseException, state: State) -> int:
         _say(err.format_message(), "")
         return err.exit_code
     if isinstance(err, PruneTaylorError):
-        _say(err.cause, err.remedy)
+        _say(err.cause, "\n".join(text for text in (err.remedy, state.remedy) if text))
         return err.exit_code
     cause, remedy = _unexpected(err)
-    _say(cause, remedy)
+    _say(cause, "\n".join(text for text in (remedy, state.remedy) if text))
     return 1
 
 

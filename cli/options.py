@@ -23,9 +23,12 @@ _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 @dataclass
 class State:
-    """What the error handler must know of a command line: 0 is normal, -1 quiet, 2 shows tracebacks."""
+    """What all commands and the error handler must know of a command line."""
 
-    verbosity: int = 0
+    verbosity: int = 0  # 0 is normal, -1 quiet, 2 shows tracebacks
+    remedy: str = ""  # of whatever ends the command
+    arguments: tuple[str, ...] = ()  # all words of it
+    main: bool = True  # whether this is the process that prints and writes, of several
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

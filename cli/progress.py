@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from prunetaylor.run import RunFolder
+from prunetaylor.track._trackers import Trackers
+
+from .options import State
 
 
 class Reporter(Protocol):
@@ -29,10 +33,12 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
-def reporter(verbosity: int) -> Reporter:
-    """What fits stderr and the verbosity (negative: nothing)."""
-    if verbosity < 0:
+
+def reporter(state: State) -> Reporter:
+    """What fits stderr and the verbosity (negative: nothing); of several processes one shows it."""
+    if state.verbosity < 0 or not state.main:
         return Quiet()
     console = Console(stderr=True, highlight=False, markup=False)
     return (
@@ -56,6 +62,9 @@ class Quiet:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
 
@@ -132,6 +141,7 @@ class Logged:
         self._shown = shown
         self._folder = folder
         self.notes: list[str] = []
+        self.trackers: Trackers | None = None
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._shown.phase(name, total)
@@ -146,3 +156,10 @@ class Logged:
         self._shown.note(text)
         if self._folder is not None:
             self._folder.log("note", text=text)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self._shown.measured(step, values)
+        if self._folder is not None:
+            self._folder.log("measured", step=step, **values)
+        if self.trackers is not None:
+            self.trackers.measured(step, values)

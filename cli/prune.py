@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunetaylor.errors import UsageError
+
+from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -25,9 +29,11 @@ from .options import (
     words,
 )
 from .report import HTML_FILE
+from .stopping import at_moments
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
+    from prunetaylor.config.schema import Config
     from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
     from prunetaylor.progress import Progress
@@ -38,6 +44,8 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
 # bytes for the report and the log; the network's size is known when it is open
 _ROOM = 2**20
+# what the main process tells the others in place of the state that there is to go on from
+_FINISHED = "finished"
 
 _EPILOG = """\b
 Examples:
@@ -67,9 +75,16 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace the run in --output, once the new one is complete.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --output that was killed; same settings, checkpoint and data.",
+)
 @trust_option
 @verbosity_options
+@nproc_option
 @click.pass_obj
+@together
 def prune(
     state: State,
     words: tuple[str, ...],
@@ -85,6 +100,7 @@ def prune(
     dry_run: bool,
     as_json: bool,
     force: bool,
+    resume: bool,
     trust_code: bool,
 ) -> int:
     """Remove weights from a trained network, make up for them, and measure what it cost.
@@ -92,8 +108,11 @@ def prune(
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
     that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. Limits such as
-    gate.max_drop=0.5pp judge the finished run: exit code 3 where one is not held, 4 where the test samples cannot tell.
+    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. While a run is at work
+    its state is kept there every checkpoint.every seconds; what was killed goes on with the same command and --resume.
+
+    Limits such as gate.max_drop=0.5pp judge the finished run: exit code 3 where one is not held, 4 where the test
+    samples cannot tell.
     """
     flags = {
         "model.arch": arch,
@@ -110,18 +129,28 @@ def prune(
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
         return 0
-    outcome, document, notes, verdict = _run(state, resolved, trust, force)
+    if force and resume:
+        raise UsageError("--force starts a run anew and --resume goes on with it", "say one of them")
+    if not state.main:
+        _follow(state, resolved, trust)
+        return 0
+    outcome, document, notes, verdict = _run(state, resolved, trust, force, resume)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
     elif state.verbosity < 0:
         click.echo(document["files"]["folder"])
+    elif outcome is None:
+        click.echo(f"{document['files']['folder']} is finished already; nothing was changed")
     else:
         from prunetaylor.report.terminal import print_outcome
 
         from .screen import console
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
-    return 0 if verdict is None else _announce(state, verdict, as_json)
+    if verdict is not None:
+        return _announce(state, verdict, as_json)
+    # a run that was finished before ends as it ended then
+    return int((document.get("gate") or {}).get("exit_code", 0))
 
 
 def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
@@ -141,57 +170,106 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
 
 
 def _run(
-    state: State, resolved: Resolved, trust: dict[str, bool], force: bool
-) -> tuple[Outcome, dict[str, Any], list[str], Verdict | None]:
-    """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict."""
+    state: State, resolved: Resolved, trust: dict[str, bool], force: bool, resume: bool
+) -> tuple[Outcome | None, dict[str, Any], list[str], Verdict | None]:
+    """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict.
+
+    No outcome and no new verdict where the run was finished before.
+    """
     from prunetaylor.run import RunFolder
 
     from .progress import Logged, reporter
 
     config = resolved.config
     folder = RunFolder.create(
-        Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force
+        Path(config.output) if config.output else None, _name(config.model.checkpoint), force=force, resume=resume
     )
-    with folder, reporter(state.verbosity) as shown:
-        # torch is imported only now, when the folder is known to be good
-        from prunetaylor.gate.check import asked, require_limits
-        from prunetaylor.job import open_job
-        from prunetaylor.pipeline import run
-        from prunetaylor.report.run_page import run_page
+    try:
+        with folder, reporter(state) as shown:
+            # torch is imported only now, when the folder is known to be good
+            from prunetaylor.distributed.exchange import from_main
+            from prunetaylor.gate.check import asked, require_limits
+            from prunetaylor.job import open_job
+            from prunetaylor.pipeline import hashes, run
+            from prunetaylor.report.run_page import run_page
+            from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
+            from prunetaylor.track._trackers import Trackers
 
-        if asked(config.gate):
-            require_limits(config)
-        progress = Logged(shown, folder)
-        job = open_job(config, **trust, progress=progress)
-        folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
-        outcome = run(job, progress)
-        progress.phase("write")
-        outcome, document = _write(folder, resolved, job, outcome)
-        try:
-            verdict = _gate(folder, resolved, trust, document, progress) if asked(config.gate) else None
-            folder.write_text(HTML_FILE, run_page(document, folder.path.resolve().name))
-        finally:
-            folder.commit()  # a finished run is kept, whatever becomes of its verdict
+            if asked(config.gate):
+                require_limits(config)
+            progress = Logged(shown, None if folder.finished else folder)
+            job = open_job(config, **trust, progress=progress)
+            same = identity(config, str(job.device), hashes(job))
+            if folder.finished:
+                refuse_changes(identity_of_report(folder.report()), same)
+                from_main(_FINISHED)
+                return None, folder.report(), progress.notes, None
+            folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
+            keeper = FolderKeeper(folder, config.checkpoint.every, same)
+            from_main(None if folder.state is None else str(folder.state.resolve()))
+            trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
+            with at_moments(keeper), closing(trackers):
+                progress.trackers = trackers
+                outcome = run(job, progress, keeper)
+            progress.phase("write")
+            outcome, document = _write(folder, resolved, job, outcome)
+            try:
+                verdict = _gate(folder, config, trust, document, progress) if asked(config.gate) else None
+                folder.write_text(HTML_FILE, run_page(document, folder.path.resolve().name))
+            finally:
+                folder.commit()  # a finished run is kept, whatever becomes of its verdict
+    except BaseException:
+        if folder.state is not None:
+            state.remedy = f"its state is kept; go on with the same command and --resume -o {folder.path}"
+        raise
     return outcome, document, progress.notes, verdict
 
 
 def _gate(
-    folder: RunFolder, resolved: Resolved, trust: dict[str, bool], document: dict[str, Any], progress: Progress
+    folder: RunFolder, config: Config, trust: dict[str, bool], document: dict[str, Any], progress: Progress
 ) -> Verdict:
     """Judge the file that was written beside the one that was pruned; the verdict goes into the report."""
-    from prunetaylor.gate.check import check
     from prunetaylor.report.json_report import verdict_to_json
     from prunetaylor.run import REPORT
 
-    config = resolved.config
-    model = config.model.model_copy(update={"checkpoint": str(folder.stage(MODEL_FILE))})
-    limits = config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint})
-    verdict = check(config.model_copy(update={"model": model, "gate": limits}), **trust, progress=progress)
+    verdict = _judged(config, str(folder.stage(MODEL_FILE)), trust, progress)
     verdict = replace(verdict, files={**verdict.files, "pruned": document["files"]["model"]})
     document["gate"] = verdict_to_json(verdict)
     folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
     folder.log("gate", verdict=verdict.status, exit_code=verdict.exit_code)
     return verdict
+
+
+def _judged(config: Config, written: str, trust: dict[str, bool], progress: Progress) -> Verdict:
+    """The verdict on the main process's file; every process has its share of the samples, and the same verdict."""
+    from prunetaylor.distributed.exchange import from_main
+    from prunetaylor.gate.check import check
+
+    model = config.model.model_copy(update={"checkpoint": from_main(written)})
+    limits = config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint})
+    return check(config.model_copy(update={"model": model, "gate": limits}), **trust, progress=progress)
+
+
+def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
+    """The job in a process that has its share of the work, and neither prints nor writes."""
+    from prunetaylor.distributed.exchange import from_main
+    from prunetaylor.gate.check import asked
+    from prunetaylor.job import open_job
+    from prunetaylor.pipeline import run
+    from prunetaylor.resume import Follower
+
+    from .progress import Logged, reporter
+
+    with reporter(state) as shown:
+        progress = Logged(shown, None)
+        job = open_job(resolved.config, **trust, progress=progress)
+        begun: str | None = from_main(None)
+        if begun != _FINISHED:
+            keeper = Follower(None if begun is None else Path(begun))
+            with at_moments(keeper):
+                run(job, progress, keeper)
+            if asked(resolved.config.gate):
+                _judged(resolved.config, "", trust, progress)
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
@@ -227,12 +305,14 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
 
     if limits := asked(resolved.config.gate):
         require_limits(resolved.config)
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
         memory = make_plan(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
     if limits:
         plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))
+    if not state.main:
+        return
     if as_json:
         document = {
             "schema_version": 1,

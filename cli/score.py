@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from .launch import nproc_option, together
 from .options import (
     State,
     arch_option,
@@ -35,7 +36,9 @@ from .options import (
 @json_option
 @trust_option
 @verbosity_options
+@nproc_option
 @click.pass_obj
+@together
 def score(
     state: State,
     words: tuple[str, ...],
@@ -64,10 +67,12 @@ def score(
 
     from .progress import Logged, reporter
 
-    with reporter(state.verbosity) as shown:
+    with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
         scores = run(job, progress)
+    if not state.main:
+        return
     if as_json:
         from prunetaylor.report.json_report import scores_to_json
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data import augment
-from prunetaylor.data.samples import Batches, Split, TensorSplit, draw
+from prunetaylor.data.draws import Draws
+from prunetaylor.data.samples import Batches, Split, TensorSplit, decoded_together, draw
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job, Kind
 from prunetaylor.memory import chunks
@@ -59,7 +60,9 @@ class Part:
         _, change = augment.resolve(job.samples.augment, x[0])
         if change is None:
             return self
-        batches = job.batches(TensorSplit(change(x, generator), targets), batch_size=self.batches.batch_size)
+        batches = job.batches(
+            TensorSplit(change(x, Draws(generator, len(x))), targets), batch_size=self.batches.batch_size
+        )
         return Part(batches, *all_outputs(dense, batches))
 
     @classmethod
@@ -91,7 +94,7 @@ class Calibration:
         each = pool.fetch(chosen[:1])[0].numel()
         size = chunk(each, job.config.data.batch_size)
         fit, holdout = (
-            job.batches(pool.subset(part).in_memory(), batch_size=size) for part in (chosen[held:], chosen[:held])
+            job.batches(decoded_together(pool.subset(part)), batch_size=size) for part in (chosen[held:], chosen[:held])
         )
         check_deterministic(dense, fit)
         return cls(*(Part(batches, *all_outputs(dense, batches)) for batches in (fit, holdout)))

@@ -41,6 +41,15 @@ class OutputError(PruneTaylorError):
     """A result that cannot be written where it was asked for."""
 
 
+class PeerError(PruneTaylorError):
+    """Another process of the same run has failed or is gone. ``silent``: somebody else says so."""
+
+    def __init__(self, cause: str, remedy: str = "", *, exit_code: int = 1, silent: bool = False) -> None:
+        super().__init__(cause, remedy)
+        self.exit_code = exit_code
+        self.silent = silent
+
+
 def close_match(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

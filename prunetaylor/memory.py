@@ -287,6 +287,14 @@ def release() -> None:
     """Give the system back what was freed: the C library keeps it otherwise, and the next phase's tensors add to it."""
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that tensors found no room: torch has a class for it on CUDA only."""
+    said = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in said)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -159,8 +159,10 @@ class Epoch:
 
     epoch: int
     loss: float
-    validation: float | None
+    validation: float
     seconds: float
+    sparsity: float  # at its end
+    lr: float  # of its last step
 
 
 @dataclass(frozen=True)

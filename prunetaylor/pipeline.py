@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,25 +14,23 @@ from torch import Tensor, nn
 
 from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.config.resolve import from_values
-from prunetaylor.data import augment
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import Batches, Split, draw
-from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.data.samples import Split, draw
+from prunetaylor.errors import DataError, UsageError
+from prunetaylor.finetune import Finetuning
 from prunetaylor.job import Job, make_job, open_job, pick_device
+from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
 from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import drop_interval
-from prunetaylor.memory import chunks, within
+from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import restore, snapshot
-from prunetaylor.objective import Objective
 from prunetaylor.outcome import ClassDrop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.masks import check_masks
-from prunetaylor.repair.train import distillation_share, peak_lr, precision, train
 from prunetaylor.stages import Stages
 
 __all__ = ["Job", "evaluate", "open_job", "prune", "run"]
@@ -44,67 +41,131 @@ class Clock:
     """Seconds by phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
+        self._running[phase] = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.seconds = self.so_far()
+            del self._running[phase]
+
+    def so_far(self) -> dict[str, float]:
+        """With what the phases at work have taken until now."""
+        now = time.perf_counter()
+        found = dict(self.seconds)
+        for phase, start in self._running.items():
+            found[phase] = found.get(phase, 0.0) + now - start
+        return found
 
 
-def run(job: Job, progress: Progress) -> Outcome:
-    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing is written.
+def run(job: Job, progress: Progress, keeper: Keeper | None = None) -> Outcome:
+    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing but ``keeper`` is written to.
 
-    UsageError, before anything is done, where it does not fit in memory.
+    It goes on from what the keeper was left with. UsageError, before anything is done, where it does not fit in memory.
     """
-    clock = Clock()
-    plan = make_plan(job)
-    with clock.time("total"), within(plan.chunks):
-        for choice in (*job.choices, plan.describe()):
-            progress.note(choice)
-        module = job.network.module
-        dense = Network.of(copy.deepcopy(module), job.config.prune.include, job.config.prune.exclude)
-        training, validation = training_split(job)
-        with clock.time("measure"):
-            dense_found = _measure(job, dense.module, progress, "measure the dense network")
-            dense_side = _side(job, dense.module, dense_found)
-        stages = Stages(job, dense, training, progress)
-        with clock.time("prune"):
-            stages.run()
-        epochs: list[Epoch] = []
-        if job.epochs and training is not None and validation is not None:
-            with clock.time("fine-tune"):
-                epochs = _finetune(job, stages, dense.module, training, validation, progress)
-        check_masks(module, stages.masks)
-        with clock.time("measure"):
-            pruned_found = _measure(job, module, progress, "measure the pruned network")
-            pruned_side = _side(job, module, pruned_found)
-    return Outcome(
-        module=module,
-        masks=stages.masks,
-        metric=job.config.metric,
-        goal="min" if job.config.metric == "loss" else "max",
-        dense=dense_side,
-        pruned=pruned_side,
-        sparsity=_sparsity(job, stages.masks),
-        drop=_drop(job, dense_found, pruned_found),
-        stages=stages.done,
-        first_order=stages.first_order,
-        layers=_layers(job, stages.masks),
-        skipped=job.network.skipped,
-        epochs=epochs,
-        choices=[*job.choices, *stages.choices],
-        seconds=clock.seconds,
-        seed=job.config.seed,
-        device=str(job.device),
-        hashes=hashes(job),
-        memory=plan.report,
-        flips=_flips(dense_found, pruned_found),
-        classes=_classes(dense_found, pruned_found),
-        histogram=stages.histogram,
-    )
+    return _Run(job, progress, keeper or Forgetful()).outcome()
+
+
+class _Run:
+    """One run, from its job to its outcome; what it has done so far can be kept, and gone on from."""
+
+    def __init__(self, job: Job, progress: Progress, keeper: Keeper) -> None:
+        self.job, self.progress, self.keeper = job, progress, keeper
+        self.left = keeper.left() or {}
+        self.plan = make_plan(job)
+        if self.left:
+            # Other chunks would round otherwise.
+            self.plan = replace(self.plan, chunks=Chunks(**self.left["chunks"]))
+        self.clock = Clock(dict(self.left.get("seconds", {})))
+        self.dense = Network.of(copy.deepcopy(job.network.module), job.config.prune.include, job.config.prune.exclude)
+        self.training, self.validation = training_split(job)
+        self.stages = Stages(job, self.dense, self.training, progress, self.moment)
+        self.finetuning = self._finetuning()
+
+    def outcome(self) -> Outcome:
+        job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
+        with clock.time("total"), within(self.plan.chunks):
+            for choice in (*job.choices, self.plan.describe()):
+                progress.note(choice)
+            with clock.time("measure"):
+                self.dense_found = self._measure_dense()
+                dense_side = _side(job, self.dense.module, self.dense_found)
+            with clock.time("prune"):
+                self._prune()
+            epochs: list[Epoch] = []
+            if self.finetuning is not None:
+                with clock.time("fine-tune"):
+                    epochs = self.finetuning.run(self.left.get("finetuning"))
+            check_masks(module, stages.masks)
+            with clock.time("measure"):
+                pruned_found = _measure(job, module, progress, "measure the pruned network")
+                pruned_side = _side(job, module, pruned_found)
+        return Outcome(
+            module=module,
+            masks=stages.masks,
+            metric=job.config.metric,
+            goal="min" if job.config.metric == "loss" else "max",
+            dense=dense_side,
+            pruned=pruned_side,
+            sparsity=_sparsity(job, stages.masks),
+            drop=_drop(job, self.dense_found, pruned_found),
+            stages=stages.done,
+            first_order=stages.first_order,
+            layers=_layers(job, stages.masks),
+            skipped=job.network.skipped,
+            epochs=epochs,
+            choices=[*job.choices, *stages.choices, *(self.finetuning.choices if self.finetuning else [])],
+            seconds=clock.seconds,
+            seed=job.config.seed,
+            device=str(job.device),
+            hashes=hashes(job),
+            memory=self.plan.report,
+            flips=_flips(self.dense_found, pruned_found),
+            classes=_classes(self.dense_found, pruned_found),
+            histogram=stages.histogram,
+        )
+
+    def _measure_dense(self) -> Evaluation | None:
+        if "dense" in self.left:
+            found = self.left["dense"]
+            return None if found is None else Evaluation(**found)
+        return _measure(self.job, self.dense.module, self.progress, "measure the dense network")
+
+    def _prune(self) -> None:
+        """All that is pruned before any training."""
+        left = self.left.get("stages")
+        if self.job.config.prune.schedule == "one-shot" and self.left.get("finetuning") is None:
+            self.stages.run(left)
+            return
+        self.stages.begin()
+        if left is not None:
+            self.stages.load_state_dict(left)
+
+    def _finetuning(self) -> Finetuning | None:
+        if not self.job.epochs or self.training is None or self.validation is None:
+            return None
+        return Finetuning(
+            self.job, self.stages, self.dense.module, self.training, self.validation, self.progress, self.moment
+        )
+
+    def moment(self) -> None:
+        """The state is whole: keep it, where it is time."""
+        if self.keeper.due():
+            self.keeper.keep(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        dense = self.dense_found
+        finetuning = None if self.finetuning is None else self.finetuning.state_dict()
+        return {
+            "chunks": asdict(self.plan.chunks),
+            "seconds": self.clock.so_far(),
+            "dense": None if dense is None else vars(dense),
+            "stages": self.stages.state_dict(weights=finetuning is None),
+            "finetuning": finetuning,
+        }
 
 
 def evaluate(job: Job, progress: Progress) -> Side:
@@ -120,7 +181,7 @@ def prune(
     sparsity: float = 0.5,
     validation: Any = None,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str = "none",
+    augment: str | Sequence[Any] = "none",
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -133,7 +194,8 @@ def prune(
         sparsity: fraction of the prunable weights removed, in [0, 1).
         validation: chooses between epochs; else a share of ``train``.
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
-        augment: random changes of images while fine-tuning: "none", "flip" or "crop-flip".
+        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms by
+            name, as in ``data.augment``.
         settings: any other key of the configuration, dotted: ``{"finetune.epochs": 2, "prune.exclude": ["fc2"]}``.
 
     Raises:
@@ -166,62 +228,6 @@ def training_split(job: Job) -> tuple[Split | None, Split | None]:
         f"validation: {held} of the {len(train)} training samples, kept out of calibration and fine-tuning"
     )
     return train.subset(sorted(order[held:])), train.subset(sorted(order[:held]))
-
-
-def _finetune(
-    job: Job, stages: Stages, dense: nn.Module, training: Split, validation: Split, progress: Progress
-) -> list[Epoch]:
-    """Train what is left, and keep the epoch that is best on the validation samples."""
-    config, module = job.config, job.network.module
-    assert job.samples is not None
-    generator = torch.Generator().manual_seed(config.seed)
-    _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
-    batches = job.batches(training, augment=change, generator=generator, shuffle=True, drop_last=True)
-    chooser = job.batches(validation)
-    lr, lr_reason = peak_lr(config.finetune)
-    kind, kind_reason = precision(config.finetune, job.device)
-    name = str(kind).removeprefix("torch.")
-    share = distillation_share(config.finetune.distill)
-    if share and config.finetune.distill.weight == "auto":
-        stages.choices.append(f"distillation: {share:g} of the loss, as the dense network is at hand")
-    stages.choices += [f"learning rate {lr:g}: {lr_reason}", f"precision {name}: {kind_reason}"]
-    objective = Objective(job.kind, "task")
-    best, best_state = -math.inf, snapshot(module)
-    epochs: list[Epoch] = []
-    progress.phase("fine-tune", job.epochs * len(batches))
-    start = time.perf_counter()
-    for state in train(
-        module,
-        stages.masks,
-        batches,
-        options=config.finetune,
-        epochs=job.epochs,
-        loss=lambda outputs, targets: objective.values(outputs, targets).mean(),
-        teacher=dense if share else None,
-        device=job.device,
-        generator=generator,
-    ):
-        progress.step(f"epoch {state.epoch} of {job.epochs}")
-        if state.epoch_done:
-            value = _validate(job, chooser, state.epoch)
-            epochs.append(Epoch(state.epoch, state.epoch_loss, value, time.perf_counter() - start))
-            progress.note(f"epoch {state.epoch}: loss {state.epoch_loss:.4f}, validation {config.metric} {value:.2f}")
-            start = time.perf_counter()
-            gain = value if config.metric != "loss" else -value
-            if gain > best:
-                best, best_state = gain, snapshot(module)
-    restore(module, best_state)
-    return epochs
-
-
-def _validate(job: Job, chooser: Batches, epoch: int) -> float:
-    """The metric on the samples that choose. What is not finite now was made so by training: the dense network ran."""
-    try:
-        return evaluate_on(job.network.module, chooser, job.kind).metrics[job.config.metric]
-    except NumericsError as error:
-        raise NumericsError(
-            f"after epoch {epoch} of fine-tuning {error.cause}", "lower finetune.lr, or lengthen finetune.warmup"
-        ) from error
 
 
 def _measure(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:

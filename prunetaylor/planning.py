@@ -19,6 +19,8 @@ from prunetaylor.curvature.gradients import norms_bytes
 from prunetaylor.curvature.gram import grams_bytes
 from prunetaylor.curvature.tape import chunk_elements
 from prunetaylor.curvature.taylor import prediction_bytes
+from prunetaylor.distributed.exchange import smallest
+from prunetaylor.distributed.group import local_world
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.memory import (
@@ -82,12 +84,15 @@ class Plan:
 
 
 def make_plan(job: Job, command: str = "prune") -> Plan:
-    """The plan of ``prune`` or ``score`` (``command``).
+    """The plan of ``prune`` or ``score`` (``command``), for each process: of several, that of the one with least room.
 
     UsageError where it does not fit even in the smallest chunks, with what needs how much and what would fit.
     """
     planner = _Planner(job, command)
     free = free_bytes(job.device)
+    if free is not None and job.device.type == "cpu":
+        free //= local_world()
+    free = smallest(free)
     asked = job.config.memory is not None
     limit = job.config.memory if asked else None if free is None else int((1 - _MARGIN) * free) + planner.there
     chosen, worst = planner.fit(job.config, limit)

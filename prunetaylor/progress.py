@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -20,6 +20,9 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something the user should read: a choice and its reason, a layer skipped, damping raised."""
 
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name, after so many optimiser steps (0: before any): for trackers."""
+
 
 class Silent:
     """Nobody listens."""
@@ -31,6 +34,9 @@ class Silent:
         pass
 
     def note(self, text: str) -> None:
+        pass
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ PASSES = 4
 
 
 @dataclass(frozen=True)
+class Refined:
+    """A step of a refinement is done: what there is to say of it, and what the ones to come depend on."""
+
+    text: str | None
+    state: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Refinement:
     """``when`` it happens; ``why`` says what decided."""
 
@@ -52,36 +61,38 @@ class Refinement:
         absorbers: Mapping[str, Absorber],
         generator: torch.Generator,
         seed: int,
-    ) -> Iterator[str]:
-        """Refine ``job.network`` in place; yields now and then how far it is. ``seen``: the samples to learn from."""
-        module, held = job.network.module, calibration.holdout.risk(job.network.module, objective)
+        left: Mapping[str, Any],
+    ) -> Iterator[Refined]:
+        """Refine ``job.network`` in place, yielding after each step.
+
+        Args:
+            seen: the samples to learn from.
+            left: the last ``state`` of one that goes on here; empty at the beginning.
+        """
+        held = calibration.holdout.risk(job.network.module, objective)
         alone = [one.name for one in job.network.skipped]
         if self.by == "gauss-newton":
-
-            def fresh() -> Risk:
-                parts = [part.changed_anew(job, dense.module, generator) for part in seen]
-                return Part.joined(job, parts).risk(module, objective)
-
-            for step in refine(module, masks, fresh, held, steps=self.steps, seed=seed, alone=alone):
-                damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
-                yield f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"
+            yield from self._newton(job, dense, masks, objective, held, seen, alone, generator, seed, left)
             return
         scale = calibration.holdout.spread(job.kind)
-        if not self.asked and held.value() < NEGLIGIBLE * scale:
-            yield f"left out, the held-out error is {held.value():.2g}: there is nothing to gain"
+        if not left and not self.asked and held.value() < NEGLIGIBLE * scale:
+            yield Refined(f"left out, the held-out error is {held.value():.2g}: there is nothing to gain", dict)
             return
         part = Part.joined(job, seen)
         assert job.samples is not None
+        _, change = augment.resolve(job.samples.augment, part.batches.split.fetch([0])[0][0])
         batches = job.batches(
             part.batches.split,
             batch_size=match_features.BATCH,
-            augment=_changes(job.samples.augment, part.batches.split.fetch([0])[0][0]),
+            augment=change,
+            # The dense network says what the answer to a collage is, so that a thousand images are never seen twice.
+            mix=augment.cut_mix if change is not None else None,
             generator=generator,
             shuffle=True,
             drop_last=True,
         )
-        for look in match_features.match_features(
-            module,
+        matching = match_features.Matching(
+            job.network.module,
             dense.module,
             job.network.layers,
             absorbers,
@@ -92,19 +103,39 @@ class Refinement:
             steps=self.steps,
             chunk=part.batches.batch_size,
             alone=alone,
-        ):
-            yield f"held-out error {look.before:.4g} -> {look.after:.4g} (step {look.step} of {self.steps})"
+        )
+        if left:
+            matching.load_state_dict(left)
+        for look in matching.run():
+            text = f"held-out error {look.before:.4g} -> {look.after:.4g} (step {look.step} of {self.steps})"
+            yield Refined(text if look.looked else None, matching.state_dict)
 
+    def _newton(
+        self,
+        job: Job,
+        dense: Network,
+        masks: Mapping[str, Tensor],
+        objective: Objective,
+        held: Risk,
+        seen: Sequence[Part],
+        alone: Sequence[str],
+        generator: torch.Generator,
+        seed: int,
+        left: Mapping[str, Any],
+    ) -> Iterator[Refined]:
+        module = job.network.module
 
-def _changes(name: str, sample: Tensor) -> augment.Augment | None:
-    """Random changes of the inputs: those of training, where there are any, and boxes of one another.
+        def fresh() -> Risk:
+            parts = [part.changed_anew(job, dense.module, generator) for part in seen]
+            return Part.joined(job, parts).risk(module, objective)
 
-    The dense network says what the answer to such a collage is, so that a thousand images are never seen twice.
-    """
-    _, change = augment.resolve(name, sample)
-    if change is None:
-        return None
-    return lambda x, generator: augment.cut_mix(change(x, generator), generator)
+        done = left.get("done", 0)
+        if left.get("last", False):
+            return
+        for step in refine(module, masks, fresh, held, steps=self.steps, seed=seed, alone=alone, done=done):
+            damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
+            state = {"done": step.step, "last": step.last}
+            yield Refined(f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})", partial(dict, state))
 
 
 def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinement:

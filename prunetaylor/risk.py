@@ -3,6 +3,9 @@
 ``Risk`` binds a network, its samples and an objective. Means are over samples, whatever the batches' sizes; a batch is
 one chunk, so that memory is bounded by ``batch_size``; two passes over the first batch must agree before anything
 expensive starts.
+
+Of several processes each goes through its own part of the samples; whoever takes a sum over them finishes it with
+``distributed.exchange.all_sum``. Values and means that come out here are of all samples, the same on every process.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
+from prunetaylor.distributed.exchange import gather_rows
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.objective import Objective, outputs_of
@@ -24,7 +28,7 @@ from prunetaylor.objective import Objective, outputs_of
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch done: ``start`` is the index of its first sample; ``outputs`` are None where stopped early."""
+    """One batch done: ``start`` is the index of its first sample of all; ``outputs`` are None where stopped early."""
 
     start: int
     x: Tensor
@@ -47,19 +51,34 @@ def sweep(
     watch: Mapping[nn.Module, Watcher] | None = None,
     until: nn.Module | None = None,
 ) -> Iterator[Pass]:
-    """Forward passes in evaluation mode without gradients, one yield a batch.
+    """Forward passes over this process's own samples, in evaluation mode without gradients, one yield a batch.
 
     ``watch`` shows what goes in and out of modules. With ``until`` each pass ends as soon as that module has run, for
     work that needs no later one.
     """
-    start = 0
     with evaluating(module):
-        for x, targets in batches:
-            outputs = None
-            with torch.no_grad(), _hooked(watch or {}, until, start, len(x)), suppress(_Reached):
-                outputs = outputs_of(module(x))
-            yield Pass(start, x, targets, outputs)
-            start += len(x)
+        for start, x, targets in batches.own():
+            yield _pass(module, start, x, targets, watch or {}, until)
+
+
+def first_pass(module: nn.Module, batches: Batches, watch: Mapping[nn.Module, Watcher] | None = None) -> Pass:
+    """As :func:`sweep`, but the first batch alone, all of it on every process."""
+    with evaluating(module):
+        return _pass(module, 0, *next(iter(batches)), watch or {}, None)
+
+
+def _pass(
+    module: nn.Module,
+    start: int,
+    x: Tensor,
+    targets: Tensor,
+    watch: Mapping[nn.Module, Watcher],
+    until: nn.Module | None,
+) -> Pass:
+    outputs = None
+    with torch.no_grad(), _hooked(watch, until, start, len(x)), suppress(_Reached):
+        outputs = outputs_of(module(x))
+    return Pass(start, x, targets, outputs)
 
 
 def all_outputs(module: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
@@ -69,7 +88,8 @@ def all_outputs(module: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
         assert batch.outputs is not None
         outputs.append(batch.outputs.float())
         targets.append(batch.targets)
-    return torch.cat(outputs), torch.cat(targets)
+    none = torch.empty(0, device=batches.device)
+    return gather_rows(torch.cat(outputs or [none])), gather_rows(torch.cat(targets or [none]))
 
 
 @dataclass(frozen=True)
@@ -106,19 +126,24 @@ class Risk:
 
     def backward_batches(
         self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x, outputs with their graph, reference) of each batch, in evaluation mode, with gradients of ``weights``.
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """(index of the first sample, x, outputs with their graph, reference) of each batch of this process's own
+        samples, in evaluation mode, with gradients of ``weights``.
 
-        A batch is split at the sample indices ``cuts``, for sums over groups of samples.
+        For sums over groups of samples: ``cuts`` (0, ..., N) are the groups' boundaries, at which batches are split and
+        of which each process has whole ones.
         """
-        start = 0
         with evaluating(self.module), trainable(weights), torch.enable_grad():
-            for x, _ in self.batches:
+            for start, x, reference in self.own(cuts):
                 edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
                 for low, high in pairwise(edges):
                     outputs = outputs_of(self.module(x[low:high])).float()
-                    yield x[low:high], outputs, self.reference[start + low : start + high]
-                start += len(x)
+                    yield start + low, x[low:high], outputs, reference[low:high]
+
+    def own(self, cuts: Sequence[int] = ()) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index of the first sample, x, reference) of each batch of this process's own samples."""
+        for start, x, _ in self.batches.own(cuts or None):
+            yield start, x, self.reference[start : start + len(x)]
 
 
 def check_deterministic(module: nn.Module, batches: Batches) -> None:

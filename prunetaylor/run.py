@@ -1,7 +1,8 @@
-"""A run's folder. Nothing is seen in it before everything is there; nothing is left of a run that failed.
+"""A run's folder. Nothing is seen in it before everything is there; of a run that failed only its kept state is left.
 
 The files are written into ``FOLDER/.partial`` and moved up together at the end, ``report.json`` last: a folder with a
 report is a complete run. The folder itself is made at the start, so that one that cannot be written to costs no work.
+A state that was kept in ``.partial`` is what ``--resume`` goes on from; it goes when the run is complete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
@@ -23,6 +24,7 @@ from prunetaylor.errors import OutputError
 
 REPORT = "report.json"
 LOG = "log.jsonl"
+STATE = "state.pt"
 _STAGING = ".partial"
 _HOME = Path("runs")
 
@@ -30,23 +32,28 @@ _HOME = Path("runs")
 class RunFolder:
     """The folder of one run, as a context: left without ``commit`` it takes away all that it made."""
 
-    def __init__(self, path: Path, made: list[Path], log: IO[str]) -> None:
+    def __init__(self, path: Path, made: list[Path], log: IO[str] | None) -> None:
         self.path = path
         self._made = made  # folders that were not there before, outermost first
-        self._log = log
-        self._complete = False
+        self._log = log  # None: the run is finished already
+        self._complete = log is None
 
     @classmethod
-    def create(cls, path: Path | None, name: str, *, force: bool = False) -> RunFolder:
+    def create(cls, path: Path | None, name: str, *, force: bool = False, resume: bool = False) -> RunFolder:
         """Make the folder ``path``, or ``runs/NAME-N`` with the next free N where ``path`` is None.
+
+        With ``resume`` it is the folder of the run that was begun there (without a path the last ``runs/NAME-N``): one
+        that is ``finished``, or one with a ``state`` to go on from; a fresh one where there is neither.
 
         OutputError where the folder cannot be written, holds something already (a finished run is replaced with
         ``force``, when the new one is complete), or is in use.
         """
         made: list[Path] = []
         try:
-            path = _numbered(name, made) if path is None else _named(path, made, force)
-            return cls(path, made, _open_staging(path))
+            if path is None:
+                path = (_last(name) if resume else None) or _numbered(name, made)
+            finished = _named(path, made, force, resume)
+            return cls(path, made, None if finished else _open_staging(path, force, resume))
         except OSError as err:
             _remove_empty(made)
             raise OutputError(
@@ -55,6 +62,41 @@ class RunFolder:
         except OutputError:
             _remove_empty(made)
             raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was complete before this one began."""
+        return self._log is None
+
+    @property
+    def state(self) -> Path | None:
+        """The state that was kept; None where there is none."""
+        state = self.stage(STATE)
+        return state if state.exists() else None
+
+    def keep(self, write: Callable[[IO[bytes]], None]) -> None:
+        """Put a new state in the place of the old one: whole or not at all. OutputError where it cannot be written."""
+        new = self.stage(f"{STATE}.new")
+        try:
+            with new.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.stage(STATE))
+            _sync(new.parent)
+        except (OSError, RuntimeError) as err:  # torch's own writer raises the latter
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            cause = err.strerror if isinstance(err, OSError) else str(err).splitlines()[0]
+            raise OutputError(
+                f"the state of the run cannot be written to {new.parent}: {cause}",
+                "make room, then go on from the last state with --resume",
+            ) from err
+
+    def report(self) -> dict[str, Any]:
+        """The report of a finished run."""
+        found: dict[str, Any] = json.loads((self.path / REPORT).read_text(encoding="utf-8"))
+        return found
 
     def require(self, need: int) -> None:
         """OutputError where the disk has fewer than ``need`` bytes left: before the work, not after it."""
@@ -78,18 +120,24 @@ class RunFolder:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields."""
+        assert self._log is not None
         self._log.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, allow_nan=False) + "\n")
         self._log.flush()
 
     def commit(self) -> None:
         """Move everything that was staged into the folder; from here on the run is complete."""
-        staged = sorted((self.path / _STAGING).iterdir(), key=lambda file: file.name == REPORT)
+        assert self._log is not None
+        names = {file.name for file in (self.path / _STAGING).iterdir()} - {STATE}
+        staged = [self.stage(name) for name in sorted(names, key=lambda name: name == REPORT)]
         with _undisturbed():
             (self.path / REPORT).unlink(missing_ok=True)
             for file in staged:
+                if file.is_dir():  # a tracker's; the one before is in the way
+                    shutil.rmtree(self.path / file.name, ignore_errors=True)
                 file.replace(self.path / file.name)
             self._complete = True
             self._log.close()
+            self.stage(STATE).unlink(missing_ok=True)
             (self.path / _STAGING).rmdir()
 
     def __enter__(self) -> RunFolder:
@@ -98,22 +146,24 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
         if self._complete:
             return
+        assert self._log is not None
         with _undisturbed():
             with contextlib.suppress(OSError):  # a full disk refuses the flush
                 self._log.close()
+            if self.state is not None:
+                _leave_state(self.path / _STAGING)
+                return
             shutil.rmtree(self.path / _STAGING, ignore_errors=True)
             _remove_empty(self._made)
 
 
 def _numbered(name: str, made: list[Path]) -> Path:
     """``runs/NAME-N``, N one more than the largest there is; making it reserves it."""
-    safe = re.sub(r"[^\w.+-]+", "_", name).strip(".") or "run"
     _make_all(_HOME, made)
-    taken = (re.fullmatch(rf"{re.escape(safe)}-(\d+)", other.name) for other in _HOME.iterdir())
-    number = max((int(found[1]) for found in taken if found), default=0)
+    number = max(_taken(name), default=0)
     while True:
         number += 1
-        path = _HOME / f"{safe}-{number}"
+        path = _HOME / f"{_safe(name)}-{number}"
         try:
             path.mkdir()
         except FileExistsError:  # another run was faster
@@ -122,21 +172,40 @@ def _numbered(name: str, made: list[Path]) -> Path:
         return path
 
 
-def _named(path: Path, made: list[Path], force: bool) -> Path:
+def _last(name: str) -> Path | None:
+    """The newest of ``runs/NAME-N``, where there is one."""
+    found = _taken(name)
+    return _HOME / f"{_safe(name)}-{max(found)}" if found else None
+
+
+def _taken(name: str) -> list[int]:
+    """The numbers N of all ``runs/NAME-N``."""
+    if not _HOME.is_dir():
+        return []
+    found = (re.fullmatch(rf"{re.escape(_safe(name))}-(\d+)", other.name) for other in _HOME.iterdir())
+    return [int(one[1]) for one in found if one]
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name).strip(".") or "run"
+
+
+def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
+    """Make sure of the folder; whether it holds a finished run that is all there is to do."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, and a run needs a folder", "choose another one with -o/--output")
     _make_all(path, made)
     there = sorted(entry.name for entry in path.iterdir() if entry.name != _STAGING)
-    if not there:
-        return path
+    if not there or (resume and (path / _STAGING / STATE).exists()):
+        return False
     if not _is_run(path):
         raise OutputError(
             f"{path} holds files that are not of a run ({', '.join(there[:3])}{'...' if len(there) > 3 else ''})",
             "choose a new or empty folder with -o/--output",
         )
-    if not force:
+    if not force and not resume:
         raise OutputError(f"{path} holds a run already", "choose another folder with -o, or replace it with --force")
-    return path
+    return resume
 
 
 def _is_run(path: Path) -> bool:
@@ -165,18 +234,47 @@ def _remove_empty(made: list[Path]) -> None:
             folder.rmdir()
 
 
-def _open_staging(path: Path) -> IO[str]:
-    """The log in a fresh staging folder. Its lock tells a run at work from the remains of one that was killed."""
+def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
+    """The log in the staging folder. Its lock tells a run at work from the remains of one that was killed."""
     staging = path / _STAGING
+    kept = (staging / STATE).exists()
     if staging.exists():
-        with (staging / LOG).open("a", encoding="utf-8") as old:
-            if not _lock(old):
-                raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
+        old = (staging / LOG).open("a", encoding="utf-8")
+        if not _lock(old):
+            old.close()
+            raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
+        if kept and resume:
+            _leave_state(staging)
+            return old
+        old.close()
+        if kept and not force:
+            raise OutputError(
+                f"{path} holds a run that was interrupted",
+                "go on with it with --resume, start anew with --force, or choose another folder with -o",
+            )
         shutil.rmtree(staging)
     staging.mkdir()
     log = (staging / LOG).open("w", encoding="utf-8")
     _lock(log)
     return log
+
+
+def _leave_state(staging: Path) -> None:
+    """Only the state and the log stay."""
+    for file in staging.iterdir():
+        if file.name not in (STATE, LOG):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """A file's new name is on the disk too; where folders cannot be opened the system sees to it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _lock(file: IO[str]) -> bool:
@@ -205,7 +303,8 @@ def _undisturbed() -> Iterator[None]:
     def wait(number: int, frame: FrameType | None) -> None:
         waiting.append(number)
 
-    before = {kind: signal.signal(kind, wait) for kind in (signal.SIGINT, signal.SIGTERM)}
+    kinds = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
+    before = {kind: signal.signal(kind, wait) for kind in kinds}
     try:
         yield
     finally:

@@ -22,7 +22,6 @@ from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import Split
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
 from prunetaylor.memory import within
@@ -32,7 +31,7 @@ from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
-from prunetaylor.repair.affine import Absorber, find_absorbers
+from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
@@ -136,8 +135,8 @@ class _Outlook(Stages):
     def look(self) -> tuple[list[Level], list[LayerScore], int]:
         """The levels, the layers at each of them, and the number of held-out samples."""
         network = self.job.network
-        assert isinstance(self.pool, Split)
-        calibration = self._calibrate(self.pool)
+        self.begin()
+        calibration = self.calibration
         wanted = [level for level in LEVELS if round(level * network.prunable) > self.removed]
         self.progress.phase("score", len(wanted) + 1)
         fit = self._fit(calibration)
@@ -166,7 +165,7 @@ class _Outlook(Stages):
             self._model(network, held, calibration),
             held,
             calibration.holdout.dense_outputs,
-            find_absorbers(network.module, network.layers, calibration.fit.batches),
+            self.absorbers,
             scores,
         )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
+from prunetaylor.distributed.exchange import as_in_main
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
@@ -31,7 +32,7 @@ from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
-from prunetaylor.risk import Risk, Watcher, sweep
+from prunetaylor.risk import Risk, Watcher, first_pass
 from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
@@ -51,12 +52,15 @@ class Stages:
     dense: Network  # a copy that stays as it was
     pool: Split | None  # what calibration samples are drawn from; None without data
     progress: Progress
+    moment: Callable[[], None] = lambda: None  # called wherever the state may be kept
     masks: dict[str, Tensor] = field(default_factory=dict)
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
     choices: list[str] = field(default_factory=list)
-    histogram: Histogram | None = None
+    histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
+    drawn: list[Tensor] = field(default_factory=list)  # the generator's states before these were drawn
+    refining: dict[str, Any] | None = None  # how far the refinement at work is; None: none is
 
     def __post_init__(self) -> None:
         config = self.job.config
@@ -72,29 +76,98 @@ class Stages:
         # What repair leaves of the change that removal alone would make, by the last stage; 1 until there was one.
         self.repaired = 1.0
         self.damping = config.prune.damping
+        self.plan: Fixed | TrustRegion | None = None
+        self.trained = 0
+        """Steps of training that the network has had since it was dense."""
 
-    def run(self) -> None:
-        """Prune ``job.network`` in place, to the sparsity asked for."""
-        config = self.job.config.prune
+    def run(self, left: Mapping[str, Any] | None = None) -> None:
+        """Prune ``job.network`` in place, to the sparsity asked for; from ``left``, a state, on."""
         if self.pool is None:
             self._start()
             for target in self._levels():
                 self._without_data(target)
             return
-        calibration = self._calibrate(self.pool)
-        absorbers = find_absorbers(self.job.network.module, self.job.network.layers, calibration.fit.batches)
-        plan: Fixed | TrustRegion = Fixed(self._levels(), config.damping)
-        if config.stages == "auto" and self.criterion.STAGED and not hasattr(self.criterion, "solve"):
-            fresh = self.job.config.calibration.resample and self.refinement.when == "stages"
-            scale = calibration.holdout.spread(self.job.kind)
-            plan = TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
+        self.begin()
+        plan = self._plan()
+        if left is not None:
+            self.load_state_dict(left)
+            if left["plan"] is not None:
+                plan.load_state_dict(left["plan"])
+        self.plan = plan
+        if self.refining is not None:
+            self._refine()
+            self._measure()
         while self.removed < self.wanted:
-            if self.done and self.job.config.calibration.resample:
-                calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
-            if not self.seen or calibration.fit is not self.seen[-1]:
-                self.seen = [*self.seen, calibration.fit][-REMEMBERED:]
-            self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
-            self._stage(plan, calibration, absorbers)
+            self._next(plan)
+            self.moment()
+
+    def begin(self) -> None:
+        """Draw the samples, look at the dense network, and decide what is to be decided."""
+        self.progress.phase("calibrate")
+        self._draw()
+        self._calibrate()
+        self.absorbers = find_absorbers(self.job.network.module, self.job.network.layers, self.calibration.fit.batches)
+
+    def to(self, sparsity: float) -> None:
+        """One stage to ``sparsity`` now, from weights that may have been trained since the last one."""
+        if round(sparsity * self.job.network.prunable) <= self.removed:
+            return
+        moment, self.moment = self.moment, lambda: None
+        self._next(Fixed([sparsity], self.job.config.prune.damping))
+        self.moment = moment
+
+    def _next(self, plan: Fixed | TrustRegion) -> None:
+        if self.done and self.job.config.calibration.resample:
+            self._draw()
+        self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
+        self._stage(plan, self.calibration, self.absorbers)
+
+    def _draw(self) -> None:
+        """Fresh calibration samples."""
+        assert self.pool is not None
+        state = self.generator.get_state()
+        self.calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
+        self.drawn = [*self.drawn, state][-REMEMBERED:]
+        self.seen = [*self.seen, self.calibration.fit][-REMEMBERED:]
+
+    def _plan(self) -> Fixed | TrustRegion:
+        config = self.job.config.prune
+        if config.stages != "auto" or not self.criterion.STAGED or hasattr(self.criterion, "solve"):
+            return Fixed(self._levels(), config.damping)
+        fresh = self.job.config.calibration.resample and self.refinement.when == "stages"
+        scale = self.calibration.holdout.spread(self.job.kind)
+        return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
+
+    def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
+        """All that the stages to come depend on, at a ``moment``; ``weights``: the network's too."""
+        return {
+            "module": snapshot(self.job.network.module) if weights else None,
+            "masks": self.masks,
+            "done": [asdict(stage) for stage in self.done],
+            "generator": self.generator.get_state(),
+            "drawn": self.drawn,
+            "plan": None if self.plan is None else self.plan.state_dict(),
+            "repaired": self.repaired,
+            "damping": self.damping,
+            "choices": self.choices,
+            "histogram": None if self.histogram is None else asdict(self.histogram),
+            "refining": None if self.refining is None else self._refined.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; after ``begin``."""
+        self.seen, self.drawn = [], []
+        for before in state["drawn"]:
+            self.generator.set_state(before)
+            self._draw()
+        self.generator.set_state(state["generator"])
+        if state["module"] is not None:
+            restore(self.job.network.module, state["module"])
+        self.masks = {name: mask.to(self.masks[name].device) for name, mask in state["masks"].items()}
+        self.done = [Stage(**stage) for stage in state["done"]]
+        self.repaired, self.damping = state["repaired"], state["damping"]
+        self.choices, self.refining = list(state["choices"]), state["refining"]
+        self.histogram = None if state["histogram"] is None else Histogram(**state["histogram"])
 
     @property
     def wanted(self) -> int:
@@ -111,16 +184,13 @@ class Stages:
         levels = sparsities(config.sparsity, config.stages, self.criterion.STAGED)
         return [level for level in levels if round(level * self.job.network.prunable) > self.removed]
 
-    def _calibrate(self, pool: Split) -> Calibration:
-        self.progress.phase("calibrate")
-        network = self.job.network
-        calibration = Calibration.draw(self.job, self.dense.module, pool, self.generator)
+    def _calibrate(self) -> None:
+        network, calibration = self.job.network, self.calibration
         order = running_order(network, calibration)
         network.keep_only(order, UNREACHED)
         self.dense.keep_only(order, UNREACHED)
         self._start()
         self._choose_error(calibration)
-        return calibration
 
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
@@ -174,14 +244,16 @@ class Stages:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
         drawn = self.histogram
-        # Refined towards the labels, the network now is nearer to what it should answer than the dense one is.
-        towards = network.copy() if self.refinement.when == "stages" and self.objective.of == "task" else self.dense
+        # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
+        refined = self.refinement.when == "stages" and self.objective.of == "task"
+        towards = network.copy() if refined or self.trained else self.dense
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
         model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
         target, alone = self._select(plan, model, judge, now)
+        self._as_in_main()
         self.progress.step("selected")
         if self.repair == "obs":
             self._compensate(model, state, absorbers)
@@ -209,8 +281,7 @@ class Stages:
                 fit = calibration.fit.batches
                 for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
                     pass
-            if self.refinement.when == "stages" or (self.refinement.when == "last" and self.removed == self.wanted):
-                self._refine(calibration, absorbers)
+        self._as_in_main()
         self.done.append(
             Stage(
                 sparsity=target,
@@ -224,9 +295,19 @@ class Stages:
                 cumulative_predicted=since[0],
                 cumulative_measured=since[1],
                 cumulative_ratio=since[1] / since[0] if since[0] != 0 else None,
-                metric=self._metric(calibration) if stands else None,
             )
         )
+        done = self.done[-1]
+        self.progress.measured(
+            self.trained, {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
+        )
+        last = self.refinement.when == "last" and self.removed == self.wanted
+        if stands and (self.refinement.when == "stages" or last):
+            self.refining = {}
+            self._refine()
+            self.done[-1] = replace(done, seconds=time.perf_counter() - start)
+        if stands:
+            self._measure()
 
     def _select(
         self, plan: Fixed | TrustRegion, model: TaylorModel, judge: TaylorModel, now: float
@@ -310,20 +391,25 @@ class Stages:
         for name in solved:
             self.progress.step(name)
 
-    def _refine(self, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
-        seed = self.job.config.seed + 1_000_003 * len(self.done)
-        for text in self.refinement.run(
+    def _refine(self) -> None:
+        assert self.refining is not None
+        for refined in self.refinement.run(
             self.job,
             self.dense,
             self.masks,
             self.objective,
-            calibration,
+            self.calibration,
             self.seen,
-            absorbers,
+            self.absorbers,
             self.generator,
-            seed,
+            self.job.config.seed + 1_000_003 * (len(self.done) - 1),
+            self.refining,
         ):
-            self.progress.note(f"refined: {text}")
+            if refined.text is not None:
+                self.progress.note(f"refined: {refined.text}")
+            self._refined = refined
+            self.moment()
+        self.refining = None
 
     def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
         """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""
@@ -340,10 +426,10 @@ class Stages:
         apply_masks(self.job.network.module, self.masks)
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
 
-    def _metric(self, calibration: Calibration) -> float | None:
-        """The network as it now is on the held-out samples, for the report alone; nothing is chosen by it."""
-        found = evaluate(self.job.network.module, calibration.holdout.batches, self.job.kind)
-        return found.metrics.get(self.job.config.metric)
+    def _measure(self) -> None:
+        """The metric of the network as it now is, for the report alone: nothing is chosen by it."""
+        found = evaluate(self.job.network.module, self.calibration.holdout.batches, self.job.kind)
+        self.done[-1] = replace(self.done[-1], metric=found.metrics.get(self.job.config.metric))
 
     def _model(self, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
         seed = self.job.config.seed
@@ -359,6 +445,11 @@ class Stages:
         )
         model.keep_first = self.keep_first
         return model
+
+    def _as_in_main(self) -> None:
+        """Several processes come to the same weights and masks; should their machines round differently, to one's."""
+        state = self.job.network.module.state_dict().values()
+        as_in_main([*(t for t in state if isinstance(t, Tensor)), *self.masks.values()])
 
     def _choose(self, text: str) -> None:
         if text not in self.choices:
@@ -383,7 +474,7 @@ def running_order(network: Network, calibration: Calibration) -> list[str]:
         return note
 
     watch: dict[nn.Module, Watcher] = {m: watcher(layer.name) for layer in network.layers for m in layer.modules}
-    next(sweep(network.module, calibration.fit.batches, watch=watch))
+    first_pass(network.module, calibration.fit.batches, watch)
     return list(order)
 
 

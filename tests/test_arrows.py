@@ -20,10 +20,13 @@ ROOMS = [
     "prunetaylor.scoring",
     "prunetaylor.pipeline",
     "prunetaylor.planning",
+    "prunetaylor.finetune",
     "prunetaylor.stages",
     "prunetaylor.refinement",
     "prunetaylor.calibration",
     "prunetaylor.job",
+    "prunetaylor.resume",
+    "prunetaylor.track",
     "prunetaylor.run",
     "prunetaylor.demo",
     "prunetaylor.repair",
@@ -39,15 +42,17 @@ ROOMS = [
     "prunetaylor.data",
     "prunetaylor.network",
     "prunetaylor.vision",
+    "prunetaylor.distributed",
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",
     "prunetaylor.verdict",
+    "prunetaylor.keep",
     "prunetaylor.outcome",
     "prunetaylor.errors",
     "prunetaylor._version",
 ]
-TORCH_FREE = ["errors", "registry", "progress", "outcome", "verdict", "run", "config", "cli", "_version"]
+TORCH_FREE = ["errors", "registry", "progress", "keep", "outcome", "verdict", "run", "config", "cli", "_version"]
 
 
 def files() -> dict[str, Path]:

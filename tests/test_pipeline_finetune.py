@@ -11,7 +11,8 @@ from toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
-from prunetaylor.errors import DataError, NumericsError
+from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.repair.optimizer import Rates
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
 
@@ -106,3 +107,31 @@ def test_training_that_diverges_is_an_error(conv: nn.Module) -> None:
         quick(conv, sparsity=0.5, finetune__epochs=3, finetune__lr=1e30, finetune__warmup=0.0, data__batch_size=32)
     with pytest.raises(NumericsError, match=r"after epoch 1 of fine-tuning the loss .* is nan\n.*finetune\.lr"):
         quick(conv, sparsity=0.5, finetune__epochs=3, finetune__lr=1e30, finetune__warmup=0.0, data__batch_size=216)
+
+
+def test_training_that_diverges_later_leaves_the_last_good_epoch(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = Rates.__call__
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 14 else 1e30)
+    how = {**CUT, "finetune__epochs": 4, "finetune__distill__weight": 0.0}
+    outcome = quick(conv, **how)  # 6 steps an epoch
+    assert_truthful(outcome, conv, 0.85)
+    assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "lower finetune.lr" in said
+    monkeypatch.undo()
+    assert outcome.pruned.metrics["top1"] > 50
+    with pytest.raises(NumericsError, match="training loss is"):
+        quick(conv, **{**how, "finetune__epochs": 1, "finetune__lr": 1e30, "finetune__warmup": 0.0})
+
+
+def test_label_smoothing_needs_classes(conv: nn.Module) -> None:
+    smooth, hard = (
+        quick(conv, **CUT, finetune__epochs=1, finetune__distill__weight=0.0, finetune__label_smoothing=share)
+        for share in (0.3, 0.0)
+    )
+    assert smooth.epochs[0].loss > hard.epochs[0].loss
+    data = curve(100, 1)
+    with pytest.raises(UsageError, match="label_smoothing needs classes"):
+        quick(mlp(), data, data, sparsity=0.5, metric="loss", finetune__epochs=1, finetune__label_smoothing=0.1)

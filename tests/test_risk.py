@@ -68,7 +68,7 @@ def test_gradients_leave_no_trace() -> None:
     module, x = network(), rand(5, 4)
     module[0].weight.requires_grad_(False)
     at = risk(module, x)
-    for _, outputs, reference in at.backward_batches([module[0].weight, module[3].weight]):
+    for _, _, outputs, reference in at.backward_batches([module[0].weight, module[3].weight]):
         assert module[0].weight.requires_grad
         torch.autograd.grad((outputs - reference).sum(), [module[0].weight])
     assert not module[0].weight.requires_grad

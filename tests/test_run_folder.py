@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_does_not_block(tmp_path
     code = f"""
 import time
 from pathlib import Path
+from typing import IO
 from prunetaylor.run import RunFolder
 folder = RunFolder.create(Path({str(path)!r}), "m")
 print("ready", flush=True)
@@ -148,3 +150,70 @@ def test_an_interrupt_waits_until_the_run_is_complete(tmp_path: Path, monkeypatc
         _finish(tmp_path / "r")
     assert sorted(file.name for file in (tmp_path / "r").iterdir()) == ["log.jsonl", "model.safetensors", "report.json"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _keep(folder: RunFolder, text: str) -> None:
+    folder.keep(lambda file: file.write(text.encode()))
+
+
+def _interrupted(path: Path | None, *states: str, name: str = "m") -> None:
+    with RunFolder.create(path, name) as folder:
+        for text in states:
+            _keep(folder, text)
+        folder.stage("model.safetensors").write_text("half")
+        raise ValueError("stop")
+
+
+def test_a_state_outlives_a_run_that_failed_and_goes_with_one_that_did_not(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(path, "first", "second")
+    assert sorted(file.name for file in (path / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
+    with pytest.raises(OutputError, match=r"interrupted(.|\n)*--resume(.|\n)*--force"):
+        RunFolder.create(path, "m")
+    with RunFolder.create(path, "m", resume=True) as folder:
+        assert folder.state is not None
+        assert folder.state.read_text() == "second"
+        assert not folder.finished
+        folder.write_text("report.json", '{"schema_version": 1}')
+        folder.commit()
+    assert sorted(file.name for file in path.iterdir()) == ["log.jsonl", "report.json"]
+    with RunFolder.create(path, "m", resume=True) as folder:
+        assert folder.finished
+        assert folder.report() == {"schema_version": 1}
+    assert (path / "report.json").exists()
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> None:
+    def full(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with RunFolder.create(tmp_path / "r", "m") as folder:
+        _keep(folder, "good")
+        with pytest.raises(OutputError, match=r"No space left on device\n.*--resume"):
+            folder.keep(full)
+    assert (tmp_path / "r" / ".partial" / "state.pt").read_text() == "good"
+    assert not (tmp_path / "r" / ".partial" / "state.pt.new").exists()
+
+
+def test_resume_where_nothing_was_kept_begins_anew_and_force_drops_what_was(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "r", "m", resume=True) as folder:
+        assert folder.state is None
+        assert not folder.finished
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(tmp_path / "r", "old")
+    with RunFolder.create(tmp_path / "r", "m", force=True) as folder:
+        assert folder.state is None
+
+
+def test_resume_without_a_path_takes_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _finish(None, "net")
+    with pytest.raises(ValueError, match="stop"):
+        _interrupted(None, "state", name="net")
+    with RunFolder.create(None, "net", resume=True) as folder:
+        assert folder.path == Path("runs/net-2")
+        assert folder.state is not None
+    with RunFolder.create(None, "other", resume=True) as folder:
+        assert folder.path == Path("runs/other-1")

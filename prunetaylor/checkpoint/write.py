@@ -38,7 +38,27 @@ def write_model(
     tensors, tied = _stored(module)
     words = encode(arch=arch, args=args, data=data, masks=masks, tied=tied, extra=extra)
     metadata = {"format": "pt", FORMAT: json.dumps(words)}
-    return _whole(Path(path), lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+        _order_metadata(temporary)
+
+    return _whole(Path(path), write)
+
+
+def _order_metadata(file: Path) -> None:
+    """The same network gives the same bytes: the library writes metadata in an order that changes with the process.
+
+    A safetensors file begins with 8 bytes, the length of its JSON header, in which space at the end means nothing.
+    """
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:
+            opened.seek(8)
+            opened.write(ordered.ljust(length))
 
 
 def write_pt(

@@ -86,8 +86,9 @@ class DataSection(Section):
     """Let torchvision download a data set that is missing."""
     normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
     """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
-    augment: Literal["auto", "none", "flip", "crop-flip"] = "auto"
-    """Random changes of training images; auto: crop-flip for colour images, none otherwise."""
+    augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
+    """Random changes of training images; auto: crop-flip for colour images, none otherwise; or torchvision's
+    transforms.v2 in a list: [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples a step of fine-tuning, and a forward pass."""
     validation: Annotated[Fraction, Field(gt=0, lt=1)] = 0.1
@@ -126,6 +127,11 @@ class PruneSection(Section):
     """Patterns of layer names whose weights stay."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
     """Rounds of fit, score, select and repair: how many, or the sparsity after each; auto: by sparsity and method."""
+    schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
+    """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
+    sparsity rises along a cubic or a line, or each removes a constant share of what is left."""
+    during: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Epochs over which a gradual schedule prunes, the first step before any training; auto: two thirds of them."""
     first_order: Literal["auto", "keep", "drop"] = "auto"
     """The gradient's term of the Taylor model; auto: by its measured share."""
     damping: Annotated[float, Field(gt=0)] = 0.01
@@ -180,10 +186,31 @@ class FinetuneSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Not applied to norms and biases."""
     warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps in which the learning rate rises; then it falls along a cosine."""
+    """Share of the steps in which the learning rate rises, before lr_schedule."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to zero, or stays."""
+    rewind: bool = False
+    """Learning-rate rewinding: warm-up and schedule start anew after each step of a gradual schedule."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label that is spread over all classes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients make one step of the optimizer."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient of all parameters; null: any."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is measured and written; 0: off."""
+    compile: bool = False
+    """Run the network through torch.compile; needs a compiler on the machine."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 or fp16 on a GPU, float32 elsewhere."""
     distill: DistillSection = DistillSection()
+
+
+class CheckpointSection(Section):
+    """What a run that is killed can go on from, with --resume."""
+
+    every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two states that are written to the run's folder; 0: whenever there is one."""
 
 
 class CacheSection(Section):
@@ -230,8 +257,11 @@ class Config(Section):
     calibration: CalibrationSection = CalibrationSection()
     prune: PruneSection = PruneSection()
     finetune: FinetuneSection = FinetuneSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
     gate: GateSection = GateSection()
+    track: list[str] = []
+    """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
     metric: Literal["top1", "loss"] = "top1"
     """What the drop is measured in."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -242,6 +272,11 @@ class Config(Section):
     """What a run may hold at most: 3GiB, 500MB or a number of bytes, Python and torch aside; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
+
+    @field_validator("track")
+    @classmethod
+    def _known_trackers(cls, value: list[str]) -> list[str]:
+        return [_one_of(one, registry.names("track")) for one in value]
 
 
 def _one_of(value: str, known: list[str]) -> str:

@@ -40,8 +40,10 @@ from prunetaylor._version import __version__
 from prunetaylor.config.schema import CacheSection
 from prunetaylor.curvature.solve import Note
 from prunetaylor.data.samples import Batches
+from prunetaylor.distributed.exchange import tensors_from_main
+from prunetaylor.distributed.group import main_process, world
 from prunetaylor.network.layer import Layer
-from prunetaylor.risk import Risk, sweep
+from prunetaylor.risk import Risk, first_pass
 
 WORTH_SECONDS = 0.02
 """A fit that was quicker is not kept, and neither is one that reading back at WORTH_RATE would take longer than."""
@@ -81,7 +83,10 @@ class Cache:
         """sha256, hexadecimal, of all that a fit of this ``kind`` depends on at the network's state now.
 
         ``settings`` (as they print) and ``tensors`` are what it takes besides the network, the layers and the inputs.
+        Of several processes the main one looks things up; the others have no key.
         """
+        if not main_process():
+            return ""
         if risk.batches not in self._samples:
             self._samples[risk.batches] = _digest(x for x, _ in risk.batches)
         said = {
@@ -94,7 +99,7 @@ class Cache:
             "samples": self._samples[risk.batches],
             "settings": {name: repr(value) for name, value in settings.items()},
         }
-        outputs = next(sweep(risk.module, risk.batches)).outputs
+        outputs = first_pass(risk.module, risk.batches).outputs
         assert outputs is not None
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
         return hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()
@@ -107,7 +112,7 @@ class Cache:
         ``what`` and ``stage`` (from 1) are for the notes; stage 1 is what a run starts from.
         """
         path = self.folder / f"{'first' if stage == 1 else 'later'}-{key}.safetensors"
-        found = self._read(path, key, what, note)
+        found = tensors_from_main(self._read(path, key, what, note) if main_process() else None)
         if found is not None:
             note(f"curvature: {what} of stage {stage} taken from the cache (key {key[:12]})")
             return {name: tensor.to(device) for name, tensor in found.items()}
@@ -116,7 +121,7 @@ class Cache:
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         size = sum(tensor.nbytes for tensor in tensors.values())
-        if time.perf_counter() - start >= WORTH_SECONDS + size / WORTH_RATE:
+        if main_process() and time.perf_counter() - start >= WORTH_SECONDS + size / WORTH_RATE:
             self._keep(path, key, tensors, size, what, note)
         return tensors
 
@@ -206,7 +211,8 @@ def _code() -> str:
     """sha256 of the files that fits are computed by: a version says too little while the package is worked on."""
     room = Path(__file__).parent
     above = room.parent
-    others = [above / "risk.py", above / "objective.py", above / "network" / "layer.py", above / "network" / "names.py"]
+    names = ["risk.py", "objective.py", "network/layer.py", "network/names.py", "distributed/exchange.py"]
+    others = [above / name for name in names]
     digest = hashlib.sha256()
     for path in [*sorted(room.glob("*.py")), *others]:
         if path.exists():  # a package without its sources has its version
@@ -217,7 +223,7 @@ def _code() -> str:
 def _arithmetic(device: torch.device) -> list[str]:
     """What the same sums depend on in their last bits."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(torch.get_num_threads())
-    return [torch.__version__, device.type, where, torch.get_float32_matmul_precision()]
+    return [torch.__version__, device.type, where, torch.get_float32_matmul_precision(), str(world())]
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording
+from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, chunks, sample_gradients
 from prunetaylor.network.layer import Layer
@@ -35,7 +36,7 @@ def fisher_diagonal(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: i
     for tape, grads, _, samples in _backward(risk, layers, labels, seed):
         for layer, squares in layer_squares(tape, grads, samples):
             total[layer.parameter] += layer.tensor(squares)
-    return {name: value / risk.batches.samples for name, value in total.items()}
+    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
 
 
 def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) 
                     f"{layer.parameter}: the gradient of a sample is not finite", "check the samples and the weights"
                 )
             rows[layer.parameter][start + low : start + low + len(flat)] = flat
-    return rows
+    return all_sum(rows)  # each process has zeros for the samples of the others
 
 
 @dataclass
@@ -112,13 +113,12 @@ def _backward(
     risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int
 ) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
     """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
-    start, factors = 0, SampledFactors(risk.objective, risk.batches.samples, seed)
+    factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
-        for x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+        for start, x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
             if labels == "sampled":
                 vector = factors.of(outputs.detach(), start)
             else:
                 vector = risk.objective.gradient(outputs.detach(), reference)
             yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
-            start += len(x)
             tape.calls.clear()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from prunetaylor.curvature.forward_mode import differentiable
+from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.names import own_names, parameters_named
 from prunetaylor.objective import outputs_of
@@ -30,19 +31,18 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
     weights = parameters_named(risk.module, vector)
     along = {own[name]: v.to(weights[own[name]]) for name, v in vector.items()}
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    samples = 0
-    for x, outputs, _ in risk.backward_batches(list(weights.values())):
+    for _, x, outputs, _ in risk.backward_batches(list(weights.values())):
         moved = _forward(risk.module, weights, along, x)  # J v
         weighted = risk.objective.product(outputs.detach(), moved)  # H J v
         back = torch.autograd.grad((outputs * weighted).sum(), list(weights.values()), allow_unused=True)  # J' H J v
         for name, g in zip(weights, back, strict=True):
             if g is not None:
                 total[name] += g
-        samples += len(x)
+    total = all_sum(total)
     for name, value in total.items():
         if not bool(torch.isfinite(value).all()):
             raise NumericsError(f"{name}: a Gauss-Newton product is not finite", "check the samples and the weights")
-    return {name: total[own[name]] / samples for name in vector}
+    return {name: total[own[name]] / risk.batches.samples for name in vector}
 
 
 def _forward(module: nn.Module, weights: Mapping[str, nn.Parameter], along: Mapping[str, Tensor], x: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.curvature.tape import layer_squares, recording
+from prunetaylor.distributed.exchange import all_sum, sum_numbers
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, backward, sample_gradients
 from prunetaylor.network.layer import Layer
@@ -19,7 +21,7 @@ EXACT_OUTPUTS = 16
 """Up to so many outputs the sum over them is exact; beyond, labels drawn by the network itself stand for it."""
 DRAWS = 4
 """Labels drawn a sample where the sum over outputs is not exact."""
-_GROUPS = 32  # of samples, whose mean gradients' scatter gives the sampling noise
+_GROUPS = 32  # of samples, whose summed gradients' scatter and squares are looked at
 
 
 def gradient_bytes(sizes: Sizes) -> tuple[int, int]:
@@ -53,13 +55,11 @@ def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
 def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradient of the mean error in any parameters, by name. NumericsError where not finite."""
     weights = list(parameters.values())
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    samples = 0
-    for x, outputs, reference in risk.backward_batches(weights):
+    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
+    for _, _, outputs, reference in risk.backward_batches(weights):
         value = risk.objective.values(outputs, reference).sum()
-        _add(total, torch.autograd.grad(value, weights, allow_unused=True))
-        samples += len(x)
-    found = {name: g / samples for name, g in zip(parameters, total, strict=True)}
+        _add(total.values(), torch.autograd.grad(value, weights, allow_unused=True))
+    found = {name: g / risk.batches.samples for name, g in all_sum(total).items()}
     for name, g in found.items():
         if not bool(torch.isfinite(g).all()):
             raise NumericsError(f"{name}: the gradient of the error is not finite", "check the samples and the weights")
@@ -67,26 +67,29 @@ def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> di
 
 
 def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: int) -> dict[str, Tensor]:
-    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one backward pass a batch.
+    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one pass over the samples.
 
-    The squared gradient of a sum over the batch with labels that the network draws and random signs, whose cross terms
-    have mean zero (Hutchinson 1990). For scaling; the batches enter its noise, not its mean.
+    The squared gradients of sums over up to 32 groups of consecutive samples, the same groups however samples are
+    batched, with labels that the network draws and random signs, whose cross terms have mean zero (Hutchinson 1990).
     """
     weights = list(parameters.values())
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    samples = 0
+    total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
+    group = [torch.zeros_like(t) for t in total.values()]
+    edges = _group_edges(risk.batches.samples)
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
-    for x, outputs, _ in risk.backward_batches(weights):
-        vector = factors.of(outputs.detach(), samples)
-        signed = torch.where(signs[samples : samples + len(x)].to(vector.device), vector, -vector)
-        grads = torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True)
-        _add(total, [None if g is None else g.float().square() for g in grads])
-        samples += len(x)
-    return {name: d / samples for name, d in zip(parameters, total, strict=True)}
+    for start, x, outputs, _ in risk.backward_batches(weights, edges):
+        vector = factors.of(outputs.detach(), start)
+        signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
+        _add(group, torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True))
+        if start + len(x) in edges:
+            for into, own in zip(total.values(), group, strict=True):
+                into += own.square()
+                own.zero_()
+    return {name: d / risk.batches.samples for name, d in all_sum(total).items()}
 
 
-def _add(total: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def _add(total: Iterable[Tensor], grads: Sequence[Tensor | None]) -> None:
     for sum_, g in zip(total, grads, strict=True):
         if g is not None:
             sum_ += g
@@ -100,33 +103,44 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     """
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
-    groups = min(_GROUPS, n)
-    edges = [-(-g * n // groups) for g in range(groups + 1)]
+    edges = _group_edges(n)
+    groups = len(edges) - 1
     wide = accumulate_type(weights[0].device)
     # Only the sum over groups and the sum of squared group sums are needed:
     # sum_g |S_g - (m_g / n) S|^2 with S_g the group's summed gradient and m_g its size.
     total = [torch.zeros_like(w, dtype=wide) for w in weights]
     group = [torch.zeros_like(w, dtype=wide) for w in weights]
-    squares, sizes, products, start, current = 0.0, 0.0, [torch.zeros_like(t) for t in total], 0, 0
-    for x, outputs, reference in risk.backward_batches(weights, edges):
+    squares, sizes, products = 0.0, 0.0, [torch.zeros_like(t) for t in total]
+    ends = {end: end - start for start, end in pairwise(edges)}  # each process has whole groups
+    for start, x, outputs, reference in risk.backward_batches(weights, edges):
         value = risk.objective.values(outputs, reference).sum()
         for into, g in zip(group, torch.autograd.grad(value, weights, allow_unused=True), strict=True):
             if g is not None:
                 into += g
-        start += len(x)
-        if start == edges[current + 1]:
-            share = (edges[current + 1] - edges[current]) / n
+        if start + len(x) in ends:
+            share = ends[start + len(x)] / n
             for sum_, weighted, own in zip(total, products, group, strict=True):
                 sum_ += own
                 weighted += share * own
                 squares += float(own.square().sum())
                 own.zero_()
             sizes += share**2
-            current += 1
+    squares, sizes = sum_numbers(squares, sizes)
+    total, products = _summed(total), _summed(products)
     norm = sum(float(t.square().sum()) for t in total)
     cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
     scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
     return norm**0.5 / n, scatter**0.5 / n
+
+
+def _group_edges(samples: int) -> list[int]:
+    """0, ..., N: where groups of consecutive samples begin and end."""
+    groups = min(_GROUPS, samples)
+    return [-(-g * samples // groups) for g in range(groups + 1)]
+
+
+def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list(all_sum({str(i): t for i, t in enumerate(tensors)}).values())
 
 
 def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
@@ -138,18 +152,16 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     # Seeds far apart: neighbouring ones are other runs'.
     drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
-    samples = 0
     with recording(layers) as tape:
-        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            for vector, scale, last in _directions(risk, outputs.detach(), samples, drawn):
+        for start, x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            for vector, scale, last in _directions(risk, outputs.detach(), start, drawn):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
                 for layer, squares in layer_squares(tape, grads, len(x)):
                     total[layer.parameter] += scale * layer.tensor(squares)
-            samples += len(x)
             tape.calls.clear()
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
 
 
 def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
@@ -159,10 +171,10 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     Grosse 2015, with the output factor's diagonal).
     """
     total: dict[str, Tensor] = {}
-    samples, factors = 0, SampledFactors(risk.objective, risk.batches.samples, seed)
+    factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
-        for x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            vector = factors.of(outputs.detach(), samples)
+        for start, _, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
+            vector = factors.of(outputs.detach(), start)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -172,9 +184,8 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
                 rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
                 name = call.layer.name
                 total[name] = total[name] + rows if name in total else rows
-            samples += len(x)
             tape.calls.clear()
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
 
 
 def _channels(squares: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
+from prunetaylor.distributed.exchange import all_sum, first_of
+from prunetaylor.distributed.group import world
 from prunetaylor.memory import FLOAT, LayerSize, Sizes, forward
 from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
 from prunetaylor.risk import Watcher, sweep
@@ -193,6 +195,20 @@ class Accumulator:
         tt += t.square().sum(1)
         self.rows += count
 
+    def _move(self, s: Tensor, r: Tensor) -> None:
+        """Take the products of x - s and t - r instead."""
+        assert self.shifts is not None
+        assert self.sums is not None
+        xx, tx, tt = self.sums
+        a, b = ((old.to(xx) - new.to(xx)).squeeze(1) for old, new in zip(self.shifts, (s, r), strict=True))
+        a = torch.cat([a, torch.zeros_like(a[:, :1])], dim=1)  # the column of ones is not shifted
+        x_sum, t_sum = xx[..., -1].clone(), tx[..., -1].clone()
+        # Of the first, the last column is right above its diagonal only; it has the sums of x - s.
+        _add_products(xx, torch.stack([x_sum, a], 2), torch.stack([a, x_sum + self.rows * a], 1))
+        _add_products(tx, torch.stack([b, t_sum], 2), torch.stack([x_sum + self.rows * a, a], 1))
+        tt += 2 * b * t_sum + self.rows * b.square()
+        self.shifts = s, r
+
     def moments(self) -> Moments:
         """The means. They take the sums' memory: nothing can be added any more."""
         assert self.shifts is not None
@@ -209,6 +225,31 @@ class Accumulator:
         _add_products(xx, torch.stack([s, a], 2), torch.stack([a, s], 1))
         _add_products(tx, torch.stack([r, t_mean], 2), torch.stack([x_mean + s, s], 1))
         return Moments(xx, tx, tt + 2 * r * t_mean + r.square(), self.rows)
+
+
+def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
+    """The Moments of what all processes have added, by name; the accumulators are used up.
+
+    A name that a process has not must be another's.
+    """
+    if world() == 1:
+        return {name: total.moments() for name, total in sums.items()}
+    shifts = {f"{part}{name}": t for name, own in sums.items() for part, t in zip("sr", own.shifts or (), strict=True)}
+    common = first_of(shifts)
+    mine: dict[str, Tensor] = {}
+    for name, own in sums.items():
+        own._move(common[f"s{name}"], common[f"r{name}"])
+        mine |= {f"{i}{name}": total for i, total in enumerate(own.sums or ())}
+        mine[f"n{name}"] = torch.tensor(own.rows)
+    whole = all_sum(mine)
+    found = {}
+    for name in [key[1:] for key in whole if key[0] == "n"]:
+        total = Accumulator()
+        total.shifts = common[f"s{name}"], common[f"r{name}"]
+        total.sums = whole[f"0{name}"], whole[f"1{name}"], whole[f"2{name}"]
+        total.rows = int(whole[f"n{name}"])
+        found[name] = total.moments()
+    return found
 
 
 def _blocks(total: Tensor) -> Iterator[slice]:
@@ -244,4 +285,4 @@ def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, 
     watch: dict[nn.Module, Watcher] = {used: watcher(layer, used) for layer in layers for used in layer.modules}
     for _ in sweep(module, batches, watch=watch):
         pass
-    return {name: total.moments() for name, total in sums.items()}
+    return moments_of_all(sums)

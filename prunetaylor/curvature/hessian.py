@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.curvature.forward_mode import differentiable
+from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, backward
 from prunetaylor.network.layer import Layer
@@ -43,9 +44,9 @@ def hessian_products(risk: Risk, vectors: Sequence[Mapping[str, Tensor]]) -> lis
     weights = parameters_named(risk.module, vectors[0])
     along = [{own[name]: v.to(weights[own[name]]) for name, v in vector.items()} for vector in vectors]
     total = [{name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()} for _ in vectors]
-    wanted, samples = list(weights.values()), 0
+    wanted = list(weights.values())
     with differentiable():  # fused attention has no second derivative either
-        for x, outputs, reference in risk.backward_batches(wanted):
+        for _, x, outputs, reference in risk.backward_batches(wanted):
             value = risk.objective.values(outputs, reference).sum()
             grads = torch.autograd.grad(value, wanted, create_graph=True, allow_unused=True)
             for index, (into, vector) in enumerate(zip(total, along, strict=True)):
@@ -57,11 +58,11 @@ def hessian_products(risk: Risk, vectors: Sequence[Mapping[str, Tensor]]) -> lis
                 for name, h in zip(weights, back, strict=True):
                     if h is not None:
                         into[name] += h
-            samples += len(x)
+    total = [all_sum(sums) for sums in total]
     for name in weights:
         if not all(bool(torch.isfinite(sums[name]).all()) for sums in total):
             raise NumericsError(f"{name}: a Hessian product is not finite", "check the samples and the weights")
-    return [{name: sums[own[name]] / samples for name in vectors[0]} for sums in total]
+    return [{name: sums[own[name]] / risk.batches.samples for name in vectors[0]} for sums in total]
 
 
 def hessian_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient
 from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
 from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
+from prunetaylor.distributed.exchange import sum_numbers
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import Sizes, directional, release
 from prunetaylor.network.names import own_names
@@ -166,13 +167,8 @@ class TaylorModel:
         at = {k: self.state[k] for k in moving}
         rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
         first = second = 0.0
-        start = 0
         with evaluating(module), torch.no_grad(), differentiable():
-            for x, _ in self.risk.batches:
-                reference = self.risk.reference[start : start + len(x)]
-                start += len(x)
-                if not moving:
-                    continue
+            for _, x, reference in self.risk.own() if moving else ():
 
                 def network(part: Mapping[str, Tensor], x: Tensor = x) -> Tensor:
                     return outputs_of(functional_call(module, {**rest, **part}, (x,))).float()
@@ -180,6 +176,7 @@ class TaylorModel:
                 outputs, moved = jvp(network, (at,), (moving,))[:2]
                 first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
                 second += 0.5 * float(self.risk.objective.second(outputs, moved).sum())
+        first, second = sum_numbers(first, second)
         if not (isfinite(first) and isfinite(second)):
             raise NumericsError("the predicted change of the error is not finite", "raise prune.damping")
-        return Prediction(first / start, second / start)
+        return Prediction(first / self.risk.batches.samples, second / self.risk.batches.samples)

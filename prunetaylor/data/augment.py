@@ -8,18 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunetaylor.data.draws import Draws
+from prunetaylor.data.transforms import Named, chain
 from prunetaylor.errors import UsageError, close_match
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Tensor, Draws], Tensor]
+"""(raw inputs of the rows that are drawn for, draws) -> the same rows, changed."""
 
 
-def flip(x: Tensor, generator: torch.Generator) -> Tensor:
+def flip(x: Tensor, draws: Draws) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, mirrored left to right with probability 1/2."""
-    mirrored = _draw(2, len(x), generator, x.device).bool()
+    mirrored = draws.integers(2, x.device).bool()
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
-def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+def crop_flip(x: Tensor, draws: Draws) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, shifted by a random crop after zero padding, and flipped as by ``flip``.
 
     The padding is 4 pixels for images up to 64 pixels, the usual recipe of CIFAR, and an eighth of the side above.
@@ -27,9 +30,9 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     count, channels, height, width = x.shape
     pad_y, pad_x = (4 if side <= 64 else side // 8 for side in (height, width))
     padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y))
-    top = _draw(2 * pad_y + 1, count, generator, x.device)
-    left = _draw(2 * pad_x + 1, count, generator, x.device)
-    mirrored = _draw(2, count, generator, x.device).bool()
+    top = draws.integers(2 * pad_y + 1, x.device)
+    left = draws.integers(2 * pad_x + 1, x.device)
+    mirrored = draws.integers(2, x.device).bool()
     rows = top[:, None] + torch.arange(height, device=x.device)  # (B, H)
     columns = torch.arange(width, device=x.device).expand(count, width)
     columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(1), columns)  # (B, W)
@@ -37,44 +40,38 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     return cut.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
 
 
-def cut_mix(x: Tensor, generator: torch.Generator) -> Tensor:
+def cut_mix(x: Tensor, draws: Draws) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, with probability 1/2 with a box of another one of the batch in it.
+
+    ``x`` is the whole batch: whoever wants some of its rows takes them from the result.
 
     The box has the image's shape and a share of its area that is uniform in [0, 1] (CutMix: Yun et al. 2019, section
     3.1). Labels do not follow: for whoever asks a network what is in the result.
     """
     count, _, height, width = x.shape
-    side = (1 - _uniform(count, generator, x.device)).sqrt() * _draw(2, count, generator, x.device)
-    other = torch.randperm(count, generator=generator, device=generator.device).to(x.device)
+    side = (1 - draws.uniform(x.device)).sqrt() * draws.integers(2, x.device)
+    other = draws.order(x.device)
     inside = torch.ones((), dtype=torch.bool, device=x.device)
     for dim, size in ((2, height), (3, width)):
         length = (side * size).round()
-        first = (_uniform(count, generator, x.device) * (size - length + 1)).floor()
+        first = (draws.uniform(x.device) * (size - length + 1)).floor()
         at = torch.arange(size, device=x.device)
         within = (at >= first.unsqueeze(1)) & (at < (first + length).unsqueeze(1))  # (B, size)
         inside = inside & within.view(count, 1, *(size if d == dim else 1 for d in (2, 3)))
     return torch.where(inside, x[other], x)
 
 
-def _uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``count`` numbers in [0, 1), drawn where the generator lives."""
-    return torch.rand(count, generator=generator, device=generator.device).to(device)
-
-
-def _draw(bound: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``count`` whole numbers in [0, bound), drawn where the generator lives."""
-    return torch.randint(bound, (count,), generator=generator, device=generator.device).to(device)
-
-
 _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": crop_flip}
 
 
-def resolve(name: str, sample: Tensor) -> tuple[str, Augment | None]:
+def resolve(name: str | Named, sample: Tensor) -> tuple[str | Named, Augment | None]:
     """The augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
-    "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise.
-    UsageError for an unknown name, and for flips or crops of what is no image.
+    "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise; a list names
+    transforms of torchvision. UsageError for an unknown name, and for flips or crops of what is no image.
     """
+    if not isinstance(name, str):
+        return name, chain(name, sample)
     if name == "auto":
         colour = sample.ndim == 3 and sample.shape[0] == 3 and min(sample.shape[1:]) >= 8
         name = "crop-flip" if colour else "none"

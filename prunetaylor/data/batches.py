@@ -1,32 +1,58 @@
-"""Batches: ready inputs and targets on the device, in a fixed order or a fresh random one."""
+"""Batches: ready inputs and targets on the device, in a fixed order or a fresh random one.
+
+Several processes share them out: ``own`` gives a process its part of the samples in their order, for sums over all of
+them, ``shares`` its rows of every batch, for training. Everything random is drawn for whole batches, the same on each
+process; samples are fetched by those that need them.
+"""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from prunetaylor.data.augment import Augment
+from prunetaylor.data.draws import Draws
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import Split, TensorSplit
+from prunetaylor.distributed.group import mine
 from prunetaylor.errors import PruneTaylorError
 
 Part = tuple[Tensor, Tensor]
+Plan = list[tuple[int, range | list[int]]]
 #: raw samples up to this many bytes stay on a CUDA device between epochs
 RESIDENT = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's rows of a batch of ``of`` samples: x (B, ...) and y (B, ...), B = 0 where there are too few."""
+
+    x: Tensor
+    y: Tensor
+    of: int
+
+    @property
+    def weight(self) -> float:
+        """What the mean over these rows counts in the mean over the batch."""
+        return len(self.x) / self.of
 
 
 class Batches:
     """Iterating gives (x, y) on ``device``: x preprocessed (B, ...), y as the split has it (int64 (B,) class ids).
 
+    That is all of them, on every process; see :meth:`own` and :meth:`shares` for one's part.
+
     Without ``shuffle`` every iteration gives the same batches. With it, each draws a fresh permutation, and fresh
     random transforms of the data set, from ``generator``. ``augment`` changes raw inputs on the device, drawing from
-    ``generator`` too. ``workers`` processes decode data that is read on the fly (on Linux); other splits are sliced in
-    this process. Nothing depends on their number.
+    ``generator`` too; ``mix`` then puts the inputs of a whole batch into one another. ``workers`` processes decode data
+    that is read on the fly (on Linux); other splits are sliced in this process. Nothing depends on their number.
     ``drop_last`` leaves out a last batch that is not full, unless it is the only one.
     """
 
@@ -37,7 +63,8 @@ class Batches:
         *,
         batch_size: int,
         device: torch.device | str,
-        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        augment: Augment | None = None,
+        mix: Augment | None = None,
         generator: torch.Generator | None = None,
         shuffle: bool = False,
         workers: int = 0,
@@ -45,13 +72,14 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, not {batch_size}")
-        if generator is None and (shuffle or augment is not None):
-            raise ValueError("shuffle and augment draw from a generator: give one")
+        if generator is None and (shuffle or augment is not None or mix is not None):
+            raise ValueError("shuffle, augment and mix draw from a generator: give one")
         self.split = split
         self.preprocess = preprocess
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.augment = augment
+        self.mix = mix
         self.generator = generator
         self.shuffle = shuffle
         full = len(split) // batch_size * batch_size
@@ -59,36 +87,110 @@ class Batches:
         self.samples = full if drop_last and full else len(split)
         # Data sets of a user's own file cannot be pickled, so workers are forked, which only Linux does safely.
         self._workers = workers if split.on_the_fly and sys.platform == "linux" else 0
+        self._sampler = _Planned()
         self._loader: DataLoader[Any] | None = None
+        self._start: Tensor | None = None  # the generator's state when the last iteration began
+        self._given = 0  # batches that it has given
+        self._resumed: Mapping[str, Any] | None = None
         self._resident: TensorSplit | None = None
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Part]:
-        for raw, y in self._raw():
-            x = raw.to(self.device, non_blocking=True)
-            if self.augment is not None and self.generator is not None:
-                x = self.augment(x, self.generator)
-            yield self.preprocess(x), y.to(self.device, non_blocking=True)
+        spans = self._spans(0, self.samples)
+        for index, (raw, y) in self._walk(spans):
+            start, end = spans[index]
+            ready = self._ready(raw, y, end - start, range(end - start))
+            self._given = index + 1
+            yield ready
 
-    def _raw(self) -> Iterator[Part]:
-        if self._workers and len(self):
-            return self._decoded_by_workers()
+    def own(self, edges: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(index of the first sample, x, y) of this process's part of the samples, in their order; all of them where it
+        is alone.
+
+        With ``edges`` (0, ..., N), the boundaries of groups of samples, whole groups.
+        """
+        if self.shuffle or self.augment is not None or self.mix is not None:
+            raise ValueError("batches that are shuffled or changed are shared out row by row: see shares")
+        edges = range(self.samples + 1) if edges is None else edges
+        part = mine(len(edges) - 1)
+        spans = self._spans(edges[part.start], edges[part.stop])
+        for (start, end), (raw, y) in zip(spans, self._raw(self._plan(spans)), strict=True):
+            yield start, *self._ready(raw, y, end - start, range(end - start))
+
+    def own_count(self) -> int:
+        """The number of batches that :meth:`own` gives; it may be 0."""
+        return -(-len(mine(self.samples)) // self.batch_size)
+
+    def shares(self) -> Iterator[Share]:
+        """This process's rows of every batch, for the same number of batches on every process."""
+        whole = self._spans(0, self.samples)
+        parts = [mine(end - start) for start, end in whole]
+        mixed = self.mix is not None
+        spans = whole if mixed else [_of_share(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
+        for index, (raw, y) in self._walk(spans):
+            start, end = whole[index]
+            share = Share(*self._ready(raw, y, end - start, parts[index]), end - start)
+            self._given = index + 1
+            yield share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration over all batches, or this process's shares of them, stands between two of them."""
+        now = None if self.generator is None else self.generator.get_state()
+        return {"start": self._start, "given": self._given, "now": now}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, finished: bool = False) -> None:
+        """The next iteration goes on from there; where that one was ``finished``, the one after it begins."""
+        if not finished:
+            self._resumed = state
+        elif self.generator is not None:
+            self.generator.set_state(state["now"])
+
+    def _walk(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Part]]:
+        """(a batch's number, its raw samples), from where a loaded state says on."""
+        resumed, self._resumed = self._resumed, None
+        if self.generator is not None:
+            if resumed is not None:
+                self.generator.set_state(resumed["start"])
+            self._start = self.generator.get_state()
+        plan, self._given = self._plan(spans), 0
+        if resumed is not None:
+            self._given = resumed["given"]
+            if self.generator is not None:
+                self.generator.set_state(resumed["now"])
+        yield from enumerate(self._raw(plan[self._given :]), start=self._given)
+
+    def _spans(self, low: int, high: int) -> list[tuple[int, int]]:
+        return [(start, min(start + self.batch_size, high)) for start in range(low, high, self.batch_size)]
+
+    def _ready(self, raw: Tensor, y: Tensor, of: int, rows: range) -> Part:
+        """The ``rows`` of a batch of ``of`` samples, from its raw samples: of the whole batch where they are mixed."""
+        x, y = raw.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        if self.mix is None:
+            x, y = x[: len(rows)], y[: len(rows)]
+        drawn = range(of) if self.mix is not None else rows
+        if self.augment is not None and self.generator is not None:
+            x = self.augment(x, Draws(self.generator, of, drawn))
+        if self.mix is not None and self.generator is not None:
+            x = self.mix(x, Draws(self.generator, of))[rows.start : rows.stop]
+            y = y[rows.start : rows.stop]
+        return self.preprocess(x), y
+
+    def _raw(self, plan: Plan) -> Iterator[Part]:
+        if self._workers and plan:
+            return self._decoded_by_workers(plan)
         source = self._on_device() if self.device.type == "cuda" else self.split
-        return (source.fetch(indices, variant) for variant, indices in self._plan())
+        return (source.fetch(indices, variant) for variant, indices in plan)
 
-    def _plan(self) -> Iterator[tuple[int, range | list[int]]]:
+    def _plan(self, spans: Sequence[tuple[int, int]]) -> Plan:
         """What to fetch for each batch of one iteration: the variant of random transforms, and the indices."""
-        starts = range(0, self.samples, self.batch_size)
-        ends = [min(start + self.batch_size, self.samples) for start in starts]
         if not self.shuffle or self.generator is None:
-            yield from ((0, range(start, end)) for start, end in zip(starts, ends, strict=True))
-            return
+            return [(0, range(start, end)) for start, end in spans]
         device = self.generator.device
         variant = int(torch.randint(1, 2**31, (1,), generator=self.generator, device=device))
         order = torch.randperm(len(self.split), generator=self.generator, device=device).tolist()
-        yield from ((variant, order[start:end]) for start, end in zip(starts, ends, strict=True))
+        return [(variant, order[start:end]) for start, end in spans]
 
     def _on_device(self) -> Split:
         """The raw samples themselves, moved once, where they are small: slices then cost no transfer."""
@@ -97,12 +199,13 @@ class Batches:
             self._resident = self.split.in_memory().to(self.device)
         return self.split if self._resident is None else self._resident
 
-    def _decoded_by_workers(self) -> Iterator[Part]:
+    def _decoded_by_workers(self, plan: Plan) -> Iterator[Part]:
+        self._sampler.plan = plan
         if self._loader is None:
             self._loader = DataLoader(
                 _Fetched(self.split),
                 batch_size=None,
-                sampler=_Plan(self),
+                sampler=self._sampler,
                 num_workers=self._workers,
                 collate_fn=_as_it_is,
                 persistent_workers=True,
@@ -121,17 +224,21 @@ class Batches:
             yield part
 
 
-class _Plan:
-    """A DataLoader's sampler that plans anew for each iteration."""
+def _of_share(start: int, rows: range) -> tuple[int, int]:
+    """What to fetch for these rows of a batch; without rows one sample, to see what there is none of."""
+    return (start + rows.start, start + rows.stop) if rows else (start, start + 1)
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+
+class _Planned:
+    """A DataLoader's sampler whose plan is another one for each iteration."""
+
+    plan: Plan
 
     def __iter__(self) -> Iterator[tuple[int, range | list[int]]]:
-        return self._batches._plan()
+        return iter(self.plan)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.plan)
 
 
 class _Fetched(torch.utils.data.Dataset[Any]):

@@ -15,7 +15,9 @@ from prunetaylor.config.schema import DataSection, Normalization
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
+from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
+from prunetaylor.distributed.group import local_world
 from prunetaylor.errors import DataError, UsageError, close_match
 from prunetaylor.network.code import is_code
 
@@ -65,7 +67,7 @@ def from_python(
     validation: Any = None,
     *,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str = "none",
+    augment: str | Named = "none",
     classes: int | None = None,
 ) -> Samples:
     """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
@@ -92,11 +94,14 @@ def from_python(
 
 
 def workers(cfg: DataSection) -> int:
-    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most."""
+    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most.
+
+    Those of the machine are shared out among the processes of a run.
+    """
     if cfg.workers != "auto":
         return int(cfg.workers)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
+    return min(8, max(1, usable // local_world()))
 
 
 def split_spec(spec: str) -> tuple[str, str]:
@@ -170,11 +175,13 @@ def _preprocess(
     )
 
 
-def _augment(cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor) -> tuple[str, tuple[str, ...]]:
+def _augment(
+    cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor
+) -> tuple[str | Named, tuple[str, ...]]:
     if cfg.augment != "auto":
         return augmentation.resolve(cfg.augment, first)[0], ()
     named = said.get("augment")
-    if isinstance(named, str) and named != "auto":
+    if isinstance(named, str | list) and named != "auto":
         return augmentation.resolve(named, first)[0], ("augmentation: as the checkpoint says",)
     name = augmentation.resolve(raw.augment, first)[0]
     return name, (f"augmentation {name}: the usual one of such samples",)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunetaylor.data.batches import Batches
+from prunetaylor.data.batches import Batches, Share
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit
+from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, decoded_together
+from prunetaylor.data.transforms import Named
 from prunetaylor.errors import DataError
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Preprocess",
     "RawSource",
     "Samples",
+    "Share",
     "Split",
     "Subset",
     "TensorSplit",
     "check_targets",
+    "decoded_together",
     "draw",
     "fingerprint",
 ]
@@ -52,7 +55,7 @@ class Samples:
     validation: Split | None  # the source's own
     classes: int | None
     preprocess: Preprocess
-    augment: str  # a name that augment.resolve knows, never "auto"
+    augment: str | Named  # what augment.resolve knows, never "auto"
     fingerprint: str  # sha256, hexadecimal
     choices: tuple[str, ...] = ()  # automatic choices with their reasons, a line each
 

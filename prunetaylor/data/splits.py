@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from prunetaylor.distributed.exchange import gather_rows
+from prunetaylor.distributed.group import mine
 from prunetaylor.errors import DataError, PruneTaylorError
 
 
@@ -81,6 +83,15 @@ class TensorSplit(Split):
 
     def to(self, device: torch.device) -> TensorSplit:
         return TensorSplit(self.inputs.to(device), self._targets.to(device))
+
+
+def decoded_together(split: Split) -> TensorSplit:
+    """All samples in memory, on every process of a run, each of which decodes its part of what is read on the fly."""
+    if not split.on_the_fly:
+        return split.in_memory()
+    own = mine(len(split))
+    inputs, targets = split.fetch(own) if own else (torch.empty(0), torch.empty(0))
+    return TensorSplit(gather_rows(inputs), gather_rows(targets))
 
 
 class Subset(Split):

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.data.samples import Batches
+from prunetaylor.distributed.exchange import all_sum, sum_numbers
 from prunetaylor.risk import Watcher, sweep
 
 _FLOOR = 0.01
@@ -42,7 +43,7 @@ def correct(module: nn.Module, dense: nn.Module, dense_state: Mapping[str, Tenso
         assert norm.running_mean is not None
         assert norm.running_var is not None
         # A norm that a pass calls more than once is measured over all its calls.
-        until = norm if calls == len(batches) else None
+        until = norm if calls == 1 else None
         now_mean, now_variance, _ = _statistics(module, {name: norm}, batches, until)[name]
         stored = dense_state[f"{name}.running_var"].to(variance)
         floor = _FLOOR * stored + norm.eps
@@ -53,28 +54,28 @@ def correct(module: nn.Module, dense: nn.Module, dense_state: Mapping[str, Tenso
 
 def _statistics(
     module: nn.Module, watched: Mapping[str, _BatchNorm], batches: Batches, until: nn.Module | None = None
-) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Mean and variance (C,) of what each batch norm reads and its number of calls, in the order in which they run."""
-    sums: dict[str, list[Tensor]] = {}
-    counts: dict[str, int] = {}
-    calls: dict[str, int] = {}
+) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Mean and variance (C,) of what each batch norm reads and its calls a pass, in the order in which they run."""
+    sums: dict[str, Tensor] = {}  # (3, C): of x, of its squares; its values and the norm's calls
 
     def watcher(name: str) -> Watcher:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             dims = [0, *range(2, x.dim())]
             wide = accumulate_type(x.device)
             # Products in float32, sums over batches in the wide type.
-            found = [x.float().sum(dims).to(wide), x.float().square().sum(dims).to(wide)]
-            sums[name] = [a + b for a, b in zip(sums[name], found, strict=True)] if name in sums else found
-            counts[name] = counts.get(name, 0) + x.numel() // x.shape[1]
-            calls[name] = calls.get(name, 0) + 1
+            found = torch.stack([x.float().sum(dims).to(wide), x.float().square().sum(dims).to(wide)])
+            count = found.new_tensor([[x.numel() // x.shape[1]], [1]]).expand(2, found.shape[1])
+            found = torch.cat([found, count])
+            sums[name] = sums[name] + found if name in sums else found
 
         return add
 
+    passes = 0
     for _ in sweep(module, batches, watch={norm: watcher(name) for name, norm in watched.items()}, until=until):
-        pass
+        passes += 1
+    (passes,) = map(int, sum_numbers(passes))
     found = {}
-    for name, (total, squares) in sums.items():
-        mean = total / counts[name]
-        found[name] = (mean, (squares / counts[name] - mean.square()).clamp_min(0), calls[name])
+    for name, (total, squares, values, calls) in all_sum(sums).items():
+        mean = total / values
+        found[name] = (mean, (squares / values - mean.square()).clamp_min(0), int(calls[0]) / passes)
     return found

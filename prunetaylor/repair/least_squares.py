@@ -19,6 +19,7 @@ from prunetaylor.curvature.gram import (
     centred_bytes,
     fitting_bytes,
     moments_bytes,
+    moments_of_all,
     sampled_rows,
 )
 from prunetaylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
@@ -75,7 +76,7 @@ class DenseOutputs:
                 if len(calls) == 1:
                     self._once.add(name)
                 size += sum(rows.numel() * rows.element_size() for rows in calls)
-            if size * max(1, len(batches)) > _CACHE_BYTES // chunks().kept * len(next(iter(kept.values()))):
+            if size * batches.own_count() > _CACHE_BYTES // chunks().kept * len(next(iter(kept.values()))):
                 return
         self._kept = kept
 
@@ -114,7 +115,7 @@ def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches
 
     The biases of modules that share a weight cannot take up one intercept: they are no part of the targets.
     """
-    total = Accumulator()
+    sums: dict[str, Accumulator] = {}
     rows: list[tuple[Prunable, Tensor]] = []
 
     def watcher(used: Prunable) -> Watcher:
@@ -128,9 +129,10 @@ def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
         for (used, x), t in zip(rows, targets, strict=True):
             fixed = used.bias if len(layer.modules) > 1 else None
+            total = sums.setdefault(layer.name, Accumulator())
             total.add(x, t if fixed is None else t - layer.rows(fixed.detach()).unsqueeze(1))
         rows.clear()
-    return total.moments()
+    return moments_of_all(sums)[layer.name]
 
 
 @torch.no_grad()
@@ -172,7 +174,7 @@ def repair(
     ``layers`` in the order in which they run; masks (True = keep) by parameter name.
     """
     state = module.state_dict()
-    replay = Replay(module, layers, len(batches))
+    replay = Replay(module, layers, batches.own_count())
     for layer in layers:
         with replay.passing():
             moments = paired_moments(module, layer, dense, batches)

@@ -16,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Share
+from prunetaylor.distributed.exchange import all_sum
+from prunetaylor.distributed.training import sum_gradients
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable
@@ -29,7 +31,7 @@ from prunetaylor.network.state import channels_last, evaluating, restore, snapsh
 from prunetaylor.objective import Objective, outputs_of
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import keep_masks
-from prunetaylor.repair.train import learning_rate
+from prunetaylor.repair.optimizer import learning_rate
 from prunetaylor.risk import Risk, sweep
 
 BATCH = 64
@@ -50,11 +52,12 @@ LOOKS = 6
 
 @dataclass(frozen=True)
 class MatchState:
-    """After some steps: the held-out error before the first and the lowest so far."""
+    """After a step: the held-out error before the first and the lowest so far; ``looked``: it has just been taken."""
 
     step: int
     before: float
     after: float
+    looked: bool
 
 
 def memory(sizes: Sizes) -> Phase:
@@ -69,23 +72,11 @@ def memory(sizes: Sizes) -> Phase:
     return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
-def match_features(
-    module: nn.Module,
-    dense: nn.Module,
-    layers: Sequence[Layer],
-    absorbers: Mapping[str, Absorber],
-    masks: Mapping[str, Tensor],
-    batches: Batches,
-    held: Risk,
-    *,
-    scale: float,
-    steps: int,
-    chunk: int,
-    alone: Collection[str] = (),
-) -> Iterator[MatchState]:
-    """Refine ``module`` in place towards ``dense``, yielding now and then; masked weights stay zero.
+class Matching:
+    """Refines ``module`` in place towards ``dense``; masked weights stay zero.
 
-    It ends with the state of the lowest held-out error, which may be the first.
+    :meth:`run` yields after each step and ends with the state of the lowest held-out error, which may be the first.
+    Like a training, it goes on from a dictionary of what it has done; weights in between are the caller's to keep.
 
     Args:
         layers: whose outputs are matched: behind the batch norm that reads them, where there is one (``absorbers``).
@@ -96,43 +87,94 @@ def match_features(
         chunk: samples that are passed through the network at once.
         alone: modules and parameters, by name, that are left as they are.
 
-    Raises:
+    Raises (in ``run``):
         NumericsError: where the error on held-out samples is not finite to begin with.
     """
-    free = movable(module, alone)
-    towards = Objective(held.objective.kind, "divergence")
-    watched = _watched(module, layers, absorbers)
-    first = best = held.value()
-    kept = snapshot(module)
-    with ExitStack() as stack:
-        for network in (module, dense):
-            stack.enter_context(evaluating(network))
-            stack.enter_context(channels_last(network))
-        stack.enter_context(trainable(free.values()))
-        mine, wanted = (stack.enter_context(_Outputs(network, watched)) for network in (module, dense))
-        rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in free.items()}
-        optimizer = torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in free.items()])
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(learning_rate, steps=steps, peak=1.0, warmup=WARMUP / steps)
-        )
-        stack.enter_context(keep_masks(module, optimizer, masks))
-        variances = _variances(dense, held.batches, wanted)
-        looks = {round(steps * (k + 1) / LOOKS) for k in range(LOOKS)}
-        for step, x in enumerate(_endless(batches, steps), start=1):
-            optimizer.zero_grad(set_to_none=True)
-            for part in torch.split(x, chunk):
-                loss = _loss(module, dense, part, mine, wanted, variances, towards, scale)
-                (loss * (len(part) / len(x))).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            if step in looks:
-                with mine.ignored():
-                    found = held.tried()
-                if found < best:
-                    best, kept = found, snapshot(module)
-                yield MatchState(step, first, best)
-    module.zero_grad(set_to_none=True)
-    restore(module, kept)
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dense: nn.Module,
+        layers: Sequence[Layer],
+        absorbers: Mapping[str, Absorber],
+        masks: Mapping[str, Tensor],
+        batches: Batches,
+        held: Risk,
+        *,
+        scale: float,
+        steps: int,
+        chunk: int,
+        alone: Collection[str] = (),
+    ) -> None:
+        self.module, self.dense, self.masks, self.batches, self.held = module, dense, masks, batches, held
+        self._scale, self._steps, self._chunk = scale, steps, chunk
+        self._free = movable(module, alone)
+        self._watched = _watched(module, layers, absorbers)
+        # Before anything is moved; what a dictionary holds instead, where one is loaded.
+        rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
+        self._state: dict[str, Any] = {"step": 0, "rates": rates, "optimizer": None, "batches": None}
+
+    def run(self) -> Iterator[MatchState]:
+        """Refine, yielding after each step."""
+        state, towards = self._state, Objective(self.held.objective.kind, "divergence")
+        if state["step"] == 0:
+            state["first"] = state["best"] = self.held.value()
+            state["kept"] = snapshot(self.module)
+        with ExitStack() as stack:
+            for network in (self.module, self.dense):
+                stack.enter_context(evaluating(network))
+                stack.enter_context(channels_last(network))
+            stack.enter_context(trainable(self._free.values()))
+            mine, wanted = (
+                stack.enter_context(_Outputs(network, self._watched)) for network in (self.module, self.dense)
+            )
+            self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
+            if state["optimizer"] is not None:
+                self._optimizer.load_state_dict(state["optimizer"])
+                self.batches.load_state_dict(state["batches"], finished=state["finished"])
+            stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
+            variances = _variances(self.dense, self.held.batches, wanted)
+            looks = {round(self._steps * (k + 1) / LOOKS) for k in range(LOOKS)}
+            for share in _endless(self.batches, self._steps - state["step"]):
+                self._set_rates()
+                self._optimizer.zero_grad(set_to_none=True)
+                for part in torch.split(share.x, self._chunk) if len(share.x) else ():
+                    loss = _loss(self.module, self.dense, part, mine, wanted, variances, towards, self._scale)
+                    (loss * (len(part) / share.of)).backward()  # type: ignore[no-untyped-call]
+                sum_gradients(self._free.values())
+                self._optimizer.step()
+                state["step"] += 1
+                if state["step"] in looks:
+                    with mine.ignored():
+                        self._look()
+                yield MatchState(state["step"], state["first"], state["best"], state["step"] in looks)
+        self.module.zero_grad(set_to_none=True)
+        restore(self.module, state["kept"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps to come depend on, between two steps."""
+        place = self.batches.state_dict()
+        finished = place["given"] == len(self.batches)
+        return {
+            **self._state,
+            "optimizer": self._optimizer.state_dict(),
+            "batches": place,
+            "finished": finished,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, once :meth:`run` is called."""
+        self._state = dict(state)
+
+    def _set_rates(self) -> None:
+        share = learning_rate(self._state["step"], self._steps, 1.0, WARMUP / self._steps)
+        for group, rate in zip(self._optimizer.param_groups, self._state["rates"].values(), strict=True):
+            group["lr"] = rate * share
+
+    def _look(self) -> None:
+        found = self.held.tried()
+        if found < self._state["best"]:
+            self._state |= {"best": found, "kept": snapshot(self.module)}
 
 
 def _loss(
@@ -162,12 +204,13 @@ def _loss(
 
 def _variances(dense: nn.Module, batches: Batches, wanted: _Outputs) -> list[float]:
     """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
-    sums: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
     for _ in sweep(dense, batches):
         found = [y.double() if y.device.type != "mps" else y.float() for y in wanted.taken()]
-        added = [torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()]) for y in found]
-        sums = [a + b for a, b in zip(sums, added, strict=True)] if sums else added
-    each = [float(square / count - (total / count).square()) for count, total, square in sums]
+        for call, y in enumerate(found):
+            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
+            sums[str(call)] = sums.get(str(call), 0) + added
+    each = [float(square / count - (total / count).square()) for count, total, square in all_sum(sums).values()]
     return [variance if variance > 0 else 1.0 for variance in each]
 
 
@@ -223,14 +266,14 @@ def _channels_last(gradient: Tensor) -> Tensor:
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
-def _endless(batches: Batches, steps: int) -> Iterator[Tensor]:
+def _endless(batches: Batches, steps: int) -> Iterator[Share]:
     done = 0
     while done < steps:
-        for x, _ in batches:
+        for share in batches.shares():
             if done == steps:
                 return
             done += 1
-            yield x
+            yield share
 
 
 def _root_mean_square(x: Tensor) -> float:

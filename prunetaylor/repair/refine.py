@@ -47,6 +47,7 @@ class RefineState:
     before: float
     after: float
     damping: float | None
+    last: bool  # there is no more to gain, or to do
 
 
 def refine(
@@ -58,8 +59,11 @@ def refine(
     steps: int,
     seed: int,
     alone: Collection[str] = (),
+    done: int = 0,
 ) -> Iterator[RefineState]:
     """Refine ``module`` in place, yielding after each of at most ``steps`` steps; masked weights stay zero.
+
+    Of these ``done`` were done before.
 
     Args:
         module: in evaluation mode for all of it; batch-norm statistics stay as they are.
@@ -74,7 +78,7 @@ def refine(
     """
     free = _free(module, masks, alone)
     error = held.value()
-    for step in range(1, steps + 1):
+    for step in range(done + 1, steps + 1):
         solve = _Krylov(fresh(), free, seed + step)
         now = {name: p.detach().clone() for name, p in solve.parameters.items()}
         before, best, chosen = error, None, None
@@ -88,8 +92,9 @@ def refine(
                 continue
             error, chosen, best = found, damping, moved
         _write(solve.parameters, now if best is None else {name: now[name] + best[name] for name in now})
-        yield RefineState(step, before, error, chosen)
-        if before - error <= ENOUGH * abs(before):
+        last = step == steps or before - error <= ENOUGH * abs(before)
+        yield RefineState(step, before, error, chosen, last)
+        if last:
             return
 
 

@@ -1,30 +1,45 @@
-"""Fine-tuning of what is left, with the removed weights held at zero. A generator, so that it never calls upwards."""
+"""Fine-tuning of what is left, with the removed weights held at zero. It yields after each step.
+
+Whoever runs it may measure, save and prune between two steps. What it has done is a dictionary of plain values and
+tensors; a training that starts from such a dictionary goes on as if it had never stopped, bit for bit on one machine.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from prunetaylor.config.schema import DistillSection, FinetuneSection
-from prunetaylor.data.samples import Batches
+from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.data.samples import Batches, Share
+from prunetaylor.distributed.exchange import all_sum, as_in_main, from_main
+from prunetaylor.distributed.group import rank, world
+from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.network.state import channels_last, evaluating
+from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph, is_out_of_memory, release
+from prunetaylor.network.state import channels_last, evaluating, restore, snapshot
 from prunetaylor.objective import outputs_of
-from prunetaylor.repair.masks import apply_masks, check_masks, keep_masks
+from prunetaylor.repair.distill import distillation, distillation_share
+from prunetaylor.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
+from prunetaylor.repair.optimizer import Average, Rates, make_optimizer, precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
 
-# Reading a loss waits for the GPU; one that is not finite stays so in the epoch's sum, so a look now and then will do.
-_LOOK_EVERY = 25
+LOOK_EVERY = 25
+"""Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
+EXPLODED = 10.0
+"""Times the loss of an answer that is the same for all samples: no network that still learns is as bad as that."""
+
+
+class Diverged(NumericsError):
+    """The training loss or a weight is not finite, or the loss has exploded."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +52,14 @@ class TrainState:
     lr: float  # of the step just done
     epoch_done: bool
     samples_per_second: float  # of this epoch so far, what the caller does between steps left out
+    seconds_left: float  # for the steps to come, at the rate of this epoch
     loss_tensor: Tensor = field(repr=False)  # scalar on the device
     _epoch_sum: Tensor = field(repr=False)
     _epoch_samples: int = field(repr=False)
 
     @property
     def loss(self) -> float:
-        """The mean training loss of this step's batch. Reading it waits for the device."""
+        """The mean training loss of this step's samples. Reading it waits for the device."""
         return float(self.loss_tensor)
 
     @property
@@ -52,167 +68,261 @@ class TrainState:
         return float(self._epoch_sum) / self._epoch_samples
 
 
-def peak_lr(options: FinetuneSection) -> tuple[float, str]:
-    """The peak learning rate and why."""
-    if options.lr != "auto":
-        return options.lr, "as asked"
-    return (0.05, "the default of sgd") if options.optimizer == "sgd" else (0.001, "the default of adamw")
-
-
-def precision(options: FinetuneSection, device: torch.device) -> tuple[torch.dtype, str]:
-    """The type that convolutions and matrix products compute in, and why."""
-    asked = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if options.precision != "auto":
-        return asked[options.precision], "as asked"
-    if device.type != "cuda":
-        return torch.float32, f"mixed precision gains nothing on {device.type}"
-    if torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.bfloat16, "the GPU computes in bf16"
-    return torch.float16, "the GPU does not compute in bf16"
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then a cosine towards zero. ``step`` counts from 0."""
-    rising = round(warmup * steps)
-    if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
-
-
 def memory(sizes: Sizes, options: FinetuneSection) -> Phase:
-    """Gradients, the optimizer's state, masks as numbers and the best state, beside a batch with its graph.
+    """Gradients, the optimizer's state, masks as numbers, the best state and the average's, beside a batch's graph.
 
     The dense network, which teaches, needs none.
     """
     states = 1 if options.optimizer == "sgd" else 2
-    held = FLOAT * ((1 + states) * sizes.parameters + sizes.weights) + sizes.state
+    averages = 2 if options.ema else 0
+    held = FLOAT * ((1 + states) * sizes.parameters + sizes.weights) + (1 + averages) * sizes.state
     return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
 
 
-def train(
-    module: nn.Module,
-    masks: Mapping[str, Tensor],
-    batches: Batches,
-    *,
-    options: FinetuneSection,
-    epochs: int,
-    loss: Loss,
-    teacher: nn.Module | None = None,
-    device: torch.device,
-    generator: torch.Generator,
-) -> Iterator[TrainState]:
-    """Train ``module`` in place, yielding after every optimiser step; masked weights are zero at every yield.
+class Training:
+    """Trains ``module`` in place; masked weights are zero at every yield of :meth:`run`.
 
     At a yield with ``epoch_done`` the module is in evaluation mode, ready to be measured; at the end too, with its
     gradients released. The global random state, which dropout draws from, is seeded from ``generator`` and put back.
+    Several processes train on their rows of each batch; steps are those of one process, but for what dropout draws.
 
     Args:
         module: the network on ``device``; parameters that require no gradient are left alone.
-        masks: by parameter name, True = keep.
+        masks: by parameter name, True = keep; :meth:`prune` changes them between steps.
         batches: shuffled training batches; what they draw comes from their own generator. Use ``drop_last``, as batch
             norm cannot train on a last batch of one sample.
         options: optimiser, schedule, precision and distillation. ``options.epochs`` is not read.
         epochs: passes over ``batches``; 0 only applies the masks.
         loss: gets float32 outputs and the targets.
         teacher: the dense network; without it ``options.distill.weight`` must be 0, or auto, which then means 0.
+        starts: steps, the first of them 0, at which the learning rate's schedule starts anew.
+        note: told what the user should read.
 
-    Raises:
-        NumericsError: the loss or a weight is not finite, or a masked weight is not zero at the end.
+    Raises (in ``run``):
+        Diverged: the loss is not finite or has exploded, or a weight is not finite at the end.
+        NumericsError: a masked weight is not zero at the end of an epoch.
         DataError: there is no batch.
         UsageError: nothing to train, or no teacher to distil from.
     """
-    if teacher is None and options.distill.weight not in (0, "auto"):
-        raise UsageError("distillation needs the dense network", "pass it as teacher, or set finetune.distill.weight=0")
-    if epochs and not len(batches):
-        raise DataError(
-            "there is not one batch to fine-tune on", "lower data.batch_size, or give more training samples"
-        )
-    apply_masks(module, masks)
-    try:
-        with _reproducible(device, generator), _layout(module, device), _frozen(teacher, device):
-            if epochs:
-                yield from _epochs(module, masks, batches, options, epochs, loss, teacher, device)
-    finally:
-        module.eval()
-        module.zero_grad(set_to_none=True)
-    check_masks(module, masks)
-    _check_finite(module)
 
-
-def _epochs(
-    module: nn.Module,
-    masks: Mapping[str, Tensor],
-    batches: Batches,
-    options: FinetuneSection,
-    epochs: int,
-    loss: Loss,
-    teacher: nn.Module | None,
-    device: torch.device,
-) -> Iterator[TrainState]:
-    peak, _ = peak_lr(options)
-    optimizer = _optimizer(module, options, peak, device)
-    step = _Step(module, optimizer, options, loss, teacher, device)
-    steps, done = epochs * len(batches), 0
-    with keep_masks(module, optimizer, masks):
-        for epoch in range(1, epochs + 1):
-            module.train()
-            total, seen, busy, start = torch.zeros((), device=device), 0, 0.0, time.perf_counter()
-            for index, (x, y) in enumerate(batches, start=1):
-                lr = learning_rate(done, steps, peak, options.warmup)
-                value = step(x, y, lr)
-                done, seen = done + 1, seen + len(x)
-                total = torch.add(total, value, alpha=len(x))
-                epoch_done = index == len(batches)
-                if epoch_done or done % _LOOK_EVERY == 0 or device.type == "cpu":
-                    _check_loss(total, lr, done, steps)
-                if epoch_done:
-                    module.eval()
-                busy += time.perf_counter() - start
-                yield TrainState(epoch, done, steps, lr, epoch_done, seen / max(busy, 1e-9), value, total, seen)
-                start = time.perf_counter()
-
-
-class _Step:
-    """One optimiser step; the loss comes back as a tensor, so that nothing waits for the device."""
+    # Made when it starts.
+    _optimizer: torch.optim.Optimizer
+    _scaler: torch.amp.GradScaler
+    _average: Average | None
+    _keeper: MaskKeeper
+    _watch: _Watch
 
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        masks: Mapping[str, Tensor],
+        batches: Batches,
+        *,
         options: FinetuneSection,
+        epochs: int,
         loss: Loss,
-        teacher: nn.Module | None,
+        teacher: nn.Module | None = None,
         device: torch.device,
+        generator: torch.Generator,
+        starts: Sequence[int] = (0,),
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._module, self._optimizer, self._loss, self._device = module, optimizer, loss, device
-        self._distill = options.distill
+        if teacher is None and options.distill.weight not in (0, "auto"):
+            raise UsageError(
+                "distillation needs the dense network", "pass it as teacher, or set finetune.distill.weight=0"
+            )
+        if epochs and not len(batches):
+            raise DataError(
+                "there is not one batch to fine-tune on", "lower data.batch_size, or give more training samples"
+            )
+        self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
+        self._options, self._device, self._generator = options, device, generator
         self._share = distillation_share(options.distill) if teacher is not None else 0.0
         self._teacher = teacher if self._share else None
-        self._dtype, _ = precision(options, device)
-        # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
-        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._loss, self._starts, self._note = loss, starts, note
+        self._epoch, self._step = 1, 0
+        self._parts = 1  # that a batch is split into, so that it fits in memory
+        self._resumed: Mapping[str, Any] | None = None
 
-    def __call__(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        if self._device.type == "cuda" and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        value = self._value(x, y)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.batches) // self._options.accumulate)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.epochs * self.steps_per_epoch
+
+    def run(self) -> Iterator[TrainState]:
+        """Train, yielding after every optimiser step."""
+        apply_masks(self.module, self.masks)
+        try:
+            with self._reproducible(), ExitStack() as stack:
+                stack.enter_context(_layout(self.module, self._device))
+                stack.enter_context(synced_batch_norm(self.module))
+                if self._teacher is not None:
+                    stack.enter_context(evaluating(self._teacher))
+                    stack.enter_context(_layout(self._teacher, self._device))
+                if self.epochs:
+                    yield from self._epochs()
+        finally:
+            self.module.eval()
+            self.module.zero_grad(set_to_none=True)
+        check_masks(self.module, self.masks)
+        _check_finite(self.module)
+
+    def prune(self, masks: Mapping[str, Tensor]) -> None:
+        """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
+        self.masks = dict(masks)
+        self._keeper.remove()
+        self._keeper = keep_masks(self.module, self._optimizer, self.masks)
+        if self._average is not None:
+            self._average = Average(self.module, self._options.ema)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the module has the averaged weights, where an average is kept."""
+        return nullcontext() if self._average is None else self._average.swapped_in()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the steps to come depend on, between two steps; the masks are the caller's to keep."""
+        return {
+            "module": snapshot(self.module),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "batches": self.batches.state_dict(),
+            "epoch": self._epoch,
+            "step": self._step,
+            "parts": self._parts,
+            "watch": self._watch.state_dict(),
+            "sum": self._sum,
+            "seen": self._seen,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, once :meth:`run` is called."""
+        self._resumed = state
+
+    def _epochs(self) -> Iterator[TrainState]:
+        options, module = self._options, self.module
+        self._optimizer = make_optimizer(module, options, self._device)
+        self._dtype, _ = precision(options, self._device)
+        # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
+        self._average = Average(module, options.ema) if options.ema else None
+        self._watch = _Watch(self._device)
+        self._forward = torch.compile(module) if options.compile else module
+        self._sum, self._seen = torch.zeros((), device=self._device), 0
+        rates = Rates(options, self.steps, self._starts)
+        self._resume()
+        self._keeper = keep_masks(module, self._optimizer, self.masks)
+        try:
+            while self._epoch <= self.epochs:
+                yield from self._one_epoch(rates)
+                self._epoch += 1
+                self._sum, self._seen = torch.zeros((), device=self._device), 0
+        finally:
+            self._keeper.remove()
+
+    def _one_epoch(self, rates: Rates) -> Iterator[TrainState]:
+        self.module.train()
+        new, busy, start = 0, 0.0, time.perf_counter()
+        for group in _groups(self.batches, self._options.accumulate):
+            count, lr = sum(share.of for share in group), rates(self._step)
+            value = self._do(group, count, lr)
+            self._step += 1
+            self._seen, new = self._seen + count, new + count
+            self._sum = torch.add(self._sum, value, alpha=count)
+            done = self._step == self._epoch * self.steps_per_epoch
+            if self._watch.wants(value) or done:
+                self._watch.look(value, lr, self._step, self.steps)
+            if done:
+                self.module.eval()
+                as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
+                check_masks(self.module, self.masks)
+            busy += time.perf_counter() - start
+            rate = new / max(busy, 1e-9)
+            left = (self.steps - self._step) * count / rate
+            yield TrainState(self._epoch, self._step, self.steps, lr, done, rate, left, value, self._sum, self._seen)
+            start = time.perf_counter()
+
+    def _do(self, group: Sequence[Share], count: int, lr: float) -> Tensor:
+        """One optimiser step; the mean loss comes back as a tensor, so that nothing waits for the device."""
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = lr
+        self._seed_step()
+        value = self._gradients(group, count)
+        if world() > 1:
+            sum_gradients(self.module.parameters())
+            value = all_sum({"loss": value})["loss"]
+            if self._step == 0:
+                self._watch.worst = from_main(self._watch.worst)
+        if self._options.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._options.clip_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return value.detach()
+        if self._average is not None:
+            self._average.update()
+        return value
+
+    def _gradients(self, group: Sequence[Share], count: int) -> Tensor:
+        """Gradients of the mean loss over a group of batches, in parts that fit in memory; that loss, a scalar.
+
+        Of several processes each has the part of its own rows.
+        """
+        largest = max(len(share.x) for share in group)
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            size = max(1, -(-largest // self._parts))
+            try:
+                total = torch.zeros((), device=self._device)
+                for share in group:
+                    for x, y in zip(torch.split(share.x, size), torch.split(share.y, size), strict=True):
+                        value = self._value(self._laid_out(x), y) * (len(x) / count)
+                        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                        total = total + value.detach()
+                return total
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                if world() > 1:  # the others wait for it in the middle of the network
+                    raise NumericsError(
+                        f"out of memory with {size} samples a process",
+                        "lower data.batch_size, and raise finetune.accumulate for the same step",
+                    ) from error
+            self._optimizer.zero_grad(set_to_none=True)
+            release()
+            self._parts *= 2
+            self._note(
+                f"out of memory: micro-batches of {-(-largest // self._parts)} samples from here on, with the same "
+                f"step of {count}; batch-norm statistics are those of a micro-batch"
+            )
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and _fast_last(self._device) else x
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
         with self._autocast():
-            outputs = outputs_of(self._module(x))
+            outputs = outputs_of(self._forward(x))
         outputs = outputs.float()
-        if self._teacher is None:
+        if not len(x):  # the other processes wait for it in every batch norm
+            return outputs.sum() * 0
+        wanted = None
+        if self._teacher is not None:
+            with torch.no_grad(), self._autocast():
+                wanted = outputs_of(self._teacher(x)).float()
+        if self._watch.worst is None and len(x) > 1:
+            with torch.no_grad():
+                constant = outputs.mean(0).expand_as(outputs)
+                self._watch.worst = float(self._mixed(constant, wanted, y))
+        return self._mixed(outputs, wanted, y)
+
+    def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
+        """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
+        if wanted is None:
             return self._loss(outputs, y)
-        with torch.no_grad(), self._autocast():
-            wanted = outputs_of(self._teacher(x))
-        distance = distillation(outputs, wanted.float(), y, self._distill)
+        distance = distillation(outputs, wanted, y, self._options.distill)
         share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 
@@ -221,93 +331,114 @@ class _Step:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
 
+    def _resume(self) -> None:
+        state, self._resumed = self._resumed, None
+        if state is None:
+            return
+        restore(self.module, state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._epoch, self._step, self._parts = state["epoch"], state["step"], state["parts"]
+        self._sum, self._seen = state["sum"].to(self._device), state["seen"]
+        self._watch.load_state_dict(state["watch"])
+        if self._step == self._epoch * self.steps_per_epoch:  # its last step was done, the next one begins
+            self._epoch += 1
+            self._sum, self._seen = torch.zeros((), device=self._device), 0
+            self.batches.load_state_dict(state["batches"], finished=True)
+        else:
+            self.batches.load_state_dict(state["batches"])
 
-def distillation_share(options: DistillSection) -> float:
-    """Of the training loss, ``auto`` settled: mostly the dense network's outputs, which say more than a label does."""
-    return 0.9 if options.weight == "auto" else options.weight
+    @contextmanager
+    def _reproducible(self) -> Iterator[None]:
+        """The network's own randomness comes from the generator; on a GPU convolutions sum in a fixed order."""
+        self._seed, device = int(torch.randint(2**62, (), generator=self._generator)), self._device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _fixed_order(device):
+            self._seed_step()
+            yield
 
-
-def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, options: DistillSection) -> Tensor:
-    """How far outputs (B, K) are from the teacher's: a scalar.
-
-    For classes (targets are integers) the KL divergence of the softened outputs times T^2, which keeps the size of its
-    gradient (Hinton, Vinyals & Dean 2015, section 2); for values the mean squared error.
-    """
-    if targets.is_floating_point():
-        return functional.mse_loss(outputs, wanted)
-    heat = options.temperature
-    student, dense = (outputs / heat).log_softmax(1), (wanted / heat).log_softmax(1)
-    return functional.kl_div(student, dense, reduction="batchmean", log_target=True) * heat**2
-
-
-def _optimizer(module: nn.Module, options: FinetuneSection, lr: float, device: torch.device) -> torch.optim.Optimizer:
-    """No decay on vectors and scalars: norms and biases."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise UsageError("no parameter of the network requires a gradient", "call requires_grad_() on what is to train")
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type == "cuda" and _can_fuse(trained, precision(options, device)[0])
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=options.momentum > 0, fused=fused)
-
-
-def _can_fuse(parameters: list[nn.Parameter], dtype: torch.dtype) -> bool:
-    """Where torch's fused steps are right: of a parameter with holes (a slice of something larger) they update other
-    memory, and SGD's leaves its momentum unset when a gradient scaler skips the first step; both without a word."""
-    return dtype is not torch.float16 and all(torch.empty_like(p).stride() == p.stride() for p in parameters)
+    def _seed_step(self) -> None:
+        """Each step, and each process, has random numbers of its own: what is resumed need not know the ones before."""
+        seed = (self._seed + 1_000_003 * self._step + 7_919 * rank()) % 2**63
+        if self._device.type == "cpu":  # leaves the generators of GPUs that nobody uses alone
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 @contextmanager
-def _reproducible(device: torch.device, generator: torch.Generator) -> Iterator[None]:
-    """The network's own randomness comes from ``generator``; on a GPU convolutions sum in a fixed order."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    if device.type != "cuda":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed) if device.type != "cpu" else torch.default_generator.manual_seed(seed)
-            yield
-        return
-    index = torch.cuda.current_device() if device.index is None else device.index
+def _fixed_order(device: torch.device) -> Iterator[None]:
     was = torch.backends.cudnn.deterministic
-    with torch.random.fork_rng(devices=[index]):
-        torch.manual_seed(seed)
-        torch.backends.cudnn.deterministic = True
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.deterministic = was
+    torch.backends.cudnn.deterministic = device.type == "cuda" or was
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = was
+
+
+def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **how: Any) -> Iterator[TrainState]:
+    """:class:`Training` from the beginning to the end."""
+    return Training(module, masks, batches, **how).run()
+
+
+class _Watch:
+    """Finds losses that are not finite, or as bad as no network's that still learns, without waiting at every step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.worst: float | None = None  # the loss of an answer that is the same for all samples
+        self._sum, self._count, self._device = torch.zeros((), device=device), 0, device
+
+    def wants(self, value: Tensor) -> bool:
+        """Whether it is time to look, after this step's loss."""
+        self._sum, self._count = self._sum + value, self._count + 1
+        return self._count >= LOOK_EVERY or (self._device.type == "cpu" and not bool(torch.isfinite(value)))
+
+    def look(self, value: Tensor, lr: float, step: int, steps: int) -> None:
+        """Diverged where the losses since the last look say so."""
+        mean, worst = float(self._sum) / self._count, math.nan if self.worst is None else self.worst
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+        if math.isfinite(mean) and not mean > EXPLODED * worst > 0:
+            return
+        shown = mean if math.isfinite(mean) or math.isfinite(float(value)) else float(value)
+        raise Diverged(
+            f"the training loss is {shown:.4g} by step {step} of {steps} (learning rate {lr:.3g})",
+            "lower finetune.lr, lengthen finetune.warmup, set finetune.clip_norm=1 or finetune.precision=float32",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"worst": self.worst, "sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.worst = state["worst"]
+        self._sum, self._count = state["sum"].to(self._device), state["count"]
+
+
+def _groups(batches: Batches, size: int) -> Iterator[list[Share]]:
+    """This process's rows of ``size`` batches at a time, of fewer at the end."""
+    group: list[Share] = []
+    for share in batches.shares():
+        group.append(share)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _fast_last(device: torch.device) -> bool:
+    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
+    return device.type in ("cuda", "cpu")
 
 
 def _layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """Channels last on a GPU, where its convolutions are fastest."""
-    return channels_last(module) if device.type == "cuda" else nullcontext()
-
-
-@contextmanager
-def _frozen(teacher: nn.Module | None, device: torch.device) -> Iterator[None]:
-    with ExitStack() as stack:
-        if teacher is not None:
-            stack.enter_context(evaluating(teacher))
-            stack.enter_context(_layout(teacher, device))
-        yield
-
-
-def _check_loss(total: Tensor, lr: float, step: int, steps: int) -> None:
-    if not math.isfinite(float(total)):
-        raise NumericsError(
-            f"the training loss is {float(total)} by step {step} of {steps} (learning rate {lr:.3g})",
-            "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",
-        )
+    return channels_last(module) if _fast_last(device) else nullcontext()
 
 
 def _check_finite(module: nn.Module) -> None:
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise NumericsError(
+            raise Diverged(
                 f"fine-tuning left values in {name} that are not finite",
                 "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",
             )

@@ -230,9 +230,10 @@ def _belief(outcome: Outcome) -> str:
 
 
 def _epochs(outcome: Outcome) -> Table:
-    table = new_table("epoch", "loss", "validation", "seconds")
+    table = new_table("epoch", "sparsity", "loss", "validation", "seconds")
     for epoch in outcome.epochs:
-        table.add_row(str(epoch.epoch), number(epoch.loss), number(epoch.validation), f"{epoch.seconds:.1f}")
+        values = number(epoch.loss), number(epoch.validation), f"{epoch.seconds:.1f}"
+        table.add_row(str(epoch.epoch), percent(epoch.sparsity), *values)
     return table
 
 

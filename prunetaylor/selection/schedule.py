@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Literal
@@ -26,6 +26,28 @@ def sparsities(target: float, stages: Literal["auto"] | int | Sequence[float], s
     return [*(1 - density ** (k / count) for k in range(1, count)), target]
 
 
+def gradual(target: float, shape: str, steps: int) -> list[float]:
+    """The sparsity after each step of a gradual schedule, the last of them ``target``.
+
+    cubic       s_k = s (1 - (1 - k/n)^3)      (Zhu & Gupta 2017, equation 1)
+    linear      s_k = s k/n
+    constant    s_k = 1 - (1 - s)^(k/n): each step removes the same share of what is left
+    """
+    shares = [k / steps for k in range(1, steps)]
+    if target == 0:
+        return []
+    if shape == "cubic":
+        return [*(target * (1 - (1 - t) ** 3) for t in shares), target]
+    if shape == "linear":
+        return [*(target * t for t in shares), target]
+    return [*(1 - (1 - target) ** t for t in shares), target]
+
+
+def pruning_steps(stages: int, steps: float) -> list[int]:
+    """After how many training steps each stage comes: evenly over the first ``steps`` of them, the first before any."""
+    return [int(k * steps / stages) for k in range(stages)]
+
+
 @dataclass
 class Fixed:
     """Stages that were settled beforehand: how they turn out changes nothing."""
@@ -41,3 +63,9 @@ class Fixed:
 
     def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
         return True
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._done = state["done"]

@@ -14,7 +14,7 @@ and number of classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 LOW, HIGH = 0.5, 2.0
@@ -84,6 +84,12 @@ class TrustRegion:
         self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
         self.damping = min(self.damping * 10, self.asked_damping * 10**RAISES)
         return stands
+
+    def state_dict(self) -> dict[str, float]:
+        return {"radius": self.radius, "damping": self.damping}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.radius, self.damping = state["radius"], state["damping"]
 
     def _snap(self, sparsity: float) -> float:
         """The target itself where less than a smallest step would be left."""

@@ -152,3 +152,13 @@ def test_a_description_that_is_no_json(net, tmp_path, write, args):
     with pytest.raises(UsageError, match="must be JSON"):
         write(tmp_path / "a", net, arch="net.py:f", args=args, data={})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    net = nn.Linear(2, 2)
+    for k in range(12):
+        write_model(tmp_path / str(k), net, arch="für:x", args={"größe": 1}, data={})
+    assert len({(tmp_path / str(k)).read_bytes() for k in range(12)}) == 1
+    with safe_open(tmp_path / "0", framework="pt") as opened:
+        assert set(opened.metadata()) == {"format", "prunetaylor"}
+    assert b'{"__metadata__":{"format":"pt","prunetaylor":' in (tmp_path / "0").read_bytes()[:80]

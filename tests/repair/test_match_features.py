@@ -18,7 +18,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.objective import Objective
 from prunetaylor.repair import match_features as room
 from prunetaylor.repair.affine import find_absorbers
-from prunetaylor.repair.match_features import MatchState, match_features
+from prunetaylor.repair.match_features import Matching, MatchState
 
 
 def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:
@@ -33,7 +33,7 @@ def matched(
     kind, size = how.pop("kind", "classes"), how.pop("size", len(x))
     layers = Network.of(module).layers
     return list(
-        match_features(
+        Matching(
             module,
             dense,
             layers,
@@ -42,7 +42,7 @@ def matched(
             batches(x, size),
             risk(module, held, kind=kind, dense=dense),
             **{"scale": 1.0, "steps": 60, "chunk": len(x), **how},
-        )
+        ).run()
     )
 
 
@@ -81,7 +81,8 @@ def test_held_out_samples_confirm_it_and_masks_hold(name: str) -> None:
     held = rand(*x.shape, seed=9)
     before = risk(module, held, dense=dense).value()
     states = matched(module, dense, masks, x, held, size=8)
-    assert len(states) == room.LOOKS
+    assert len(states) == 60
+    assert sum(state.looked for state in states) == room.LOOKS
     assert states[0].before == pytest.approx(before)
     after = risk(module, held, dense=dense).value()
     assert states[-1].after == pytest.approx(after, rel=1e-5)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from prunetaylor.config.schema import DistillSection, FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.repair import train as room
+from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import apply_masks, check_masks
-from prunetaylor.repair.train import TrainState, distillation, learning_rate, peak_lr, precision, train
+from prunetaylor.repair.optimizer import can_fuse, learning_rate, peak_lr, precision
+from prunetaylor.repair.train import TrainState, _layout, train
 
 CPU = torch.device("cpu")
 cuda = [
@@ -83,9 +84,10 @@ def test_the_same_numbers_as_a_plain_loop(optimizer):
     else:
         reference = torch.optim.AdamW(groups, lr=1.0)
     data, step = batches(), 0
-    plain.train()
+    plain.train().to(memory_format=torch.channels_last)
     for _ in range(2):
         for x, y in data:
+            x = x.contiguous(memory_format=torch.channels_last)
             for group in reference.param_groups:
                 group["lr"] = 0.02 * ((step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 7)) / 2)
             reference.zero_grad()
@@ -187,9 +189,9 @@ def test_a_weight_that_is_a_slice_of_something_larger_trains_alike(optimizer):
         run(module, masks, batches(), options=FinetuneSection(optimizer=optimizer))
     torch.testing.assert_close(weights(sliced), weights(plain))
     assert int(room_for_more.count_nonzero()) == int(masks["1.weight"].sum())
-    assert not room._can_fuse([*sliced.parameters()], torch.float32)
-    assert room._can_fuse([*plain.parameters()], torch.float32)
-    assert not room._can_fuse([*plain.parameters()], torch.float16)
+    assert not can_fuse([*sliced.parameters()], torch.float32)
+    assert can_fuse([*plain.parameters()], torch.float32)
+    assert not can_fuse([*plain.parameters()], torch.float16)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -455,7 +457,7 @@ def test_layout_is_channels_last_inside_and_plain_after():
     module[0].weight.data = module[0].weight.data.contiguous()
     before = weights(module)
     identities = [id(p) for p in module.parameters()]
-    with room._layout(module, torch.device("cuda")):
+    with _layout(module, torch.device("cuda")):
         assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(weights(module), before, rtol=0, atol=0)
     assert all(p.is_contiguous() for p in module.parameters())

@@ -34,7 +34,7 @@ def outcome() -> Outcome:
         first_order=FirstOrder(0.0312, 0.123, 0.1, False),
         layers=[*layers, LayerOutcome(name, (256, 256, 1, 1), 65536, 1.0)],
         skipped=[Skipped("head.parametrized", "its weight is computed from another")],
-        epochs=[Epoch(1, 0.5, 87.1, 12.0), Epoch(2, 0.4, None, 11.0)],
+        epochs=[Epoch(1, 0.5, 87.1, 12.0, 0.4, 0.05), Epoch(2, 0.4, 87.5, 11.0, 0.8, 0.001)],
         choices=["method obs: there are samples", "8 stages: sparsity 50 %"],
         seconds={"calibrate": 1.0, "total": 12.34},
         seed=3,

@@ -1,0 +1,84 @@
+"""Random changes of training images by torchvision.transforms.v2, named in a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetaylor.data.draws import Draws
+from prunetaylor.errors import UsageError, close_match
+from prunetaylor.vision import import_torchvision
+
+Named = Sequence[str | Mapping[str, Mapping[str, Any]]]
+"""Such as ["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}]."""
+_LABELLED = ("MixUp", "CutMix")
+
+
+def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
+    """The transforms one after another, image by image, as a function of a batch's rows and draws.
+
+    They draw from torch's global state, which is seeded anew for each image and put back.
+
+    Args:
+        sample: a raw image (C, H, W); what comes of it must have its shape and type.
+
+    Raises:
+        UsageError: an unknown name, arguments that it does not take, a result of another shape or type.
+    """
+    steps = [_make(entry) for entry in named]
+
+    def one(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return x
+
+    def change(x: Tensor, draws: Draws) -> Tensor:
+        seeds = draws.integers(2**62, torch.device("cpu")).tolist()
+        if not len(x):
+            return x
+        changed = []
+        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+            for image, seed in zip(x, seeds, strict=True):
+                torch.manual_seed(seed)
+                changed.append(one(image))
+        return torch.stack(changed)
+
+    try:
+        found = change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))[0]
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UsageError(
+            f"data.augment does not work on samples of shape {tuple(sample.shape)}: {str(error).splitlines()[0]}",
+            "these are torchvision.transforms.v2 on raw images (C, H, W), before data.normalize",
+        ) from error
+    if found.shape != sample.shape or found.dtype != sample.dtype:
+        raise UsageError(
+            f"data.augment makes {found.dtype} {tuple(found.shape)} of {sample.dtype} {tuple(sample.shape)}",
+            "leave conversion to data.normalize and resizing to data.size; crops need their padding",
+        )
+    return change
+
+
+def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Tensor]:
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    known = {name: one for name, one in vars(v2).items() if isinstance(one, type) and issubclass(one, v2.Transform)}
+    pairs: Mapping[str, Mapping[str, Any]] = {entry: {}} if isinstance(entry, str) else entry
+    if len(pairs) != 1:
+        raise UsageError(f"data.augment: {pairs} is not one transform", "give a list of NAME or {NAME: arguments}")
+    [(name, arguments)] = pairs.items()
+    if name in _LABELLED:
+        raise UsageError(f"data.augment: {name} mixes labels, which distillation does not have", "leave it out")
+    if name not in known:
+        raise UsageError(
+            f"data.augment: there is no transform {name!r}{close_match(name, known)}",
+            "names are those of torchvision.transforms.v2",
+        )
+    try:
+        made: Callable[[Tensor], Tensor] = known[name](**(arguments or {}))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data.augment: {name}: {error}", "see torchvision.transforms.v2 for its arguments") from error
+    return made

@@ -1,0 +1,245 @@
+"""Fine-tuning after the last stage, or between the stages of a gradual schedule; the best epoch stays."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunetaylor.data import augment
+from prunetaylor.data.samples import Split
+from prunetaylor.errors import NumericsError, UsageError
+from prunetaylor.job import Job
+from prunetaylor.measure.evaluate import evaluate
+from prunetaylor.network.state import restore, snapshot
+from prunetaylor.objective import Objective
+from prunetaylor.outcome import Epoch
+from prunetaylor.progress import Progress
+from prunetaylor.repair.distill import distillation_share
+from prunetaylor.repair.optimizer import peak_lr, precision
+from prunetaylor.repair.train import LOOK_EVERY, Diverged, Training, TrainState
+from prunetaylor.selection.schedule import gradual, pruning_steps, sparsities
+from prunetaylor.stages import Stages
+
+
+class Finetuning:
+    """Trains what is left of ``job.network`` in place, and prunes it between steps where the schedule is gradual.
+
+    Args:
+        dense: the network as it was, which teaches.
+        training: what is trained on.
+        validation: chooses between the epochs that have the sparsity asked for.
+        moment: called wherever the state may be kept.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        stages: Stages,
+        dense: nn.Module,
+        training: Split,
+        validation: Split,
+        progress: Progress,
+        moment: Callable[[], None],
+    ) -> None:
+        self.job, self.stages, self.dense, self.progress, self.moment = job, stages, dense, progress, moment
+        self.epochs: list[Epoch] = []
+        self.choices: list[str] = []
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+        self._generator = torch.Generator().manual_seed(job.config.seed)
+        assert job.samples is not None
+        _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
+        self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
+        self._chooser = job.batches(validation)
+        self._levels = self._gradual_levels()
+        self._objective_loss = self._loss()
+        self.training: Training | None = None
+
+    def run(self, left: Mapping[str, Any] | None = None) -> list[Epoch]:
+        """Train, prune and choose; from ``left``, a state, on."""
+        self._say_choices()
+        if left is None:
+            self._prune_at(0)
+            self.moment()
+        training = self._training()
+        if left is not None:
+            self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
+            self._best = left["best"]
+            training.load_state_dict(left["training"])
+        self.progress.phase("fine-tune", training.steps)
+        if left is not None:
+            for _ in range(left["training"]["step"]):
+                self.progress.step()
+        self._start = time.perf_counter()
+        self.training = training
+        try:
+            for state in training.run():
+                self._after(training, state)
+        except Diverged as error:
+            self._stop_at(error)
+        if self._best is not None:
+            restore(self.job.network.module, self._best[1])
+        return self.epochs
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """All that the steps to come depend on, at a ``moment``; None where training has not begun."""
+        if self.training is None:
+            return None
+        return {
+            "training": self.training.state_dict(),
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "best": self._best,
+        }
+
+    def _after(self, training: Training, state: TrainState) -> None:
+        """What is done between this step and the next."""
+        self.stages.trained = state.step
+        detail = f"epoch {state.epoch} of {self.job.epochs}"
+        if state.step % LOOK_EVERY == 0:
+            speed = {
+                "train/loss": state.loss,
+                "train/lr": state.lr,
+                "train/samples_per_second": state.samples_per_second,
+            }
+            self.progress.measured(state.step, speed)
+        self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
+        if state.epoch_done:
+            self._end_epoch(training, state)
+        self._prune_at(state.step)
+        self.moment()
+
+    def _end_epoch(self, training: Training, state: TrainState) -> None:
+        config, module = self.job.config, self.job.network.module
+        with training.averaged():
+            value = self._validate(state.epoch)
+            gain = self._gain(value)
+            # An epoch with more weights than asked for is no result.
+            finished = self.stages.removed >= self.stages.wanted
+            if finished and (self._best is None or gain > self._best[0]):
+                self._best = gain, snapshot(module)
+        sparsity = self.stages.removed / self.job.network.prunable
+        seconds = time.perf_counter() - self._start
+        self.epochs.append(Epoch(state.epoch, state.epoch_loss, value, seconds, sparsity, state.lr))
+        self.progress.measured(
+            state.step,
+            {"epoch/loss": state.epoch_loss, f"validation/{config.metric}": value, "epoch/sparsity": sparsity},
+        )
+        at = f"{sparsity:.2%} removed, " if self._levels else ""
+        self.progress.note(
+            f"epoch {state.epoch}: {at}loss {state.epoch_loss:.4f}, validation {config.metric} {value:.2f}, "
+            f"{state.samples_per_second:,.0f} samples/s"
+        )
+        self._start = time.perf_counter()
+
+    def _gain(self, value: float) -> float:
+        """The metric with its sign such that more is better."""
+        return value if self.job.config.metric != "loss" else -value
+
+    def _validate(self, epoch: int) -> float:
+        """The metric on the samples that choose. What is not finite now was made so by training: the dense one ran."""
+        try:
+            return evaluate(self.job.network.module, self._chooser, self.job.kind).metrics[self.job.config.metric]
+        except NumericsError as error:
+            raise Diverged(
+                f"after epoch {epoch} of fine-tuning {error.cause}", "lower finetune.lr, or lengthen finetune.warmup"
+            ) from error
+
+    def _stop_at(self, error: Diverged) -> None:
+        """Training came to nothing: the last good epoch is the result, where there is one."""
+        if self._best is None:
+            raise error
+        kept = max(self.epochs, key=lambda epoch: self._gain(epoch.validation))
+        text = f"fine-tuning stopped: {error.cause}; epoch {kept.epoch} is kept; to go further {error.remedy}"
+        self.choices.append(text)
+        self.progress.note(text)
+
+    def _gradual_levels(self) -> dict[int, float]:
+        """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand."""
+        config, each = self.job.config.prune, -(-len(self._batches) // self.job.config.finetune.accumulate)
+        if config.schedule == "one-shot":
+            return {}
+        during = config.during if config.during != "auto" else self.job.epochs * 2 / 3
+        if during > self.job.epochs:
+            raise UsageError(
+                f"prune.during={during:g} epochs are more than the {self.job.epochs} of fine-tuning",
+                "lower prune.during, or give more --epochs",
+            )
+        if isinstance(config.stages, list):
+            levels = sparsities(config.sparsity, config.stages, True)
+        else:
+            usual = len(sparsities(config.sparsity, "auto", True))
+            levels = gradual(config.sparsity, config.schedule, usual if config.stages == "auto" else config.stages)
+        if len(levels) > (room := int(during * each)):
+            if config.stages != "auto":
+                raise UsageError(
+                    f"{len(levels)} stages do not fit into prune.during={during:g} epochs of {each} steps",
+                    "lower prune.stages, or raise prune.during",
+                )
+            levels = gradual(config.sparsity, config.schedule, max(1, room))
+        return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
+
+    def _prune_at(self, step: int) -> None:
+        """Prune where the schedule says so, after ``step`` steps."""
+        if step not in self._levels:
+            return
+        self.stages.to(self._levels[step])
+        if self.training is not None:
+            self.training.prune(self.stages.masks)
+            self.progress.phase("fine-tune", self.training.steps - step)
+        self._start = time.perf_counter()
+
+    def _training(self) -> Training:
+        config = self.job.config.finetune
+        share = distillation_share(config.distill)
+        return Training(
+            self.job.network.module,
+            self.stages.masks,
+            self._batches,
+            options=config,
+            epochs=self.job.epochs,
+            loss=self._objective_loss,
+            teacher=self.dense if share else None,
+            device=self.job.device,
+            generator=self._generator,
+            starts=[*self._levels] if config.rewind and self._levels else (0,),
+            note=self._choose,
+        )
+
+    def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        smoothing = self.job.config.finetune.label_smoothing
+        if smoothing and self.job.kind != "classes":
+            raise UsageError("finetune.label_smoothing needs classes", "leave it at 0: the targets are values")
+        if smoothing:
+            return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+        objective = Objective(self.job.kind, "task")
+        return lambda outputs, targets: objective.values(outputs, targets).mean()
+
+    def _say_choices(self) -> None:
+        config = self.job.config.finetune
+        lr, lr_reason = peak_lr(config)
+        kind, kind_reason = precision(config, self.job.device)
+        share = distillation_share(config.distill)
+        if share and config.distill.weight == "auto":
+            self._choose(f"distillation: {share:g} of the loss, as the dense network is at hand")
+        self._choose(f"learning rate {lr:g}: {lr_reason}")
+        self._choose(f"precision {str(kind).removeprefix('torch.')}: {kind_reason}")
+        if self._levels:
+            each = -(-len(self._batches) // config.accumulate)
+            steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._levels.items())
+            self._choose(f"schedule {self.job.config.prune.schedule}: {steps}")
+
+    def _choose(self, text: str) -> None:
+        if text not in self.choices:
+            self.choices.append(text)
+            self.progress.note(text)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds) if math.isfinite(seconds) else 0, 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

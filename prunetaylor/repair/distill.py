@@ -1,0 +1,26 @@
+"""Distillation: what is left learns from the dense network's outputs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from prunetaylor.config.schema import DistillSection
+
+
+def distillation_share(options: DistillSection) -> float:
+    """Of the training loss, ``auto`` settled: mostly the dense network's outputs, which say more than a label does."""
+    return 0.9 if options.weight == "auto" else options.weight
+
+
+def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, options: DistillSection) -> Tensor:
+    """How far outputs (B, K) are from the teacher's: a scalar.
+
+    For classes (targets are integers) the KL divergence of the softened outputs times T^2, which keeps the size of its
+    gradient (Hinton, Vinyals & Dean 2015, section 2); for values the mean squared error.
+    """
+    if targets.is_floating_point():
+        return functional.mse_loss(outputs, wanted)
+    heat = options.temperature
+    student, dense = (outputs / heat).log_softmax(1), (wanted / heat).log_softmax(1)
+    return functional.kl_div(student, dense, reduction="batchmean", log_target=True) * heat**2

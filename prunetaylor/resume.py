@@ -1,0 +1,138 @@
+"""What a run keeps in its folder so that it can go on after it was killed, and whether it is the same run that does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from prunetaylor.config.schema import Config
+from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.run import RunFolder
+
+_OF_NO_RESULT = (
+    "model.checkpoint",
+    "output",
+    "memory",
+    "checkpoint.",
+    "cache.",
+    "data.workers",
+    "data.root",
+    "data.download",
+    "track",
+)
+"""Settings that may change: no result depends on them. The checkpoint and the data are known by their hashes."""
+_SHOWN = 8
+
+
+class FolderKeeper:
+    """Keeps the state of a run in its folder, every so many seconds and whenever the run is asked to stop.
+
+    Args:
+        every: seconds; 0: at every moment.
+        identity: what must be the same for the run to go on.
+    """
+
+    def __init__(self, folder: RunFolder, every: float, identity: Mapping[str, Any]) -> None:
+        self._folder, self._every, self._identity = folder, every, dict(identity)
+        self._last = time.monotonic()
+        self.stop: type[BaseException] | None = None
+        """Raised after the next state is kept."""
+
+    def left(self) -> Mapping[str, Any] | None:
+        """The state of the run that goes on. UsageError where it was another run's."""
+        file = self._folder.state
+        if file is None:
+            return None
+        found = _read(file)
+        refuse_changes(found["identity"], self._identity)
+        state: Mapping[str, Any] = found["run"]
+        return state
+
+    def due(self) -> bool:
+        return self.stop is not None or time.monotonic() - self._last >= self._every
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        import torch
+
+        def write(file: IO[bytes]) -> None:
+            torch.save({"identity": self._identity, "run": dict(state)}, file)
+
+        self._folder.keep(write)
+        self._last = time.monotonic()
+        if self.stop is not None:
+            raise self.stop
+
+
+class Follower:
+    """In a process that follows the main one: reads the state that the main one goes on from, and keeps none."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.stop: type[BaseException] | None = None
+        """What a signal asks for; the main process, which got it too, ends the run at its next moment."""
+
+    def left(self) -> Mapping[str, Any] | None:
+        return None if self._file is None else _read(self._file)["run"]
+
+    def due(self) -> bool:
+        return False
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as err:
+        raise OutputError(
+            f"the state in {file.parent} cannot be read: {str(err).splitlines()[0]}",
+            "start anew with --force; several machines need a folder that all of them see",
+        ) from err
+    return found
+
+
+def identity(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a run's result depends on: its settings by dotted key, and the hashes of checkpoint and data."""
+    return _identity(config.model_dump(), device, hashes)
+
+
+def identity_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a finished run."""
+    return _identity(report["configuration"], report["device"], report["hashes"])
+
+
+def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """UsageError that names what differs."""
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if not keys:
+        return
+    shown = [f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys[:_SHOWN]]
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    raise UsageError(
+        f"this is not the run that was begun here: {'; '.join(shown)}{more}",
+        "give the same settings, checkpoint and data to --resume, or choose another folder with -o",
+    )
+
+
+def _identity(configuration: Mapping[str, Any], device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
+    settings = dict(_flat(configuration))
+    kept = {key: value for key, value in settings.items() if not key.startswith(_OF_NO_RESULT)}
+    return {**kept, "device": device, **{f"hash of the {name}": value for name, value in hashes.items()}}
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

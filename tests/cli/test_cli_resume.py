@@ -1,0 +1,185 @@
+"""The real command, killed at random moments and resumed, on the demo's network."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_RUN = ["--sparsity", "90%", "--epochs", "2", "calibration.samples=200", "prune.schedule=cubic", "prune.stages=4"]
+_EVERY = ["checkpoint.every=0"]
+
+
+@pytest.fixture(scope="module")
+def command(demo_model: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "-o", str(folder)]
+        return subprocess.Popen(
+            [*words, *_RUN, *_EVERY, *more],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = command(folder)
+    _, errors = done.communicate(timeout=240)
+    assert done.returncode == 0, errors
+    return folder
+
+
+def events(folder: Path) -> int:
+    """Lines of the log of a run at work."""
+    log = folder / ".partial" / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def kill(process: subprocess.Popen[str], folder: Path, after: int, kind: signal.Signals, wait: float = 0.0) -> int:
+    """Send a signal once the log has grown by so many lines, and a little later; the exit code."""
+    before, end = events(folder), time.monotonic() + 200
+    while process.poll() is None and events(folder) < before + after and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(wait)
+    process.send_signal(kind)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not (folder / ".partial").exists()
+    one, other = (json.loads((path / "report.json").read_text()) for path in (folder, whole))
+    for key in ("dense", "pruned", "drop_pp", "sparsity", "layers", "skipped"):
+        assert one[key] == other[key], key
+    assert [epoch["validation"] for epoch in one["epochs"]] == [epoch["validation"] for epoch in other["epochs"]]
+
+
+def test_kill_9_three_times_changes_nothing(command, whole: Path, tmp_path: Path) -> None:
+    folder, chance = tmp_path / "run", random.Random(7)
+    for _ in range(3):
+        killed = kill(command(folder, "--resume"), folder, chance.randint(12, 24), signal.SIGKILL, chance.random())
+        assert killed in (-signal.SIGKILL, 0)
+    done = command(folder, "--resume")
+    _, errors = done.communicate(timeout=240)
+    assert done.returncode == 0, errors
+    assert_same(folder, whole)
+
+
+@pytest.mark.long
+def test_kill_9_twenty_times_changes_nothing(command, whole: Path, tmp_path: Path) -> None:
+    for turn in range(5):
+        folder, chance = tmp_path / f"run-{turn}", random.Random(turn)
+        for _ in range(4):
+            kill(command(folder, "--resume"), folder, chance.randint(0, 30), signal.SIGKILL, 3 * chance.random())
+        done = command(folder, "--resume")
+        _, errors = done.communicate(timeout=240)
+        assert done.returncode == 0, errors
+        assert_same(folder, whole)
+
+
+def test_sigterm_keeps_the_state_and_says_how_to_go_on(command, whole: Path, tmp_path: Path, environment) -> None:
+    folder = tmp_path / "run"
+    process = command(folder, "checkpoint.every=1000")
+    deadline = time.monotonic() + 200
+    while process.poll() is None and events(folder) < 18 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "ended by SIGTERM" in errors
+    assert f"--resume -o {folder}" in errors
+    assert sorted(file.name for file in (folder / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
+
+    changed = command(folder, "--resume", "finetune.lr=0.01", "seed=3")
+    _, errors = changed.communicate(timeout=60)
+    assert changed.returncode == 2
+    assert "finetune.lr was auto and is 0.01" in errors
+    assert "seed was 0 and is 3" in errors
+    anew = command(folder)
+    _, errors = anew.communicate(timeout=60)
+    assert anew.returncode == 1
+    assert "holds a run that was interrupted" in errors
+    assert "--resume" in errors
+
+    first = command(folder, "--resume")
+    kill_time = time.monotonic() + 60
+    while events(folder) < 25 and first.poll() is None and time.monotonic() < kill_time:
+        time.sleep(0.01)
+    second = command(folder, "--resume")
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert "another run is writing" in errors or first.poll() == 0
+    _, errors = first.communicate(timeout=240)
+    assert first.returncode == 0, errors
+    assert_same(folder, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(command, whole: Path) -> None:
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in whole.iterdir()}
+    done = command(whole, "--resume", "--json")
+    out, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors
+    assert json.loads(out) == json.loads((whole / "report.json").read_text())
+    other = command(whole, "--resume", "--seed", "1")
+    _, errors = other.communicate(timeout=120)
+    assert other.returncode == 2
+    assert "seed was 0 and is 1" in errors
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in whole.iterdir()} == before
+
+
+def test_a_full_disk_is_said_and_the_last_state_stays(
+    whole: Path, tmp_path: Path, demo_model: Path, environment
+) -> None:
+    """The limit on a file's size stands for the disk."""
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "-o", str(folder), *_RUN]
+    code = (
+        "import resource, signal, sys, os\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, *_EVERY, "cache.enabled=false"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "the state of the run cannot be written to" in done.stderr
+    assert "make room, then go on from the last state with --resume" in done.stderr
+    assert not (folder / "report.json").exists()
+
+
+def test_force_and_resume_are_one_or_the_other(inline) -> None:
+    code, _, errors = inline("prune", "model.pt", "--force", "--resume")
+    assert code == 2
+    assert "say one of them" in errors
+
+
+def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) -> None:
+    words = ["prune", str(demo_model), "calibration.samples=60", "prune.stages=1", "prune.refine=none", "--resume"]
+    assert inline(*words)[0] == 0
+    folder = Path("runs/model-1")
+    before = (folder / "report.json").read_text()
+    code, out, _ = inline(*words)
+    assert code == 0
+    assert "is finished already; nothing was changed" in out
+    assert (folder / "report.json").read_text() == before
+    assert [path.name for path in Path("runs").iterdir()] == ["model-1"]

@@ -1,0 +1,192 @@
+"""A run that is stopped at any moment and goes on ends with the bits of one that never stopped."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from runs import TEST, TRAIN
+from torch import nn
+
+from prunetaylor.config.resolve import from_values
+from prunetaylor.data.load import from_python
+from prunetaylor.errors import UsageError
+from prunetaylor.job import make_job
+from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline import run
+from prunetaylor.progress import Silent
+
+
+class Stopped(Exception):
+    """The process is gone."""
+
+
+class Memory:
+    """Keeps states as a file would, and stops the run at the moment asked for."""
+
+    def __init__(self, stop_at: int | None = None, left: bytes | None = None) -> None:
+        self.stop_at, self.moments, self.kept = stop_at, 0, left
+
+    def left(self) -> Mapping[str, Any] | None:
+        return None if self.kept is None else torch.load(io.BytesIO(self.kept), weights_only=True)
+
+    def due(self) -> bool:
+        self.moments += 1
+        return self.stop_at is None or self.moments == self.stop_at
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        file = io.BytesIO()
+        torch.save(dict(state), file)
+        self.kept = file.getvalue()
+        if self.moments == self.stop_at:
+            raise Stopped
+
+
+class Dropping(nn.Module):
+    """A network with randomness of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(nn.functional.dropout(x, 0.2, self.training))
+
+
+def pruned(network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None) -> Outcome:
+    usual = {"calibration.samples": 100, "data.workers": 0, "device": "cpu", "data.batch_size": 32, "seed": 5}
+    usual |= {"finetune.epochs": 0, "cache.enabled": False}
+    config = from_values({**usual, **settings}).config
+    samples = from_python(TRAIN, TEST, augment="flip")
+    job = make_job(config, copy.deepcopy(network), samples, torch.device("cpu"), choices=[])
+    return run(job, Silent(), keeper)
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    for (name, a), b in zip(one.module.state_dict().items(), other.module.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+    for name, mask in one.masks.items():
+        assert torch.equal(other.masks[name], mask)
+    assert other.pruned == one.pruned
+    assert other.drop == one.drop
+    assert other.choices == one.choices
+    told = ["sparsity", "predicted_change", "measured_change", "accepted", "damping", "cumulative_ratio"]
+    for a, b in zip(one.stages, other.stages, strict=True):
+        assert [getattr(b, key) for key in told] == [getattr(a, key) for key in told]
+    for a, b in zip(one.epochs, other.epochs, strict=True):
+        assert (b.epoch, b.loss, b.validation, b.sparsity, b.lr) == (a.epoch, a.loss, a.validation, a.sparsity, a.lr)
+
+
+CASES = {
+    "stages and refinement by features": {"prune.sparsity": 0.8, "prune.refine_steps": 12},
+    "a refinement after each stage": {
+        "prune.sparsity": 0.7,
+        "prune.stages": 2,
+        "prune.refine": "stages",
+        "prune.refine_steps": 5,
+    },
+    "gauss-newton towards labels, fresh samples": {
+        "prune.sparsity": 0.5,
+        "prune.stages": 2,
+        "calibration.labels": True,
+        "calibration.resample": True,
+        "prune.refine": "stages",
+        "prune.refine_by": "gauss-newton",
+    },
+    "fine-tuning with sgd": {"prune.sparsity": 0.8, "prune.stages": 2, "finetune.epochs": 2},
+    "fine-tuning with adamw, an average and accumulation": {
+        "prune.sparsity": 0.8,
+        "prune.stages": 1,
+        "finetune.epochs": 2,
+        "finetune.optimizer": "adamw",
+        "finetune.ema": 0.9,
+        "finetune.accumulate": 2,
+        "finetune.clip_norm": 1.0,
+    },
+    "a gradual schedule with rewinding": {
+        "prune.sparsity": 0.8,
+        "prune.schedule": "cubic",
+        "prune.stages": 3,
+        "finetune.epochs": 3,
+        "finetune.rewind": True,
+        "finetune.ema": 0.5,
+    },
+    "half precision": {"prune.sparsity": 0.5, "prune.stages": 1, "finetune.epochs": 1, "finetune.precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_goes_on_from_any_moment_with_the_same_bits(conv: nn.Module, case: str) -> None:
+    network = Dropping(conv)
+    whole = Memory()
+    expected = pruned(network, CASES[case], whole)
+    assert_same(pruned(network, CASES[case]), expected)  # keeping changes nothing
+    assert whole.moments >= 3
+    chance = random.Random(case)
+    for stop in {1, whole.moments, chance.randint(2, whole.moments - 1), chance.randint(2, whole.moments - 1)}:
+        first = Memory(stop)
+        with pytest.raises(Stopped):
+            pruned(network, CASES[case], first)
+        torch.manual_seed(stop)  # another process' random state
+        assert_same(expected, pruned(network, CASES[case], Memory(10**9, first.kept)))
+
+
+def test_a_run_may_be_stopped_again_and_again(conv: nn.Module) -> None:
+    settings = CASES["a gradual schedule with rewinding"]
+    expected = pruned(conv, settings)
+    left, times = None, 0
+    while True:
+        keeper = Memory(4, left)
+        try:
+            outcome = pruned(conv, settings, keeper)
+            break
+        except Stopped:
+            left, times = keeper.kept, times + 1
+    assert times >= 4
+    assert_same(expected, outcome)
+
+
+def test_what_was_measured_of_the_dense_network_is_not_measured_again(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Memory(2)
+    with pytest.raises(Stopped):
+        pruned(conv, CASES["fine-tuning with sgd"], keeper)
+    seen = []
+    monkeypatch.setattr("prunetaylor.pipeline._measure", lambda job, module, progress, phase: seen.append(phase))
+    pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
+    assert seen == ["measure the pruned network"]
+
+
+def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
+    with pytest.raises(UsageError, match=r"prune.schedule=cubic prunes while it fine-tunes.*\n.*--epochs"):
+        pruned(conv, {"prune.schedule": "cubic"})
+    with pytest.raises(UsageError, match=r"prune.during=3 epochs are more than the 2 of fine-tuning"):
+        pruned(conv, {"prune.schedule": "linear", "finetune.epochs": 2, "prune.during": 3.0})
+    many = {"prune.schedule": "constant", "finetune.epochs": 2, "prune.during": 1.0, "prune.stages": 50}
+    with pytest.raises(UsageError, match=r"50 stages do not fit into prune.during=1 epochs of 6 steps"):
+        pruned(conv, many)
+
+
+@pytest.mark.parametrize("schedule", ["cubic", "linear", "constant"])
+def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(conv: nn.Module, schedule: str) -> None:
+    how = {"prune.schedule": schedule, "finetune.epochs": 3, "prune.during": 2.0, "prune.stages": 4}
+    outcome = pruned(conv, {**how, "prune.sparsity": 0.8})
+    expected = {
+        "cubic": [0.8 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)],
+        "linear": [0.2, 0.4, 0.6, 0.8],
+        "constant": [1 - 0.2 ** (k / 4) for k in (1, 2, 3, 4)],
+    }[schedule]
+    assert [stage.sparsity for stage in outcome.stages] == pytest.approx(expected)
+    # An epoch is measured before it ends in a step: the four come at 0, 1/2, 1 and 3/2 epochs.
+    assert [epoch.sparsity for epoch in outcome.epochs] == pytest.approx(
+        [expected[1], 0.8, 0.8], abs=1 / outcome.sparsity.prunable
+    )
+    assert outcome.sparsity.removed == round(0.8 * outcome.sparsity.prunable)
+    [said] = [line for line in outcome.choices if line.startswith(f"schedule {schedule}: ")]
+    assert "at epoch 0, " in said
