@@ -1,7 +1,7 @@
 """The command ``prunetaylor``: finds its commands, turns errors into messages and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused, 130 interrupted (Ctrl-C), 143 ended by
-SIGTERM.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed, 4 gate inconclusive, 5 checkpoint refused, 130
+interrupted (Ctrl-C), 143 ended by SIGTERM.
 Nothing here imports torch, pydantic, yaml or rich: ``--help`` and shell completion answer at once.
 """
 
@@ -20,18 +20,22 @@ from prunetaylor._version import __version__
 from prunetaylor.distributed.place import find
 from prunetaylor.errors import PeerError, PruneTaylorError
 
+from .check import check
+from .compare import compare
 from .config import config
 from .demo import demo
 from .eval import evaluate
 from .inspect import inspect
 from .options import State
 from .prune import prune
+from .report import report
 from .score import score
 from .stopping import Terminated, terminate
 
 _EPILOG = """\b
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused,
-130 interrupted. Errors name cause and remedy; -vv shows where they came from.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed,
+4 gate inconclusive, 5 checkpoint refused, 130 interrupted. Errors name
+cause and remedy; -vv shows where they came from.
 """
 
 
@@ -45,7 +49,7 @@ def group() -> None:
     """
 
 
-for _command in (prune, score, evaluate, inspect, demo, config):
+for _command in (prune, score, evaluate, check, compare, report, inspect, demo, config):
     group.add_command(_command)
 
 

@@ -27,14 +27,18 @@ from .options import (
     verbosity_options,
     words,
 )
+from .report import HTML_FILE
 from .stopping import at_moments
 from .together import nproc_option, together
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
+    from prunetaylor.config.schema import Config
     from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
+    from prunetaylor.progress import Progress
     from prunetaylor.run import RunFolder
+    from prunetaylor.verdict import Verdict
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
@@ -98,14 +102,17 @@ def prune(
     force: bool,
     resume: bool,
     trust_code: bool,
-) -> None:
+) -> int:
     """Remove weights from a trained network, make up for them, and measure what it cost.
 
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
     that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, config.yaml and log.jsonl. While a run is at work its state is
-    kept there every checkpoint.every seconds; what was killed goes on with the same command and --resume.
+    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. While a run is at work
+    its state is kept there every checkpoint.every seconds; what was killed goes on with the same command and --resume.
+
+    Limits such as gate.max_drop=0.5pp judge the finished run: exit code 3 where one is not held, 4 where the test
+    samples cannot tell.
     """
     flags = {
         "model.arch": arch,
@@ -121,13 +128,13 @@ def prune(
     trust = trusted(resolved, trust_code)
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
-        return
+        return 0
     if force and resume:
         raise UsageError("--force starts a run anew and --resume goes on with it", "say one of them")
     if not state.main:
         _follow(state, resolved, trust)
-        return
-    outcome, document, notes = _run(state, resolved, trust, force, resume)
+        return 0
+    outcome, document, notes, verdict = _run(state, resolved, trust, force, resume)
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
     elif state.verbosity < 0:
@@ -140,14 +147,34 @@ def prune(
         from .screen import console
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
+    if verdict is not None:
+        return _announce(state, verdict, as_json)
+    # a run that was finished before ends as it ended then
+    return int((document.get("gate") or {}).get("exit_code", 0))
+
+
+def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
+    """Show the verdict where people and GitHub look; its exit code."""
+    from prunetaylor.report.verdict import conclusion, print_verdict
+
+    from .check import announce
+    from .screen import console
+
+    announce(verdict)
+    if as_json or state.verbosity < 0:
+        click.echo(conclusion(verdict), err=True)
+    else:
+        click.echo()
+        print_verdict(console(), verdict)
+    return verdict.exit_code
 
 
 def _run(
     state: State, resolved: Resolved, trust: dict[str, bool], force: bool, resume: bool
-) -> tuple[Outcome | None, dict[str, Any], list[str]]:
-    """The job from its folder to its written result: the outcome, the report, the notes that were shown.
+) -> tuple[Outcome | None, dict[str, Any], list[str], Verdict | None]:
+    """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict.
 
-    No outcome where the run was finished before.
+    No outcome and no new verdict where the run was finished before.
     """
     from prunetaylor.run import RunFolder
 
@@ -161,18 +188,22 @@ def _run(
         with folder, reporter(state) as shown:
             # torch is imported only now, when the folder is known to be good
             from prunetaylor.distributed.exchange import from_main
+            from prunetaylor.gate.check import asked, require_limits
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
+            from prunetaylor.report.run_page import run_page
             from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
             from prunetaylor.track._trackers import Trackers
 
+            if asked(config.gate):
+                require_limits(config)
             progress = Logged(shown, None if folder.finished else folder)
             job = open_job(config, **trust, progress=progress)
             same = identity(config, str(job.device), hashes(job))
             if folder.finished:
                 refuse_changes(identity_of_report(folder.report()), same)
                 from_main(_FINISHED)
-                return None, folder.report(), progress.notes
+                return None, folder.report(), progress.notes, None
             folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
             keeper = FolderKeeper(folder, config.checkpoint.every, same)
             from_main(None if folder.state is None else str(folder.state.resolve()))
@@ -182,17 +213,47 @@ def _run(
                 outcome = run(job, progress, keeper)
             progress.phase("write")
             outcome, document = _write(folder, resolved, job, outcome)
-            folder.commit()
+            try:
+                verdict = _gate(folder, config, trust, document, progress) if asked(config.gate) else None
+                folder.write_text(HTML_FILE, run_page(document, folder.path.resolve().name))
+            finally:
+                folder.commit()  # a finished run is kept, whatever becomes of its verdict
     except BaseException:
         if folder.state is not None:
             state.remedy = f"its state is kept; go on with the same command and --resume -o {folder.path}"
         raise
-    return outcome, document, progress.notes
+    return outcome, document, progress.notes, verdict
+
+
+def _gate(
+    folder: RunFolder, config: Config, trust: dict[str, bool], document: dict[str, Any], progress: Progress
+) -> Verdict:
+    """Judge the file that was written beside the one that was pruned; the verdict goes into the report."""
+    from prunetaylor.report.json_report import verdict_to_json
+    from prunetaylor.run import REPORT
+
+    verdict = _judged(config, str(folder.stage(MODEL_FILE)), trust, progress)
+    verdict = replace(verdict, files={**verdict.files, "pruned": document["files"]["model"]})
+    document["gate"] = verdict_to_json(verdict)
+    folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    folder.log("gate", verdict=verdict.status, exit_code=verdict.exit_code)
+    return verdict
+
+
+def _judged(config: Config, written: str, trust: dict[str, bool], progress: Progress) -> Verdict:
+    """The verdict on the main process's file; every process has its share of the samples, and the same verdict."""
+    from prunetaylor.distributed.exchange import from_main
+    from prunetaylor.gate.check import check
+
+    model = config.model.model_copy(update={"checkpoint": from_main(written)})
+    limits = config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint})
+    return check(config.model_copy(update={"model": model, "gate": limits}), **trust, progress=progress)
 
 
 def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
     """The job in a process that has its share of the work, and neither prints nor writes."""
     from prunetaylor.distributed.exchange import from_main
+    from prunetaylor.gate.check import asked
     from prunetaylor.job import open_job
     from prunetaylor.pipeline import run
     from prunetaylor.resume import Follower
@@ -207,6 +268,8 @@ def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
             keeper = Follower(None if begun is None else Path(begun))
             with at_moments(keeper):
                 run(job, progress, keeper)
+            if asked(resolved.config.gate):
+                _judged(resolved.config, "", trust, progress)
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
@@ -221,7 +284,7 @@ def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) ->
     )
     outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
     home = folder.path.resolve()
-    names = {"model": MODEL_FILE, "report": REPORT, "config": CONFIG_FILE, "log": LOG}
+    names = {"model": MODEL_FILE, "report": REPORT, "html": HTML_FILE, "config": CONFIG_FILE, "log": LOG}
     files = {"folder": str(home), **{what: str(home / name) for what, name in names.items()}}
     document = to_json(outcome, files, resolved.config.model_dump())
     folder.write_text(CONFIG_FILE, dump(resolved))
@@ -234,15 +297,20 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
     """Open everything as the run would, and print what it would do."""
     from dataclasses import asdict
 
+    from prunetaylor.gate.check import asked, require_limits
     from prunetaylor.job import open_job
     from prunetaylor.planning import make_plan
 
     from .progress import Logged, reporter
 
+    if limits := asked(resolved.config.gate):
+        require_limits(resolved.config)
     with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
         memory = make_plan(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
+    if limits:
+        plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))
     if not state.main:
         return
     if as_json:

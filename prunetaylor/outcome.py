@@ -41,6 +41,43 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """The samples on which the two networks differ, of ``samples`` in all. The rest both get right, or both wrong."""
+
+    samples: int
+    lost: int  # the dense network is right, the pruned one wrong
+    won: int  # the other way round
+    mcnemar_p: float  # exact, two-sided: how likely so uneven a split is where both networks are equally good
+
+
+@dataclass(frozen=True)
+class ClassDrop:
+    """One class, by the samples whose label it is. ``drop`` has the class's own 95 % interval, not simultaneous."""
+
+    label: int
+    samples: int
+    lost: int
+    won: int
+    drop: Drop
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Two networks timed in turns. ``low`` and ``high`` are one-sided 95 % limits of the ratio."""
+
+    dense_ms: float  # medians of one forward pass, in milliseconds
+    pruned_ms: float
+    ratio: float  # pruned / dense
+    low: float
+    high: float
+    noise: float  # half the interquartile range of a round's two dense times over each other
+    steady: bool  # whether that is small enough for a judgement
+    rounds: int
+    batch: int  # samples in a forward pass
+    device: str
+
+
+@dataclass(frozen=True)
 class Stage:
     """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples.
 
@@ -59,6 +96,7 @@ class Stage:
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
     cumulative_ratio: float | None = None
+    metric: float | None = None  # the run's, on the same held-out samples after all the stage did; None: taken back
 
 
 def believed_to(stages: list[Stage]) -> float | None:
@@ -87,6 +125,16 @@ class FirstOrder:
     gradient_norm: float
     noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
     kept: bool  # whether the first-order term was kept
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The scores of the last stage that stands: counts of their log10 between ``edges``, one fewer than those."""
+
+    edges: list[float]
+    removed: list[int]
+    kept: list[int]
+    threshold: float | None  # log10 of the largest score that went; None where none did
 
 
 @dataclass(frozen=True)
@@ -151,6 +199,9 @@ class Outcome:
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
     memory: Memory | None = None
+    flips: Flips | None = None  # on the test samples; None without classes
+    classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
+    histogram: Histogram | None = None  # None where nothing was ranked by a score
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,18 @@ from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
-from prunetaylor.errors import DataError
+from prunetaylor.errors import DataError, UsageError
 from prunetaylor.finetune import Finetuning
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
+from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import Epoch, LayerOutcome, Outcome, Side, Sparsity
+from prunetaylor.outcome import ClassDrop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.masks import check_masks
@@ -122,6 +123,9 @@ class _Run:
             device=str(job.device),
             hashes=hashes(job),
             memory=self.plan.report,
+            flips=_flips(self.dense_found, pruned_found),
+            classes=_classes(self.dense_found, pruned_found),
+            histogram=stages.histogram,
         )
 
     def _measure_dense(self) -> Evaluation | None:
@@ -198,6 +202,8 @@ def prune(
         PruneTaylorError: with cause and remedy.
     """
     config = from_values({"prune.sparsity": sparsity, **(settings or {})}).config
+    if limits := [key for key in settings or {} if key.startswith("gate.")]:
+        raise UsageError(f"{limits[0]} judges files, and nothing is written here", "look at outcome.drop")
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)
     job = make_job(config, copy.deepcopy(model), samples, device, choices=[f"device {device}: {reason}"])
@@ -251,6 +257,18 @@ def _drop(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Any:
     if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
         return None
     return drop_interval(dense.correct, pruned.correct)
+
+
+def _flips(dense: Evaluation | None, pruned: Evaluation | None) -> Flips | None:
+    if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
+        return None
+    return flips(dense.correct, pruned.correct)
+
+
+def _classes(dense: Evaluation | None, pruned: Evaluation | None) -> list[ClassDrop]:
+    if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
+        return []
+    return class_drops(dense.correct, pruned.correct, dense.targets)
 
 
 def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerOutcome]:

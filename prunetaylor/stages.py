@@ -20,11 +20,12 @@ from prunetaylor.data.samples import Split
 from prunetaylor.distributed.exchange import as_in_main
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
+from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
-from prunetaylor.outcome import FirstOrder, Stage
+from prunetaylor.outcome import FirstOrder, Histogram, Stage
 from prunetaylor.progress import Progress
 from prunetaylor.refinement import Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
@@ -32,6 +33,7 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, Watcher, first_pass
+from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
@@ -55,6 +57,7 @@ class Stages:
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
     choices: list[str] = field(default_factory=list)
+    histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
     drawn: list[Tensor] = field(default_factory=list)  # the generator's states before these were drawn
     refining: dict[str, Any] | None = None  # how far the refinement at work is; None: none is
@@ -93,6 +96,7 @@ class Stages:
         self.plan = plan
         if self.refining is not None:
             self._refine()
+            self._measure()
         while self.removed < self.wanted:
             self._next(plan)
             self.moment()
@@ -146,6 +150,7 @@ class Stages:
             "repaired": self.repaired,
             "damping": self.damping,
             "choices": self.choices,
+            "histogram": None if self.histogram is None else asdict(self.histogram),
             "refining": None if self.refining is None else self._refined.state(),
         }
 
@@ -162,6 +167,7 @@ class Stages:
         self.done = [Stage(**stage) for stage in state["done"]]
         self.repaired, self.damping = state["repaired"], state["damping"]
         self.choices, self.refining = list(state["choices"]), state["refining"]
+        self.histogram = None if state["histogram"] is None else Histogram(**state["histogram"])
 
     @property
     def wanted(self) -> int:
@@ -237,6 +243,7 @@ class Stages:
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
+        drawn = self.histogram
         # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
         refined = self.refinement.when == "stages" and self.objective.of == "task"
         towards = network.copy() if refined or self.trained else self.dense
@@ -267,7 +274,7 @@ class Stages:
         since = self._since_dense(calibration, held)
         if not stands:
             restore(network.module, state)
-            self.masks = masks
+            self.masks, self.histogram = masks, drawn
             self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
         else:
             if self.repair == "batch-norm":
@@ -299,6 +306,8 @@ class Stages:
             self.refining = {}
             self._refine()
             self.done[-1] = replace(done, seconds=time.perf_counter() - start)
+        if stands:
+            self._measure()
 
     def _select(
         self, plan: Fixed | TrustRegion, model: TaylorModel, judge: TaylorModel, now: float
@@ -330,7 +339,8 @@ class Stages:
             return self.repaired * alone[sparsity]
 
         target = plan.propose(now, change)
-        self.masks = self._ranked(scores, count(target))
+        before, self.masks = self.masks, self._ranked(scores, count(target))
+        self.histogram = histogram(scores, before, self.masks)
         apply_masks(network.module, self.masks)
         return target, alone.get(target)
 
@@ -411,9 +421,15 @@ class Stages:
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
         scores = self.criterion.score(None, self.job.network, self.masks, self.generator)
-        self.masks = self._ranked(scores, round(target * self.job.network.prunable))
+        before, self.masks = self.masks, self._ranked(scores, round(target * self.job.network.prunable))
+        self.histogram = histogram(scores, before, self.masks)
         apply_masks(self.job.network.module, self.masks)
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
+
+    def _measure(self) -> None:
+        """The metric of the network as it now is, for the report alone: nothing is chosen by it."""
+        found = evaluate(self.job.network.module, self.calibration.holdout.batches, self.job.kind)
+        self.done[-1] = replace(self.done[-1], metric=found.metrics.get(self.job.config.metric))
 
     def _model(self, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
         seed = self.job.config.seed

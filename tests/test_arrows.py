@@ -46,12 +46,13 @@ ROOMS = [
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",
+    "prunetaylor.verdict",
     "prunetaylor.keep",
     "prunetaylor.outcome",
     "prunetaylor.errors",
     "prunetaylor._version",
 ]
-TORCH_FREE = ["errors", "registry", "progress", "keep", "outcome", "run", "config", "cli", "_version"]
+TORCH_FREE = ["errors", "registry", "progress", "keep", "outcome", "verdict", "run", "config", "cli", "_version"]
 
 
 def files() -> dict[str, Path]:

@@ -86,6 +86,10 @@ def datasets():
 
 def equip(command: str, here: Path, demo: Path) -> None:
     """Put into ``here`` what a command names."""
+    if "runs/" in command:
+        shutil.copytree(demo, here, dirs_exist_ok=True)
+    if "runs/model-2" in command:
+        shutil.copytree(demo / "runs" / "model-1", here / "runs" / "model-2")
     if "model.pt" in command:
         shutil.copy(demo / "model.pt", here)
     if "configs/" in command:
@@ -129,17 +133,28 @@ def test_a_command(
     long = words[0] == "prune" and "model.pt" not in words
     code = run([*words, *(["--dry-run"] if long else [])])
     captured = capsys.readouterr()
-    assert code == 0, captured.err
+    # the README's limits are of the README's run: that of one stage and 100 samples may miss them
+    assert code in ((0, 3, 4) if words[0] == "check" else (0,)), captured.err
     assert captured.out
     dry = long or "--dry-run" in words or words[0] != "prune"
-    assert (tmp_path / "runs").exists() == (not dry)
+    assert (tmp_path / "runs").exists() == (not dry or "runs/" in command)
 
 
 def test_the_commands_are_found() -> None:
     """What the blocks show today; fewer would mean that they are no longer looked at."""
     found = commands()
     assert len(found) >= 8
-    assert {shlex.split(line)[1] for line in found} == {"demo", "prune", "eval", "inspect", "config", "score"}
+    assert {shlex.split(line)[1] for line in found} == {
+        "demo",
+        "prune",
+        "check",
+        "compare",
+        "report",
+        "eval",
+        "inspect",
+        "config",
+        "score",
+    }
 
 
 def test_the_scripts_are_there() -> None:
@@ -191,7 +206,9 @@ def test_every_setting_exists() -> None:
     assert set(variables) <= {env_name(key) for key in KEYS}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "docs/gate.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     targets = re.findall(r"\]\(([^)#\s]+)", path.read_text())

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from prunetaylor.cli.main import run
+from verdicts import assert_valid_json, assert_valid_junit
 
 from prunetaylor import load
 
@@ -182,6 +183,31 @@ def test_lenet(mnist: Path, tmp_path: Path, epochs: str, most: float) -> None:
     assert report["dense"]["parameters"] == 431_080
     assert report["dense"]["metrics"]["top1"] > 98.5
     assert report["drop_pp"]["value"] <= most
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("limits", "status", "code"),
+    [
+        (["--max-drop", "1pp", "--min-sparsity", "90%", "--max-flops", "60%"], "pass", 0),
+        (["--max-drop", "1pp", "--max-size", "1MB"], "fail", 3),
+        (["--max-drop", "0.02pp"], "inconclusive", 4),
+    ],
+)
+def test_the_gate_on_mnist(mnist: Path, tmp_path: Path, limits: list[str], status: str, code: int) -> None:
+    """LeNet at 90 %: a tenth of a point lost, of which 10,000 samples can say that it is less than one, and no more."""
+    run = tmp_path / "run"
+    source = ["--data", "torchvision:MNIST", f"data.root={mnist}"]
+    pruned(tmp_path, str(mnist / "lenet.pt"), *source, "--sparsity", "90%", "--epochs", "0", "-o", str(run))
+    command = [sys.executable, "-m", "prunetaylor.cli.main", "check", str(run), *source, *limits, "--json"]
+    done = subprocess.run([*command, "--junit", str(tmp_path / "gate.xml")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == status
+    assert found["samples"] == 10_000
+    assert_valid_json(found)
+    assert_valid_junit((tmp_path / "gate.xml").read_text())
 
 
 def test_the_checkpoint_is_what_it_was(shared: Path) -> None:

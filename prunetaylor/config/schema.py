@@ -36,6 +36,23 @@ Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | 
 Fraction = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
 
 
+def _points(value: Any) -> Any:
+    """``"0.5pp"`` is 0.5; a percent sign is refused, as a drop is no share of anything."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().removesuffix("pp").strip()
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{value!r} is no number of percentage points, such as 0.5 or 0.5pp") from None
+
+
+_Points = Annotated[float, Field(ge=0)]
+Points = Annotated[_Points, BeforeValidator(_points, json_schema_input_type=_Points | str)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[_Share, BeforeValidator(_fraction, json_schema_input_type=_Share | str)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -207,6 +224,31 @@ class CacheSection(Section):
     """Gigabytes (10^9 bytes) that it may take up; what was not used for longest goes first."""
 
 
+class GateSection(Section):
+    """What a finished run, or `prunetaylor check`, must hold to. A limit that is null is not judged."""
+
+    baseline: str | None = None
+    """The dense checkpoint to compare with; null: the one that the run pruned."""
+    max_drop: Points | None = None
+    """Drop of the metric, at most: 0.5 or 0.5pp (percentage points); of a loss its rise, in its own unit."""
+    max_class_drop: Points | None = None
+    """Drop of the accuracy of any one class, at most, in percentage points."""
+    min_sparsity: Share | None = None
+    """Fraction of the prunable weights that is removed, at least: 0.8 or 80%."""
+    max_size: Size | None = None
+    """Of the pruned file: 2MB, 500KiB or a number of bytes."""
+    max_flops: Share | None = None
+    """What remains of the dense network's FLOPs, at most: 0.5 or 50%; work on zeros counts where layers shrank."""
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Seconds of the pruned network over those of the dense one, at most; both are timed on the device at hand."""
+    latency_batch: Annotated[int, Field(ge=1)] = 1
+    """Samples in a forward pass that is timed."""
+    metric: str | None = None
+    """FILE.py:FUNCTION of (outputs, targets) that gives a number, larger better, in its own unit; null: metric."""
+    on_inconclusive: Literal["pass", "fail", "warn"] | None = None
+    """What samples that cannot tell mean: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
+
+
 class Config(Section):
     """Everything a run can be told."""
 
@@ -217,6 +259,7 @@ class Config(Section):
     finetune: FinetuneSection = FinetuneSection()
     checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
+    gate: GateSection = GateSection()
     track: list[str] = []
     """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
     metric: Literal["top1", "loss"] = "top1"

@@ -17,12 +17,14 @@ from prunetaylor.risk import all_outputs
 class Evaluation:
     """``metrics``: top1 in percent (classes only) and loss, a mean over samples.
 
-    ``losses`` (N,) and ``correct`` (N,) boolean, None where the targets are no classes, are by sample.
+    ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where the targets are no classes, are by
+    sample.
     """
 
     metrics: dict[str, float]
     losses: Tensor
     correct: Tensor | None
+    targets: Tensor
 
 
 def evaluate(module: nn.Module, batches: Batches, kind: Literal["classes", "values"]) -> Evaluation:
@@ -36,6 +38,6 @@ def evaluate(module: nn.Module, batches: Batches, kind: Literal["classes", "valu
             "check that the samples are normalised as in training (data.normalize)",
         )
     if kind == "values":
-        return Evaluation({"loss": loss}, losses, None)
+        return Evaluation({"loss": loss}, losses, None, targets)
     correct = outputs.argmax(1) == targets
-    return Evaluation({"top1": 100 * int(correct.sum()) / len(correct), "loss": loss}, losses, correct)
+    return Evaluation({"top1": 100 * int(correct.sum()) / len(correct), "loss": loss}, losses, correct, targets)

@@ -15,6 +15,7 @@ from prunetaylor.outcome import believed_to
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
     from prunetaylor.outcome import Outcome, Scores, Side
+    from prunetaylor.verdict import Verdict
 
 SCHEMA_VERSION = 1
 
@@ -42,6 +43,10 @@ def to_json(
         "choices": list(outcome.choices),
         "seconds": dict(outcome.seconds),
         "memory": None if outcome.memory is None else asdict(outcome.memory),
+        "flips": None if outcome.flips is None else asdict(outcome.flips),
+        "classes": [asdict(one) for one in outcome.classes],
+        "histogram": None if outcome.histogram is None else asdict(outcome.histogram),
+        "gate": None,  # the verdict, where limits are set: it comes after the report's numbers are final
         "files": dict(files),
         "seed": outcome.seed,
         "device": outcome.device,
@@ -64,6 +69,17 @@ def scores_to_json(scores: Scores, configuration: Mapping[str, Any]) -> dict[str
     """What ``score --json`` prints; ``configuration`` is the resolved one, nested."""
     found = {**asdict(scores), "versions": versions(), "configuration": dict(configuration)}
     cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **found})
+    return cleaned
+
+
+def verdict_to_json(verdict: Verdict, configuration: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What ``check --json`` prints, by docs/verdict.schema.json; ``configuration`` is the resolved one, nested."""
+    found = asdict(verdict)
+    checks = [{**asdict(check), "bound": check.bound} for check in verdict.checks]
+    head = {"schema_version": SCHEMA_VERSION, "verdict": verdict.status, "exit_code": verdict.exit_code}
+    metric = {"name": found.pop("metric"), "goal": found.pop("goal")}
+    whole = {**head, **found, "metric": metric, "checks": checks, "versions": versions()}
+    cleaned: dict[str, Any] = finite({**whole, "configuration": dict(configuration or {})})
     return cleaned
 
 

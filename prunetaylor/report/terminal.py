@@ -15,7 +15,7 @@ from prunetaylor.outcome import believed_to
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Outcome, Side
+    from prunetaylor.outcome import Flips, Outcome, Side
 
 _NAME_WIDTH = 34
 BRIEF = 8
@@ -53,7 +53,7 @@ def print_side(console: Console, side: Side) -> None:
 
 def print_inspection(console: Console, found: Inspection) -> None:
     """What is in a checkpoint: its form, what it says of itself, and every tensor."""
-    facts = _pairs()
+    facts = pairs_table()
     for label, value in inspection_facts(found):
         facts.add_row(label, value)
     console.print(facts)
@@ -116,6 +116,11 @@ def size(value: int) -> str:
     return f"{value} B"
 
 
+def flipped(flips: Flips) -> str:
+    """What the pruned network lost and won, and how likely so uneven a split is by chance."""
+    return f"{flips.lost:,} lost, {flips.won:,} won; McNemar's exact p {number(flips.mcnemar_p, 3)}"
+
+
 def percent(fraction: float) -> str:
     """A fraction in percent with two digits after the point."""
     return f"{100 * fraction:.2f} %"
@@ -174,7 +179,7 @@ def _metric(name: str, value: float | None) -> str:
 
 
 def _facts(outcome: Outcome) -> Table:
-    table = _pairs()
+    table = pairs_table()
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
         "sparsity",
@@ -188,6 +193,8 @@ def _facts(outcome: Outcome) -> Table:
         )
     else:
         table.add_row("drop", f"{drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f} pp")
+    if outcome.flips is not None:
+        table.add_row("flips", flipped(outcome.flips))
     if first is not None:
         table.add_row(
             "first order",
@@ -257,15 +264,15 @@ def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
             console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def new_table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+def new_table(first: str, *others: str, padding: int = 3) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, padding, 0, 0), header_style="bold")
     table.add_column(first)
     for name in others:
-        table.add_column(name, justify="left" if name in ("shape", "type") else "right")
+        table.add_column(name, justify="left" if name in ("shape", "type", "verdict") else "right")
     return table
 
 
-def _pairs() -> Table:
+def pairs_table() -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,3 +69,15 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, 
     )
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture(scope="session")
+def magnitude_run(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.pt and runs/model-1, its network at 80 % by magnitude, which lost some 4 pp."""
+    here = tmp_path_factory.mktemp("magnitude")
+    shutil.copy(demo_model, here / "model.pt")
+    words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-q"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert run_command_line(["prune", "model.pt", *words]) == 0
+    return here

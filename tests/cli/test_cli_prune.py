@@ -16,7 +16,7 @@ from prunetaylor import load
 from prunetaylor.config.resolve import resolve
 
 _SMALL = ["calibration.samples=200", "prune.stages=2"]
-_FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.json"]
+_FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.html", "report.json"]
 
 
 @pytest.fixture(scope="module")

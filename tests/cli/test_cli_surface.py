@@ -13,12 +13,17 @@ from prunetaylor.cli.main import group
 _HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")
 
 _OPTIONS = {
+    "check": "--arch --baseline --config --data --device --help --json --junit --markdown --max-class-drop --max-drop "
+    "--max-flops --max-latency-ratio --max-size --min-sparsity --on-inconclusive --quiet --seed --trust-code --verbose "
+    "-c -h -q -v",
+    "compare": "--help --html --json --quiet --verbose -h -q -v",
     "config": "--config --help --json --schema -c -h",
     "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
     "eval": "--arch --config --data --device --help --json --nproc --quiet --seed --trust-code --verbose -c -h -q -v",
     "inspect": "--help --json --quiet --verbose -h -q -v",
     "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --nproc --output "
     "--quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "report": "--help --json --output --quiet --verbose -h -o -q -v",
     "score": "--arch --config --data --device --help --json --memory --nproc --quiet --seed --trust-code --verbose "
     "-c -h -q -v",
 }
@@ -85,6 +90,9 @@ def test_every_option_and_command_is_explained(cli) -> None:
         (["prune"], "no MODEL given"),
         (["eval"], "no MODEL given"),
         (["score"], "no MODEL given"),
+        (["check", "a.pt"], "no limit is set"),
+        (["compare", "a"], "name two runs or more"),
+        (["report", "a"], "holds no finished run"),
         (["prune", "a.pt", "b.pt"], "unexpected argument 'b.pt'"),
         (["prune", "m.pt", "prune.sparcity=0.8"], "did you mean 'prune.sparsity'"),
         (["prune", "m.pt", "--sparsity", "80"], "did you mean 80%"),

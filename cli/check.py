@@ -1,0 +1,161 @@
+"""``prunetaylor check``: judge a pruned network, with an exit code for CI."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import (
+    State,
+    arch_option,
+    config_option,
+    data_option,
+    device_option,
+    json_option,
+    read_configuration,
+    seed_option,
+    trust_option,
+    trusted,
+    verbosity_options,
+    words,
+)
+
+if TYPE_CHECKING:
+    from prunetaylor.verdict import Verdict
+
+_EPILOG = """\b
+Exit codes: 0 passed, 3 failed, 4 inconclusive (see --on-inconclusive).
+\b
+Examples:
+  prunetaylor check runs/model-1 --max-drop 0.5pp --min-sparsity 80%
+  prunetaylor check small.pt --baseline model.pt --max-size 2MB --junit g.xml
+"""
+
+
+@click.command(short_help="Judge a pruned network by limits, for CI.", epilog=_EPILOG)
+@words("PRUNED [KEY=VALUE]...")
+@click.option("--baseline", metavar="DENSE", help="The dense checkpoint.  [default: what the run pruned]")
+@click.option("--max-drop", metavar="PP", help="Drop of the metric, at most: 0.5pp or 0.5.")
+@click.option("--max-class-drop", metavar="PP", help="Drop of any one class, at most: 3pp.")
+@click.option("--min-sparsity", metavar="S", help="Fraction removed, at least: 0.8 or 80%.")
+@click.option("--max-size", metavar="SIZE", help="Of the file, at most: 2MB, 500KiB.")
+@click.option("--max-flops", metavar="F", help="What remains of the FLOPs, at most: 50%.")
+@click.option("--max-latency-ratio", metavar="R", help="Pruned over dense time, at most: 0.9.")
+@click.option(
+    "--on-inconclusive",
+    metavar="HOW",
+    help="What it means that the samples cannot tell: pass, fail or warn.  [default: exit code 4]",
+)
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit XML.")
+@click.option("--markdown", metavar="FILE", type=click.Path(path_type=Path), help="Write it as Markdown.")
+@config_option
+@arch_option
+@data_option
+@device_option
+@seed_option
+@json_option
+@trust_option
+@verbosity_options
+@click.pass_obj
+def check(
+    state: State,
+    words: tuple[str, ...],
+    baseline: str | None,
+    max_drop: str | None,
+    max_class_drop: str | None,
+    min_sparsity: str | None,
+    max_size: str | None,
+    max_flops: str | None,
+    max_latency_ratio: str | None,
+    on_inconclusive: str | None,
+    junit: Path | None,
+    markdown: Path | None,
+    file: Path | None,
+    arch: str | None,
+    data: str | None,
+    device: str | None,
+    seed: str | None,
+    as_json: bool,
+    trust_code: bool,
+) -> int:
+    """Judge a pruned network by limits, on test samples that chose nothing.
+
+    PRUNED is the folder of a run or a checkpoint. Both networks answer the same samples; a limit passes where the
+    drop's upper one-sided 95 % limit is within it, fails where the lower one is beyond, and is inconclusive between.
+    Limits may stand in a gate: block of the configuration (gate.max_drop and so on).
+
+    With GITHUB_STEP_SUMMARY, GITHUB_OUTPUT and GITHUB_ACTIONS in the environment it writes there too.
+    """
+    flags = {
+        "gate.baseline": baseline,
+        "gate.max_drop": max_drop,
+        "gate.max_class_drop": max_class_drop,
+        "gate.min_sparsity": min_sparsity,
+        "gate.max_size": max_size,
+        "gate.max_flops": max_flops,
+        "gate.max_latency_ratio": max_latency_ratio,
+        "gate.on_inconclusive": on_inconclusive,
+        "model.arch": arch,
+        "data.source": data,
+        "device": device,
+        "seed": seed,
+    }
+    resolved = read_configuration(words, file, flags)
+    _require_folders(junit, markdown)
+    from prunetaylor.gate.check import check as judge
+    from prunetaylor.gate.check import require_limits
+
+    from .progress import Logged, reporter
+
+    require_limits(resolved.config)
+    with reporter(state) as shown:
+        verdict = judge(resolved.config, **trusted(resolved, trust_code), progress=Logged(shown, None))
+    _write(verdict, junit, markdown)
+    announce(verdict)
+    if as_json:
+        from prunetaylor.report.json_report import verdict_to_json
+
+        click.echo(json.dumps(verdict_to_json(verdict, resolved.config.model_dump()), allow_nan=False))
+    else:
+        from prunetaylor.report.verdict import print_verdict
+
+        from .screen import console
+
+        print_verdict(console(), verdict)
+    return verdict.exit_code
+
+
+def announce(verdict: Verdict) -> None:
+    """What GitHub's environment asks for; annotations go to stderr, which its runner reads as well."""
+    from prunetaylor.report.github import write_github
+
+    for line in write_github(verdict, os.environ):
+        click.echo(line, err=True)
+
+
+def _require_folders(*files: Path | None) -> None:
+    """OutputError where a file cannot be written: before the networks are measured, not after."""
+    from prunetaylor.errors import OutputError
+
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
+            raise OutputError(f"{file} {what}", "name a file in a folder that exists")
+
+
+def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> None:
+    from prunetaylor.errors import OutputError
+    from prunetaylor.report.junit import to_junit
+    from prunetaylor.report.markdown import to_markdown
+
+    for file, render in ((junit, to_junit), (markdown, to_markdown)):
+        if file is None:
+            continue
+        try:
+            file.write_text(render(verdict), encoding="utf-8")
+        except OSError as err:
+            raise OutputError(f"cannot write {file}: {err.strerror}", "check the folder and its permissions") from err

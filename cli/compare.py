@@ -1,0 +1,51 @@
+"""``prunetaylor compare``: several runs side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from prunetaylor.errors import UsageError
+
+from .options import json_option, verbosity_options
+from .report import not_ours, read_report, write_page
+
+
+@click.command(short_help="Show several runs side by side.")
+@click.argument("folders", metavar="A B [C]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write it as one HTML file as well.")
+@json_option
+@verbosity_options
+def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
+    """Show runs side by side: what each removed and lost, and the settings in which they differ.
+
+    A, B and so on are the folders of finished runs. It is said where they pruned different networks, or were measured
+    on different samples.
+    """
+    if len(folders) < 2:
+        raise UsageError("there is nothing to compare: name two runs or more", "prunetaylor compare runs/a-1 runs/a-2")
+    documents = [read_report(folder) for folder in folders]
+    from prunetaylor.report.compare import compare as side_by_side
+    from prunetaylor.report.compare import compare_page, print_comparison
+
+    from .screen import console
+
+    names = _names(folders)
+    try:
+        found = side_by_side(names, documents)
+        if html is not None:
+            write_page(html, compare_page(names, documents))
+    except (KeyError, TypeError, AttributeError) as err:
+        raise not_ours(folders[0], f"or one of the others: {type(err).__name__}: {err}") from err
+    if as_json:
+        click.echo(json.dumps(found, allow_nan=False))
+    else:
+        print_comparison(console(), found)
+
+
+def _names(folders: tuple[Path, ...]) -> list[str]:
+    """The folders' own names where these tell them apart, else the paths as they were given."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -1,0 +1,72 @@
+"""``prunetaylor report``: the page of what a folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunetaylor.errors import OutputError, UsageError
+
+from .options import json_option, verbosity_options
+
+HTML_FILE = "report.html"
+
+
+@click.command(short_help="Write a run's report as one HTML file.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Where to.  [default: DIR/report.html]"
+)
+@json_option
+@verbosity_options
+def report(folder: Path, output: Path | None, as_json: bool) -> None:
+    """Write the report of a run as one HTML file that needs nothing else: no network, light and dark.
+
+    Every run writes its own already; this writes it again, from the report.json in DIR.
+    """
+    text = page(folder)
+    target = output or folder / HTML_FILE
+    write_page(target, text)
+    click.echo(json.dumps({"file": str(target.resolve()), "bytes": len(text.encode())}) if as_json else str(target))
+
+
+def page(folder: Path) -> str:
+    """The page of what is in ``folder``, by the file that says what that is. UsageError for anything else."""
+    from prunetaylor.report.run_page import run_page
+
+    document = read_report(folder)
+    try:
+        return run_page(document, folder.resolve().name)
+    except (KeyError, TypeError, AttributeError, ValueError) as err:
+        raise not_ours(folder, f"{type(err).__name__}: {err}") from err
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report.json of a run's folder; UsageError where there is none, or none of ours."""
+    from prunetaylor.run import REPORT
+
+    file = folder / REPORT
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise UsageError(f"{folder} holds no finished run: {file}: {err.strerror}", "name the folder of a run") from err
+    except ValueError as err:
+        raise not_ours(folder, "it is not JSON") from err
+    if not isinstance(document, dict) or document.get("schema_version") != 1:
+        raise not_ours(folder, "it has another schema_version")
+    return document
+
+
+def not_ours(folder: Path, why: str) -> UsageError:
+    return UsageError(f"{folder}/report.json is no report that this version knows: {why}", "name the folder of a run")
+
+
+def write_page(path: Path, text: str) -> None:
+    """OutputError where it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise OutputError(f"cannot write {path}: {err.strerror}", "name another file with -o/--output") from err

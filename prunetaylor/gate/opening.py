@@ -1,0 +1,109 @@
+"""The two networks of a gate, opened: weights, architecture, samples, all checked against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunetaylor.checkpoint.architecture import Resolved, resolve
+from prunetaylor.checkpoint.read import Checkpoint, read
+from prunetaylor.checkpoint.said import Said
+from prunetaylor.config.schema import Config
+from prunetaylor.data.load import load_samples
+from prunetaylor.errors import DataError, UsageError
+from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.run import REPORT
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks on one device with the same samples, and what was chosen for them."""
+
+    dense: Job
+    pruned: Job
+    notes: list[str]
+
+
+def open_pair(config: Config, *, trusted_arch: bool, trusted_data: bool) -> Pair:
+    """The network in ``config.model.checkpoint`` beside its baseline.
+
+    A file that does not say what network it belongs to is taken for the other's; samples are what the configuration
+    names, else what the pruned file says, else the dense one. ``trusted_*``: whether code that only a file names may be
+    imported.
+
+    Raises UsageError (no baseline, an unknown network), CheckpointRefused and DataError as opening a job does.
+    """
+    assert config.model.checkpoint is not None  # the command line saw to it
+    pruned = read(config.model.checkpoint)
+    dense, notes = _baseline(pruned, config.gate.baseline)
+    device, reason = pick_device(config.device)
+    words = [one.said for one in (pruned, dense) if one.said is not None]
+    said = next((one.data for one in words if one.data), None)
+    samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
+    jobs = {}
+    for file, found in _networks(config, dense, pruned, trusted_arch):
+        jobs[file.path] = make_job(
+            config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args
+        )
+    pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, f"device {device}: {reason}"])
+    if pair.dense.kind != pair.pruned.kind:
+        raise DataError("the two networks do not answer the same question", "compare networks of the same task")
+    return pair
+
+
+def _networks(
+    config: Config, dense: Checkpoint, pruned: Checkpoint, trusted: bool
+) -> list[tuple[Checkpoint, Resolved]]:
+    """Both files with their networks; who says which network it is comes first, and may lend it to the other."""
+    found: list[tuple[Checkpoint, Resolved]] = []
+    for file in sorted((pruned, dense), key=lambda one: one.said is None or one.said.arch is None):
+        source = file
+        silent = file.said is None or file.said.arch is None
+        if silent and config.model.arch is None and found and found[0][0].said is not None:
+            source = replace(file, said=Said(arch=found[0][1].spec, args=found[0][1].args))
+        found.append((file, resolve(config.model.arch, config.model.args, source, trusted=trusted)))
+    return found
+
+
+def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[str]]:
+    """The dense file: the one that is named, else the one that the run's report says was pruned."""
+    report = run_report(pruned.path.parent)
+    digest = _text(report, "hashes", "checkpoint")
+    if named is not None:
+        dense = read(named)
+        other = digest is not None and dense.sha256 != digest
+        return dense, ["the baseline is not the file that this run pruned: their hashes differ"] if other else []
+    source = _text(report, "configuration", "model", "checkpoint")
+    if source is None:
+        raise UsageError(
+            f"{pruned.path} does not say what it was pruned from", "name the dense network: --baseline FILE"
+        )
+    if not Path(source).exists():
+        raise UsageError(
+            f"{source}, which {pruned.path.parent} was pruned from, is not there", "name it with --baseline FILE"
+        )
+    dense = read(source)
+    if dense.sha256 != digest:
+        raise UsageError(
+            f"{source} has changed since {pruned.path.parent} was pruned from it: the hashes differ",
+            "name the dense network with --baseline FILE",
+        )
+    return dense, [f"baseline {source}: what the run pruned"]
+
+
+def run_report(folder: Path) -> Mapping[str, Any]:
+    """A run's report.json; empty where there is none that can be read."""
+    try:
+        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(report: Any, *keys: str) -> str | None:
+    for key in keys:
+        report = report.get(key) if isinstance(report, dict) else None
+    return report if isinstance(report, str) else None

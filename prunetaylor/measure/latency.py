@@ -1,0 +1,120 @@
+"""How long two networks take, measured against each other.
+
+Seconds on a machine that does other things too drift by more than pruning gains. So the networks take turns, dense,
+pruned, dense again, and what counts is each round's ratio: the pruned network's time over the mean of the two dense
+times around it, which cancels what drifts slowly. The two dense times of a round differ by noise alone; how much says
+whether the machine can be believed at all.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.network.state import evaluating
+from prunetaylor.outcome import Latency
+from prunetaylor.progress import Progress
+
+ROUNDS = 40
+"""Rounds of dense, pruned, dense."""
+WARM_UP = 3
+"""Rounds before them, not counted: libraries choose kernels, caches fill, clocks rise."""
+SLICE = 0.02
+"""Seconds that one timing lasts at least: a forward pass of microseconds is repeated in it."""
+NOISE = 0.1
+"""Above this the rounds are too uneven to be judged."""
+LEVEL = 0.95
+
+
+def compare_latency(dense: nn.Module, pruned: nn.Module, example: Tensor, progress: Progress) -> Latency:
+    """Both networks' median milliseconds of one forward pass of ``example``, and their ratio with its limits.
+
+    ``example`` is a batch of inputs, ready for the networks, on their device; both run in evaluation mode.
+    """
+    progress.phase("latency", ROUNDS)
+    with evaluating(dense), evaluating(pruned), torch.inference_mode():
+
+        def timer(module: nn.Module) -> Callable[[], float]:
+            repeats = _repeats(module, example)
+            return lambda: _seconds(module, example, repeats) / repeats
+
+        times = _rounds(timer(dense), timer(pruned), progress)
+    return summarise(times, len(example), str(example.device))
+
+
+def summarise(times: Sequence[tuple[float, float, float]], batch: int, device: str) -> Latency:
+    """Medians and limits of rounds of (dense, pruned, dense) seconds.
+
+    The limits are of the median ratio, by order statistics, so that they assume no distribution (Conover 1999, section
+    3.2): between them it lies with a probability of 90 % at least, outside of each of them with 5 % at most. ``noise``
+    is half the interquartile range of the ratio of a round's two dense times, which would be 1 on a quiet machine.
+    """
+    ratios = sorted(pruned / (0.5 * (before + after)) for before, pruned, after in times)
+    null = sorted(after / before for before, _, after in times)
+    quarters = statistics.quantiles(null, n=4)
+    rank = _rank(len(ratios))
+    return Latency(
+        dense_ms=1000 * statistics.median(t for before, _, after in times for t in (before, after)),
+        pruned_ms=1000 * statistics.median(pruned for _, pruned, _ in times),
+        ratio=statistics.median(ratios),
+        low=ratios[rank],
+        high=ratios[-1 - rank],
+        noise=0.5 * (quarters[2] - quarters[0]),
+        steady=0.5 * (quarters[2] - quarters[0]) <= NOISE,
+        rounds=len(ratios),
+        batch=batch,
+        device=device,
+    )
+
+
+def _rank(n: int) -> int:
+    """The largest r (from 0) with P(the median lies below the r-th smallest of n) <= 1 - LEVEL."""
+    tail, rank = 0.0, -1
+    for k in range(n):
+        tail += math.comb(n, k) / 2**n
+        if tail > 1 - LEVEL:
+            break
+        rank = k
+    if rank < 0:
+        raise ValueError(f"{n} rounds are too few for a limit at {LEVEL:.0%}")
+    return rank
+
+
+def _rounds(
+    dense: Callable[[], float], pruned: Callable[[], float], progress: Progress
+) -> list[tuple[float, float, float]]:
+    found = []
+    for number in range(WARM_UP + ROUNDS):
+        one = (dense(), pruned(), dense())
+        if number >= WARM_UP:
+            found.append(one)
+            progress.step()
+    return found
+
+
+def _repeats(module: nn.Module, example: Tensor) -> int:
+    """Forward passes that fill a slice; the first ones are not looked at."""
+    _seconds(module, example, 2)
+    return max(1, math.ceil(SLICE / max(_seconds(module, example, 1), 1e-7)))
+
+
+def _seconds(module: nn.Module, example: Tensor, repeats: int) -> float:
+    """Of ``repeats`` forward passes one after another; a GPU has finished them."""
+    _wait(example.device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        module(example)
+    _wait(example.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,64 @@
+"""What GitHub Actions shows of a verdict: the job's summary, outputs for later steps, annotations.
+
+Each goes where the environment says that it may: GITHUB_STEP_SUMMARY, GITHUB_OUTPUT (files to append to) and
+GITHUB_ACTIONS (whether lines on the console are read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prunetaylor.errors import OutputError
+from prunetaylor.report.markdown import to_markdown
+from prunetaylor.report.verdict import allowed, conclusion, shown
+from prunetaylor.verdict import Check, Verdict
+
+
+def write_github(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
+    """Append summary and outputs; the annotations come back, a line each, for the console.
+
+    OutputError where a file that the environment names cannot be written.
+    """
+    if summary := environ.get("GITHUB_STEP_SUMMARY"):
+        _append(summary, to_markdown(verdict))
+    if outputs := environ.get("GITHUB_OUTPUT"):
+        _append(outputs, "".join(f"{name}={value}\n" for name, value in step_outputs(verdict).items()))
+    if environ.get("GITHUB_ACTIONS") != "true":
+        return []
+    return [_annotation(check, verdict) for check in verdict.checks if check.status != "pass"]
+
+
+def step_outputs(verdict: Verdict) -> dict[str, str]:
+    """Names and values that later steps may read; plain numbers, without units."""
+    found = {"verdict": verdict.status, "exit-code": str(verdict.exit_code)}
+    if verdict.drop is not None:
+        found["drop"] = f"{verdict.drop.value:.4f}"
+    for check in verdict.checks:
+        name = check.name.replace("_", "-")
+        found[f"{name}-verdict"] = check.status
+        found[f"{name}-value"] = f"{check.value:.6g}" if check.unit != "bytes" else str(int(check.value))
+    return found
+
+
+def _annotation(check: Check, verdict: Verdict) -> str:
+    """``::error title=...::message``: an error where it fails the job, else a warning."""
+    level = "error" if verdict.exit_code and (check.status == "fail" or verdict.status != "fail") else "warning"
+    text = f"{check.label} {shown(check.value, check)}, allowed {allowed(check)}: {check.why} ({conclusion(verdict)})"
+    title = f"prunetaylor: {check.label} {check.status}"
+    return f"::{level} title={_escape(title, ':,')}::{_escape(text)}"
+
+
+def _escape(text: str, more: str = "") -> str:
+    """GitHub's own escapes: percent signs and line ends, and in a property what would end it."""
+    for sign in ("%", "\r", "\n", *more):
+        text = text.replace(sign, f"%{ord(sign):02X}")
+    return text
+
+
+def _append(path: str, text: str) -> None:
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as err:
+        raise OutputError(f"cannot write {path}: {err.strerror}", "it is named by the environment (GITHUB_*)") from err

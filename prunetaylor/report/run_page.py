@@ -1,0 +1,181 @@
+"""A run as one HTML file, from its report.json: of a run that is being written, and of one that was long ago."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from prunetaylor.outcome import Drop
+from prunetaylor.report import figures
+from prunetaylor.report.page import clip, flat, render
+from prunetaylor.report.terminal import count, number, percent, size
+from prunetaylor.report.verdict import allowed, interval, shown
+from prunetaylor.verdict import Check
+
+Document = Mapping[str, Any]
+
+_LAYERS = 1000
+_CLASSES = 50
+
+
+def run_page(document: Document, name: str) -> str:
+    """The page of a run called ``name``; ``document`` is its report.json. KeyError where it is none of ours."""
+    metric, cut = document["metric"]["name"], document["sparsity"]
+    classes = [one for one in document.get("classes", []) if one["lost"] or one["won"]]
+    return render(
+        "run.html",
+        title=f"{name}: {percent(cut['obtained'])} of the weights removed",
+        summary=f"{cut['removed']:,} of {cut['prunable']:,} prunable weights, {percent(cut['asked'])} asked for. "
+        f"{_total(document['seconds'].get('total'))} on {document['device']}.",
+        gate=_gate(document.get("gate")),
+        sides=_sides(document),
+        facts=_facts(document),
+        drawn=_figures(document, metric),
+        stages=[_stage(i, stage) for i, stage in enumerate(document["stages"], 1)],
+        epochs=[
+            (one["epoch"], number(one["loss"]), number(one["validation"]), number(one["seconds"], 3))
+            for one in document["epochs"]
+        ],
+        layers=[
+            (clip(one["name"], 120), "x".join(map(str, one["shape"])), f"{one['removed']:,}", percent(one["sparsity"]))
+            for one in document["layers"][:_LAYERS]
+        ],
+        classes=[_class(one) for one in classes[:_CLASSES]],
+        classes_said=f"{len(classes)} of {len(document.get('classes', []))} classes changed",
+        skipped=[f"{one['name']}: {one['why']}" for one in document["skipped"]],
+        choices=document["choices"],
+        command=_command(document),
+        facts_of_origin=_origin(document),
+        configuration=flat(document["configuration"]),
+    )
+
+
+def _sides(document: Document) -> list[tuple[str, ...]]:
+    dense, pruned = document["dense"], document["pruned"]
+    rows: list[tuple[str, ...]] = []
+    for name in dense["metrics"]:
+        before, after = dense["metrics"][name], pruned["metrics"].get(name)
+        drop = document["drop_pp"] if name == "top1" else None
+        rows.append((name, _metric(name, before), _metric(name, after), _change(name, before, after, drop)))
+    for key, label in (("nonzero", "non-zero parameters"), ("parameters", "parameters")):
+        rows.append((label, f"{dense[key]:,}", f"{pruned[key]:,}", _less(dense, pruned, key)))
+    for key, label in (("flops", "FLOPs"), ("flops_nonzero", "FLOPs, non-zero")):
+        rows.append((label, count(dense[key]), count(pruned[key]), _less(dense, pruned, key)))
+    rows.append(("file", size(dense["bytes"]), size(pruned["bytes"]), _less(dense, pruned, "bytes")))
+    return rows
+
+
+def _metric(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
+
+
+def _change(name: str, before: float | None, after: float | None, drop: Document | None) -> str:
+    if before is None or after is None:
+        return "-"
+    if name != "top1":
+        return f"{after - before:+.4f}"
+    limits = "" if drop is None else f" ({-drop['high']:+.2f} to {-drop['low']:+.2f})"
+    return f"{after - before:+.2f} pp{limits}"
+
+
+def _less(dense: Document, pruned: Document, key: str) -> str:
+    before, after = dense[key], pruned[key]
+    return f"{100 * (after / before - 1):+.2f} %" if before and after is not None else "-"
+
+
+def _facts(document: Document) -> list[str]:
+    lines = []
+    if document["drop_pp"] is None:
+        lines.append("The drop is not known: there were no samples with classes to measure it on.")
+    else:
+        drop = Drop(**document["drop_pp"])
+        lines.append(
+            f"Drop {drop.value:.2f} pp, paired 95 % interval {drop.low:.2f} to {drop.high:.2f} pp, on test samples "
+            "that chose nothing."
+        )
+    if flips := document.get("flips"):
+        lines.append(
+            f"Of {flips['samples']:,} test samples {flips['lost']:,} were lost and {flips['won']:,} won; McNemar's "
+            f"exact p {number(flips['mcnemar_p'], 3)}."
+        )
+    if first := document["first_order"]:
+        lines.append(
+            f"First-order term: {percent(first['share'])} of the predicted change, "
+            f"{'kept' if first['kept'] else 'not kept'}; the gradient's norm is {number(first['gradient_norm'], 3)}, "
+            f"{number(first['noise_norm'], 3)} from sampling alone."
+        )
+    if document["stages"] and document["believed_to"] is not None:
+        lines.append(f"Predictions were right within a factor of two up to {percent(document['believed_to'])}.")
+    return lines
+
+
+def _figures(document: Document, metric: str) -> list[tuple[str, Markup | None, str]]:
+    drawn = [
+        ("Sparsity by layer", figures.sparsity_by_layer(document["layers"][:_LAYERS]), ""),
+        ("Saliency", figures.saliency(document.get("histogram")), "Scores in the last stage, by what became of them."),
+        (
+            "Predicted and measured",
+            figures.predictions(document["stages"]),
+            "Change of the error in each stage, on samples that were not fitted; changes that are not positive are "
+            "left out. Beyond the band the next stage goes less far.",
+        ),
+        ("Against sparsity", figures.metric_by_stage(document), ""),
+        (
+            "Fine-tuning",
+            figures.finetuning(document["epochs"], metric),
+            "The best epoch is chosen on validation samples.",
+        ),
+        ("Classes", figures.class_drops(document.get("classes", [])), "The classes that lost most, on test samples."),
+    ]
+    # figures.py escapes what comes from data; this is the one place where markup is taken as it is
+    return [(title, None if svg is None else Markup(svg), note) for title, svg, note in drawn]
+
+
+def _stage(index: int, stage: Document) -> tuple[str, ...]:
+    changes = (number(stage[key]) for key in ("predicted_change", "measured_change"))
+    ratios = (number(stage.get(key), 3) for key in ("gain_ratio", "cumulative_ratio"))
+    reached = percent(stage["sparsity"]) + ("" if stage.get("accepted", True) else " (taken back)")
+    return (str(index), reached, *changes, *ratios, number(stage["seconds"], 3))
+
+
+def _class(one: Document) -> tuple[str, ...]:
+    drop = one["drop"]
+    counts = (f"{one[key]:,}" for key in ("samples", "lost", "won"))
+    return (str(one["label"]), *counts, f"{drop['value']:.2f} pp", f"{drop['low']:.2f} to {drop['high']:.2f}")
+
+
+def _gate(found: Document | None) -> dict[str, Any] | None:
+    if not found:
+        return None
+    checks = [Check(**{k: v for k, v in one.items() if k != "bound"}) for one in found["checks"]]
+    return {
+        "verdict": found["verdict"] if found["verdict"] in ("pass", "fail") else "inconclusive",
+        "text": f"Gate: {found['verdict']}, exit code {found['exit_code']}",
+        "rows": [(one.label, shown(one.value, one), interval(one), allowed(one), one.status) for one in checks],
+        "why": [f"{one.label}: {one.why}" for one in checks],
+    }
+
+
+def _command(document: Document) -> str:
+    """The run's own configuration, given back: every setting and the seed stand in it."""
+    config = document["files"].get("config", "config.yaml")
+    return f"prunetaylor prune -c {shlex.quote(config)} -o again"
+
+
+def _origin(document: Document) -> list[tuple[str, str]]:
+    rows = [("seed", str(document["seed"])), ("device", document["device"])]
+    rows += [(f"version of {name}", str(version)) for name, version in document["versions"].items() if version]
+    rows += [(f"sha256 of the {name}", value) for name, value in document["hashes"].items()]
+    return rows + [(what, file) for what, file in document["files"].items()]
+
+
+def _total(seconds: float | None) -> str:
+    if seconds is None or not math.isfinite(seconds):
+        return "Some time"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"

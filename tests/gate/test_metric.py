@@ -1,0 +1,61 @@
+"""A metric of the user's own: its drop resampled in pairs, and what it may not do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
+from prunetaylor.measure.paired import tango
+
+CODE = """
+import torch
+def accuracy(outputs, targets):
+    return 100 * (outputs.argmax(1) == targets).double().mean()
+def broken(outputs, targets):
+    return outputs[10**6]
+def empty(outputs, targets):
+    return float("nan")
+number = 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> str:
+    (tmp_path / "metrics.py").write_text(CODE)
+    return str(tmp_path / "metrics.py")
+
+
+def outputs(right: torch.Tensor) -> torch.Tensor:
+    """Two classes, the true one 0: outputs that are right where ``right`` says so."""
+    return torch.stack([right.double(), 1 - right.double()], 1)
+
+
+def test_of_the_accuracy_it_gives_nearly_what_tango_gives(code: str) -> None:
+    dense, pruned = torch.ones(2000).bool(), torch.ones(2000).bool()
+    dense[:60], pruned[40:180] = False, False  # 120 lost, 40 won
+    steps = []
+    drops = resampled_drops(
+        load_metric(f"{code}:accuracy"),
+        outputs(dense),
+        outputs(pruned),
+        torch.zeros(2000).long(),
+        torch.Generator().manual_seed(0),
+        (0.95, 0.9),
+        lambda: steps.append(1),
+    )
+    assert len(steps) == RESAMPLES
+    for drop, level in zip(drops, (0.95, 0.9), strict=True):
+        assert drop.value == pytest.approx(4)
+        assert (drop.low, drop.high) == pytest.approx([100 * x for x in tango(120, 40, 2000, level)], abs=0.15)
+
+
+def test_what_is_no_metric(code: str) -> None:
+    with pytest.raises(UsageError, match="is a int, not a function"):
+        load_metric(f"{code}:number")
+    x, y = torch.zeros(3, 2), torch.zeros(3).long()
+    with pytest.raises(DataError, match="failed: IndexError"):
+        load_metric(f"{code}:broken")(x, y)
+    with pytest.raises(NumericsError, match="gave nan"):
+        load_metric(f"{code}:empty")(x, y)
