@@ -38,9 +38,9 @@ from prunetaylor.memory import (
     within,
 )
 from prunetaylor.outcome import Memory
+from prunetaylor.refinement import REMEMBERED
 from prunetaylor.repair import compensate, least_squares, match_features, refine, train
 from prunetaylor.repair.replay import settled_bytes
-from prunetaylor.stages import REMEMBERED
 
 _SMALLEST = 1 << 14
 """A chunk is divided by no more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,9 @@ from prunetaylor.network.network import Network
 from prunetaylor.objective import Objective
 from prunetaylor.repair import match_features
 from prunetaylor.repair.affine import Absorber
-from prunetaylor.repair.refine import refine
+from prunetaylor.repair.refine import DAMPINGS, PRODUCTS, refine
 from prunetaylor.risk import Risk
+from prunetaylor.selection.trust import FRESH
 
 GAUSS_NEWTON_STEPS = 6
 WORTH = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
@@ -28,6 +30,8 @@ FEWEST = 50
 """Steps below which it is not worth starting."""
 NEGLIGIBLE = 1e-4
 """Of the error of a constant answer: where less than this share is left to gain, ``auto`` gains nothing."""
+REMEMBERED = 4
+"""Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 PASSES = 4
 """What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
 
@@ -147,7 +151,8 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
         example: some inputs, ready for the network.
     """
     asked = job.config.prune
-    by: Literal["features", "gauss-newton"] = "gauss-newton" if far else "features"
+    told = not far and asked.refine != "last" and _told(job, example)
+    by: Literal["features", "gauss-newton"] = "gauss-newton" if far or told else "features"
     if asked.refine_by != "auto":
         by = asked.refine_by
     usual = GAUSS_NEWTON_STEPS if by == "gauss-newton" else match_features.STEPS
@@ -158,6 +163,8 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
         return Refinement(why=f"{job.method} is known without")
     if far:
         return Refinement("stages", by, steps, "the network is not at a minimum, its gradient says where to go")
+    if told:
+        return Refinement("stages", by, steps, "labels are asked for, and each stage brings fresh ones to learn from")
     if job.epochs:
         return Refinement(why="fine-tuning follows")
     if by == "gauss-newton":
@@ -169,3 +176,18 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
         return Refinement(why=f"{steps} steps are {much}; prune.refine=last takes them all the same")
     steps = min(steps, int(worth // each))
     return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")
+
+
+def _told(job: Job, example: Tensor) -> bool:
+    """Whether labels are asked for, every stage draws fresh samples, and learning from them at each is worth its time.
+
+    All stages together then see many times as many labels as one: more than the dense network's outputs can say.
+    """
+    config = job.config
+    if config.calibration.labels is not True or not config.calibration.resample:
+        return False
+    stages = log(1 - config.prune.sparsity) / log(1 - FRESH)
+    samples = REMEMBERED * config.calibration.samples
+    passes = GAUSS_NEWTON_STEPS * PASSES * (PRODUCTS + len(DAMPINGS) / PASSES)
+    work = stages * samples * passes * flops(job.network.module, example)[0]
+    return work <= WORTH.get(job.device.type, WORTH["cpu"])

@@ -27,7 +27,7 @@ from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder, Histogram, Stage
 from prunetaylor.progress import Progress
-from prunetaylor.refinement import Refinement, settle
+from prunetaylor.refinement import REMEMBERED, Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.compensate import compensate
@@ -39,8 +39,6 @@ from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion
 
-REMEMBERED = 4
-"""Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 UNREACHED = "no calibration sample reaches it as a module of its own"
 
 
@@ -236,8 +234,8 @@ class Stages:
         when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
         self._choose(f"refinement: {when[self.refinement.when]} ({self.refinement.why})")
         asked = self.job.config.prune
-        if far and self.refinement.when == "stages" and asked.refine == "auto" and asked.repair == "auto":
-            # The dense layers' outputs are those of a network that still has to move.
+        if self.refinement.when == "stages" and asked.refine == "auto" and asked.repair == "auto":
+            # Towards labels: the dense layers' outputs are those of a network that still has to move.
             self.repair = "none"
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:

@@ -72,3 +72,19 @@ def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
     left_out, asked = quick(conv, **how), quick(conv, prune__refine="last", **how)
     same_bits(left_out, quick(conv, prune__refine="none", **how))
     same_bits(asked, refined)
+
+
+def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"sparsity": 0.5, "calibration__labels": True, "calibration__resample": True}
+    learning = quick(conv, **how)
+    assert not learning.first_order.kept
+    assert any(
+        line.startswith("refinement: after each stage, 6 steps of gauss-newton (labels are asked for")
+        for line in learning.choices
+    )
+    for other in ({"calibration__resample": False}, {"prune__refine": "last"}, {"calibration__labels": False}):
+        assert not any("gauss-newton" in line for line in quick(conv, **how | other).choices)
+    monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 1e9})  # FLOPs
+    assert not any("gauss-newton" in line for line in quick(conv, **how).choices)
