@@ -64,7 +64,8 @@ CASES = {
     ),
     # One short epoch from its start: the labels say where to go, and every stage sees fresh samples.
     "mlp": Case(
-        {"calibration.labels": True, "calibration.resample": True}, {"prune.repair": "none", "prune.refine": "stages"}
+        {"calibration.labels": True, "calibration.resample": True},
+        {"prune.repair": "none", "prune.refine": "stages", "prune.refine_by": "gauss-newton"},
     ),
 }
 
