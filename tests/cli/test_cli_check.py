@@ -206,8 +206,20 @@ def test_prune_judges_what_it_has_written(here: Path, inline, status: str, code:
     assert document["gate"]["drop"] == document["drop_pp"]
     assert document["gate"]["files"]["pruned"] == document["files"]["model"]
     assert f"{status}: the gate" in stderr
+    again, stdout, _ = inline("prune", "model.pt", *words, f"gate.max_drop={limit}", "--resume")
+    assert (again, json.loads(stdout)) == (code, document)
     log = [json.loads(line) for line in (here / "gated" / "log.jsonl").read_text().splitlines()]
     assert (log[-1]["event"], log[-1]["exit_code"]) == ("gate", code)
+
+
+def test_processes_share_the_gates_work_and_one_speaks(here: Path, cli) -> None:
+    words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-o", "two", "--json"]
+    done = cli("prune", "model.pt", "--nproc", "2", *words, f"gate.max_drop={limit_for('fail', here)}")
+    assert done.returncode == 3, done.stderr
+    gate = json.loads(done.stdout)["gate"]
+    alone = json.loads((here / "runs" / "model-1" / "report.json").read_text())
+    assert (gate["verdict"], gate["flips"]) == ("fail", alone["flips"])
+    assert done.stderr.count("the gate fails") == 1
 
 
 def test_a_run_is_kept_where_its_verdict_cannot_be_had(here: Path, inline) -> None:
