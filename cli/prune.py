@@ -232,7 +232,9 @@ def _gate(
     from prunetaylor.report.json_report import verdict_to_json
     from prunetaylor.run import REPORT
 
-    verdict = _judged(config, str(folder.stage(MODEL_FILE)), trust, progress)
+    # no larger batches than the run itself was planned to hold
+    batch = min(config.data.batch_size, (document["memory"] or {}).get("batch", config.data.batch_size))
+    verdict = _judged(config, (str(folder.stage(MODEL_FILE)), batch), trust, progress)
     verdict = replace(verdict, files={**verdict.files, "pruned": document["files"]["model"]})
     document["gate"] = verdict_to_json(verdict)
     folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
@@ -240,14 +242,21 @@ def _gate(
     return verdict
 
 
-def _judged(config: Config, written: str, trust: dict[str, bool], progress: Progress) -> Verdict:
-    """The verdict on the main process's file; every process has its share of the samples, and the same verdict."""
+def _judged(config: Config, written: tuple[str, int], trust: dict[str, bool], progress: Progress) -> Verdict:
+    """The verdict on what the main process has ``written``, its file and the samples in a batch.
+
+    Every process has its share of the samples, and comes to the same verdict.
+    """
     from prunetaylor.distributed.exchange import from_main
     from prunetaylor.gate.check import check
 
-    model = config.model.model_copy(update={"checkpoint": from_main(written)})
-    limits = config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint})
-    return check(config.model_copy(update={"model": model, "gate": limits}), **trust, progress=progress)
+    file, batch = from_main(written)
+    sections = {
+        "model": config.model.model_copy(update={"checkpoint": file}),
+        "data": config.data.model_copy(update={"batch_size": batch}),
+        "gate": config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint}),
+    }
+    return check(config.model_copy(update=sections), **trust, progress=progress)
 
 
 def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
@@ -269,7 +278,7 @@ def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
             with at_moments(keeper):
                 run(job, progress, keeper)
             if asked(resolved.config.gate):
-                _judged(resolved.config, "", trust, progress)
+                _judged(resolved.config, ("", 0), trust, progress)
 
 
 def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:

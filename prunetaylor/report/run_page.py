@@ -37,7 +37,13 @@ def run_page(document: Document, name: str) -> str:
         drawn=_figures(document, metric),
         stages=[_stage(i, stage) for i, stage in enumerate(document["stages"], 1)],
         epochs=[
-            (one["epoch"], number(one["loss"]), number(one["validation"]), number(one["seconds"], 3))
+            (
+                str(one["epoch"]),
+                percent(one.get("sparsity", document["sparsity"]["obtained"])),
+                number(one["loss"]),
+                number(one["validation"]),
+                number(one["seconds"], 3),
+            )
             for one in document["epochs"]
         ],
         layers=[

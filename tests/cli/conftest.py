@@ -72,11 +72,20 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, 
 
 
 @pytest.fixture(scope="session")
+def good_run(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with model.pt and runs/model-1, its network at 50 %, which lost next to nothing."""
+    return _run_of(demo_model, tmp_path_factory.mktemp("good"), "50%")
+
+
+@pytest.fixture(scope="session")
 def magnitude_run(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with model.pt and runs/model-1, its network at 80 % by magnitude, which lost some 4 pp."""
-    here = tmp_path_factory.mktemp("magnitude")
-    shutil.copy(demo_model, here / "model.pt")
-    words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-q"]
+    """The same at 80 %, which lost several points."""
+    return _run_of(demo_model, tmp_path_factory.mktemp("magnitude"), "80%")
+
+
+def _run_of(model: Path, here: Path, sparsity: str) -> Path:
+    shutil.copy(model, here / "model.pt")
+    words = ["--sparsity", sparsity, "--epochs", "0", "prune.method=magnitude", "device=cpu", "-q"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         assert run_command_line(["prune", "model.pt", *words]) == 0

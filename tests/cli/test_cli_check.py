@@ -22,7 +22,16 @@ def here(magnitude_run: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-VERDICTS = [("12pp", "pass", 0), ("0.5", "fail", 3), ("4", "inconclusive", 4)]
+VERDICTS = [("pass", 0), ("fail", 3), ("inconclusive", 4)]
+
+
+def limit_for(status: str, here: Path) -> str:
+    """A maximum by which the run's drop gets this verdict: it lies well outside of the drop's interval, or inside."""
+    drop = json.loads((here / "runs" / "model-1" / "report.json").read_text())["drop_pp"]
+    assert drop["low"] > 1
+    return {"pass": f"{drop['high'] + 2:g}pp", "fail": f"{drop['low'] - 1:g}", "inconclusive": f"{drop['value']:g} pp"}[
+        status
+    ]
 
 
 def test_in_a_process_of_its_own(here: Path, cli) -> None:
@@ -32,8 +41,9 @@ def test_in_a_process_of_its_own(here: Path, cli) -> None:
     assert_valid_junit((here / "gate.xml").read_text())
 
 
-@pytest.mark.parametrize(("limit", "status", "code"), VERDICTS)
-def test_the_three_verdicts_and_their_files(here: Path, inline, limit: str, status: str, code: int) -> None:
+@pytest.mark.parametrize(("status", "code"), VERDICTS)
+def test_the_three_verdicts_and_their_files(here: Path, inline, status: str, code: int) -> None:
+    limit = limit_for(status, here)
     words = ["check", "runs/model-1", "--max-drop", limit, "--junit", "gate.xml", "--markdown", "gate.md", "--json"]
     got, stdout, stderr = inline(*words)
     assert got == code, stderr
@@ -58,7 +68,7 @@ def test_the_three_verdicts_and_their_files(here: Path, inline, limit: str, stat
 
 def test_every_limit_and_github(here: Path, inline, monkeypatch) -> None:
     (here / "gate.yaml").write_text(
-        "gate:\n  max_drop: 12pp\n  max_class_drop: 60\n  min_sparsity: 80%\n  max_size: 2MB\n  max_flops: 50%\n"
+        "gate:\n  max_drop: 30pp\n  max_class_drop: 90\n  min_sparsity: 80%\n  max_size: 2MB\n  max_flops: 50%\n"
     )
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here / "summary.md"))
     monkeypatch.setenv("GITHUB_OUTPUT", str(here / "outputs"))
@@ -91,7 +101,9 @@ def test_latency_is_measured_and_judged_or_refused(here: Path, inline) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [("pass", 0), ("warn", 0), ("fail", 3)])
 def test_what_inconclusive_means_is_up_to_the_user(here: Path, inline, how: str, code: int) -> None:
-    got, stdout, _ = inline("check", "runs/model-1", "--max-drop", "4", "--on-inconclusive", how)
+    got, stdout, _ = inline(
+        "check", "runs/model-1", "--max-drop", limit_for("inconclusive", here), "--on-inconclusive", how
+    )
     assert got == code
     assert stdout.splitlines()[-1].startswith("inconclusive: the gate ")
 
@@ -117,7 +129,7 @@ def test_a_loss_and_a_metric_of_ones_own(here: Path, inline) -> None:
 def test_plain_weights_borrow_the_others_network_and_data(here: Path, inline) -> None:
     content = torch.load(here / "model.pt", weights_only=True)
     torch.save(content["state_dict"], here / "plain.pt")
-    code, stdout, stderr = inline("check", "runs/model-1", "--baseline", "plain.pt", "--max-drop", "12", "--json")
+    code, stdout, stderr = inline("check", "runs/model-1", "--baseline", "plain.pt", "--max-drop", "30", "--json")
     assert code == 0, stderr
     assert "the baseline is not the file that this run pruned" in stdout
     code, stdout, stderr = inline("check", "plain.pt", "--baseline", "model.pt", "--max-drop", "2", "--json")
@@ -181,8 +193,9 @@ def test_a_baseline_that_changed_or_went_is_not_taken_for_it(here: Path, inline)
     assert "--baseline" in stderr
 
 
-@pytest.mark.parametrize(("limit", "status", "code"), VERDICTS)
-def test_prune_judges_what_it_has_written(here: Path, inline, limit: str, status: str, code: int) -> None:
+@pytest.mark.parametrize(("status", "code"), VERDICTS)
+def test_prune_judges_what_it_has_written(here: Path, inline, status: str, code: int) -> None:
+    limit = limit_for(status, here)
     words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-o", "gated", "--json"]
     got, stdout, stderr = inline("prune", "model.pt", *words, f"gate.max_drop={limit}")
     assert got == code, stderr
@@ -193,8 +206,20 @@ def test_prune_judges_what_it_has_written(here: Path, inline, limit: str, status
     assert document["gate"]["drop"] == document["drop_pp"]
     assert document["gate"]["files"]["pruned"] == document["files"]["model"]
     assert f"{status}: the gate" in stderr
+    again, stdout, _ = inline("prune", "model.pt", *words, f"gate.max_drop={limit}", "--resume")
+    assert (again, json.loads(stdout)) == (code, document)
     log = [json.loads(line) for line in (here / "gated" / "log.jsonl").read_text().splitlines()]
     assert (log[-1]["event"], log[-1]["exit_code"]) == ("gate", code)
+
+
+def test_processes_share_the_gates_work_and_one_speaks(here: Path, cli) -> None:
+    words = ["--sparsity", "80%", "--epochs", "0", "prune.method=magnitude", "device=cpu", "-o", "two", "--json"]
+    done = cli("prune", "model.pt", "--nproc", "2", *words, f"gate.max_drop={limit_for('fail', here)}")
+    assert done.returncode == 3, done.stderr
+    gate = json.loads(done.stdout)["gate"]
+    alone = json.loads((here / "runs" / "model-1" / "report.json").read_text())
+    assert (gate["verdict"], gate["flips"]) == ("fail", alone["flips"])
+    assert done.stderr.count("the gate fails") == 1
 
 
 def test_a_run_is_kept_where_its_verdict_cannot_be_had(here: Path, inline) -> None:

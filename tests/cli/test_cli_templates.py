@@ -31,9 +31,9 @@ def block(page: str, language: str) -> str:
 
 
 @pytest.fixture
-def here(magnitude_run: Path, tmp_path: Path) -> Path:
+def here(good_run: Path, tmp_path: Path) -> Path:
     """model.pt and runs/model-1, and tools on the PATH that write down their words."""
-    shutil.copytree(magnitude_run, tmp_path / "work")
+    shutil.copytree(good_run, tmp_path / "work")
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("prunetaylor", "python"):
@@ -134,11 +134,11 @@ def test_the_example_workflow_passes_and_tells(here: Path) -> None:
 
 
 def test_a_failing_action_has_written_everything(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"pruned": "runs/model-1", "max-drop": "0.5pp", "install": "false"}
+    given = {"pruned": "runs/model-1", "max-size": "10kB", "install": "false"}
     code, outputs = run_action(here, given, code=3)
     assert code == 3
     assert outputs["verdict"] == "fail"
-    assert "::error title=prunetaylor%3A drop fail::" in capsys.readouterr().err
+    assert "::error title=prunetaylor%3A size fail::" in capsys.readouterr().err
     assert_valid_junit((here / "gate.xml").read_text())
     assert not (here.parent / "python").exists()
 
@@ -173,7 +173,7 @@ def test_the_makefile_judges_once(here: Path) -> None:
     assert "the gate passes" in (here / "gate.md").read_text()
     assert shell(here, "make -q gate").returncode == 0
     (here / "model.pt").touch()
-    failed = shell(here, "make gate LIMITS='--max-drop 0.5pp'", PRUNETAYLOR_CODE="3")
+    failed = shell(here, "make gate LIMITS='--max-size 10kB'", PRUNETAYLOR_CODE="3")
     assert failed.returncode == 2
     assert "Error 3" in failed.stderr
     assert judged(here) == 3
