@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from prunetaylor.run import RunFolder
+from prunetaylor.progress import Logged as Logged
 
 
 class Reporter(Protocol):
@@ -123,26 +123,3 @@ class Bars(Quiet):
         self._bars.update(self._task, total=total, completed=total, detail="")
         self._bars.stop_task(self._task)
         self._task = None
-
-
-class Logged:
-    """Passes progress on and keeps phases and notes in the run's log."""
-
-    def __init__(self, shown: Reporter, folder: RunFolder | None) -> None:
-        self._shown = shown
-        self._folder = folder
-        self.notes: list[str] = []
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        self._shown.phase(name, total)
-        if self._folder is not None:
-            self._folder.log("phase", name=name, steps=total)
-
-    def step(self, detail: str = "") -> None:
-        self._shown.step(detail)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self._shown.note(text)
-        if self._folder is not None:
-            self._folder.log("note", text=text)

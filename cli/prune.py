@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from prunetaylor.run import MODEL_FILE
 
 from .options import (
     State,
@@ -27,12 +28,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
-    from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
-    from prunetaylor.run import RunFolder
 
-MODEL_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
 # bytes for the report and the log; the network's size is known when it is open
 _ROOM = 2**20
 
@@ -135,36 +132,16 @@ def _run(
         # torch is imported only now, when the folder is known to be good
         from prunetaylor.job import open_job
         from prunetaylor.pipeline import run
+        from prunetaylor.report.run_files import write_run
 
         progress = Logged(shown, folder)
         job = open_job(config, **trust, progress=progress)
         folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
         outcome = run(job, progress)
         progress.phase("write")
-        outcome, document = _write(folder, resolved, job, outcome)
+        outcome, document = write_run(folder, resolved, job, outcome)
         folder.commit()
     return outcome, document, progress.notes
-
-
-def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
-    """Stage the run's files. The outcome comes back with the size of the file that was really written."""
-    from prunetaylor.checkpoint.write import write_model
-    from prunetaylor.config.describe import dump
-    from prunetaylor.report.json_report import to_json
-    from prunetaylor.run import LOG, REPORT
-
-    written = write_model(
-        folder.stage(MODEL_FILE), outcome.module, **job.identity(), masks=outcome.masks, extra={"seed": outcome.seed}
-    )
-    outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
-    home = folder.path.resolve()
-    names = {"model": MODEL_FILE, "report": REPORT, "config": CONFIG_FILE, "log": LOG}
-    files = {"folder": str(home), **{what: str(home / name) for what, name in names.items()}}
-    document = to_json(outcome, files, resolved.config.model_dump())
-    folder.write_text(CONFIG_FILE, dump(resolved))
-    folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    folder.log("done", drop_pp=document["drop_pp"], sparsity=document["sparsity"], seconds=document["seconds"])
-    return outcome, document
 
 
 def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: bool) -> None:

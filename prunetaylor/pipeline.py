@@ -30,7 +30,7 @@ from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import Epoch, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
-from prunetaylor.progress import Progress, Silent
+from prunetaylor.progress import Progress, Silent, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.train import distillation_share, peak_lr, precision, train
 from prunetaylor.stages import Stages
@@ -53,8 +53,11 @@ class Clock:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-def run(job: Job, progress: Progress) -> Outcome:
+def run(job: Job, progress: Progress, *, dense_found: Evaluation | None = None, watch: Watch = unwatched) -> Outcome:
     """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing is written.
+
+    ``dense_found`` is the dense network's evaluation on the test samples, where somebody has it already; ``watch`` is
+    told what each stage and epoch came to, and may end the run by an exception of its own.
 
     UsageError, before anything is done, where it does not fit in memory.
     """
@@ -67,15 +70,15 @@ def run(job: Job, progress: Progress) -> Outcome:
         dense = Network.of(copy.deepcopy(module), job.config.prune.include, job.config.prune.exclude)
         training, validation = training_split(job)
         with clock.time("measure"):
-            dense_found = _measure(job, dense.module, progress, "measure the dense network")
+            dense_found = dense_found or _measure(job, dense.module, progress, "measure the dense network")
             dense_side = _side(job, dense.module, dense_found)
-        stages = Stages(job, dense, training, progress)
+        stages = Stages(job, dense, training, progress, watch)
         with clock.time("prune"):
             stages.run()
         epochs: list[Epoch] = []
         if job.epochs and training is not None and validation is not None:
             with clock.time("fine-tune"):
-                epochs = _finetune(job, stages, dense.module, training, validation, progress)
+                epochs = _finetune(job, stages, dense.module, training, validation, progress, watch)
         check_masks(module, stages.masks)
         with clock.time("measure"):
             pruned_found = _measure(job, module, progress, "measure the pruned network")
@@ -163,7 +166,13 @@ def training_split(job: Job) -> tuple[Split | None, Split | None]:
 
 
 def _finetune(
-    job: Job, stages: Stages, dense: nn.Module, training: Split, validation: Split, progress: Progress
+    job: Job,
+    stages: Stages,
+    dense: nn.Module,
+    training: Split,
+    validation: Split,
+    progress: Progress,
+    watch: Watch,
 ) -> list[Epoch]:
     """Train what is left, and keep the epoch that is best on the validation samples."""
     config, module = job.config, job.network.module
@@ -204,6 +213,7 @@ def _finetune(
             gain = value if config.metric != "loss" else -value
             if gain > best:
                 best, best_state = gain, snapshot(module)
+            watch("epoch", state.epoch, value)
     restore(module, best_state)
     return epochs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -32,6 +32,47 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+
+class Watch(Protocol):
+    """Told what each stage and epoch came to; raises to end the run there."""
+
+    def __call__(self, what: Literal["stage", "epoch"], number: int, value: float) -> None:
+        """``number`` from 1. A stage's value is the error's change since the dense network on held-out calibration
+        samples, an epoch's the metric on the validation samples."""
+
+
+def unwatched(what: Literal["stage", "epoch"], number: int, value: float) -> None:
+    """Nobody wants to know."""
+
+
+class Log(Protocol):
+    """What keeps a run's events, such as its folder."""
+
+    def log(self, event: str, **fields: Any) -> None: ...
+
+
+class Logged:
+    """Passes progress on and keeps phases and notes in the run's log."""
+
+    def __init__(self, shown: Progress, folder: Log | None) -> None:
+        self._shown = shown
+        self._folder = folder
+        self.notes: list[str] = []
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self._shown.phase(name, total)
+        if self._folder is not None:
+            self._folder.log("phase", name=name, steps=total)
+
+    def step(self, detail: str = "") -> None:
+        self._shown.step(detail)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self._shown.note(text)
+        if self._folder is not None:
+            self._folder.log("note", text=text)
 
 
 def steps(items: Iterable[T], progress: Progress) -> Iterator[T]:

@@ -23,6 +23,8 @@ from prunetaylor.errors import OutputError
 
 REPORT = "report.json"
 LOG = "log.jsonl"
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
 _STAGING = ".partial"
 _HOME = Path("runs")
 

@@ -24,7 +24,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder, Stage
-from prunetaylor.progress import Progress
+from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
@@ -49,6 +49,7 @@ class Stages:
     dense: Network  # a copy that stays as it was
     pool: Split | None  # what calibration samples are drawn from; None without data
     progress: Progress
+    watch: Watch = unwatched
     masks: dict[str, Tensor] = field(default_factory=dict)
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
@@ -92,6 +93,8 @@ class Stages:
                 self.seen = [*self.seen, calibration.fit][-REMEMBERED:]
             self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
             self._stage(plan, calibration, absorbers)
+            if self.done[-1].accepted:
+                self.watch("stage", len(self.done), self.done[-1].cumulative_measured or 0.0)
 
     @property
     def wanted(self) -> int:
