@@ -1,7 +1,7 @@
 """The command ``prunetaylor``: finds its commands, turns errors into messages and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused, 130 interrupted (Ctrl-C), 143 ended by
-SIGTERM.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused, 6 a sweep has failed trials, 130
+interrupted (Ctrl-C), 143 ended by SIGTERM.
 Nothing here imports torch, pydantic, yaml or rich: ``--help`` and shell completion answer at once.
 """
 
@@ -27,10 +27,12 @@ from .inspect import inspect
 from .options import State
 from .prune import prune
 from .score import score
+from .sweep import sweep
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 checkpoint refused,
-130 interrupted. Errors name cause and remedy; -vv shows where they came from.
+6 a sweep has failed trials, 130 interrupted. Errors name cause and remedy;
+-vv shows where they came from.
 """
 
 
@@ -48,7 +50,7 @@ def group() -> None:
     """
 
 
-for _command in (prune, score, evaluate, inspect, demo, config):
+for _command in (prune, score, sweep, evaluate, inspect, demo, config):
     group.add_command(_command)
 
 

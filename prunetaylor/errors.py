@@ -41,6 +41,12 @@ class OutputError(PruneTaylorError):
     """A result that cannot be written where it was asked for."""
 
 
+class TrialsFailed(PruneTaylorError):
+    """A sweep that ended with trials that failed; all others have their results."""
+
+    exit_code = 6
+
+
 def close_match(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -25,7 +25,7 @@ REPORT = "report.json"
 LOG = "log.jsonl"
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.yaml"
-_STAGING = ".partial"
+STAGING = ".partial"
 _HOME = Path("runs")
 
 
@@ -69,7 +69,7 @@ class RunFolder:
 
     def stage(self, name: str) -> Path:
         """Where to write the run's file ``name``; ``commit`` moves it into the folder."""
-        return self.path / _STAGING / name
+        return self.path / STAGING / name
 
     def write_text(self, name: str, text: str) -> None:
         """Stage a text file."""
@@ -85,14 +85,14 @@ class RunFolder:
 
     def commit(self) -> None:
         """Move everything that was staged into the folder; from here on the run is complete."""
-        staged = sorted((self.path / _STAGING).iterdir(), key=lambda file: file.name == REPORT)
+        staged = sorted((self.path / STAGING).iterdir(), key=lambda file: file.name == REPORT)
         with _undisturbed():
             (self.path / REPORT).unlink(missing_ok=True)
             for file in staged:
                 file.replace(self.path / file.name)
             self._complete = True
             self._log.close()
-            (self.path / _STAGING).rmdir()
+            (self.path / STAGING).rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -103,7 +103,7 @@ class RunFolder:
         with _undisturbed():
             with contextlib.suppress(OSError):  # a full disk refuses the flush
                 self._log.close()
-            shutil.rmtree(self.path / _STAGING, ignore_errors=True)
+            shutil.rmtree(self.path / STAGING, ignore_errors=True)
             _remove_empty(self._made)
 
 
@@ -128,7 +128,7 @@ def _named(path: Path, made: list[Path], force: bool) -> Path:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, and a run needs a folder", "choose another one with -o/--output")
     _make_all(path, made)
-    there = sorted(entry.name for entry in path.iterdir() if entry.name != _STAGING)
+    there = sorted(entry.name for entry in path.iterdir() if entry.name != STAGING)
     if not there:
         return path
     if not _is_run(path):
@@ -169,19 +169,19 @@ def _remove_empty(made: list[Path]) -> None:
 
 def _open_staging(path: Path) -> IO[str]:
     """The log in a fresh staging folder. Its lock tells a run at work from the remains of one that was killed."""
-    staging = path / _STAGING
+    staging = path / STAGING
     if staging.exists():
         with (staging / LOG).open("a", encoding="utf-8") as old:
-            if not _lock(old):
+            if not locked(old):
                 raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
         shutil.rmtree(staging)
     staging.mkdir()
     log = (staging / LOG).open("w", encoding="utf-8")
-    _lock(log)
+    locked(log)
     return log
 
 
-def _lock(file: IO[str]) -> bool:
+def locked(file: IO[str]) -> bool:
     """Take the file's lock; False where another process holds it. File systems without locks always give it."""
     try:
         import fcntl

@@ -20,6 +20,8 @@ _OPTIONS = {
     "inspect": "--help --json --quiet --verbose -h -q -v",
     "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --output --quiet "
     "--seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "sweep": "--address --config --cost --csv --engine --fail-fast --help --jobs --json --max-failures --output "
+    "--quiet --resume --show --storage --trust-code --vary --verbose --worker -c -h -m -o -q -v",
     "score": "--arch --config --data --device --help --json --memory --quiet --seed --trust-code --verbose -c -h -q -v",
 }
 
