@@ -13,9 +13,13 @@ Watch = Callable[[], None]
 
 @dataclass(frozen=True)
 class Crew:
-    """Whose trials are run, by whom. ``options`` are those of the engine that were given; ``device`` is the base's."""
+    """Whose trials are run, by whom. ``options`` are those of the engine that were given; ``device`` is the base's.
+
+    ``cwd`` is where relative paths of the sweep start.
+    """
 
     folder: Path
+    cwd: Path
     storage: str | None
     options: Mapping[str, Any]
     device: str

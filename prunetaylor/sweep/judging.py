@@ -4,8 +4,8 @@ A trial is chosen by its rank, so the samples that rank flatter the winner; what
 Those that rank are, in this order,
 
 1. the source's own validation samples;
-2. the share ``data.validation`` of the training samples, kept out of calibration and fine-tuning, where the dense
-   network does not know them better than it knows the test samples;
+2. the share ``data.validation`` of the training samples, kept out of calibration and fine-tuning, where these are
+   FEWEST at least and the dense network does not know them better than it knows the test samples;
 3. else a half of the test samples, drawn by the sweep's seed: the network was trained on the training samples, and on
    those that it knows by heart pruning shows too late.
 
@@ -36,6 +36,8 @@ from prunetaylor.progress import Progress
 from prunetaylor.sweep.trial_files import write_whole
 
 CHOICE = "samples.json"
+FEWEST = 100
+"""Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""
 _SIGNIFICANT = 2.0  # standard errors
 
 
@@ -65,7 +67,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
     held_split = samples.train.subset(held)
 
     def choose() -> str:
-        if len(held) < 2 or not kept:
+        if len(held) < FEWEST or not kept:
             return "test"
         return "test" if known_better(dense.found("training", held_split, held), test) else "training"
 
@@ -77,8 +79,8 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
     if not ranking or not reporting:
         raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
     said = (
-        f"a half of the test samples ({len(ranking):,}) ranks, the other ({len(reporting):,}) reports: the network "
-        "knows its training samples too well to choose by"
+        f"a half of the test samples ({len(ranking):,}) ranks, the other ({len(reporting):,}) reports: the training "
+        "samples are too few, or too well known to the network, to choose by"
     )
     split = replace(samples, test=samples.test.subset(reporting))
     return Judging(split, samples.test.subset(ranking), test.part(ranking), test.part(reporting), said)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prunetaylor import registry
 from prunetaylor.outcome import Trial
+from prunetaylor.sweep.alive import others
 from prunetaylor.sweep.crew import Crew
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.folder import leading, open_study
@@ -30,11 +31,12 @@ def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = Non
         look = _Look(study, show, max_failures)
         if waiting:
             registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
-        while study.unfinished() and not study.stopping:
+        while study.running:  # on other machines
             study.reap()
             look()
             time.sleep(_ELSEWHERE)
         look.now()
+        others(crew.folder)  # takes away what workers left that were killed
         return study.trials()
 
 
@@ -71,4 +73,4 @@ class _Look:
 def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: dict[str, bool]) -> Crew:
     """What the sweep's engine is told."""
     options = {key: value for key, value in sweep.engine.items() if key != "name"}
-    return Crew(folder.resolve(), storage, options, sweep.base.config.device, **trust)
+    return Crew(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, **trust)

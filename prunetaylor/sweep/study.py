@@ -89,7 +89,7 @@ class Study:
             elif attempt.state == TrialState.FAIL:
                 self.study.enqueue_trial(attempt.params or chosen, user_attrs={"trial": number})
         self.study.set_user_attr("stop", None)
-        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        return self.waiting
 
     def take(self, worker: str) -> Taken | None:
         """The next trial that waits, its values sampled where they were not fixed; None where none does."""
@@ -154,9 +154,14 @@ class Study:
         last = self._last()
         return [self._trial(number, last.get(number)) for number in range(1, self.sweep.size + 1)]
 
-    def unfinished(self) -> int:
-        """Trials that wait or run."""
-        return len(self._attempts(TrialState.WAITING, TrialState.RUNNING))
+    @property
+    def running(self) -> int:
+        """The number of trials that are at work anywhere."""
+        return len(self._attempts(TrialState.RUNNING))
+
+    @property
+    def waiting(self) -> int:
+        return len(self._attempts(TrialState.WAITING))
 
     def _trial(self, number: int, attempt: FrozenTrial | None) -> Trial:
         if attempt is None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -56,7 +56,7 @@ def run(crew: Crew, watch: Watch) -> None:
     study = open_study(crew.folder, crew.storage)
     workers: list[_Worker] = []
     try:
-        for i in range(min(jobs, max(1, study.unfinished()))):
+        for i in range(min(jobs, study.waiting)):
             workers.append(_start(crew, jobs, gpus[i % len(gpus)] if gpus else None))
         while workers:
             watch()
@@ -71,6 +71,12 @@ def run(crew: Crew, watch: Watch) -> None:
             time.sleep(_PAUSE)
     finally:
         _end(study, workers)
+
+
+def alone(crew: Crew) -> None:
+    """One worker, wherever this is called: what the other engines start on their nodes."""
+    os.chdir(crew.cwd)
+    run(replace(crew, options={"jobs": 1}), lambda: None)
 
 
 def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
