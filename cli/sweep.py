@@ -105,7 +105,7 @@ def sweep(
             raise UsageError(
                 "--show runs nothing", "give it the folder of a sweep, and no more than --csv, --json, --cost"
             )
-        _finish(state, show, storage, cost, as_csv, as_json)
+        _finish(state, show, storage, None if as_csv or as_json else cost, as_csv, as_json)
         return
     from .board import Board
 
@@ -163,18 +163,18 @@ def _wanted(
     return read(Path(first), os.environ, pairs), folder
 
 
-def _finish(state: State, folder: Path, storage: str | None, cost: str, as_csv: bool, as_json: bool) -> None:
-    """Print and write what came of a sweep; TrialsFailed where some failed."""
+def _finish(state: State, folder: Path, storage: str | None, cost: str | None, as_csv: bool, as_json: bool) -> None:
+    """Print and write what came of a sweep, the plot if ``cost`` is said; TrialsFailed where some failed."""
     from prunetaylor.sweep.folder import open_study
-    from prunetaylor.sweep.judging import described
     from prunetaylor.sweep.results import BEST, best_config, outcome, to_csv, to_json
+    from prunetaylor.sweep.trial_files import described
 
     study = open_study(folder, storage)
     found = outcome(study.sweep, folder, study.trials(), described(folder))
     written = []
     if found.best is not None:
         (folder / BEST).write_text(best_config(study.sweep, found.best), encoding="utf-8")
-        written = [str(folder / BEST), *_plot(found, folder, cost)]
+        written = [str(folder / BEST), *(_plot(found, folder, cost) if cost else [])]
     if as_json:
         click.echo(json.dumps(to_json(found), allow_nan=False))
     elif as_csv:

@@ -69,8 +69,7 @@ def of_options(model: str, varied: Sequence[str], base: Resolved) -> Sweep:
             raise UsageError(f"-m {key} stands twice on the command line", "give all of its values at once")
         columns.append(space.choices(key.strip(), _split(values, key), COMMAND_LINE, base))
     name = Path(model).parent.resolve().name if Path(model).name == MODEL_FILE else Path(model).stem
-    objective = Objective(base.config.metric, METRICS[base.config.metric])
-    return check(Sweep(name, "grid", (objective,), tuple(columns), None, None, _absolute(base)), COMMAND_LINE)
+    return check(Sweep(name, "grid", (_usual(base),), tuple(columns), None, None, _absolute(base)), COMMAND_LINE)
 
 
 def check(sweep: Sweep, name: str) -> Sweep:
@@ -159,14 +158,21 @@ def _objectives(document: Document, file: Path, base: Resolved) -> tuple[Objecti
     at = _at(document, file, "metrics" if several is not None else "metric")
     if said is not None and several is not None:
         raise UsageError(f"{file} has metric and metrics", "keep one of the two")
-    if several is None:
-        several = [{"name": base.config.metric} if said is None else said]
+    if said is None and several is None:
+        return (_usual(base),)
+    several = [said] if several is None else several
     if not isinstance(several, list) or not several:
         raise UsageError(f"metrics ({at}) should be a list", "such as metrics: [{name: top1}, {name: sparsity}]")
     found = tuple(_objective(one, at) for one in several)
     if len({one.name for one in found}) < len(found):
         raise UsageError(f"metrics ({at}) has the same name twice", "keep one of the two")
     return found
+
+
+def _usual(base: Resolved) -> Objective:
+    """The metric of a sweep that names none: the base's, or the weights that are left where there are no samples."""
+    name = "nonzero" if base.config.data.source == "none" else base.config.metric
+    return Objective(name, METRICS[name])
 
 
 def _objective(said: Any, at: str) -> Objective:

@@ -33,9 +33,8 @@ from prunetaylor.errors import DataError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.progress import Progress
-from prunetaylor.sweep.trial_files import write_whole
+from prunetaylor.sweep.trial_files import CHOICE, write_whole
 
-CHOICE = "samples.json"
 FEWEST = 100
 """Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""
 _SIGNIFICANT = 2.0  # standard errors
@@ -93,23 +92,6 @@ def known_better(training: Evaluation, test: Evaluation) -> bool:
         return True
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()
     return bool(theirs.mean() - ours.mean() > _SIGNIFICANT * error)
-
-
-def described(folder: Path) -> str:
-    """Which samples rank and which report, as the first trial said it; empty before there was one."""
-    try:
-        found = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(found.get("said", ""))
-
-
-def describe(folder: Path, said: str) -> None:
-    """Keep what ``described`` tells."""
-    path = folder / CHOICE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("said") != said:
-        write_whole(path, json.dumps({**found, "said": said}) + "\n")
 
 
 class _Dense:

@@ -24,9 +24,9 @@ from prunetaylor.report.json_report import finite
 from prunetaylor.report.run_files import write_run
 from prunetaylor.run import REPORT, RunFolder
 from prunetaylor.sweep.definition import Sweep
-from prunetaylor.sweep.judging import Judging, describe, judging
+from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.study import Stopped, Taken
-from prunetaylor.sweep.trial_files import TRIAL, clear, keep_log, trial_folder
+from prunetaylor.sweep.trial_files import TRIAL, clear, describe, keep_log, trial_folder
 
 _Z = NormalDist().inv_cdf(0.975)
 _MARGIN = 0.1  # of the free memory, left alone where several trials share it
@@ -181,10 +181,9 @@ def intervals(found: Evaluation) -> dict[str, tuple[float, float]]:
     if found.correct is not None:
         p = float(found.correct.double().mean())
         middle, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-        known["top1"] = (
-            100 * max(0.0, middle - width) / (1 + z * z / n),
-            100 * min(1 + z * z / n, middle + width) / (1 + z * z / n),
-        )
+        low, high = ((middle + side * width) / (1 + z * z / n) for side in (-1, 1))
+        top1 = found.metrics["top1"]  # within, whatever the rounding
+        known["top1"] = (min(top1, 100 * low), max(top1, 100 * high))
     return {name: ends for name, ends in known.items() if all(map(math.isfinite, ends))}
 
 

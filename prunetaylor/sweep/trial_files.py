@@ -14,6 +14,8 @@ from prunetaylor.run import LOG, STAGING
 TRIALS = "trials"
 TRIAL = "trial.json"
 ERROR = "error.txt"
+CHOICE = "samples.json"
+"""In the sweep's folder: which samples rank, as the first trial chose them."""
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -58,3 +60,20 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def described(folder: Path) -> str:
+    """Which samples rank and which report, as the first trial said it; empty before there was one."""
+    try:
+        found = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("said", ""))
+
+
+def describe(folder: Path, said: str) -> None:
+    """Keep what ``described`` tells."""
+    path = folder / CHOICE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("said") != said:
+        write_whole(path, json.dumps({**found, "said": said}) + "\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prunetaylor.cli.main import run as run_command_line
 from torch import nn
 
 NET = '''
@@ -48,6 +49,7 @@ base:
   device: cpu
 """
 
+Inline = Callable[..., str]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -111,5 +113,20 @@ def start(task: Path, environment: dict[str, str]) -> Callable[..., subprocess.P
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+
+    return run
+
+
+@pytest.fixture
+def inline(task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inline:
+    """`prunetaylor sweep` in the task's folder and in this process; stdout, where it went well."""
+    monkeypatch.chdir(task)
+    for key in [key for key in os.environ if key.startswith(("PRUNETAYLOR_", "CI"))]:
+        monkeypatch.delenv(key)
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        assert run_command_line(["sweep", *arguments]) == 0
+        return capsys.readouterr().out
 
     return run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,9 +121,6 @@ with Alive(Path(sys.argv[1]), sys.argv[2]):
 
 
 def test_a_worker_elsewhere_is_alive_while_its_file_is_fresh(tmp_path: Path) -> None:
-    import os
-    import time
-
     path = tmp_path / "workers" / "otherhost-1-abc"
     path.parent.mkdir()
     path.touch()

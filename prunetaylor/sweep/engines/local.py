@@ -65,7 +65,7 @@ def run(crew: Crew, watch: Watch) -> None:
                 if code is None:
                     continue
                 workers.remove(worker)
-                if code != DONE and _ended(study, crew, worker, code) and not study.stopping:
+                if code != DONE and _ended(study, crew, worker, code) and study.waiting and not study.stopping:
                     workers.append(_start(crew, jobs, worker.gpu))
                 worker.said.close()
             time.sleep(_PAUSE)
