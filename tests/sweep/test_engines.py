@@ -39,6 +39,7 @@ def test_every_engine_says_what_it_takes(name: str) -> None:
     engine.Options()
 
 
+@pytest.mark.long
 def test_submitit_gives_the_same(sweep: Run, task: Path) -> None:
     pytest.importorskip("submitit", reason="the engine slurm is an extra")
     text = (task / "sweep.yaml").read_text()

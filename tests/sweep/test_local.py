@@ -68,6 +68,7 @@ def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path) -> None:
     assert len(inline("--show", "out", "--csv").splitlines()) == 7
 
 
+@pytest.mark.long
 def test_an_accident_costs_its_trial_only(sweep: Run, task: Path) -> None:
     words = ["net.pt", "model.arch=net.py:make", "data.source=none", "device=cpu", "-o", "out"]
     varied = ["-m", "model.args.fail=no,killed,bug,twice"]
@@ -141,6 +142,8 @@ def test_killed_at_random_moments(sweep: Run, start: Start, task: Path, how: str
     check_resumed(sweep, task)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
 def test_ctrl_c_stops_the_workers_and_can_be_resumed(sweep: Run, start: Start, task: Path) -> None:
     (task / "blind.yaml").write_text(BLIND.replace("pause: 0.3", "pause: 30"))
     process = start("blind.yaml", "-o", "out")
