@@ -24,7 +24,8 @@ PROGRAM = [sys.executable, "-m", "prunetaylor.cli.main"]
 SPARSITIES, METHODS = (0.5, 0.7, 0.8, 0.9), ("obs", "obd", "magnitude")
 FURTHEST = 0.99  # of the space that bayes and its grid share: further than anybody knows to be possible
 TRIALS, SEEDS = 12, 5
-BASE = "base: {model: {checkpoint: model.pt}, calibration: {samples: 400}, prune: {stages: 2, refine: none}}"
+QUICK = ["calibration.samples=400", "prune.stages=2", "prune.refine=none"]  # of both sides
+BASE = "base: {model: {checkpoint: model.pt}, calibration: {samples: 200}, prune: {stages: 1, refine: none}}"
 METRICS = "metrics: [{name: top1}, {name: sparsity}]"
 
 
@@ -37,12 +38,12 @@ def call(here: Path, *words: str, cache: str = "cache") -> str:
 def cost(here: Path) -> None:
     start = time.monotonic()
     varied = ["-m", f"prune.sparsity={','.join(map(str, SPARSITIES))}", "-m", f"prune.method={','.join(METHODS)}"]
-    found = json.loads(call(here, "sweep", "model.pt", *varied, "--jobs", "2", "--json", "-q", cache="a"))
+    found = json.loads(call(here, "sweep", "model.pt", *QUICK, *varied, "--jobs", "2", "--json", "-q", cache="a"))
     swept = time.monotonic() - start
     assert found["counts"]["done"] == TRIALS
     start = time.monotonic()
     for sparsity, method in itertools.product(SPARSITIES, METHODS):
-        call(here, "prune", "model.pt", "-q", f"prune.sparsity={sparsity}", f"prune.method={method}", cache="b")
+        call(here, "prune", "model.pt", "-q", *QUICK, f"prune.sparsity={sparsity}", f"prune.method={method}", cache="b")
     single = time.monotonic() - start
     row = {"sweep_s": round(swept, 1), "single_s": round(single, 1), "ratio": round(swept / single, 3)}
     print(json.dumps({"what": "cost", **row, "machine": machine()}))

@@ -139,7 +139,7 @@ def test_the_commands_are_found() -> None:
     """What the blocks show today; fewer would mean that they are no longer looked at."""
     found = commands()
     assert len(found) >= 8
-    assert {shlex.split(line)[1] for line in found} == {"demo", "prune", "eval", "inspect", "config", "score"}
+    assert {shlex.split(line)[1] for line in found} == {"demo", "prune", "eval", "inspect", "config", "score", "sweep"}
 
 
 def test_the_scripts_are_there() -> None:

@@ -44,6 +44,13 @@ class _Worker:
     said: IO[str]  # its stdout and stderr
     gpu: str | None
 
+    def close(self) -> None:
+        """Of a process that has ended."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.said.close()
+
     def tail(self) -> str:
         self.said.seek(0)
         return self.said.read()[-_TAIL:].strip()
@@ -67,7 +74,7 @@ def run(crew: Crew, watch: Watch) -> None:
                 workers.remove(worker)
                 if code != DONE and _ended(study, crew, worker, code) and study.waiting and not study.stopping:
                     workers.append(_start(crew, jobs, worker.gpu))
-                worker.said.close()
+                worker.close()
             time.sleep(_PAUSE)
     finally:
         _end(study, workers)
@@ -133,7 +140,7 @@ def _end(study: Study, workers: list[_Worker]) -> None:
             worker.process.kill()
             worker.process.wait()
         study.lost(worker.name, INTERRUPTED)
-        worker.said.close()
+        worker.close()
 
 
 def _gpus(crew: Crew) -> list[str]:
