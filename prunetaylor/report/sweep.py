@@ -60,7 +60,7 @@ def live(trials: Sequence[Trial], phases: Mapping[int, str], objectives: Sequenc
     failed = [trial for trial in trials if trial.state == "failed"]
     shown = [*running, *failed, *done[::-1]][:most]
     for trial in sorted(shown, key=lambda one: one.number):
-        told = phases.get(trial.number, "starts") if trial.state == "running" else trial.cause or ""
+        told = (phases.get(trial.number) or "starts") if trial.state == "running" else trial.cause or ""
         cells = [field(name, trial.metrics.get(name)) for name in objectives]
         words = f"{_MARK[trial.state]} {chosen(trial.parameters)} {told}".strip()
         table.add_row(str(trial.number), Text(words, overflow="ellipsis", no_wrap=True), *cells)

@@ -18,6 +18,7 @@ SWEEP = "sweep.yaml"
 DIGEST = "sweep.sha256"
 _HOME = Path("sweeps")
 _LEADER = ".leader"
+_DATABASE = ".database"  # its kind; the address may hold a password
 
 
 def is_sweep(path: Path) -> bool:
@@ -41,7 +42,15 @@ def digest(folder: Path) -> str:
 
 
 def open_study(folder: Path, url: str | None) -> Study:
-    """The study of the sweep in ``folder``."""
+    """The study of the sweep in ``folder``; UsageError where its state is in a database that is not named."""
+    mark = folder / _DATABASE
+    if url is not None and not mark.exists():
+        write_whole(mark, url.partition("://")[0] + "\n")
+    elif url is None and mark.exists():
+        raise UsageError(
+            f"the state of the sweep in {folder} is in a database ({mark.read_text(encoding='utf-8').strip()})",
+            "name it with --storage",
+        )
     return Study(stored(folder), folder.resolve(), digest(folder), url)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,20 @@ def test_the_command_line_makes_a_grid(tmp_path: Path) -> None:
         of_options("a.pt", ["sparsity=0.1"], base)
     with pytest.raises(UsageError, match="stands twice"):
         of_options("a.pt", ["seed=1,2", "seed=3"], base)
+
+
+def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:
+    code = """
+import sys
+import prunetaylor.sweep.lead, prunetaylor.sweep.results, prunetaylor.sweep.worker
+import prunetaylor.report.sweep, prunetaylor.report.plot, prunetaylor.cli.board
+from prunetaylor import registry
+for name in registry.names("sweep/engines"):
+    registry.load("sweep/engines", name)
+assert not {"torch", "ray", "submitit", "matplotlib"} & set(sys.modules), sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.text(max_size=60))

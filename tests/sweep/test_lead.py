@@ -113,3 +113,13 @@ def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
     (folder / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write the sweep"):
         place(sweep, Path("file") / "inner", resume=False)
+
+
+def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None:
+    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    url = f"sqlite:///{folder}/state.db"
+    assert open_study(home, url).fill() == 6
+    assert open_study(home, url).waiting == 6
+    with pytest.raises(UsageError, match=r"in a database \(sqlite\)"):
+        open_study(home, None)
+    assert not (home / "journal.log").exists()
