@@ -203,6 +203,7 @@ def _range(key: str, form: Mapping[str, Any], origin: str, base: Resolved) -> Ra
         if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step <= high - low:
             raise UsageError(f"{key} ({origin}): q is {step!r}, but should lie in (0, max - min]", "q is the step")
         whole = whole and isinstance(step, int)
+        _checked(key, low + step, origin, base)
         return Range(low, high, step=step) if whole else Range(float(low), float(high), step=float(step))
     if whole and said != "uniform":
         return Range(low, high, step=1)

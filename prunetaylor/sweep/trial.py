@@ -26,7 +26,7 @@ from prunetaylor.run import REPORT, RunFolder
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.study import Stopped, Taken
-from prunetaylor.sweep.trial_files import TRIAL, clear, describe, keep_log, trial_folder
+from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, trial_folder
 
 _Z = NormalDist().inv_cdf(0.975)
 _MARGIN = 0.1  # of the free memory, left alone where several trials share it
@@ -50,6 +50,7 @@ def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
     path = trial_folder(place.folder, taken.number)
     there = _found(path, taken)
     if there is not None:
+        (path / ERROR).unlink(missing_ok=True)
         return there
     clear(path)
     resolved = sweep.trial(taken.number, taken.values)

@@ -105,7 +105,8 @@ def _work(task: Task, signals: _Signals) -> int:
 
 def _end_with_starter() -> None:
     """Stdin ends when the starter does, kill -9 included; nobody would hear of the trial any more."""
-    sys.stdin.read()
+    while os.read(sys.stdin.fileno(), 1024):  # not sys.stdin.read: its lock would be held when the interpreter ends
+        pass
     os._exit(1)
 
 

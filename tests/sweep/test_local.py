@@ -167,3 +167,22 @@ def test_ctrl_c_stops_the_workers_and_can_be_resumed(sweep: Run, start: Start, t
     assert states[1]["state"] == "failed"
     assert states[1]["cause"] == "interrupted"
     assert states[2]["state"] == "waiting"
+
+
+@pytest.mark.long
+def test_a_worker_joins(sweep: Run, start: Start, task: Path) -> None:
+    (task / "blind.yaml").write_text(BLIND.replace("pause: 0.3", "pause: 4"))
+    leader = start("blind.yaml", "-o", "out", "--json")
+    while not (task / "out" / "trials" / "0001").exists():
+        assert leader.poll() is None
+        time.sleep(0.1)
+    helper = sweep("blind.yaml", "-o", "out", "--worker")
+    assert helper.returncode == 0, helper.stderr
+    assert helper.stdout == ""
+    told, _ = leader.communicate(timeout=120)
+    found = json.loads(told)
+    assert ranking(found) == [(1, 4, 41.0), (2, 3, 72.0), (3, 2, 102.0), (4, 1, 133.0)]
+    assert len({trial["worker"] for trial in found["trials"]}) == 2
+    nothing = sweep("blind.yaml", "-o", "nowhere", "--worker")
+    assert nothing.returncode == 1
+    assert "nowhere holds no such sweep" in nothing.stderr

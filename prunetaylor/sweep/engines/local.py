@@ -72,7 +72,9 @@ def run(crew: Crew, watch: Watch) -> None:
                 if code is None:
                     continue
                 workers.remove(worker)
-                if code != DONE and _ended(study, crew, worker, code) and study.waiting and not study.stopping:
+                if code not in (DONE, REPLACE):
+                    _give_up(study, crew, worker, code)
+                if code != DONE and study.waiting and not study.stopping:
                     workers.append(_start(crew, jobs, worker.gpu))
                 worker.close()
             time.sleep(_PAUSE)
@@ -112,10 +114,8 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
     return _Worker(name, process, said, gpu)
 
 
-def _ended(study: Study, crew: Crew, worker: _Worker, code: int) -> bool:
-    """Give up the trial of a worker that did not end by itself; whether another is to take its place."""
-    if code == REPLACE:
-        return True
+def _give_up(study: Study, crew: Crew, worker: _Worker, code: int) -> None:
+    """The trial of a worker that did not end by itself has failed."""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         how += ", as the system does where memory is short"
@@ -125,7 +125,6 @@ def _ended(study: Study, crew: Crew, worker: _Worker, code: int) -> bool:
         raise PruneTaylorError(f"a worker of the sweep died before it had a trial ({how})", worker.tail())
     for number in held:
         write_error(trial_folder(crew.folder, number), cause, worker.tail())
-    return True
 
 
 def _end(study: Study, workers: list[_Worker]) -> None:
