@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -35,18 +36,25 @@ def call(here: Path, *words: str, cache: str = "cache") -> str:
     return subprocess.run([*PROGRAM, *words], cwd=here, env=env, check=True, capture_output=True, text=True).stdout
 
 
+def spent() -> tuple[float, float]:
+    """Seconds by the clock, and of processor time by all commands so far."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic(), children.ru_utime + children.ru_stime
+
+
 def cost(here: Path) -> None:
-    start = time.monotonic()
+    start = spent()
     varied = ["-m", f"prune.sparsity={','.join(map(str, SPARSITIES))}", "-m", f"prune.method={','.join(METHODS)}"]
     found = json.loads(call(here, "sweep", "model.pt", *QUICK, *varied, "--jobs", "2", "--json", "-q", cache="a"))
-    swept = time.monotonic() - start
+    between = spent()
     assert found["counts"]["done"] == TRIALS
-    start = time.monotonic()
     for sparsity, method in itertools.product(SPARSITIES, METHODS):
         call(here, "prune", "model.pt", "-q", *QUICK, f"prune.sparsity={sparsity}", f"prune.method={method}", cache="b")
-    single = time.monotonic() - start
-    row = {"sweep_s": round(swept, 1), "single_s": round(single, 1), "ratio": round(swept / single, 3)}
-    print(json.dumps({"what": "cost", **row, "machine": machine()}))
+    end = spent()
+    for i, what in enumerate(("seconds", "processor seconds")):
+        swept, single = between[i] - start[i], end[i] - between[i]
+        row = {"sweep": round(swept, 1), "single": round(single, 1), "ratio": round(swept / single, 3)}
+        print(json.dumps({"what": what, **row, "machine": machine()}))
 
 
 def bayes(here: Path) -> None:

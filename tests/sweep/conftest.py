@@ -1,4 +1,4 @@
-"""Sweeps over a network that learns nothing: small enough that a trial is a matter of tenths of a second."""
+"""The real command line on a small task, in a process of its own or in this one."""
 
 from __future__ import annotations
 
@@ -6,71 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from prunetaylor.cli.main import run as run_command_line
-from torch import nn
-
-NET = '''
-import os, signal, time
-from torch import nn
-
-def make(fail="no", pause=0.0, width=8):
-    """A small network; some of its arguments are accidents."""
-    time.sleep(pause)
-    if fail == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fail == "memory":
-        raise MemoryError("no room")
-    if fail == "bug":
-        raise ZeroDivisionError("a bug of somebody's")
-    if fail == "twice" and not os.path.exists("once"):
-        open("once", "w").close()
-        os._exit(3)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 3))
-'''
-
-SWEEP = """
-method: grid
-metric: {name: top1, goal: maximize}
-parameters:
-  prune.sparsity: {values: [0.2, 0.5, 0.8]}
-  prune.method: {values: [magnitude, random]}
-base:
-  model: {checkpoint: net.pt, arch: "net.py:make"}
-  data: {source: "arrays:data.npz", normalize: none}
-  calibration: {samples: 40}
-  prune: {repair: none, stages: 1, refine: none}
-  finetune: {epochs: 0}
-  device: cpu
-"""
-
-Inline = Callable[..., str]
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def write_task(here: Path) -> None:
-    """A checkpoint, its network's file, samples of three classes and a sweep in ``here``."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(3, 16, generator=generator)
-    y = torch.arange(240) % 3
-    x = centres[y] + 0.7 * torch.randn(240, 16, generator=generator)
-    (here / "net.py").write_text(NET)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[:120]), y[:120]).backward()
-        optimizer.step()
-    torch.save(net.state_dict(), here / "net.pt")
-    x, y = x.reshape(-1, 1, 4, 4).numpy(), y.numpy()
-    np.savez(here / "data.npz", x_train=x[:120], y_train=y[:120], x_test=x[120:], y_test=y[120:])
-    (here / "sweep.yaml").write_text(SWEEP)
+from sweeps import Inline, Run, Start, write_task
 
 
 @pytest.fixture
@@ -99,7 +39,7 @@ def sweep(task: Path, environment: dict[str, str]) -> Run:
 
 
 @pytest.fixture
-def start(task: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+def start(task: Path, environment: dict[str, str]) -> Start:
     """The same, not waited for."""
 
     def run(*arguments: str) -> subprocess.Popen[str]:

@@ -8,16 +8,14 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Inline, Run
+from sweeps import Inline, Run, Start
 
 from prunetaylor.config.resolve import resolve
 from prunetaylor.run import REPORT
 
-Start = Callable[..., "subprocess.Popen[str]"]
 # no samples, so that a trial is quick; the first argument of the network's factory may be an accident
 BLIND = """
 method: grid

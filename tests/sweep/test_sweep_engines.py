@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from sweeps import Run
 
 from prunetaylor import registry
 from prunetaylor.config.schema import Section
