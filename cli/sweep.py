@@ -174,7 +174,11 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
     written = []
     if found.best is not None:
         (folder / BEST).write_text(best_config(study.sweep, found.best), encoding="utf-8")
-        written = [str(folder / BEST), *(_plot(found, folder, cost) if cost else [])]
+        written.append(str(folder / BEST))
+        try:
+            written += _plot(found, folder, cost) if cost else []
+        except UsageError as err:  # the results are no worse for want of a plot
+            click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(found), allow_nan=False))
     elif as_csv:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict:
     return json.loads(done.stdout)
 
 
-def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path) -> None:
+def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = document(sweep("sweep.yaml", "--jobs", "2", "--json", "-o", "out"))
     trials = found["trials"]
     assert sorted(trial["number"] for trial in trials) == [1, 2, 3, 4, 5, 6]
@@ -64,6 +65,10 @@ def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path) -> None:
         assert f"{trial['metrics']['top1']:.2f} %" in shown
     assert "best: trial" in shown
     assert len(inline("--show", "out", "--csv").splitlines()) == 7
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
+    without = inline("--show", "out")
+    assert "best: trial" in without
+    assert "plot.svg" not in without
 
 
 @pytest.mark.long
