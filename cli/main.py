@@ -1,7 +1,7 @@
 """The command ``prunetaylor``: finds its commands, turns errors into messages and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed, 4 gate inconclusive, 5 checkpoint refused, 130
-interrupted (Ctrl-C), 143 ended by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed, 4 gate inconclusive, 5 checkpoint refused, 6 a
+sweep has failed trials, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
 Nothing here imports torch, pydantic, yaml or rich: ``--help`` and shell completion answer at once.
 """
 
@@ -31,11 +31,13 @@ from .prune import prune
 from .report import report
 from .score import score
 from .stopping import Terminated, terminate
+from .sweep import sweep
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed,
-4 gate inconclusive, 5 checkpoint refused, 130 interrupted. Errors name
-cause and remedy; -vv shows where they came from.
+4 gate inconclusive, 5 checkpoint refused, 6 a sweep has failed trials,
+130 interrupted. Errors name cause and remedy; -vv shows where they came
+from.
 """
 
 
@@ -49,7 +51,7 @@ def group() -> None:
     """
 
 
-for _command in (prune, score, evaluate, check, compare, report, inspect, demo, config):
+for _command in (prune, score, sweep, evaluate, check, compare, report, inspect, demo, config):
     group.add_command(_command)
 
 

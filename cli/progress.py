@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from prunetaylor.run import RunFolder
-from prunetaylor.track._trackers import Trackers
+from prunetaylor.progress import Logged as Logged
 
 from .options import State
 
@@ -132,34 +131,3 @@ class Bars(Quiet):
         self._bars.update(self._task, total=total, completed=total, detail="")
         self._bars.stop_task(self._task)
         self._task = None
-
-
-class Logged:
-    """Passes progress on and keeps phases and notes in the run's log."""
-
-    def __init__(self, shown: Reporter, folder: RunFolder | None) -> None:
-        self._shown = shown
-        self._folder = folder
-        self.notes: list[str] = []
-        self.trackers: Trackers | None = None
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        self._shown.phase(name, total)
-        if self._folder is not None:
-            self._folder.log("phase", name=name, steps=total)
-
-    def step(self, detail: str = "") -> None:
-        self._shown.step(detail)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self._shown.note(text)
-        if self._folder is not None:
-            self._folder.log("note", text=text)
-
-    def measured(self, step: int, values: Mapping[str, float]) -> None:
-        self._shown.measured(step, values)
-        if self._folder is not None:
-            self._folder.log("measured", step=step, **values)
-        if self.trackers is not None:
-            self.trackers.measured(step, values)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunetaylor.errors import UsageError
+from prunetaylor.run import MODEL_FILE
 
 from .options import (
     State,
@@ -27,21 +28,17 @@ from .options import (
     verbosity_options,
     words,
 )
-from .report import HTML_FILE
 from .stopping import at_moments
 from .together import nproc_option, together
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
     from prunetaylor.config.schema import Config
-    from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
     from prunetaylor.progress import Progress
     from prunetaylor.run import RunFolder
     from prunetaylor.verdict import Verdict
 
-MODEL_FILE = "model.safetensors"
-CONFIG_FILE = "config.yaml"
 # bytes for the report and the log; the network's size is known when it is open
 _ROOM = 2**20
 # what the main process tells the others in place of the state that there is to go on from
@@ -191,7 +188,7 @@ def _run(
             from prunetaylor.gate.check import asked, require_limits
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
-            from prunetaylor.report.run_page import run_page
+            from prunetaylor.report.run_files import write_page, write_run
             from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
             from prunetaylor.track._trackers import Trackers
 
@@ -212,10 +209,10 @@ def _run(
                 progress.trackers = trackers
                 outcome = run(job, progress, keeper)
             progress.phase("write")
-            outcome, document = _write(folder, resolved, job, outcome)
+            outcome, document = write_run(folder, resolved, job, outcome)
             try:
                 verdict = _gate(folder, config, trust, document, progress) if asked(config.gate) else None
-                folder.write_text(HTML_FILE, run_page(document, folder.path.resolve().name))
+                write_page(folder, document)
             finally:
                 folder.commit()  # a finished run is kept, whatever becomes of its verdict
     except BaseException:
@@ -279,27 +276,6 @@ def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
                 run(job, progress, keeper)
             if asked(resolved.config.gate):
                 _judged(resolved.config, ("", 0), trust, progress)
-
-
-def _write(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
-    """Stage the run's files. The outcome comes back with the size of the file that was really written."""
-    from prunetaylor.checkpoint.write import write_model
-    from prunetaylor.config.describe import dump
-    from prunetaylor.report.json_report import to_json
-    from prunetaylor.run import LOG, REPORT
-
-    written = write_model(
-        folder.stage(MODEL_FILE), outcome.module, **job.identity(), masks=outcome.masks, extra={"seed": outcome.seed}
-    )
-    outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
-    home = folder.path.resolve()
-    names = {"model": MODEL_FILE, "report": REPORT, "html": HTML_FILE, "config": CONFIG_FILE, "log": LOG}
-    files = {"folder": str(home), **{what: str(home / name) for what, name in names.items()}}
-    document = to_json(outcome, files, resolved.config.model_dump())
-    folder.write_text(CONFIG_FILE, dump(resolved))
-    folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    folder.log("done", drop_pp=document["drop_pp"], sparsity=document["sparsity"], seconds=document["seconds"])
-    return outcome, document
 
 
 def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: bool) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.run import HTML_FILE
 
 from .options import json_option, verbosity_options
-
-HTML_FILE = "report.html"
 
 
 @click.command(short_help="Write a run's report as one HTML file.")

@@ -50,6 +50,12 @@ class PeerError(PruneTaylorError):
         self.silent = silent
 
 
+class TrialsFailed(PruneTaylorError):
+    """A sweep that ended with trials that failed; all others have their results."""
+
+    exit_code = 6
+
+
 def close_match(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -20,7 +20,7 @@ from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import Epoch
-from prunetaylor.progress import Progress
+from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.optimizer import peak_lr, precision
 from prunetaylor.repair.train import LOOK_EVERY, Diverged, Training, TrainState
@@ -36,6 +36,7 @@ class Finetuning:
         training: what is trained on.
         validation: chooses between the epochs that have the sparsity asked for.
         moment: called wherever the state may be kept.
+        watch: told what each epoch came to.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Finetuning:
         validation: Split,
         progress: Progress,
         moment: Callable[[], None],
+        watch: Watch = unwatched,
     ) -> None:
+        self._watch = watch
         self.job, self.stages, self.dense, self.progress, self.moment = job, stages, dense, progress, moment
         self.epochs: list[Epoch] = []
         self.choices: list[str] = []
@@ -112,6 +115,8 @@ class Finetuning:
         if state.epoch_done:
             self._end_epoch(training, state)
         self._prune_at(state.step)
+        if state.epoch_done:
+            self._watch("epoch", state.epoch, self.epochs[-1].validation)
         self.moment()
 
     def _end_epoch(self, training: Training, state: TrainState) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -247,3 +247,38 @@ class Scores:
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
     memory: Memory | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep, as its last attempt left it."""
+
+    number: int  # from 1
+    state: str  # "waiting", "running", "done", "stopped" (early) or "failed"
+    parameters: dict[str, Any]  # by configuration key; empty where they are not chosen yet
+    metrics: dict[str, float] = field(default_factory=dict)  # top1 and loss are of the samples that rank
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, of top1 and loss
+    reported: dict[str, float] = field(default_factory=dict)  # top1 and loss of the samples that report
+    values: tuple[float, ...] = ()  # of the objectives, in their order
+    progress: tuple[tuple[int, float], ...] = ()  # (epoch or stage, value) that early stopping went by
+    cause: str | None = None  # of a failure
+    worker: str | None = None
+    rank: int | None = None  # from 1, of those that are done
+    front: bool = False  # no other is as good in every objective and better in one
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """A sweep, its trials in the order of their ranks, then those that are not done."""
+
+    name: str
+    folder: str
+    method: str
+    objectives: list[tuple[str, str]]  # name, and "maximize" or "minimize"
+    trials: list[Trial]
+    samples: str  # which samples rank and which report
+    best: Trial | None
+
+    @property
+    def failed(self) -> int:
+        return sum(trial.state == "failed" for trial in self.trials)

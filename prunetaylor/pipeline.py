@@ -29,7 +29,7 @@ from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
 from prunetaylor.outcome import ClassDrop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
-from prunetaylor.progress import Progress, Silent
+from prunetaylor.progress import Progress, Silent, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.stages import Stages
 
@@ -61,19 +61,33 @@ class Clock:
         return found
 
 
-def run(job: Job, progress: Progress, keeper: Keeper | None = None) -> Outcome:
+def run(
+    job: Job,
+    progress: Progress,
+    keeper: Keeper | None = None,
+    *,
+    dense_found: Evaluation | None = None,
+    watch: Watch = unwatched,
+) -> Outcome:
     """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing but ``keeper`` is written to.
 
-    It goes on from what the keeper was left with. UsageError, before anything is done, where it does not fit in memory.
+    It goes on from what the keeper was left with. ``dense_found`` is the dense network's evaluation on the test
+    samples, where somebody has it already; ``watch`` is told what each stage and epoch came to, and may end the run by
+    an exception of its own.
+
+    UsageError, before anything is done, where it does not fit in memory.
     """
-    return _Run(job, progress, keeper or Forgetful()).outcome()
+    return _Run(job, progress, keeper or Forgetful(), dense_found, watch).outcome()
 
 
 class _Run:
     """One run, from its job to its outcome; what it has done so far can be kept, and gone on from."""
 
-    def __init__(self, job: Job, progress: Progress, keeper: Keeper) -> None:
-        self.job, self.progress, self.keeper = job, progress, keeper
+    def __init__(
+        self, job: Job, progress: Progress, keeper: Keeper, dense_found: Evaluation | None, watch: Watch
+    ) -> None:
+        self.job, self.progress, self.keeper, self.watch = job, progress, keeper, watch
+        self.dense_found = dense_found
         self.left = keeper.left() or {}
         self.plan = make_plan(job)
         if self.left:
@@ -82,7 +96,7 @@ class _Run:
         self.clock = Clock(dict(self.left.get("seconds", {})))
         self.dense = Network.of(copy.deepcopy(job.network.module), job.config.prune.include, job.config.prune.exclude)
         self.training, self.validation = training_split(job)
-        self.stages = Stages(job, self.dense, self.training, progress, self.moment)
+        self.stages = Stages(job, self.dense, self.training, progress, self.moment, watch)
         self.finetuning = self._finetuning()
 
     def outcome(self) -> Outcome:
@@ -132,7 +146,7 @@ class _Run:
         if "dense" in self.left:
             found = self.left["dense"]
             return None if found is None else Evaluation(**found)
-        return _measure(self.job, self.dense.module, self.progress, "measure the dense network")
+        return self.dense_found or _measure(self.job, self.dense.module, self.progress, "measure the dense network")
 
     def _prune(self) -> None:
         """All that is pruned before any training."""
@@ -148,7 +162,14 @@ class _Run:
         if not self.job.epochs or self.training is None or self.validation is None:
             return None
         return Finetuning(
-            self.job, self.stages, self.dense.module, self.training, self.validation, self.progress, self.moment
+            self.job,
+            self.stages,
+            self.dense.module,
+            self.training,
+            self.validation,
+            self.progress,
+            self.moment,
+            self.watch,
         )
 
     def moment(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -38,6 +38,61 @@ class Silent:
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
+
+
+class Watch(Protocol):
+    """Told what each stage and epoch came to; raises to end the run there."""
+
+    def __call__(self, what: Literal["stage", "epoch"], number: int, value: float) -> None:
+        """``number`` from 1. A stage's value is the error's change since the dense network on held-out calibration
+        samples, an epoch's the metric on the validation samples."""
+
+
+def unwatched(what: Literal["stage", "epoch"], number: int, value: float) -> None:
+    """Nobody wants to know."""
+
+
+class Log(Protocol):
+    """What keeps a run's events, such as its folder."""
+
+    def log(self, event: str, **fields: Any) -> None: ...
+
+
+class Measured(Protocol):
+    """What takes numbers, such as trackers."""
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+class Logged:
+    """Passes progress on, keeps it in the run's log, and gives numbers to trackers."""
+
+    def __init__(self, shown: Progress, folder: Log | None) -> None:
+        self._shown = shown
+        self._folder = folder
+        self.notes: list[str] = []
+        self.trackers: Measured | None = None
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self._shown.phase(name, total)
+        if self._folder is not None:
+            self._folder.log("phase", name=name, steps=total)
+
+    def step(self, detail: str = "") -> None:
+        self._shown.step(detail)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self._shown.note(text)
+        if self._folder is not None:
+            self._folder.log("note", text=text)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        self._shown.measured(step, values)
+        if self._folder is not None:
+            self._folder.log("measured", step=step, **values)
+        if self.trackers is not None:
+            self.trackers.measured(step, values)
 
 
 def steps(items: Iterable[T], progress: Progress) -> Iterator[T]:

@@ -25,7 +25,10 @@ from prunetaylor.errors import OutputError
 REPORT = "report.json"
 LOG = "log.jsonl"
 STATE = "state.pt"
-_STAGING = ".partial"
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.yaml"
+HTML_FILE = "report.html"
+STAGING = ".partial"
 _HOME = Path("runs")
 
 
@@ -109,7 +112,7 @@ class RunFolder:
 
     def stage(self, name: str) -> Path:
         """Where to write the run's file ``name``; ``commit`` moves it into the folder."""
-        return self.path / _STAGING / name
+        return self.path / STAGING / name
 
     def write_text(self, name: str, text: str) -> None:
         """Stage a text file."""
@@ -127,7 +130,7 @@ class RunFolder:
     def commit(self) -> None:
         """Move everything that was staged into the folder; from here on the run is complete."""
         assert self._log is not None
-        names = {file.name for file in (self.path / _STAGING).iterdir()} - {STATE}
+        names = {file.name for file in (self.path / STAGING).iterdir()} - {STATE}
         staged = [self.stage(name) for name in sorted(names, key=lambda name: name == REPORT)]
         with _undisturbed():
             (self.path / REPORT).unlink(missing_ok=True)
@@ -138,7 +141,7 @@ class RunFolder:
             self._complete = True
             self._log.close()
             self.stage(STATE).unlink(missing_ok=True)
-            (self.path / _STAGING).rmdir()
+            (self.path / STAGING).rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -151,9 +154,9 @@ class RunFolder:
             with contextlib.suppress(OSError):  # a full disk refuses the flush
                 self._log.close()
             if self.state is not None:
-                _leave_state(self.path / _STAGING)
+                _leave_state(self.path / STAGING)
                 return
-            shutil.rmtree(self.path / _STAGING, ignore_errors=True)
+            shutil.rmtree(self.path / STAGING, ignore_errors=True)
             _remove_empty(self._made)
 
 
@@ -195,8 +198,8 @@ def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, and a run needs a folder", "choose another one with -o/--output")
     _make_all(path, made)
-    there = sorted(entry.name for entry in path.iterdir() if entry.name != _STAGING)
-    if not there or (resume and (path / _STAGING / STATE).exists()):
+    there = sorted(entry.name for entry in path.iterdir() if entry.name != STAGING)
+    if not there or (resume and (path / STAGING / STATE).exists()):
         return False
     if not _is_run(path):
         raise OutputError(
@@ -236,11 +239,11 @@ def _remove_empty(made: list[Path]) -> None:
 
 def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
     """The log in the staging folder. Its lock tells a run at work from the remains of one that was killed."""
-    staging = path / _STAGING
+    staging = path / STAGING
     kept = (staging / STATE).exists()
     if staging.exists():
         old = (staging / LOG).open("a", encoding="utf-8")
-        if not _lock(old):
+        if not locked(old):
             old.close()
             raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
         if kept and resume:
@@ -255,7 +258,7 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
         shutil.rmtree(staging)
     staging.mkdir()
     log = (staging / LOG).open("w", encoding="utf-8")
-    _lock(log)
+    locked(log)
     return log
 
 
@@ -277,7 +280,7 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _lock(file: IO[str]) -> bool:
+def locked(file: IO[str]) -> bool:
     """Take the file's lock; False where another process holds it. File systems without locks always give it."""
     try:
         import fcntl

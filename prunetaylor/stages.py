@@ -26,7 +26,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder, Histogram, Stage
-from prunetaylor.progress import Progress
+from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED, Refinement, settle
 from prunetaylor.repair import batch_norm, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
@@ -51,6 +51,7 @@ class Stages:
     pool: Split | None  # what calibration samples are drawn from; None without data
     progress: Progress
     moment: Callable[[], None] = lambda: None  # called wherever the state may be kept
+    watch: Watch = unwatched
     masks: dict[str, Tensor] = field(default_factory=dict)
     done: list[Stage] = field(default_factory=list)
     first_order: FirstOrder | None = None
@@ -119,6 +120,8 @@ class Stages:
             self._draw()
         self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
         self._stage(plan, self.calibration, self.absorbers)
+        if self.done[-1].accepted:
+            self.watch("stage", len(self.done), self.done[-1].cumulative_measured or 0.0)
 
     def _draw(self) -> None:
         """Fresh calibration samples."""

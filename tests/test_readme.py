@@ -154,6 +154,7 @@ def test_the_commands_are_found() -> None:
         "inspect",
         "config",
         "score",
+        "sweep",
     }
 
 

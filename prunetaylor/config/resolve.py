@@ -64,8 +64,17 @@ class _Setting:
     text: str | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """A configuration that stands inside of another file, ``name``; ``lines`` has the line of each key by its path."""
+
+    values: Mapping[str, Any]
+    lines: Mapping[tuple[str, ...], int]
+    name: str
+
+
 def resolve(
-    file: Path | None, environ: Mapping[str, str], pairs: Sequence[str], flags: Mapping[str, str | None]
+    file: Path | Written | None, environ: Mapping[str, str], pairs: Sequence[str], flags: Mapping[str, str | None]
 ) -> Resolved:
     """The configuration from all four sources.
 
@@ -75,7 +84,7 @@ def resolve(
     known = dict(leaves())
     settings: list[_Setting] = []
     if file is not None:
-        settings += _from_file(file, known)
+        settings += _from_written(file if isinstance(file, Written) else _read(file), known)
     settings += _from_environment(environ, known)
     settings += _from_command_line(pairs, flags, known)
     return _resolved(settings, known)
@@ -90,6 +99,29 @@ def from_values(values: Mapping[str, Any]) -> Resolved:
     return _resolved(settings, known)
 
 
+def override(resolved: Resolved, values: Mapping[str, tuple[Any, str]]) -> Resolved:
+    """The configuration with other values, each with its origin, by dotted key. UsageError as above."""
+    known = dict(leaves())
+    before = flat(resolved)
+    settings = [_Setting(key, value, resolved.origins.get(key, DEFAULT)) for key, value in before.items()]
+    others = [_Setting(key, value, origin) for key, (value, origin) in values.items()]
+    for setting in others:
+        _require_known(setting, known)
+    return _resolved([*settings, *others], known)
+
+
+def flat(resolved: Resolved) -> dict[str, Any]:
+    """The values that somebody set, by dotted key; what is at its default is left out."""
+    found: dict[str, Any] = {}
+    for key, _ in leaves():
+        if resolved.said(key):
+            value: Any = resolved.config.model_dump()
+            for part in key.split("."):
+                value = value[part]
+            found[key] = value
+    return found
+
+
 def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> Resolved:
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, DEFAULT)
@@ -98,7 +130,7 @@ def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> R
     return Resolved(_validate(values, origins, known), origins)
 
 
-def _from_file(file: Path, known: Mapping[str, FieldInfo]) -> list[_Setting]:
+def _read(file: Path) -> Written:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as err:
@@ -108,9 +140,13 @@ def _from_file(file: Path, known: Mapping[str, FieldInfo]) -> list[_Setting]:
     except OSError as err:
         raise UsageError(f"cannot read the configuration {file}: {err.strerror}", "check -c/--config") from err
     document = read_document(text, str(file))
+    return Written(document.values, document.lines, str(file))
+
+
+def _from_written(written: Written, known: Mapping[str, FieldInfo]) -> list[_Setting]:
     found: dict[str, _Setting] = {}
-    for key, value, at in _flatten(document.values, "", (), known):
-        setting = _Setting(key, value, f"{file}:{document.lines[at]}")
+    for key, value, at in _flatten(written.values, "", (), known):
+        setting = _Setting(key, value, f"{written.name}:{written.lines[at]}")
         if key in found:
             raise UsageError(f"{key} stands at {found[key].origin} and at {setting.origin}", "keep one of the two")
         _require_known(setting, known)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
@@ -26,18 +29,29 @@ class Evaluation:
     correct: Tensor | None
     targets: Tensor
 
+    @classmethod
+    def of(cls, losses: Tensor, correct: Tensor | None, targets: Tensor) -> Evaluation:
+        """Metrics from what was found of each sample."""
+        loss = float(losses.double().mean() if losses.device.type != "mps" else losses.mean())
+        if correct is None:
+            return cls({"loss": loss}, losses, None, targets)
+        return cls({"top1": 100 * int(correct.sum()) / len(correct), "loss": loss}, losses, correct, targets)
+
+    def part(self, indices: Sequence[int]) -> Evaluation:
+        """The same of some of the samples, in this order."""
+        at = torch.tensor(indices, dtype=torch.long, device=self.losses.device)
+        return Evaluation.of(self.losses[at], None if self.correct is None else self.correct[at], self.targets[at])
+
 
 def evaluate(module: nn.Module, batches: Batches, kind: Literal["classes", "values"]) -> Evaluation:
     """Metrics by name. NumericsError where an output is not finite."""
     outputs, targets = all_outputs(module, batches)
     losses = Objective(kind, "task").values(outputs, targets)
-    loss = float(losses.double().mean() if losses.device.type != "mps" else losses.mean())
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    found = Evaluation.of(losses, None if kind == "values" else outputs.argmax(1) == targets, targets)
+    loss = found.metrics["loss"]
+    if not math.isfinite(loss):
         raise NumericsError(
             f"the loss on {len(outputs)} samples is {loss}",
             "check that the samples are normalised as in training (data.normalize)",
         )
-    if kind == "values":
-        return Evaluation({"loss": loss}, losses, None, targets)
-    correct = outputs.argmax(1) == targets
-    return Evaluation({"top1": 100 * int(correct.sum()) / len(correct), "loss": loss}, losses, correct, targets)
+    return found

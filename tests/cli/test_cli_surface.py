@@ -24,6 +24,8 @@ _OPTIONS = {
     "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --nproc --output "
     "--quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
     "report": "--help --json --output --quiet --verbose -h -o -q -v",
+    "sweep": "--address --config --cost --csv --engine --fail-fast --help --jobs --json --max-failures --output "
+    "--quiet --resume --show --storage --trust-code --vary --verbose --worker -c -h -m -o -q -v",
     "score": "--arch --config --data --device --help --json --memory --nproc --quiet --seed --trust-code --verbose "
     "-c -h -q -v",
 }

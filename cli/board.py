@@ -1,0 +1,67 @@
+"""How a sweep goes, on stderr: a live table on a terminal; on a pipe, or with CI set, one line a trial that ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from prunetaylor.outcome import Trial
+from prunetaylor.report.sweep import ended, live
+from prunetaylor.sweep.trial_files import phase
+
+_ROWS = 24
+
+
+class Board:
+    """Shows trials while its context is open; ``verbosity`` below 0 shows failures only."""
+
+    def __init__(self, folder: Path, objectives: Sequence[str], verbosity: int) -> None:
+        self._folder, self._objectives, self._verbosity = folder, objectives, verbosity
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        quiet = verbosity < 0 or bool(os.environ.get("CI")) or self._console.is_dumb_terminal
+        self._live: Live | None = None
+        if self._console.is_terminal and not quiet:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._told: dict[int, str] | None = None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, trials: list[Trial]) -> None:
+        """All trials as they are now; what ended since the last time is told once."""
+        now = {trial.number: trial.state for trial in trials}
+        before, self._told = self._told, now
+        if before is None:
+            finished = sum(state == "done" for state in now.values())
+            if finished:
+                self.note(f"{finished} of {len(now)} trials are done already")
+            before = now
+        for trial in trials:
+            if before[trial.number] != trial.state and trial.state in ("done", "failed", "stopped"):
+                self._tell(trial)
+        if self._live is not None:
+            running = [trial.number for trial in trials if trial.state == "running"]
+            phases = {number: phase(self._folder, number) for number in running}
+            rows = max(4, min(_ROWS, self._console.height - 4))
+            self._live.update(live(trials, phases, self._objectives, rows), refresh=True)
+
+    def note(self, text: str) -> None:
+        if self._verbosity >= 0:
+            self._console.print(Text(f"note: {text}"))
+
+    def _tell(self, trial: Trial) -> None:
+        if trial.state == "failed" or self._verbosity >= 0:
+            self._console.print(Text(ended(trial, self._objectives), style="red" if trial.state == "failed" else ""))

@@ -1,0 +1,217 @@
+"""``prunetaylor sweep``: many runs from one file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prunetaylor.errors import TrialsFailed, UsageError
+
+from .options import (
+    State,
+    config_option,
+    json_option,
+    split_words,
+    trust_option,
+    trusted,
+    verbosity_options,
+    words,
+)
+
+if TYPE_CHECKING:
+    from prunetaylor.outcome import SweepOutcome, Trial
+    from prunetaylor.sweep.definition import Sweep
+
+_PLOTS = ("plot.svg", "plot.png")
+
+_EPILOG = """\b
+Examples:
+  prunetaylor sweep configs/sweep_digits.yaml --jobs 2
+  prunetaylor sweep model.pt -m prune.sparsity=0.5,0.7,0.9 finetune.epochs=0
+  prunetaylor sweep sweep.yaml --worker        # help a sweep that is running
+  prunetaylor sweep --show sweeps/digits-1 --csv
+"""
+
+
+@click.command(short_help="Run many trials from one file, and rank them.", epilog=_EPILOG)
+@words("[SWEEP.yaml | MODEL | DIR] [KEY=VALUE]...")
+@config_option
+@click.option(
+    "-m", "--vary", multiple=True, metavar="KEY=V,V", help="Try each of these values of a setting (with MODEL)."
+)
+@click.option("-o", "--output", metavar="DIR", help="Folder of the sweep.  [default: sweeps/NAME-N]")
+@click.option("--engine", metavar="NAME", help="Where trials run: local, ray, slurm.  [default: the file's, or local]")
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(min=1), help="Trials at the same time.  [default: one a GPU, or 1]"
+)
+@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster (engine ray).")
+@click.option(
+    "--storage", metavar="URL", help="Database for the sweep's state (PostgreSQL, MySQL).  [default: a file in DIR]"
+)
+@click.option("--worker", is_flag=True, help="Take trials of a sweep that was started elsewhere.")
+@click.option("--resume", is_flag=True, help="Go on with a sweep that must be there. The same file does so by itself.")
+@click.option("--fail-fast", is_flag=True, help="Start no other trial after the first that fails.")
+@click.option("--max-failures", metavar="N", type=click.IntRange(min=1), help="The same after the Nth that fails.")
+@click.option(
+    "--show", metavar="DIR", type=click.Path(path_type=Path), help="Print the results of a sweep, run nothing."
+)
+@click.option("--cost", metavar="FIELD", default="nonzero", help="What the plot is drawn against.  [default: nonzero]")
+@click.option("--csv", "as_csv", is_flag=True, help="Print one row a trial on stdout.")
+@json_option
+@trust_option
+@verbosity_options
+@click.pass_obj
+def sweep(
+    state: State,
+    words: tuple[str, ...],
+    file: Path | None,
+    vary: tuple[str, ...],
+    output: str | None,
+    engine: str | None,
+    jobs: int | None,
+    address: str | None,
+    storage: str | None,
+    worker: bool,
+    resume: bool,
+    fail_fast: bool,
+    max_failures: int | None,
+    show: Path | None,
+    cost: str,
+    as_csv: bool,
+    as_json: bool,
+    trust_code: bool,
+) -> None:
+    """Find the best pruned network for a budget: run `prunetaylor prune` many times, and rank what comes of it.
+
+    SWEEP.yaml says what varies (parameters), how (method: grid, random or bayes), what is sought (metric, or metrics),
+    and the configuration to start from (base); -m does so for MODEL without a file. Each trial is an ordinary run in
+    DIR/trials. Trials are ranked on samples that do not report. DIR gets best.yaml, for `prunetaylor prune -c`, and a
+    plot of accuracy against cost.
+
+    The same command goes on with a sweep that was interrupted or had failures. DIR does so without the file.
+    """
+    from prunetaylor.sweep.lead import crew_of, join, lead
+    from prunetaylor.sweep.results import check_cost
+
+    check_cost(cost)
+    if as_csv and as_json:
+        raise UsageError("--csv and --json are two forms of the same", "choose one")
+    if show is not None:
+        if words or vary or worker or resume:
+            raise UsageError(
+                "--show runs nothing", "give it the folder of a sweep, and no more than --csv, --json, --cost"
+            )
+        _finish(state, show, storage, None if as_csv or as_json else cost, as_csv, as_json)
+        return
+    from .board import Board
+
+    wanted, there = _wanted(words, file, vary, output)
+    from prunetaylor.sweep.file import with_engine
+    from prunetaylor.sweep.folder import place
+
+    wanted = with_engine(wanted, engine, {"jobs": jobs, "address": address})
+    folder = place(wanted, there, resume=resume or worker)
+    crew = crew_of(wanted, folder, storage, trusted(wanted.base, trust_code))
+    with Board(folder, [one.name for one in wanted.objectives], state.verbosity) as board:
+        board.note(f"{folder}: {wanted.size} trials, {wanted.method}, engine {wanted.engine['name']}")
+        if wanted.ignored:
+            board.note(f"{', '.join(wanted.ignored)}: left aside, as every trial is a run of prunetaylor prune")
+        try:
+            if worker:
+                join(wanted, crew, board.show)
+            else:
+                lead(wanted, crew, board.show, max_failures=1 if fail_fast else max_failures)
+        except BaseException as err:
+            if not isinstance(err, Exception):
+                board.note(f"stopped; `prunetaylor sweep {folder}` goes on with it")
+            raise
+    if not worker:
+        _finish(state, folder, storage, cost, as_csv, as_json)
+
+
+def _wanted(
+    words: tuple[str, ...], file: Path | None, vary: tuple[str, ...], output: str | None
+) -> tuple[Sweep, Path | None]:
+    """The sweep that a command line means, and its folder where that is said."""
+    from prunetaylor.config.resolve import resolve
+    from prunetaylor.sweep.file import of_options, read
+    from prunetaylor.sweep.folder import is_sweep, stored
+
+    first, pairs = split_words(words)
+    folder = Path(output) if output else None
+    if first is None and folder is not None and is_sweep(folder):
+        first = str(folder)
+    if first is None:
+        raise UsageError("no sweep is named", "say SWEEP.yaml, or MODEL with -m prune.sparsity=0.5,0.7,0.9")
+    if vary:
+        base = resolve(file, os.environ, pairs, {"model.checkpoint": first})
+        return of_options(first, vary, base), folder
+    if file is not None:
+        raise UsageError("-c goes with MODEL and -m", "a sweep's file names its configuration: base: FILE")
+    if is_sweep(Path(first)):
+        if pairs or (folder is not None and folder.resolve() != Path(first).resolve()):
+            raise UsageError(
+                f"the sweep in {first} is what it is", "start another one from the file to change anything"
+            )
+        return stored(Path(first)), Path(first)
+    if Path(first).suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{first} is no sweep, and nothing is varied", "say what: -m prune.sparsity=0.5,0.7,0.9")
+    return read(Path(first), os.environ, pairs), folder
+
+
+def _finish(state: State, folder: Path, storage: str | None, cost: str | None, as_csv: bool, as_json: bool) -> None:
+    """Print and write what came of a sweep, the plot if ``cost`` is said; TrialsFailed where some failed."""
+    from prunetaylor.sweep.folder import open_study
+    from prunetaylor.sweep.results import BEST, best_config, outcome, to_csv, to_json
+    from prunetaylor.sweep.trial_files import described
+
+    study = open_study(folder, storage)
+    found = outcome(study.sweep, folder, study.trials(), described(folder))
+    written = []
+    if found.best is not None:
+        (folder / BEST).write_text(best_config(study.sweep, found.best), encoding="utf-8")
+        written.append(str(folder / BEST))
+        try:
+            written += _plot(found, folder, cost) if cost else []
+        except UsageError as err:  # the results are no worse for want of a plot
+            click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
+    if as_json:
+        click.echo(json.dumps(to_json(found), allow_nan=False))
+    elif as_csv:
+        click.echo(to_csv(found), nl=False)
+    elif state.verbosity < 0:
+        click.echo(str(folder))
+    else:
+        from prunetaylor.report.sweep import print_sweep
+        from prunetaylor.report.terminal import print_list
+
+        from .screen import console
+
+        print_sweep(console(), found)
+        print_list(console(), "written", written)
+    if found.failed:
+        raise TrialsFailed(
+            f"{found.failed} of {len(found.trials)} trials failed", f"`prunetaylor sweep {folder}` runs them again"
+        )
+
+
+def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:
+    """Draw accuracy against cost, if there is anything to draw; the files."""
+    from prunetaylor.report.plot import Point, draw
+    from prunetaylor.sweep.results import accuracy
+
+    value, sign = accuracy(found.objectives, found.trials)
+
+    def point(trial: Trial) -> Point:
+        return Point(trial.metrics[cost], trial.metrics[value], trial.interval.get(value), str(trial.number))
+
+    points = [point(trial) for trial in found.trials if cost in trial.metrics and value in trial.metrics]
+    if not points or cost == value:
+        return []
+    files = [folder / name for name in _PLOTS]
+    draw(points, value=value, sign=sign, cost=cost, title=found.name, files=files)
+    return [str(file) for file in files]

@@ -1,0 +1,72 @@
+"""Accuracy against what a network costs, with the Pareto front, as SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunetaylor.errors import UsageError
+
+_AXIS = {
+    "nonzero": "weights that are not zero",
+    "parameters": "parameters",
+    "flops": "FLOPs",
+    "flops_nonzero": "FLOPs without products by zero",
+    "bytes": "bytes of the file",
+    "seconds": "seconds of the run",
+    "sparsity": "sparsity",
+    "top1": "top-1 in %",
+    "loss": "loss",
+}
+_LARGER_IS_CHEAPER = ("sparsity",)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network: its cost, its accuracy with a 95 % interval (None: not known), and its name."""
+
+    cost: float
+    value: float
+    interval: tuple[float, float] | None
+    name: str
+
+
+def pareto(points: Sequence[Point], sign: int, cost: str) -> list[Point]:
+    """The points that no other beats in cost and value, cheapest first; ``sign`` is 1 where more value is better."""
+    cheap = -1 if cost in _LARGER_IS_CHEAPER else 1
+    front: list[Point] = []
+    for point in sorted(points, key=lambda one: (cheap * one.cost, -sign * one.value)):
+        if not front or sign * point.value > sign * front[-1].value:
+            front.append(point)
+    return front
+
+
+def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: str, files: Sequence[Path]) -> None:
+    """Draw the points into each of ``files``; the ending says the form. UsageError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            f"a plot needs matplotlib, which cannot be imported: {error}", "pip install prunetaylor[report]"
+        ) from error
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    front = pareto(points, sign, cost)
+    best = {(point.cost, point.value) for point in front}
+    for point in points:
+        colour = "C0" if (point.cost, point.value) in best else "0.6"
+        low, high = point.interval or (point.value, point.value)
+        bars = [[max(0.0, point.value - low)], [max(0.0, high - point.value)]]
+        axes.errorbar([point.cost], [point.value], yerr=bars, fmt="o", color=colour, capsize=2, markersize=4, lw=0.8)
+        axes.annotate(point.name, (point.cost, point.value), xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.plot([p.cost for p in front], [p.value for p in front], color="C0", lw=1, label="Pareto front", gid="front")
+    axes.set_xlabel(_AXIS[cost])
+    axes.set_ylabel(f"{_AXIS[value]}, on the samples that rank (95 % interval)")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize=8)
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)

@@ -1,0 +1,109 @@
+"""A sweep's folder: what was started there, whether it goes on, and that one process at a time leads it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.run import locked
+from prunetaylor.sweep.definition import Sweep
+from prunetaylor.sweep.file import read
+from prunetaylor.sweep.study import Study
+from prunetaylor.sweep.trial_files import write_whole
+
+SWEEP = "sweep.yaml"
+DIGEST = "sweep.sha256"
+_HOME = Path("sweeps")
+_LEADER = ".leader"
+_DATABASE = ".database"  # its kind; the address may hold a password
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a sweep was started in this folder."""
+    return (path / SWEEP).is_file()
+
+
+def stored(folder: Path) -> Sweep:
+    """The sweep that was started in ``folder``; OutputError where there is none."""
+    if not is_sweep(folder):
+        raise OutputError(f"{folder} holds no sweep", "name the folder of one: -o says where a sweep is kept")
+    return read(folder / SWEEP)
+
+
+def digest(folder: Path) -> str:
+    """``Sweep.digest`` as it was when the sweep in ``folder`` was started."""
+    try:
+        return (folder / DIGEST).read_text(encoding="utf-8").strip()
+    except OSError as err:
+        raise OutputError(f"{folder / DIGEST} cannot be read: {err.strerror}", "the sweep cannot be resumed") from err
+
+
+def open_study(folder: Path, url: str | None) -> Study:
+    """The study of the sweep in ``folder``; UsageError where its state is in a database that is not named."""
+    mark = folder / _DATABASE
+    if url is not None and not mark.exists():
+        write_whole(mark, url.partition("://")[0] + "\n")
+    elif url is None and mark.exists():
+        raise UsageError(
+            f"the state of the sweep in {folder} is in a database ({mark.read_text(encoding='utf-8').strip()})",
+            "name it with --storage",
+        )
+    return Study(stored(folder), folder.resolve(), digest(folder), url)
+
+
+def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
+    """The folder of a sweep, which holds its file from here on: ``wanted``, or ``sweeps/NAME-N``.
+
+    One that holds the same sweep is taken again. OutputError where ``wanted`` holds something else, or where ``resume``
+    is set and there is nothing to resume.
+    """
+    try:
+        folder = wanted if wanted is not None else _numbered(sweep)
+        if is_sweep(folder):
+            if digest(folder) != sweep.digest():
+                raise OutputError(
+                    f"{folder} holds another sweep (or the checkpoint has changed)",
+                    "choose another folder with -o/--output",
+                )
+            return folder
+        if resume:
+            raise OutputError(
+                f"{folder} holds no such sweep to resume", "leave out --resume, or name its folder with -o"
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(
+                f"{folder} holds files that are not of a sweep", "choose a new or empty one with -o/--output"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DIGEST).write_text(sweep.digest() + "\n", encoding="utf-8")
+        write_whole(folder / SWEEP, sweep.dump())
+    except OSError as err:
+        raise OutputError(
+            f"cannot write the sweep to {wanted or _HOME}: {err.strerror}", "choose another folder with -o/--output"
+        ) from err
+    return folder
+
+
+@contextlib.contextmanager
+def leading(folder: Path) -> Iterator[None]:
+    """Hold the folder as the one process that hands out its trials; UsageError where another does."""
+    with (folder / _LEADER).open("w") as file:
+        if not locked(file):
+            raise UsageError(f"the sweep in {folder} is running", "join it with --worker")
+        yield
+
+
+def _numbered(sweep: Sweep) -> Path:
+    """The latest ``sweeps/NAME-N`` that holds this sweep, else the next number."""
+    name = re.sub(r"[^\w.+-]+", "_", sweep.name).strip(".") or "sweep"
+    found = {}
+    if _HOME.is_dir():
+        matches = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in _HOME.iterdir())
+        found = {int(match[1]): _HOME / match[0] for match in matches if match}
+    for number in sorted(found, reverse=True):
+        if is_sweep(found[number]) and digest(found[number]) == sweep.digest():
+            return found[number]
+    return _HOME / f"{name}-{max(found, default=0) + 1}"

@@ -1,0 +1,148 @@
+"""Which samples rank the trials, and which report: never the same ones.
+
+A trial is chosen by its rank, so the samples that rank flatter the winner; what is reported of it comes from others.
+Those that rank are, in this order,
+
+1. the source's own validation samples;
+2. the share ``data.validation`` of the training samples, kept out of calibration and fine-tuning, where these are
+   FEWEST at least and the dense network does not know them better than it knows the test samples;
+3. else a half of the test samples, drawn by the sweep's seed: the network was trained on the training samples, and on
+   those that it knows by heart pruning shows too late.
+
+"Better" is a mean loss that is lower by more than two standard errors of the difference (Welch). The choice is made
+once for a sweep, by whichever trial comes first, and kept in its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from prunetaylor._version import __version__
+from prunetaylor.data.samples import Samples, Split, draw
+from prunetaylor.errors import DataError
+from prunetaylor.job import Job
+from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.progress import Progress
+from prunetaylor.sweep.trial_files import CHOICE, write_whole
+
+FEWEST = 100
+"""Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""
+_SIGNIFICANT = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Judging:
+    """``samples`` are those of the run: its test set reports. ``ranking`` ranks; ``dense_*`` is the dense network's."""
+
+    samples: Samples
+    ranking: Split
+    dense_ranking: Evaluation
+    dense_reporting: Evaluation
+    said: str
+
+
+def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | None:
+    """The samples of one trial of the sweep in ``folder``; None where there are no samples at all."""
+    samples = job.samples
+    if samples is None:
+        return None
+    dense = _Dense(job, folder, progress)
+    if samples.validation is not None:
+        said = f"{len(samples.validation):,} validation samples rank, {len(samples.test):,} test samples report"
+        ranked = dense.found("validation", samples.validation)
+        return Judging(samples, samples.validation, ranked, dense.found("test", samples.test), said)
+    kept, held = _halves(samples.train, job.config.data.validation, seed)
+    test = dense.found("test", samples.test)
+    held_split = samples.train.subset(held)
+
+    def choose() -> str:
+        if len(held) < FEWEST or not kept:
+            return "test"
+        return "test" if known_better(dense.found("training", held_split, held), test) else "training"
+
+    if _chosen(folder, choose) == "training":
+        said = f"{len(held):,} training samples, kept out of all else, rank; {len(samples.test):,} test samples report"
+        split = replace(samples, train=samples.train.subset(kept), validation=held_split)
+        return Judging(split, held_split, dense.found("training", held_split, held), test, said)
+    reporting, ranking = _halves(samples.test, 0.5, seed)
+    if not ranking or not reporting:
+        raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
+    said = (
+        f"a half of the test samples ({len(ranking):,}) ranks, the other ({len(reporting):,}) reports: the training "
+        "samples are too few, or too well known to the network, to choose by"
+    )
+    split = replace(samples, test=samples.test.subset(reporting))
+    return Judging(split, samples.test.subset(ranking), test.part(ranking), test.part(reporting), said)
+
+
+def known_better(training: Evaluation, test: Evaluation) -> bool:
+    """Whether the mean loss on training samples is below that on test samples by more than chance."""
+    ours, theirs = training.losses.double().cpu(), test.losses.double().cpu()
+    if len(ours) < 2 or len(theirs) < 2:
+        return True
+    error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()
+    return bool(theirs.mean() - ours.mean() > _SIGNIFICANT * error)
+
+
+class _Dense:
+    """The dense network's evaluations: each is made once for a sweep, by the first trial that needs it."""
+
+    def __init__(self, job: Job, folder: Path, progress: Progress) -> None:
+        self.job, self.folder, self.progress = job, folder, progress
+
+    def found(self, name: str, split: Split, indices: list[int] | None = None) -> Evaluation:
+        """Losses and right answers of ``split``; ``indices`` say which samples these are, where not all of a split."""
+        path = self.folder / f"dense-{name}-{self._key(indices)[:16]}.safetensors"
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError):
+            self.progress.phase(f"measure the dense network ({name})")
+            made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
+            tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
+            tensors |= {} if made.correct is None else {"correct": made.correct.cpu()}
+            temporary = path.with_name(f".{uuid.uuid4().hex}")
+            save_file(tensors, temporary)
+            os.replace(temporary, path)
+        return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"])
+
+    def _key(self, indices: list[int] | None) -> str:
+        """sha256, hexadecimal, of all that the evaluation depends on."""
+        job = self.job
+        assert job.samples is not None
+        said = {
+            "version": [__version__, torch.__version__],
+            "checkpoint": job.checkpoint.sha256 if job.checkpoint is not None else None,
+            "network": [job.arch, repr(job.args), repr(job.network.module)],
+            "data": [job.samples.fingerprint, job.samples.preprocess.to_json(), job.config.data.size],
+            "samples": indices,
+            "arithmetic": [job.device.type, torch.get_float32_matmul_precision(), job.config.data.batch_size],
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _halves(split: Split, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(the rest, ``share`` of the samples), both in order."""
+    order = draw(split, len(split), torch.Generator().manual_seed(seed))
+    count = round(share * len(order))
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def _chosen(folder: Path, choose: Callable[[], str]) -> str:
+    """What the sweep's first trial chose."""
+    path = folder / CHOICE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["rank"])
+    except (OSError, ValueError, KeyError):
+        chosen = choose()
+        write_whole(path, json.dumps({"rank": chosen}) + "\n")
+        return chosen

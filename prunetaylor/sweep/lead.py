@@ -1,0 +1,76 @@
+"""A sweep from its start to its last trial: one process leads, workers anywhere help."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prunetaylor import registry
+from prunetaylor.outcome import Trial
+from prunetaylor.sweep.alive import others
+from prunetaylor.sweep.crew import Crew
+from prunetaylor.sweep.definition import Sweep
+from prunetaylor.sweep.folder import leading, open_study
+from prunetaylor.sweep.study import Study
+
+Show = Callable[[list[Trial]], None]
+"""Is given all trials whenever something may have changed."""
+_EVERY = 0.5  # seconds between two looks at the study
+_ELSEWHERE = 2.0  # the same while only others work
+
+
+def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = None) -> list[Trial]:
+    """Run every trial that is missing or failed, on the sweep's engine; all trials, as they are then.
+
+    After ``max_failures`` failed trials no other is started. UsageError where another process leads this sweep.
+    """
+    with leading(crew.folder):
+        study = open_study(crew.folder, crew.storage)
+        waiting = study.fill()
+        look = _Look(study, show, max_failures)
+        if waiting:
+            registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
+        while study.running:  # on other machines
+            study.reap()
+            look()
+            time.sleep(_ELSEWHERE)
+        look.now()
+        others(crew.folder)  # takes away what workers left that were killed
+        return study.trials()
+
+
+def join(sweep: Sweep, crew: Crew, show: Show) -> list[Trial]:
+    """Help a sweep that another process leads, or that nobody leads any more, until no trial waits."""
+    study = open_study(crew.folder, crew.storage)
+    study.reap()
+    look = _Look(study, show, None)
+    registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
+    look.now()
+    return study.trials()
+
+
+class _Look:
+    """Looks at the study now and then, shows it, and stops the sweep after too many failures."""
+
+    def __init__(self, study: Study, show: Show, max_failures: int | None) -> None:
+        self.study, self.show, self.max_failures = study, show, max_failures
+        self.next = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self.next:
+            self.now()
+            self.next = time.monotonic() + _EVERY
+
+    def now(self) -> None:
+        trials = self.study.trials()
+        self.show(trials)
+        failed = sum(trial.state == "failed" for trial in trials)
+        if self.max_failures is not None and failed >= self.max_failures and not self.study.stopping:
+            self.study.stop(f"{failed} failed")
+
+
+def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: dict[str, bool]) -> Crew:
+    """What the sweep's engine is told."""
+    options = {key: value for key, value in sweep.engine.items() if key != "name"}
+    return Crew(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, **trust)

@@ -1,0 +1,288 @@
+"""A sweep's state in Optuna: which trials wait, run, are done or failed, and what is sampled next.
+
+Every trial is enqueued when the sweep starts, with its number and, for grid and random, its values: workers anywhere
+take the next that waits. An attempt that failed stays in the study; its trial is enqueued once more on resuming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+
+from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.outcome import Trial
+from prunetaylor.sweep.alive import PATIENCE, is_alive, others
+from prunetaylor.sweep.definition import Sweep
+from prunetaylor.sweep.space import Choices, Parameter, Range, grid, label
+
+JOURNAL = "journal.log"
+_LOCK_PATIENCE = 10  # seconds after which the journal's lock is taken from a process that died with it
+_STATES = {
+    TrialState.WAITING: "waiting",
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+}
+GONE = "its worker is gone: it was killed, or its machine was lost"
+Stopped = optuna.TrialPruned
+"""Raised by whoever watches a trial, to stop it early."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A trial that this process has to run."""
+
+    number: int
+    values: dict[str, Any]
+    trial: optuna.Trial
+
+
+class Study:
+    """The study of one sweep. ``url`` names a storage of Optuna's; None: a journal in the sweep's folder.
+
+    ``digest`` is the sweep's: several may be kept in one storage.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path, digest: str, url: str | None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.sweep, self.folder = sweep, folder
+        self.name = f"{sweep.name}-{digest[:12]}"
+        self.storage = _storage(folder, url)
+        self.study = optuna.create_study(
+            study_name=self.name,
+            storage=self.storage,
+            directions=[one.goal for one in sweep.objectives],
+            pruner=_pruner(sweep),
+            load_if_exists=True,
+        )
+        self._id = self.storage.get_study_id_from_name(self.name)
+
+    def fill(self) -> int:
+        """Enqueue what is missing, failed, or was held by a worker that is gone; the number of trials that wait now.
+
+        One process at a time may do this.
+        """
+        self.reap()
+        last = self._last()
+        values = _values(self.sweep)
+        for number in range(1, self.sweep.size + 1):
+            chosen = next(values)
+            attempt = last.get(number)
+            if attempt is None:
+                self.study.enqueue_trial(chosen, user_attrs={"trial": number})
+            elif attempt.state == TrialState.FAIL:
+                self.study.enqueue_trial(attempt.params or chosen, user_attrs={"trial": number})
+        self.study.set_user_attr("stop", None)
+        return self.waiting
+
+    def take(self, worker: str) -> Taken | None:
+        """The next trial that waits, its values sampled where they were not fixed; None where none does."""
+        while not self.stopping and self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = self.study.ask()
+            number = trial.user_attrs.get("trial")
+            if number is None:  # another worker was faster, and Optuna made a trial of its own
+                self.study.tell(trial, state=TrialState.FAIL)
+                continue
+            trial.set_user_attr("worker", worker)
+            self.study.sampler = sampler(self.sweep, number)
+            return Taken(number, {one.key: _suggested(trial, one) for one in self.sweep.parameters}, trial)
+        return None
+
+    def done(self, taken: Taken, measured: Mapping[str, Any]) -> None:
+        """The trial has its result: ``measured`` has ``metrics`` by name, and what else is to be kept."""
+        with contextlib.suppress(UpdateFinishedTrialError):  # it was given up, and came back
+            taken.trial.set_user_attr("measured", dict(measured))
+            values = [measured["metrics"][one.name] for one in self.sweep.objectives]
+            self.study.tell(taken.trial, values, skip_if_finished=True)
+
+    def stopped(self, taken: Taken) -> None:
+        """The trial was stopped early."""
+        self.study.tell(taken.trial, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def failed(self, taken: Taken, cause: str) -> None:
+        self._fail(taken.trial.number, cause)
+
+    def lost(self, worker: str, cause: str) -> list[int]:
+        """Give up what a worker that died was at; the numbers of those trials."""
+        held = [t for t in self._attempts(TrialState.RUNNING) if t.user_attrs.get("worker") == worker]
+        for attempt in held:
+            self._fail(attempt.number, cause)
+        return [attempt.user_attrs["trial"] for attempt in held]
+
+    def reap(self) -> None:
+        """Give up the trials of workers that are gone."""
+        running = self._attempts(TrialState.RUNNING)
+        if not running:
+            return
+        anybody = bool(others(self.folder))
+        for attempt in running:
+            worker = attempt.user_attrs.get("worker")
+            if worker is not None:
+                gone = not is_alive(self.folder, worker)
+            else:  # it was killed, or is about to say who it is
+                gone = not anybody or _seconds_since(attempt.datetime_start) > PATIENCE
+            if gone:
+                self._fail(attempt.number, GONE)
+
+    def stop(self, why: str) -> None:
+        """No worker takes another trial until the sweep is resumed."""
+        self.study.set_user_attr("stop", why)
+
+    @property
+    def stopping(self) -> str | None:
+        found: str | None = self.study.user_attrs.get("stop")
+        return found
+
+    def trials(self) -> list[Trial]:
+        """Every trial by number, each as its last attempt left it."""
+        last = self._last()
+        return [self._trial(number, last.get(number)) for number in range(1, self.sweep.size + 1)]
+
+    @property
+    def running(self) -> int:
+        """The number of trials that are at work anywhere."""
+        return len(self._attempts(TrialState.RUNNING))
+
+    @property
+    def waiting(self) -> int:
+        return len(self._attempts(TrialState.WAITING))
+
+    def _trial(self, number: int, attempt: FrozenTrial | None) -> Trial:
+        if attempt is None:
+            return Trial(number, "waiting", {})
+        said = attempt.user_attrs
+        measured = said.get("measured", {}) if attempt.state == TrialState.COMPLETE else {}
+        chosen = attempt.params or attempt.system_attrs.get("fixed_params", {})
+        return Trial(
+            number,
+            _STATES[attempt.state],
+            {p.key: _meant(p, chosen[p.key]) for p in self.sweep.parameters if p.key in chosen},
+            metrics=measured.get("metrics", {}),
+            interval={name: (low, high) for name, (low, high) in measured.get("interval", {}).items()},
+            reported=measured.get("reported", {}),
+            values=tuple(attempt.values) if attempt.state == TrialState.COMPLETE else (),
+            progress=tuple(sorted(attempt.intermediate_values.items())),
+            cause=said.get("cause") if attempt.state == TrialState.FAIL else None,
+            worker=said.get("worker"),
+        )
+
+    def _fail(self, number: int, cause: str) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):
+            key = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
+            self.storage.set_trial_user_attr(key, "cause", cause)
+            self.storage.set_trial_state_values(key, state=TrialState.FAIL)
+
+    def _attempts(self, *states: TrialState) -> list[FrozenTrial]:
+        found = self.study.get_trials(deepcopy=False, states=states or None)
+        return [attempt for attempt in found if "trial" in attempt.user_attrs]
+
+    def _last(self) -> dict[int, FrozenTrial]:
+        """The last attempt at each trial; one that came to an end stands against later ones that did not."""
+        found: dict[int, FrozenTrial] = {}
+        for attempt in self._attempts():
+            number = attempt.user_attrs["trial"]
+            before = found.get(number)
+            if before is None or before.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                found[number] = attempt
+        return found
+
+
+def distribution(domain: Choices | Range) -> BaseDistribution:
+    if isinstance(domain, Choices):
+        return CategoricalDistribution([label(value) for value in domain.values])
+    if domain.whole:
+        step = 1 if domain.step is None else int(domain.step)
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=step)
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
+
+
+def sampler(sweep: Sweep, number: int) -> BaseSampler:
+    """What samples the values of trial ``number`` that are not fixed: with seeds of their own, whoever asks."""
+    seed = (sweep.base.config.seed * 1_000_003 + number) % 2**32
+    if sweep.method != "bayes":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=startup(sweep.size))
+
+
+def startup(trials: int) -> int:
+    """Trials of a ``bayes`` sweep before its model is asked: Optuna's ten, fewer in a short sweep."""
+    return min(10, max(2, trials // 3))
+
+
+def _values(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """What each trial's values are fixed to when it is enqueued, by number."""
+    if sweep.method == "grid":
+        return ({key: label(value) for key, value in row.items()} for row in grid(sweep.parameters))
+    if sweep.method == "random":
+        return _random(sweep)
+    return itertools.repeat({})
+
+
+def _random(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    study = optuna.create_study()
+    space = {one.key: distribution(one.domain) for one in sweep.parameters}
+    for number in itertools.count(1):
+        study.sampler = sampler(sweep, number)
+        yield study.ask(space).params
+
+
+def _pruner(sweep: Sweep) -> BasePruner:
+    if sweep.early is None:
+        return NopPruner()
+    most = sweep.early.max_iter
+    return HyperbandPruner(sweep.early.min_iter, "auto" if most is None else most, sweep.early.eta)
+
+
+def _suggested(trial: optuna.Trial, one: Parameter) -> Any:
+    d = distribution(one.domain)
+    if isinstance(d, CategoricalDistribution):
+        return _meant(one, trial.suggest_categorical(one.key, d.choices))
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(one.key, d.low, d.high, step=d.step, log=d.log)
+    assert isinstance(d, FloatDistribution)
+    return trial.suggest_float(one.key, d.low, d.high, step=d.step, log=d.log)
+
+
+def _meant(one: Parameter, chosen: Any) -> Any:
+    """The value behind what the study keeps of it."""
+    if isinstance(one.domain, Range):
+        return chosen
+    return next(value for value in one.domain.values if label(value) == chosen)
+
+
+def _storage(folder: Path, url: str | None) -> BaseStorage:
+    if url is None:
+        path = str(folder / JOURNAL)
+        try:
+            return JournalStorage(JournalFileBackend(path, JournalFileSymlinkLock(path, grace_period=_LOCK_PATIENCE)))
+        except OSError as err:
+            raise OutputError(f"cannot write {path}: {err.strerror}", "choose another folder with -o/--output") from err
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except Exception as err:  # each database has errors of its own
+        shown = url.partition("://")[0]
+        text = " ".join(str(err).split())[:300]
+        raise UsageError(
+            f"cannot open the storage {shown}://...: {text}",
+            "--storage takes a database URL that Optuna knows, such as postgresql://USER:PASSWORD@HOST/NAME",
+        ) from err
+
+
+def _seconds_since(start: datetime | None) -> float:
+    return time.time() - start.timestamp() if start is not None else float("inf")

@@ -1,0 +1,79 @@
+"""The files of a trial beside those of a run, and what is left of one that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from prunetaylor.run import LOG, STAGING
+
+TRIALS = "trials"
+TRIAL = "trial.json"
+ERROR = "error.txt"
+CHOICE = "samples.json"
+"""In the sweep's folder: which samples rank, as the first trial chose them."""
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    return folder / TRIALS / f"{number:04d}"
+
+
+def clear(path: Path) -> None:
+    """Take away what a failed attempt left in a trial's folder."""
+    for name in (ERROR, LOG):
+        (path / name).unlink(missing_ok=True)
+
+
+def write_error(path: Path, cause: str, detail: str) -> None:
+    """Keep the cause of a failure in the trial's folder, with where it came from and what the log said last."""
+    with contextlib.suppress(OSError):  # a full disk; the cause is in the study as well
+        path.mkdir(parents=True, exist_ok=True)
+        killed = path / STAGING
+        if killed.is_dir():
+            keep_log(path)
+            shutil.rmtree(killed, ignore_errors=True)
+        (path / ERROR).write_text(f"{cause}\n\n{detail.rstrip()}\n", encoding="utf-8")
+
+
+def keep_log(path: Path) -> None:
+    """The log of an attempt that did not end, beside its error."""
+    with contextlib.suppress(OSError):
+        shutil.copyfile(path / STAGING / LOG, path / LOG)
+
+
+def phase(folder: Path, number: int) -> str:
+    """What a trial is at, by the last phase in its log; empty where nothing is known."""
+    found = ""
+    with contextlib.suppress(OSError, ValueError):
+        for line in (trial_folder(folder, number) / STAGING / LOG).read_text(encoding="utf-8").splitlines():
+            event = json.loads(line)
+            found = event["name"] if event.get("event") == "phase" else found
+    return found
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is seen complete or not at all."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def described(folder: Path) -> str:
+    """Which samples rank and which report, as the first trial said it; empty before there was one."""
+    try:
+        found = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("said", ""))
+
+
+def describe(folder: Path, said: str) -> None:
+    """Keep what ``described`` tells."""
+    path = folder / CHOICE
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("said") != said:
+        write_whole(path, json.dumps({**found, "said": said}) + "\n")

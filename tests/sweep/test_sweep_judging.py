@@ -1,0 +1,117 @@
+"""Which samples rank the trials, and which report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prunetaylor.config.resolve import from_values
+from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import Split
+from prunetaylor.errors import DataError
+from prunetaylor.job import Job, make_job
+from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.progress import Silent
+from prunetaylor.sweep.judging import FEWEST, judging, known_better
+from prunetaylor.sweep.trial_files import describe, described
+
+
+def pairs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 4, generator=generator)
+    return x, (x[:, 0] > 0).long()
+
+
+def a_job(train: int = 1500, test: int = 300, validation: int | None = None, *, noise: float = 0.0) -> Job:
+    """A job whose network answers as its first input says; ``noise`` spoils the test samples."""
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-2.0, 0, 0, 0], [2.0, 0, 0, 0]]))
+        net.bias.zero_()
+    held = None if validation is None else pairs(validation, 3)
+    x, y = pairs(test, 2)
+    x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
+    samples = from_python(pairs(train, 1), (x, y), held)
+    return make_job(from_values({"device": "cpu"}).config, net, samples, torch.device("cpu"), choices=[])
+
+
+def rows(split: Split) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in split.fetch(range(len(split)))[0].tolist()}
+
+
+def assert_apart(job: Job, folder: Path, ranking: int, reporting: int) -> None:
+    found = judging(job, folder, 0, Silent())
+    assert found is not None
+    assert (len(found.ranking), len(found.samples.test)) == (ranking, reporting)
+    used = rows(found.samples.train) | rows(found.samples.test)
+    assert not rows(found.ranking) & used
+    for split, dense in ((found.ranking, found.dense_ranking), (found.samples.test, found.dense_reporting)):
+        own = evaluate(job.network.module, job.batches(split), job.kind)
+        torch.testing.assert_close(dense.losses, own.losses)
+        assert dense.metrics["top1"] == own.metrics["top1"]
+    assert f"{ranking:,}" in found.said
+    assert f"{reporting:,}" in found.said
+
+
+def test_the_source_s_own_validation_ranks(tmp_path: Path) -> None:
+    assert_apart(a_job(validation=50), tmp_path, 50, 300)
+
+
+def test_training_samples_rank_where_the_network_knows_them_no_better(tmp_path: Path) -> None:
+    assert_apart(a_job(), tmp_path, 150, 300)
+
+
+def test_else_a_half_of_the_test_ranks(tmp_path: Path) -> None:
+    assert_apart(a_job(noise=2.0), tmp_path, 150, 150)
+
+
+def test_few_training_samples_do_not_rank(tmp_path: Path) -> None:
+    assert_apart(a_job(train=10 * FEWEST - 10), tmp_path, 150, 150)
+
+
+def test_the_first_trial_chooses_for_all(tmp_path: Path) -> None:
+    assert_apart(a_job(noise=2.0), tmp_path, 150, 150)
+    assert_apart(a_job(), tmp_path, 150, 150)  # on its own it would rank on training samples
+
+
+def test_the_dense_network_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judging(a_job(), tmp_path, 0, Silent())
+    monkeypatch.setattr("prunetaylor.sweep.judging.evaluate", lambda *args: pytest.fail("measured again"))
+    assert_apart(a_job(), tmp_path, 150, 300)
+    other = a_job()
+    other.samples = replace(other.samples, fingerprint="another")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        judging(other, tmp_path, 0, Silent())
+
+
+def test_a_dense_file_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+    judging(a_job(), tmp_path, 0, Silent())
+    for path in tmp_path.glob("dense-*"):
+        path.write_bytes(path.read_bytes()[:40])
+    assert_apart(a_job(), tmp_path, 150, 300)
+
+
+def test_no_samples_or_one(tmp_path: Path) -> None:
+    job = a_job()
+    job.samples = None
+    assert judging(job, tmp_path, 0, Silent()) is None
+    with pytest.raises(DataError, match="1 test samples cannot rank trials and report"):
+        judging(a_job(train=20, test=1), tmp_path, 0, Silent())
+
+
+def test_known_better_is_significant() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (Evaluation.of(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
+    assert not known_better(a, b)
+    assert known_better(a, Evaluation.of(b.losses + 0.2, None, b.targets))
+    assert not known_better(Evaluation.of(b.losses + 0.2, None, b.targets), a)
+
+
+def test_what_is_said_of_the_samples_is_kept(tmp_path: Path) -> None:
+    assert described(tmp_path) == ""
+    describe(tmp_path, "halves")
+    assert described(tmp_path) == "halves"

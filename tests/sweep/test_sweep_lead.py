@@ -1,0 +1,125 @@
+"""Who leads a sweep, when it stops, and which folder it gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prunetaylor import registry
+from prunetaylor.config.schema import Section
+from prunetaylor.errors import OutputError, PruneTaylorError, UsageError
+from prunetaylor.outcome import Trial
+from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.file import read
+from prunetaylor.sweep.folder import leading, open_study, place, stored
+from prunetaylor.sweep.lead import crew_of, join, lead
+
+FILE = """
+method: grid
+metric: {name: top1}
+parameters: {seed: {values: [1, 2, 3, 4, 5, 6]}}
+base: {model: {checkpoint: net.pt}}
+"""
+TRUST = {"trusted_arch": False, "trusted_data": False}
+
+
+def engine_that_fails(bad: set[int]) -> SimpleNamespace:
+    """Takes trials in this process, some of which fail."""
+
+    def run(crew: Crew, watch: Watch) -> None:
+        study = open_study(crew.folder, crew.storage)
+        while (taken := study.take("me")) is not None:
+            if taken.number in bad:
+                study.failed(taken, f"trial {taken.number} is bad")
+            else:
+                study.done(taken, {"metrics": {"top1": float(taken.number)}})
+            watch.now()
+
+    return SimpleNamespace(Options=Section, run=run)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pt").write_bytes(b"x")
+    (tmp_path / "s.yaml").write_text(FILE)
+    return tmp_path
+
+
+def states(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], limit: int | None) -> list[str]:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    seen: list[list[Trial]] = []
+    monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(bad))
+    trials = lead(sweep, crew_of(sweep, home, None, TRUST), seen.append, max_failures=limit)
+    assert seen[-1] == trials
+    return [trial.state for trial in trials]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, "done failed done failed done done"),
+        (1, "done failed" + 4 * " waiting"),
+        (2, "done failed done failed" + 2 * " waiting"),
+    ],
+)
+def test_it_stops_after_so_many_failures(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None, expected: str
+) -> None:
+    assert states(folder, monkeypatch, {2, 4}, limit) == expected.split()
+    assert states(folder, monkeypatch, set(), limit) == ["done"] * 6
+
+
+def test_one_leads_and_others_join(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    crew = crew_of(sweep, home, None, TRUST)
+    open_study(home, None).fill()
+    monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(set()))
+    with leading(home):
+        with pytest.raises(UsageError, match="out is running"):
+            lead(sweep, crew, lambda trials: None)
+        assert {trial.state for trial in join(sweep, crew, lambda trials: None)} == {"done"}
+
+
+def test_the_same_file_gets_the_same_folder(folder: Path) -> None:
+    sweep = read(folder / "s.yaml")
+    assert place(sweep, None, resume=False) == Path("sweeps/s-1")
+    assert place(sweep, None, resume=True) == Path("sweeps/s-1")
+    assert stored(Path("sweeps/s-1")).plain() == sweep.plain()
+    (folder / "s.yaml").write_text(FILE.replace("[1, ", "["))
+    other = read(folder / "s.yaml")
+    assert place(other, None, resume=False) == Path("sweeps/s-2")
+    assert place(sweep, None, resume=False) == Path("sweeps/s-1")
+    with pytest.raises(OutputError, match="holds another sweep"):
+        place(other, Path("sweeps/s-1"), resume=False)
+    (folder / "net.pt").write_bytes(b"y")
+    with pytest.raises(OutputError, match="the checkpoint has changed"):
+        place(sweep, Path("sweeps/s-1"), resume=False)
+
+
+def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
+    sweep = read(folder / "s.yaml")
+    with pytest.raises(OutputError, match="holds files that are not of a sweep"):
+        place(sweep, folder, resume=False)
+    with pytest.raises(OutputError, match="new holds no such sweep"):
+        place(sweep, Path("new"), resume=True)
+    assert not Path("new").exists()
+    with pytest.raises(PruneTaylorError, match="holds no sweep"):
+        stored(folder)
+    (folder / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the sweep"):
+        place(sweep, Path("file") / "inner", resume=False)
+
+
+def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None:
+    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    url = f"sqlite:///{folder}/state.db"
+    assert open_study(home, url).fill() == 6
+    assert open_study(home, url).waiting == 6
+    with pytest.raises(UsageError, match=r"in a database \(sqlite\)"):
+        open_study(home, None)
+    assert not (home / "journal.log").exists()

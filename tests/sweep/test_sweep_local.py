@@ -1,0 +1,191 @@
+"""Whole sweeps on this machine, by the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweeps import Inline, Run, Start
+
+from prunetaylor.config.resolve import resolve
+from prunetaylor.run import REPORT
+
+# no samples, so that a trial is quick; the first argument of the network's factory may be an accident
+BLIND = """
+method: grid
+metric: {name: nonzero}
+parameters:
+  prune.sparsity: {values: [0.2, 0.4, 0.6, 0.8]}
+base:
+  model: {checkpoint: net.pt, arch: "net.py:make", args: {pause: 0.3}}
+  data: {source: none}
+  device: cpu
+"""
+
+
+def document(done: subprocess.CompletedProcess[str], code: int = 0) -> dict:
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = document(sweep("sweep.yaml", "--jobs", "2", "--json", "-o", "out"))
+    trials = found["trials"]
+    assert sorted(trial["number"] for trial in trials) == [1, 2, 3, 4, 5, 6]
+    assert {trial["state"] for trial in trials} == {"done"}
+    assert [trial["rank"] for trial in trials] == [1, 2, 3, 4, 5, 6]
+    top1 = [trial["metrics"]["top1"] for trial in trials]
+    assert top1 == sorted(top1, reverse=True)
+    assert "a half of the test samples (60) ranks, the other (60) reports" in found["samples"]
+    for trial in trials:
+        report = json.loads((Path(trial["folder"]) / REPORT).read_text())
+        assert report["sparsity"]["asked"] == trial["parameters"]["prune.sparsity"]
+        assert report["configuration"]["prune"]["method"] == trial["parameters"]["prune.method"]
+        assert report["pruned"]["metrics"] == trial["reported"]
+        assert report["pruned"]["nonzero"] == trial["metrics"]["nonzero"]
+        low, high = trial["interval"]["top1"]
+        assert low <= trial["metrics"]["top1"] <= high
+        assert any("ranks, the other (60) reports" in choice for choice in report["choices"])
+    best = resolve(task / "out" / "best.yaml", {}, [], {}).config
+    assert best.prune.sparsity == trials[0]["parameters"]["prune.sparsity"]
+    assert best.prune.method == trials[0]["parameters"]["prune.method"]
+    assert {path.name for path in (task / "out").glob("plot.*")} == {"plot.svg", "plot.png"}
+    assert len(list((task / "out").glob("dense-test-*"))) == 1
+
+    assert json.loads(inline("sweep.yaml", "--json", "-o", "out")) == found  # nothing is run twice
+    shown = inline("--show", "out")
+    for trial in trials:
+        assert f"{trial['metrics']['top1']:.2f} %" in shown
+    assert "best: trial" in shown
+    assert len(inline("--show", "out", "--csv").splitlines()) == 7
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
+    without = inline("--show", "out")
+    assert "best: trial" in without
+    assert "plot.svg" not in without
+
+
+@pytest.mark.long
+def test_an_accident_costs_its_trial_only(sweep: Run, task: Path) -> None:
+    words = ["net.pt", "model.arch=net.py:make", "data.source=none", "device=cpu", "-o", "out"]
+    varied = ["-m", "model.args.fail=no,killed,bug,twice"]
+    done = sweep(*words, *varied, "--json")
+    found = document(done, 6)
+    assert [trial["number"] for trial in found["trials"] if trial["state"] == "done"] == [1]
+    assert found["counts"] == {"done": 1, "stopped": 0, "failed": 3, "running": 0, "waiting": 0}
+    assert "2 (fail=killed) failed: its process died (signal SIGKILL" in done.stderr
+    assert "3 (fail=bug) failed: net.py:make called with (fail='bug') raised ZeroDivisionError" in done.stderr
+    assert "4 (fail=twice) failed: its process died (exit code 3)" in done.stderr
+    assert "error: 3 of 4 trials failed" in done.stderr
+    text = (task / "out" / "trials" / "0003" / "error.txt").read_text()
+    assert "ZeroDivisionError: a bug of somebody's" in text
+    assert 'net.py", line' in text
+    again = sweep("out", "--json")  # the accident that happens once does not happen again
+    states = {trial["number"]: trial["state"] for trial in document(again, 6)["trials"]}
+    assert states == {1: "done", 2: "failed", 3: "failed", 4: "done"}
+    assert not (task / "out" / "trials" / "0004" / "error.txt").exists()
+
+
+def ranking(found: dict) -> list[tuple[int, int, float]]:
+    return [(trial["rank"], trial["number"], trial["values"][0]) for trial in found["trials"]]
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(word) for word in path.read_text().split()]
+
+
+def interrupted(start: Start, how: str, after: float, jobs: int = 1) -> int:
+    """Start the sweep, end it or a worker of it after so many seconds from the first trial's start; its exit code."""
+    process = start("blind.yaml", "-o", "out", "--jobs", str(jobs))
+    assert process.stderr is not None
+    assert "4 trials" in process.stderr.readline()
+    time.sleep(after)
+    if how == "worker":
+        for pid in workers_of(process)[:1]:
+            os.kill(pid, signal.SIGKILL)
+    else:
+        process.send_signal(signal.SIGKILL if how == "sweep" else signal.SIGINT)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def check_resumed(sweep: Run, task: Path) -> None:
+    found = document(sweep("blind.yaml", "-o", "out", "--resume", "--json"))
+    assert sorted(trial["number"] for trial in found["trials"]) == [1, 2, 3, 4]
+    # 16 x 8 + 8 x 3 weights and 11 biases, of which that many are left
+    assert ranking(found) == [(1, 4, 41.0), (2, 3, 72.0), (3, 2, 102.0), (4, 1, 133.0)]
+    folders = sorted(path.name for path in (task / "out" / "trials").iterdir())
+    assert folders == ["0001", "0002", "0003", "0004"]
+    assert all((task / "out" / "trials" / name / REPORT).exists() for name in folders)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
+@pytest.mark.parametrize(("how", "after"), [("sweep", 4.0), ("worker", 2.0)])
+def test_a_sweep_that_was_killed_goes_on(sweep: Run, start: Start, task: Path, how: str, after: float) -> None:
+    (task / "blind.yaml").write_text(BLIND)
+    code = interrupted(start, how, after)
+    assert code == -signal.SIGKILL if how == "sweep" else code in (0, 1, 6)
+    check_resumed(sweep, task)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
+@pytest.mark.parametrize("how", ["sweep", "worker"])
+@pytest.mark.parametrize("moment", range(5))
+def test_killed_at_random_moments(sweep: Run, start: Start, task: Path, how: str, moment: int) -> None:
+    (task / "blind.yaml").write_text(BLIND.replace("pause: 0.3", "pause: 1.0"))
+    interrupted(start, how, random.Random(f"{how} {moment}").uniform(0, 10), jobs=2)
+    check_resumed(sweep, task)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
+def test_ctrl_c_stops_the_workers_and_can_be_resumed(sweep: Run, start: Start, task: Path) -> None:
+    (task / "blind.yaml").write_text(BLIND.replace("pause: 0.3", "pause: 30"))
+    process = start("blind.yaml", "-o", "out")
+    assert process.stderr is not None
+    process.stderr.readline()
+    workers = []
+    deadline = time.monotonic() + 60
+    while not (task / "out" / "trials" / "0001").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = workers_of(process)
+    joined = start("blind.yaml", "-o", "out")  # nobody else may lead it meanwhile
+    assert joined.communicate(timeout=60)[1].count("is running") == 1
+    assert joined.returncode == 2
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "`prunetaylor sweep out` goes on with it" in told
+    assert workers
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    states = {trial["number"]: trial for trial in document(sweep("--show", "out", "--json"), 6)["trials"]}
+    assert states[1]["state"] == "failed"
+    assert states[1]["cause"] == "interrupted"
+    assert states[2]["state"] == "waiting"
+
+
+@pytest.mark.long
+def test_a_worker_joins(sweep: Run, start: Start, task: Path) -> None:
+    (task / "blind.yaml").write_text(BLIND.replace("pause: 0.3", "pause: 4"))
+    leader = start("blind.yaml", "-o", "out", "--json")
+    while not (task / "out" / "trials" / "0001").exists():
+        assert leader.poll() is None
+        time.sleep(0.1)
+    helper = sweep("blind.yaml", "-o", "out", "--worker")
+    assert helper.returncode == 0, helper.stderr
+    assert helper.stdout == ""
+    told, _ = leader.communicate(timeout=120)
+    found = json.loads(told)
+    assert ranking(found) == [(1, 4, 41.0), (2, 3, 72.0), (3, 2, 102.0), (4, 1, 133.0)]
+    assert len({trial["worker"] for trial in found["trials"]}) == 2
+    nothing = sweep("blind.yaml", "-o", "nowhere", "--worker")
+    assert nothing.returncode == 1
+    assert "nowhere holds no such sweep" in nothing.stderr

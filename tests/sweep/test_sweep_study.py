@@ -1,0 +1,231 @@
+"""The sweep's state in Optuna: every trial once, whoever comes and goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prunetaylor.errors import UsageError
+from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
+from prunetaylor.sweep.file import read
+from prunetaylor.sweep.study import GONE, Stopped, Study
+
+GRID = """
+method: grid
+metric: {name: top1, goal: maximize}
+parameters:
+  prune.stages: {values: [auto, 2, [0.1, 0.5]]}
+  prune.sparsity: {values: [0.5, 0.9]}
+base: {model: {checkpoint: net.pt}}
+"""
+RANDOM = GRID.replace("grid", "random\nrun_cap: 5").replace("{values: [0.5, 0.9]}", "{min: 0.5, max: 0.9}")
+BAYES = RANDOM.replace("random", "bayes")
+
+
+def study(folder: Path, text: str = GRID, url: str | None = None) -> Study:
+    (folder / "s.yaml").write_text(text)
+    return Study(read(folder / "s.yaml"), folder, "d" * 64, url)
+
+
+def measured(top1: float) -> dict[str, object]:
+    return {"metrics": {"top1": top1, "nonzero": 10}, "interval": {"top1": [top1 - 1, top1 + 1]}, "reported": {}}
+
+
+def test_a_grid_from_start_to_end(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    assert one.fill() == 6
+    taken = []
+    while (trial := one.take("me")) is not None:
+        taken.append(trial)
+        one.done(trial, measured(50.0 + trial.number))
+    assert [trial.number for trial in taken] == [1, 2, 3, 4, 5, 6]
+    assert taken[0].values == {"prune.stages": "auto", "prune.sparsity": 0.5}
+    assert taken[5].values == {"prune.stages": [0.1, 0.5], "prune.sparsity": 0.9}
+    found = study(tmp_path).trials()
+    assert [trial.state for trial in found] == ["done"] * 6
+    assert found[2].values == (53.0,)
+    assert found[2].interval == {"top1": (52.0, 54.0)}
+    assert found[4].parameters == {"prune.stages": [0.1, 0.5], "prune.sparsity": 0.5}
+    assert one.fill() == 0
+
+
+def test_two_processes_share_the_trials(tmp_path: Path) -> None:
+    one, two = study(tmp_path), study(tmp_path)
+    one.fill()
+    taken = [who.take(name) for _ in range(3) for who, name in ((one, "a"), (two, "b"))]
+    assert [trial.number for trial in taken if trial is not None] == [1, 2, 3, 4, 5, 6]
+    assert one.take("a") is None
+    assert two.take("b") is None
+    assert {trial.worker for trial in one.trials()} == {"a", "b"}
+
+
+def test_failed_and_lost_trials_are_run_again_once(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    one.fill()
+    a, b, c, d = (one.take(name) for name in ("w1", "w2", "w3", "w4"))
+    assert a is not None
+    assert b is not None
+    assert c is not None
+    assert d is not None
+    one.done(a, measured(90))
+    one.failed(b, "out of memory")
+    assert one.lost("w3", "killed") == [3]
+    assert [trial.state for trial in one.trials()] == ["done", "failed", "failed", "running", "waiting", "waiting"]
+    assert [trial.cause for trial in one.trials()[1:3]] == ["out of memory", "killed"]
+    again = study(tmp_path)
+    assert again.fill() == 5  # w4 holds no lock: it is gone
+    assert again.fill() == 5
+    numbers = []
+    while (trial := again.take("new")) is not None:
+        numbers.append(trial.number)
+        again.done(trial, measured(80 + trial.number))
+    assert sorted(numbers) == [2, 3, 4, 5, 6]
+    one.done(d, measured(1))  # it comes back after all: too late
+    assert [trial.values for trial in again.trials()] == [(90.0,), (82.0,), (83.0,), (84.0,), (85.0,), (86.0,)]
+
+
+def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    one.fill()
+    code = """
+import sys
+from pathlib import Path
+from prunetaylor.sweep.alive import Alive
+with Alive(Path(sys.argv[1]), sys.argv[2]):
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+    name = new_name()
+    command = [sys.executable, "-c", code, str(tmp_path), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "here\n"
+        one.take(name)
+        assert is_alive(tmp_path, name)
+        assert others(tmp_path) == [name]
+        one.reap()
+        assert one.trials()[0].state == "running"
+        other.kill()
+        other.wait()
+    assert not is_alive(tmp_path, name)
+    one.reap()
+    assert one.trials()[0].state == "failed"
+    assert one.trials()[0].cause == GONE
+    assert others(tmp_path) == []
+    assert list((tmp_path / "workers").iterdir()) == []
+
+
+def test_a_worker_elsewhere_is_alive_while_its_file_is_fresh(tmp_path: Path) -> None:
+    path = tmp_path / "workers" / "otherhost-1-abc"
+    path.parent.mkdir()
+    path.touch()
+    assert is_alive(tmp_path, path.name)
+    os.utime(path, (time.time() - 1000, time.time() - 1000))
+    assert not is_alive(tmp_path, path.name)
+
+
+def test_a_worker_that_left_is_not_there(tmp_path: Path) -> None:
+    with Alive(tmp_path, "here-1"):
+        assert (tmp_path / "workers" / "here-1").exists()
+    assert not is_alive(tmp_path, "here-1")
+
+
+@pytest.mark.parametrize("text", [RANDOM, BAYES])
+def test_sampled_values_do_not_depend_on_who_asks(tmp_path: Path, text: str) -> None:
+    """One trial at a time, in one process or in a new one for each trial."""
+    found = []
+    for name, fresh in (("a", False), ("b", True)):
+        (tmp_path / name).mkdir()
+        one = study(tmp_path / name, text)
+        assert one.fill() == 5
+        values = []
+        for _ in range(5):
+            one = study(tmp_path / name, text) if fresh else one
+            trial = one.take("w")
+            assert trial is not None
+            values.append(trial.values)
+            one.done(trial, measured(100 * trial.values["prune.sparsity"]))
+        found.append(values)
+    assert found[0] == found[1]
+    assert len({row["prune.sparsity"] for row in found[0]}) == 5
+    assert all(0.5 <= row["prune.sparsity"] <= 0.9 for row in found[0])
+
+
+def test_a_sampled_trial_that_failed_keeps_its_values(tmp_path: Path) -> None:
+    one = study(tmp_path, BAYES)
+    one.fill()
+    first = one.take("w")
+    assert first is not None
+    one.failed(first, "x")
+    one.fill()
+    values = {}
+    while (trial := one.take("w")) is not None:
+        values[trial.number] = trial.values
+    assert values[1] == first.values
+
+
+def test_stop_hands_out_nothing_more(tmp_path: Path) -> None:
+    one, two = study(tmp_path), study(tmp_path)
+    one.fill()
+    one.take("w")
+    one.stop("2 failed")
+    assert two.take("w") is None
+    assert two.stopping == "2 failed"
+    two.fill()
+    assert one.take("w") is not None
+
+
+def test_several_objectives(tmp_path: Path) -> None:
+    one = study(tmp_path, GRID.replace("metric: {name: top1, goal: maximize}", "metrics: [top1, nonzero]"))
+    one.fill()
+    trial = one.take("w")
+    assert trial is not None
+    one.done(trial, measured(70))
+    assert one.trials()[0].values == (70.0, 10.0)
+
+
+def test_hyperband_stops_the_worse(tmp_path: Path) -> None:
+    text = GRID.replace("method: grid", "method: grid\nearly_terminate: {type: hyperband, max_iter: 9, eta: 3}")
+    one = study(tmp_path, text)
+    one.fill()
+    stopped = 0
+    for _ in range(6):
+        trial = one.take("w")
+        assert trial is not None
+        try:
+            for epoch in range(1, 10):
+                trial.trial.report(100.0 - 10 * trial.number, epoch)
+                if trial.trial.should_prune():
+                    raise Stopped
+        except Stopped:
+            stopped += 1
+            one.stopped(trial)
+        else:
+            one.done(trial, measured(100.0 - 10 * trial.number))
+    states = [trial.state for trial in one.trials()]
+    assert states.count("stopped") == stopped > 0
+    assert states[0] == "done"
+    ended = next(trial for trial in one.trials() if trial.state == "stopped")
+    assert ended.progress[-1][1] == 100.0 - 10 * ended.number
+    assert one.fill() == 0
+
+
+def test_a_database_serves_as_well(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/state.db"
+    one = study(tmp_path, url=url)
+    assert one.fill() == 6
+    trial = one.take("w")
+    assert trial is not None
+    one.done(trial, measured(70))
+    assert [trial.state for trial in study(tmp_path, url=url).trials()] == ["done"] + ["waiting"] * 5
+
+
+def test_a_storage_that_cannot_be_opened_is_refused_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot open the storage postgresql") as caught:
+        study(tmp_path, url="postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in caught.value.cause

@@ -1,0 +1,133 @@
+"""One trial in this process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunetaylor.checkpoint.load import load
+from prunetaylor.errors import OutputError, PruneTaylorError
+from prunetaylor.measure.evaluate import Evaluation
+from prunetaylor.run import REPORT
+from prunetaylor.sweep.file import read
+from prunetaylor.sweep.study import Stopped, Study, Taken
+from prunetaylor.sweep.trial import Place, explain, intervals, run_trial
+from prunetaylor.sweep.trial_files import phase, trial_folder, write_error
+
+
+@pytest.fixture
+def home(task: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(task)
+    return task
+
+
+def begin(home: Path, text: str) -> tuple[Study, Taken, Place]:
+    (home / "sweep.yaml").write_text(text)
+    (home / "out").mkdir(exist_ok=True)
+    study = Study(read(home / "sweep.yaml"), home / "out", "d" * 64, None)
+    study.fill()
+    taken = study.take("me")
+    assert taken is not None
+    return study, taken, Place(home / "out", 1, True, True)
+
+
+def test_a_trial_is_an_ordinary_run(home: Path) -> None:
+    study, taken, place = begin(home, (home / "sweep.yaml").read_text())
+    measured = run_trial(study.sweep, place, taken)
+    folder = trial_folder(home / "out", 1)
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json", "model.safetensors", "config.yaml", "log.jsonl", "trial.json",
+    }  # fmt: skip
+    module = load(str(folder), trust_code=True)
+    left = sum(int(p.count_nonzero()) for p in module.parameters())
+    assert left == measured["metrics"]["nonzero"]
+    report = json.loads((folder / REPORT).read_text())
+    assert report["seconds"]["total"] == measured["metrics"]["seconds"]
+    assert run_trial(study.sweep, place, taken) == json.loads(json.dumps(measured))  # as after a death before telling
+    stranger = Taken(1, {**taken.values, "prune.sparsity": 0.7}, taken.trial)
+    with pytest.raises(OutputError, match="not this trial's"):
+        run_trial(study.sweep, place, stranger)
+
+
+def test_epochs_are_reported_and_a_stopped_trial_leaves_no_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (home / "sweep.yaml").read_text().replace("epochs: 0", "epochs: 4")
+    text = text.replace("method: grid", "method: grid\nearly_terminate: {type: hyperband, max_iter: 4}")
+    study, taken, place = begin(home, text)
+    said: list[tuple[int, float]] = []
+    monkeypatch.setattr(type(taken.trial), "report", lambda self, value, step: said.append((step, value)))
+    monkeypatch.setattr(type(taken.trial), "should_prune", lambda self: len(said) == 3)
+    with pytest.raises(Stopped):
+        run_trial(study.sweep, place, taken)
+    assert [step for step, _ in said] == [1, 2, 3]
+    assert all(50 < value <= 100 for _, value in said)
+    folder = trial_folder(home / "out", 1)
+    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+    study.stopped(taken)
+    assert study.trials()[0].state == "stopped"
+
+
+def test_stages_are_reported_where_there_are_no_epochs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (home / "sweep.yaml").read_text().replace("stages: 1", "stages: [0.1, 0.15]")
+    text = text.replace("method: grid", "method: grid\nearly_terminate: {type: hyperband}")
+    study, taken, place = begin(home, text)
+    said: list[tuple[int, float]] = []
+    monkeypatch.setattr(type(taken.trial), "report", lambda self, value, step: said.append((step, value)))
+    monkeypatch.setattr(type(taken.trial), "should_prune", lambda self: False)
+    run_trial(study.sweep, place, taken)
+    report = json.loads((trial_folder(home / "out", 1) / REPORT).read_text())
+    changes = [stage["cumulative_measured"] for stage in report["stages"]]
+    assert said == [(i, -change) for i, change in enumerate(changes, 1)]  # more is better, as of top1
+    assert len(said) == 3
+
+
+def test_a_metric_that_nobody_knows_fails_the_trial(home: Path) -> None:
+    text = (home / "sweep.yaml").read_text().replace('"arrays:data.npz", normalize: none', "none")
+    study, taken, place = begin(home, text)
+    with pytest.raises(PruneTaylorError, match="the trial has no top1, which the sweep asks for"):
+        run_trial(study.sweep, place, taken)
+    assert not (trial_folder(home / "out", 1) / REPORT).exists()
+
+
+def test_trials_at_the_same_time_share_the_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, taken, place = begin(home, (home / "sweep.yaml").read_text())
+    monkeypatch.setattr("prunetaylor.sweep.trial.free_bytes", lambda device: 40 * 2**30)
+    run_trial(study.sweep, Place(place.folder, 2, True, True), taken)
+    report = json.loads((trial_folder(home / "out", 1) / REPORT).read_text())
+    assert report["memory"]["limit"] == 18 * 2**30
+
+
+def test_intervals() -> None:
+    """Wilson's, by his formula for 8 of 10, and the normal one."""
+    losses = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    correct = torch.tensor([True] * 8 + [False] * 2)
+    assert intervals(Evaluation.of(correct.double(), correct, correct.long()))["top1"] == pytest.approx(
+        (49.0162, 94.3318), abs=1e-3
+    )
+    half = 1.959964 * float(losses.std()) / 2
+    assert intervals(Evaluation.of(losses, None, losses))["loss"] == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
+    low, high = intervals(Evaluation.of(losses, torch.ones(4, dtype=torch.bool), losses))["top1"]
+    assert 0 < low < 100 == high
+    assert intervals(Evaluation.of(losses[:1], None, losses[:1])) == {}
+
+
+def test_causes_in_one_line() -> None:
+    assert explain(MemoryError("x")).startswith("out of memory: try")
+    assert explain(torch.OutOfMemoryError("CUDA")).startswith("out of memory: try")
+    assert explain(ZeroDivisionError("a\nb")) == "ZeroDivisionError: a b"
+    assert explain(PruneTaylorError("cause", "remedy")) == "cause"
+    assert len(explain(ValueError("x" * 5000))) < 400
+
+
+def test_an_error_keeps_the_log_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    number = trial_folder(tmp_path, 1)
+    (number / ".partial").mkdir(parents=True)
+    (number / ".partial" / "log.jsonl").write_text('{"event": "phase", "name": "stage 1"}\n')
+    assert phase(tmp_path, 1) == "stage 1"
+    write_error(number, "killed", "Fatal Python error")
+    assert (number / "error.txt").read_text() == "killed\n\nFatal Python error\n"
+    assert "stage 1" in (number / "log.jsonl").read_text()
+    assert not (number / ".partial").exists()
+    assert phase(tmp_path, 1) == ""
