@@ -196,7 +196,7 @@ def test_lenet(mnist: Path, tmp_path: Path, epochs: str, most: float) -> None:
     ],
 )
 def test_the_gate_on_mnist(mnist: Path, tmp_path: Path, limits: list[str], status: str, code: int) -> None:
-    """LeNet at 90 % loses a tenth of a point: 10,000 samples tell that it is less than one, not if it is less than that."""
+    """LeNet at 90 % loses a tenth of a point: 10,000 samples tell that this is less than one point, and little more."""
     run = tmp_path / "run"
     source = ["--data", "torchvision:MNIST", f"data.root={mnist}"]
     pruned(tmp_path, str(mnist / "lenet.pt"), *source, "--sparsity", "90%", "--epochs", "0", "-o", str(run))
