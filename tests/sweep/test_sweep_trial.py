@@ -39,7 +39,7 @@ def test_a_trial_is_an_ordinary_run(home: Path) -> None:
     measured = run_trial(study.sweep, place, taken)
     folder = trial_folder(home / "out", 1)
     assert {path.name for path in folder.iterdir()} == {
-        "report.json", "model.safetensors", "config.yaml", "log.jsonl", "trial.json",
+        "report.json", "report.html", "model.safetensors", "config.yaml", "log.jsonl", "trial.json",
     }  # fmt: skip
     module = load(str(folder), trust_code=True)
     left = sum(int(p.count_nonzero()) for p in module.parameters())
