@@ -22,8 +22,9 @@ from prunetaylor.objective import Objective
 from prunetaylor.outcome import Epoch
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.distill import distillation_share
+from prunetaylor.repair.divergence import LOOK_EVERY, Diverged
 from prunetaylor.repair.optimizer import peak_lr, precision
-from prunetaylor.repair.train import LOOK_EVERY, Diverged, Training, TrainState
+from prunetaylor.repair.train import Training, TrainState
 from prunetaylor.selection.schedule import gradual, pruning_steps, sparsities
 from prunetaylor.stages import Stages
 

@@ -22,7 +22,14 @@ CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - set(SWEEPS))
 
 
 def test_there_are_some() -> None:
-    names = {"digits.yaml", "cifar10_resnet20.yaml", "mnist_lenet.yaml", "imagenet_resnet50.yaml", "one_shot.yaml"}
+    names = {
+        "digits.yaml",
+        "cifar10_resnet20.yaml",
+        "mnist_lenet.yaml",
+        "imagenet_resnet50.yaml",
+        "one_shot.yaml",
+        "gradual.yaml",
+    }
     assert {path.name for path in CONFIGS} >= names
     assert {read(path).engine["name"] for path in SWEEPS} == {"local", "ray", "slurm"}
     assert {read(path).method for path in SWEEPS} == {"grid", "random", "bayes"}

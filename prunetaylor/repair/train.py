@@ -6,7 +6,6 @@ tensors; a training that starts from such a dictionary goes on as if it had neve
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -26,20 +25,12 @@ from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph, is_out_of_me
 from prunetaylor.network.state import channels_last, evaluating, restore, snapshot
 from prunetaylor.objective import outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
+from prunetaylor.repair.divergence import Guard, check_finite
 from prunetaylor.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
 from prunetaylor.repair.optimizer import Average, Rates, make_optimizer, precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
-
-LOOK_EVERY = 25
-"""Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
-EXPLODED = 10.0
-"""Times the loss of an answer that is the same for all samples: no network that still learns is as bad as that."""
-
-
-class Diverged(NumericsError):
-    """The training loss or a weight is not finite, or the loss has exploded."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ class Training:
     _scaler: torch.amp.GradScaler
     _average: Average | None
     _keeper: MaskKeeper
-    _watch: _Watch
+    _guard: Guard
 
     def __init__(
         self,
@@ -169,7 +160,7 @@ class Training:
             self.module.eval()
             self.module.zero_grad(set_to_none=True)
         check_masks(self.module, self.masks)
-        _check_finite(self.module)
+        check_finite(self.module)
 
     def prune(self, masks: Mapping[str, Tensor]) -> None:
         """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
@@ -194,7 +185,7 @@ class Training:
             "epoch": self._epoch,
             "step": self._step,
             "parts": self._parts,
-            "watch": self._watch.state_dict(),
+            "guard": self._guard.state_dict(),
             "sum": self._sum,
             "seen": self._seen,
         }
@@ -210,7 +201,7 @@ class Training:
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
         self._average = Average(module, options.ema) if options.ema else None
-        self._watch = _Watch(self._device)
+        self._guard = Guard(self._device)
         self._forward = torch.compile(module) if options.compile else module
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)
@@ -234,8 +225,8 @@ class Training:
             self._seen, new = self._seen + count, new + count
             self._sum = torch.add(self._sum, value, alpha=count)
             done = self._step == self._epoch * self.steps_per_epoch
-            if self._watch.wants(value) or done:
-                self._watch.look(value, lr, self._step, self.steps)
+            if self._guard.wants(value) or done:
+                self._guard.look(value, lr, self._step, self.steps)
             if done:
                 self.module.eval()
                 as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
@@ -256,7 +247,7 @@ class Training:
             sum_gradients(self.module.parameters())
             value = all_sum({"loss": value})["loss"]
             if self._step == 0:
-                self._watch.worst = from_main(self._watch.worst)
+                self._guard.worst = from_main(self._guard.worst)
         if self._options.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._options.clip_norm)
@@ -312,10 +303,10 @@ class Training:
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
                 wanted = outputs_of(self._teacher(x)).float()
-        if self._watch.worst is None and len(x) > 1:
+        if self._guard.worst is None and len(x) > 1:
             with torch.no_grad():
                 constant = outputs.mean(0).expand_as(outputs)
-                self._watch.worst = float(self._mixed(constant, wanted, y))
+                self._guard.worst = float(self._mixed(constant, wanted, y))
         return self._mixed(outputs, wanted, y)
 
     def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
@@ -342,7 +333,7 @@ class Training:
             self._average.load_state_dict(state["average"])
         self._epoch, self._step, self._parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
-        self._watch.load_state_dict(state["watch"])
+        self._guard.load_state_dict(state["guard"])
         if self._step == self._epoch * self.steps_per_epoch:  # its last step was done, the next one begins
             self._epoch += 1
             self._sum, self._seen = torch.zeros((), device=self._device), 0
@@ -382,38 +373,6 @@ def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **ho
     return Training(module, masks, batches, **how).run()
 
 
-class _Watch:
-    """Finds losses that are not finite, or as bad as no network's that still learns, without waiting at every step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.worst: float | None = None  # the loss of an answer that is the same for all samples
-        self._sum, self._count, self._device = torch.zeros((), device=device), 0, device
-
-    def wants(self, value: Tensor) -> bool:
-        """Whether it is time to look, after this step's loss."""
-        self._sum, self._count = self._sum + value, self._count + 1
-        return self._count >= LOOK_EVERY or (self._device.type == "cpu" and not bool(torch.isfinite(value)))
-
-    def look(self, value: Tensor, lr: float, step: int, steps: int) -> None:
-        """Diverged where the losses since the last look say so."""
-        mean, worst = float(self._sum) / self._count, math.nan if self.worst is None else self.worst
-        self._sum, self._count = torch.zeros_like(self._sum), 0
-        if math.isfinite(mean) and not mean > EXPLODED * worst > 0:
-            return
-        shown = mean if math.isfinite(mean) or math.isfinite(float(value)) else float(value)
-        raise Diverged(
-            f"the training loss is {shown:.4g} by step {step} of {steps} (learning rate {lr:.3g})",
-            "lower finetune.lr, lengthen finetune.warmup, set finetune.clip_norm=1 or finetune.precision=float32",
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"worst": self.worst, "sum": self._sum, "count": self._count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.worst = state["worst"]
-        self._sum, self._count = state["sum"].to(self._device), state["count"]
-
-
 def _groups(batches: Batches, size: int) -> Iterator[list[Share]]:
     """This process's rows of ``size`` batches at a time, of fewer at the end."""
     group: list[Share] = []
@@ -433,12 +392,3 @@ def _fast_last(device: torch.device) -> bool:
 
 def _layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     return channels_last(module) if _fast_last(device) else nullcontext()
-
-
-def _check_finite(module: nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Diverged(
-                f"fine-tuning left values in {name} that are not finite",
-                "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",
-            )

@@ -14,9 +14,10 @@ from test_train import CPU, batches, half_masks, network, run, weights
 from torch import Tensor, nn
 
 from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.repair.divergence import EXPLODED, LOOK_EVERY, Diverged
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.optimizer import Average, Rates, learning_rate
-from prunetaylor.repair.train import EXPLODED, LOOK_EVERY, Diverged, Training
+from prunetaylor.repair.train import Training
 
 
 def plain() -> nn.Module:
