@@ -20,7 +20,7 @@ from prunetaylor import load
 from prunetaylor.errors import DataError
 
 _QUICK = ["calibration.samples=61", "prune.stages=1", "prune.method=obd", "prune.refine=none", "data.workers=0"]
-_FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.json"]
+_FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.html", "report.json"]
 
 # Samples of which the second process cannot read one; MODE says how that ends.
 _DATA = """

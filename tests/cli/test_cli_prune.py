@@ -250,7 +250,7 @@ def test_an_interrupted_run_leaves_its_state_at_most(
     assert run.returncode == code, stderr
     assert stdout == ""
     assert "Traceback" not in stderr
-    errors = [line for line in stderr.splitlines() if not line.startswith("[")]
+    errors = [line for line in stderr.splitlines() if line and not line.startswith("[")]
     assert errors[0].startswith("error: ")
     kept = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert kept in ([], ["new/run/.partial/log.jsonl", "new/run/.partial/state.pt"])
