@@ -49,8 +49,8 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds = self.so_far()
-            del self._running[phase]
+            taken = time.perf_counter() - self._running.pop(phase)
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + taken
 
     def so_far(self) -> dict[str, float]:
         """With what the phases at work have taken until now."""

@@ -222,10 +222,13 @@ class Stages:
                 self.keep_first = found.first_order_matters or (
                     config.calibration.labels is True and found.gradient_seen
                 )
+        self._settle_repair(bool(labels) and self.keep_first, calibration)
+        if labels and self.refinement.when == "stages" and config.prune.first_order == "auto":
+            # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
+            self.keep_first = True
         self.first_order = FirstOrder(
             found.share, found.gradient_norm, found.noise_norm, bool(labels) and self.keep_first
         )
-        self._settle_repair(self.first_order.kept, calibration)
         self._choose(f"error: {self.objective.describe()} ({found.describe()})")
         self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
 

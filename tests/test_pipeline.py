@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import astuple
 from itertools import pairwise
 
@@ -54,6 +55,14 @@ def test_exactly_so_many_weights_go_and_the_network_given_stays(conv: nn.Module,
         assert outcome.stages == []
         for name, tensor in outcome.module.state_dict().items():
             torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_seconds_add_up(conv: nn.Module) -> None:
+    start = time.perf_counter()
+    seconds = quick(conv, sparsity=0.5, finetune__epochs=1).seconds
+    taken = time.perf_counter() - start
+    assert set(seconds) == {"total", "measure", "prune", "fine-tune"}
+    assert 0 < sum(value for phase, value in seconds.items() if phase != "total") <= seconds["total"] <= taken
 
 
 @pytest.mark.parametrize("method", registry.names("saliency"))

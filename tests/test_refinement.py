@@ -79,7 +79,8 @@ def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
 ) -> None:
     how = {"sparsity": 0.5, "calibration__labels": True, "calibration__resample": True}
     learning = quick(conv, **how)
-    assert not learning.first_order.kept
+    assert learning.first_order.kept
+    assert not quick(conv, prune__first_order="drop", **how).first_order.kept
     assert any(
         line.startswith("refinement: after each stage, 6 steps of gauss-newton (labels are asked for")
         for line in learning.choices
