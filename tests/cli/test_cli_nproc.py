@@ -189,3 +189,33 @@ def test_signals_end_all_processes(demo_model: Path, tmp_path: Path, environment
         assert time.monotonic() < deadline + 30
         time.sleep(0.1)
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.long
+def test_two_processes_end_with_their_state_kept_and_go_on_with_the_same_bits(
+    demo_model: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    words = ["prune", str(demo_model), "--nproc", "2", "--epochs", "12", "prune.method=magnitude", *_QUICK[:2]]
+
+    def start(folder: str, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "prunetaylor.cli.main", *words, "-o", folder, *more]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
+
+    process, log = start("r", "checkpoint.every=1000"), tmp_path / "r" / ".partial" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "epoch 2:" in log.read_text()):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "--resume -o r" in errors
+    assert (tmp_path / "r" / ".partial" / "state.pt").exists()
+    for folder, more in (("r", ["--resume"]), ("whole", [])):
+        again = start(folder, *more)
+        _, errors = again.communicate(timeout=240)
+        assert again.returncode == 0, errors
+    one, other = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("r", "whole"))
+    assert one == other
