@@ -14,7 +14,7 @@ from prunetaylor.run import HTML_FILE
 from .options import json_option, verbosity_options
 
 
-@click.command(short_help="Write a run's report as one HTML file.")
+@click.command(short_help="Write a run's or a sweep's report as one HTML file.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Where to.  [default: DIR/report.html]"
@@ -22,9 +22,9 @@ from .options import json_option, verbosity_options
 @json_option
 @verbosity_options
 def report(folder: Path, output: Path | None, as_json: bool) -> None:
-    """Write the report of a run as one HTML file that needs nothing else: no network, light and dark.
+    """Write the report of a run or a sweep as one HTML file that needs nothing else: no network, light and dark.
 
-    Every run writes its own already; this writes it again, from the report.json in DIR.
+    Each writes its own already; this writes it again, from what is in DIR.
     """
     text = page(folder)
     target = output or folder / HTML_FILE
@@ -35,7 +35,12 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
 def page(folder: Path) -> str:
     """The page of what is in ``folder``, by the file that says what that is. UsageError for anything else."""
     from prunetaylor.report.run_page import run_page
+    from prunetaylor.sweep.folder import is_sweep
 
+    if is_sweep(folder):
+        from .sweep import page as sweep_page
+
+        return sweep_page(folder)
     document = read_report(folder)
     try:
         return run_page(document, folder.resolve().name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prunetaylor.errors import TrialsFailed, UsageError
+from prunetaylor.run import HTML_FILE
 
 from .options import (
     State,
@@ -171,7 +172,7 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
 
     study = open_study(folder, storage)
     found = outcome(study.sweep, folder, study.trials(), described(folder))
-    written = []
+    written: list[str] = []
     if found.best is not None:
         (folder / BEST).write_text(best_config(study.sweep, found.best), encoding="utf-8")
         written.append(str(folder / BEST))
@@ -179,6 +180,9 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
             written += _plot(found, folder, cost) if cost else []
         except UsageError as err:  # the results are no worse for want of a plot
             click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
+    if cost:
+        (folder / HTML_FILE).write_text(page_of(found, folder), encoding="utf-8")
+        written.append(str(folder / HTML_FILE))
     if as_json:
         click.echo(json.dumps(to_json(found), allow_nan=False))
     elif as_csv:
@@ -197,6 +201,24 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
         raise TrialsFailed(
             f"{found.failed} of {len(found.trials)} trials failed", f"`prunetaylor sweep {folder}` runs them again"
         )
+
+
+def page_of(found: SweepOutcome, folder: Path) -> str:
+    """The page of a sweep, with what was drawn and written in its folder."""
+    from prunetaylor.report.sweep_page import sweep_page
+    from prunetaylor.sweep.results import BEST
+
+    return sweep_page(found, folder / _PLOTS[0], folder / BEST)
+
+
+def page(folder: Path) -> str:
+    """The page of the sweep that is kept in ``folder``."""
+    from prunetaylor.sweep.folder import open_study
+    from prunetaylor.sweep.results import outcome
+    from prunetaylor.sweep.trial_files import described
+
+    study = open_study(folder, None)
+    return page_of(outcome(study.sweep, folder, study.trials(), described(folder)), folder)
 
 
 def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:

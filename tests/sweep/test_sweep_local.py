@@ -57,6 +57,10 @@ def test_a_grid_with_two_jobs(sweep: Run, inline: Inline, task: Path, monkeypatc
     assert best.prune.sparsity == trials[0]["parameters"]["prune.sparsity"]
     assert best.prune.method == trials[0]["parameters"]["prune.method"]
     assert {path.name for path in (task / "out").glob("plot.*")} == {"plot.svg", "plot.png"}
+    page = (task / "out" / "report.html").read_text()
+    assert page.count("<svg") == 1
+    assert "The best configuration" in page
+    assert all(f"<td>{number}</td>" in page or f">{number}</td>" in page for number in range(1, 5))
     assert len(list((task / "out").glob("dense-test-*"))) == 1
 
     assert json.loads(inline("sweep.yaml", "--json", "-o", "out")) == found  # nothing is run twice
