@@ -20,17 +20,14 @@ from prunetaylor.data.samples import Batches, Share
 from prunetaylor.distributed.exchange import all_sum, as_in_main, from_main
 from prunetaylor.distributed.group import rank, world
 from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
-from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph, is_out_of_memory, release
-from prunetaylor.network.state import channels_last, evaluating, restore, snapshot
-from prunetaylor.objective import outputs_of
-from prunetaylor.repair.distill import distillation, distillation_share
+from prunetaylor.errors import DataError, UsageError
+from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
+from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.repair.backward import Backward, Loss, layout
+from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import Guard, check_finite
 from prunetaylor.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
-from prunetaylor.repair.optimizer import Average, Rates, make_optimizer, precision
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
+from prunetaylor.repair.optimizer import Average, Rates, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Training:
 
     # Made when it starts.
     _optimizer: torch.optim.Optimizer
-    _scaler: torch.amp.GradScaler
+    _backward: Backward
     _average: Average | None
     _keeper: MaskKeeper
     _guard: Guard
@@ -128,11 +125,9 @@ class Training:
             )
         self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
         self._options, self._device, self._generator = options, device, generator
-        self._share = distillation_share(options.distill) if teacher is not None else 0.0
-        self._teacher = teacher if self._share else None
+        self._teacher = teacher if distillation_share(options.distill) else None
         self._loss, self._starts, self._note = loss, starts, note
         self._epoch, self._step = 1, 0
-        self._parts = 1  # that a batch is split into, so that it fits in memory
         self._resumed: Mapping[str, Any] | None = None
 
     @property
@@ -149,11 +144,11 @@ class Training:
         apply_masks(self.module, self.masks)
         try:
             with self._reproducible(), ExitStack() as stack:
-                stack.enter_context(_layout(self.module, self._device))
+                stack.enter_context(layout(self.module, self._device))
                 stack.enter_context(synced_batch_norm(self.module))
                 if self._teacher is not None:
                     stack.enter_context(evaluating(self._teacher))
-                    stack.enter_context(_layout(self._teacher, self._device))
+                    stack.enter_context(layout(self._teacher, self._device))
                 if self.epochs:
                     yield from self._epochs()
         finally:
@@ -179,12 +174,12 @@ class Training:
         return {
             "module": snapshot(self.module),
             "optimizer": self._optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._backward.scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "batches": self.batches.state_dict(),
             "epoch": self._epoch,
             "step": self._step,
-            "parts": self._parts,
+            "parts": self._backward.parts,
             "guard": self._guard.state_dict(),
             "sum": self._sum,
             "seen": self._seen,
@@ -197,12 +192,11 @@ class Training:
     def _epochs(self) -> Iterator[TrainState]:
         options, module = self._options, self.module
         self._optimizer = make_optimizer(module, options, self._device)
-        self._dtype, _ = precision(options, self._device)
-        # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
-        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
         self._average = Average(module, options.ema) if options.ema else None
         self._guard = Guard(self._device)
-        self._forward = torch.compile(module) if options.compile else module
+        self._backward = Backward(
+            module, self._teacher, self._loss, self._guard, options=options, device=self._device, note=self._note
+        )
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)
         self._resume()
@@ -242,85 +236,21 @@ class Training:
         for settings in self._optimizer.param_groups:
             settings["lr"] = lr
         self._seed_step()
-        value = self._gradients(group, count)
+        scaler = self._backward.scaler
+        value = self._backward(group, count)
         if world() > 1:
             sum_gradients(self.module.parameters())
             value = all_sum({"loss": value})["loss"]
             if self._step == 0:
                 self._guard.worst = from_main(self._guard.worst)
         if self._options.clip_norm is not None:
-            self._scaler.unscale_(self._optimizer)
+            scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._options.clip_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        scaler.step(self._optimizer)
+        scaler.update()
         if self._average is not None:
             self._average.update()
         return value
-
-    def _gradients(self, group: Sequence[Share], count: int) -> Tensor:
-        """Gradients of the mean loss over a group of batches, in parts that fit in memory; that loss, a scalar.
-
-        Of several processes each has the part of its own rows.
-        """
-        largest = max(len(share.x) for share in group)
-        while True:
-            self._optimizer.zero_grad(set_to_none=True)
-            size = max(1, -(-largest // self._parts))
-            try:
-                total = torch.zeros((), device=self._device)
-                for share in group:
-                    for x, y in zip(torch.split(share.x, size), torch.split(share.y, size), strict=True):
-                        value = self._value(self._laid_out(x), y) * (len(x) / count)
-                        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-                        total = total + value.detach()
-                return total
-            except (RuntimeError, MemoryError) as error:
-                if size == 1 or not is_out_of_memory(error):
-                    raise
-                if world() > 1:  # the others wait for it in the middle of the network
-                    raise NumericsError(
-                        f"out of memory with {size} samples a process",
-                        "lower data.batch_size, and raise finetune.accumulate for the same step",
-                    ) from error
-            self._optimizer.zero_grad(set_to_none=True)
-            release()
-            self._parts *= 2
-            self._note(
-                f"out of memory: micro-batches of {-(-largest // self._parts)} samples from here on, with the same "
-                f"step of {count}; batch-norm statistics are those of a micro-batch"
-            )
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and _fast_last(self._device) else x
-
-    def _value(self, x: Tensor, y: Tensor) -> Tensor:
-        with self._autocast():
-            outputs = outputs_of(self._forward(x))
-        outputs = outputs.float()
-        if not len(x):  # the other processes wait for it in every batch norm
-            return outputs.sum() * 0
-        wanted = None
-        if self._teacher is not None:
-            with torch.no_grad(), self._autocast():
-                wanted = outputs_of(self._teacher(x)).float()
-        if self._guard.worst is None and len(x) > 1:
-            with torch.no_grad():
-                constant = outputs.mean(0).expand_as(outputs)
-                self._guard.worst = float(self._mixed(constant, wanted, y))
-        return self._mixed(outputs, wanted, y)
-
-    def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
-        """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
-        if wanted is None:
-            return self._loss(outputs, y)
-        distance = distillation(outputs, wanted, y, self._options.distill)
-        share = self._share
-        return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._dtype is torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._dtype)
 
     def _resume(self) -> None:
         state, self._resumed = self._resumed, None
@@ -328,10 +258,10 @@ class Training:
             return
         restore(self.module, state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        self._backward.scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        self._epoch, self._step, self._parts = state["epoch"], state["step"], state["parts"]
+        self._epoch, self._step, self._backward.parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
         self._guard.load_state_dict(state["guard"])
         if self._step == self._epoch * self.steps_per_epoch:  # its last step was done, the next one begins
@@ -383,12 +313,3 @@ def _groups(batches: Batches, size: int) -> Iterator[list[Share]]:
             group = []
     if group:
         yield group
-
-
-def _fast_last(device: torch.device) -> bool:
-    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
-    return device.type in ("cuda", "cpu")
-
-
-def _layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    return channels_last(module) if _fast_last(device) else nullcontext()

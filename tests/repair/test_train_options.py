@@ -130,51 +130,6 @@ def test_what_is_pruned_between_steps_stays_so_with_its_momentum_and_average(opt
     check_masks(module, fewer)
 
 
-class Small(nn.Module):
-    """A device on which only so many samples fit."""
-
-    def __init__(self, inner: nn.Module, room: int) -> None:
-        super().__init__()
-        self.inner, self.room, self.sizes = inner, room, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.sizes.append(len(x))
-        if len(x) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return self.inner(x)
-
-
-def test_out_of_memory_is_answered_by_micro_batches_with_the_same_step() -> None:
-    small, large = Small(plain(), 3), plain()
-    masks = half_masks(large)
-    notes: list[str] = []
-    states = list(training(small, {f"inner.{n}": m for n, m in masks.items()}, note=notes.append).run())
-    expected = list(training(large, masks).run())
-    assert [s.loss for s in states] == pytest.approx([s.loss for s in expected], rel=1e-5)
-    torch.testing.assert_close(weights(small.inner), weights(large))
-    assert small.sizes[:7] == [8, 4, 2, 2, 2, 2, 2]
-    assert len(notes) == 2
-    assert notes[1].startswith("out of memory: micro-batches of 2 samples from here on, with the same step of 8")
-
-
-def test_memory_that_runs_out_for_one_sample_is_an_error() -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        list(training(Small(plain(), 0), {}).run())
-
-
-def test_another_error_of_the_network_is_its_own() -> None:
-    class Broken(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(training(Broken(), {}).run())
-
-
 def test_a_loss_that_explodes_is_found_before_it_is_infinite() -> None:
     module = plain()
     data = batches(n=8 * LOOK_EVERY)
@@ -226,17 +181,3 @@ def test_an_average_keeps_its_steps() -> None:
     other = Average(plain(), 0.5)
     other.load_state_dict(average.state_dict())
     assert other.state_dict()["steps"] == 1
-
-
-def test_a_compiled_network_trains_alike() -> None:
-    """The compiler is not everywhere; where it is, the numbers are the same up to rounding."""
-    try:
-        torch.compile(nn.Linear(2, 2))(torch.zeros(1, 2))
-    except Exception as error:
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    compiled, other = plain(), plain()
-    masks = half_masks(compiled)
-    list(training(compiled, masks, epochs=1, options={"compile": True}).run())
-    list(training(other, masks, epochs=1).run())
-    torch.testing.assert_close(weights(compiled), weights(other), rtol=1e-4, atol=1e-5)
-    check_masks(compiled, masks)

@@ -1,0 +1,142 @@
+"""The gradients of a training step: towards the labels and the dense network, in parts that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.data.samples import Share
+from prunetaylor.distributed.group import world
+from prunetaylor.errors import NumericsError, UsageError
+from prunetaylor.memory import is_out_of_memory, release
+from prunetaylor.network.state import channels_last
+from prunetaylor.objective import outputs_of
+from prunetaylor.repair.distill import distillation, distillation_share
+from prunetaylor.repair.divergence import Guard
+from prunetaylor.repair.optimizer import precision
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
+
+
+class Backward:
+    """Leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
+
+    Args:
+        module: in training mode, laid out by :func:`layout`.
+        teacher: the dense network, in evaluation mode; None: of the labels alone.
+        guard: told what an output that never changes would cost, which is how bad a loss may be.
+        note: told what the user should read.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        loss: Loss,
+        guard: Guard,
+        *,
+        options: FinetuneSection,
+        device: torch.device,
+        note: Callable[[str], None],
+    ) -> None:
+        self._module, self._teacher, self._loss, self._guard = module, teacher, loss, guard
+        self._options, self._device, self._note = options, device, note
+        self._share = distillation_share(options.distill)
+        self._dtype, _ = precision(options, device)
+        self._forward = torch.compile(module) if options.compile else module
+        # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self.parts = 1
+        """That a batch is split into, so that it fits in memory."""
+
+    def __call__(self, group: Sequence[Share], count: int) -> Tensor:
+        """The mean loss over a group of batches of ``count`` samples in all: a scalar on the device.
+
+        Of several processes each has the part of its own rows.
+        """
+        largest = max(len(share.x) for share in group)
+        while True:
+            self._module.zero_grad(set_to_none=True)
+            size = max(1, -(-largest // self.parts))
+            try:
+                total = torch.zeros((), device=self._device)
+                for share in group:
+                    for x, y in zip(torch.split(share.x, size), torch.split(share.y, size), strict=True):
+                        value = self._value(self._laid_out(x), y) * (len(x) / count)
+                        self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                        total = total + value.detach()
+                return total
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                if world() > 1:  # the others wait for it in the middle of the network
+                    raise NumericsError(
+                        f"out of memory with {size} samples a process",
+                        "lower data.batch_size, and raise finetune.accumulate for the same step",
+                    ) from error
+            self._module.zero_grad(set_to_none=True)
+            release()
+            self.parts *= 2
+            self._note(
+                f"out of memory: micro-batches of {-(-largest // self.parts)} samples from here on, with the same "
+                f"step of {count}; batch-norm statistics are those of a micro-batch"
+            )
+
+    def _value(self, x: Tensor, y: Tensor) -> Tensor:
+        with self._autocast():
+            outputs = self._outputs(x).float()
+        if not len(x):  # the other processes wait for it in every batch norm
+            return outputs.sum() * 0
+        wanted = None
+        if self._teacher is not None:
+            with torch.no_grad(), self._autocast():
+                wanted = outputs_of(self._teacher(x)).float()
+        if self._guard.worst is None and len(x) > 1:
+            with torch.no_grad():
+                constant = outputs.mean(0).expand_as(outputs)
+                self._guard.worst = float(self._mixed(constant, wanted, y))
+        return self._mixed(outputs, wanted, y)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        if not self._options.compile:
+            return outputs_of(self._forward(x))
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return outputs_of(self._forward(x))
+        except TorchDynamoException as error:
+            raise UsageError(
+                f"torch.compile cannot compile the network: {str(error).splitlines()[0][:300]}",
+                "leave finetune.compile at false",
+            ) from error
+
+    def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
+        """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
+        if wanted is None:
+            return self._loss(outputs, y)
+        distance = distillation(outputs, wanted, y, self._options.distill)
+        share = self._share
+        return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and _fast_last(self._device) else x
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._dtype)
+
+
+def layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Inside, the module's weights lie as training on the device is fastest."""
+    return channels_last(module) if _fast_last(device) else nullcontext()
+
+
+def _fast_last(device: torch.device) -> bool:
+    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
+    return device.type in ("cuda", "cpu")
