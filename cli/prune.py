@@ -185,6 +185,7 @@ def _run(
         with folder, reporter(state) as shown:
             # torch is imported only now, when the folder is known to be good
             from prunetaylor.distributed.exchange import from_main
+            from prunetaylor.distributed.group import world
             from prunetaylor.gate.check import asked, require_limits
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
@@ -202,7 +203,8 @@ def _run(
                 from_main(_FINISHED)
                 return None, folder.report(), progress.notes, None
             folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
-            keeper = FolderKeeper(folder, config.checkpoint.every, same)
+            # a run that is finished is the same whatever it ran on; one that goes on needs the same shares of the work
+            keeper = FolderKeeper(folder, config.checkpoint.every, {**same, "processes": world()})
             from_main(None if folder.state is None else str(folder.state.resolve()))
             trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
             with at_moments(keeper), closing(trackers):

@@ -55,7 +55,8 @@ class Finetuning:
         self.job, self.stages, self.dense, self.progress, self.moment = job, stages, dense, progress, moment
         self.epochs: list[Epoch] = []
         self.choices: list[str] = []
-        self._best: tuple[float, dict[str, Tensor]] | None = None
+        # (how good, the epoch, its weights)
+        self._best: tuple[float, int, dict[str, Tensor]] | None = None
         self._generator = torch.Generator().manual_seed(job.config.seed)
         assert job.samples is not None
         _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
@@ -88,7 +89,7 @@ class Finetuning:
         except Diverged as error:
             self._stop_at(error)
         if self._best is not None:
-            restore(self.job.network.module, self._best[1])
+            restore(self.job.network.module, self._best[2])
         return self.epochs
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -128,7 +129,7 @@ class Finetuning:
             # An epoch with more weights than asked for is no result.
             finished = self.stages.removed >= self.stages.wanted
             if finished and (self._best is None or gain > self._best[0]):
-                self._best = gain, snapshot(module)
+                self._best = gain, state.epoch, snapshot(module)
         sparsity = self.stages.removed / self.job.network.prunable
         seconds = time.perf_counter() - self._start
         self.epochs.append(Epoch(state.epoch, state.epoch_loss, value, seconds, sparsity, state.lr))
@@ -160,8 +161,7 @@ class Finetuning:
         """Training came to nothing: the last good epoch is the result, where there is one."""
         if self._best is None:
             raise error
-        kept = max(self.epochs, key=lambda epoch: self._gain(epoch.validation))
-        text = f"fine-tuning stopped: {error.cause}; epoch {kept.epoch} is kept; to go further {error.remedy}"
+        text = f"fine-tuning stopped: {error.cause}; epoch {self._best[1]} is kept; to go further {error.remedy}"
         self.choices.append(text)
         self.progress.note(text)
 

@@ -12,6 +12,7 @@ from toys import ConvNet, Pair, curve, mlp, quadrants, trained
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
 from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.finetune import Finetuning
 from prunetaylor.repair.optimizer import Rates
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
@@ -124,6 +125,18 @@ def test_training_that_diverges_later_leaves_the_last_good_epoch(
     assert outcome.pruned.metrics["top1"] > 50
     with pytest.raises(NumericsError, match="training loss is"):
         quick(conv, **{**how, "finetune__epochs": 1, "finetune__lr": 1e30, "finetune__warmup": 0.0})
+
+
+def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    rate = Rates.__call__
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 20 else 1e30)
+    seen = iter([90.0, 80.0, 70.0])  # the first epoch, with too many weights, is the best
+    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: next(seen))
+    how = {"prune__schedule": "linear", "prune__stages": 2, "prune__during": 2.5, "finetune__distill__weight": 0.0}
+    outcome = quick(conv, **{**CUT, **how, "finetune__epochs": 4})
+    assert [epoch.sparsity < 0.85 - 1e-2 for epoch in outcome.epochs] == [True, False, False]
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "epoch 2 is kept" in said
 
 
 def test_label_smoothing_needs_classes(conv: nn.Module) -> None:

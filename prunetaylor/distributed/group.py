@@ -141,7 +141,10 @@ def agree() -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Each process's plain value, in their order. PeerError where one of them has failed."""
+    """Each process's plain value, in their order. PeerError where one of them has failed.
+
+    Values travel as pickles, as torch.distributed's own objects do: whoever joins the group is a process of this run.
+    """
     if _group is None:
         return [value]
     with exchanging():

@@ -49,7 +49,7 @@ def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: st
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
-            f"a plot needs matplotlib, which cannot be imported: {error}", "pip install prunetaylor[report]"
+            f"a plot needs matplotlib, which cannot be imported: {error}", "pip install matplotlib"
         ) from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 _RUN = ["--sparsity", "90%", "--epochs", "2", "calibration.samples=200", "prune.schedule=cubic", "prune.stages=4"]
 _EVERY = ["checkpoint.every=0"]
@@ -104,11 +105,18 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(command, whole: Path, tmp
     assert f"--resume -o {folder}" in errors
     assert sorted(file.name for file in (folder / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
 
+    state = folder / ".partial" / "state.pt"
+    kept = state.read_bytes()
+    two = torch.load(state, weights_only=True)
+    two["identity"]["processes"] = 2  # as if it had been started with --nproc 2
+    torch.save(two, state)
     changed = command(folder, "--resume", "finetune.lr=0.01", "seed=3")
     _, errors = changed.communicate(timeout=60)
+    state.write_bytes(kept)
     assert changed.returncode == 2
     assert "finetune.lr was auto and is 0.01" in errors
     assert "seed was 0 and is 3" in errors
+    assert "processes was 2 and is 1" in errors
     anew = command(folder)
     _, errors = anew.communicate(timeout=60)
     assert anew.returncode == 1

@@ -121,7 +121,7 @@ def test_the_plot_has_every_trial_its_bars_and_the_front(tmp_path: Path) -> None
 
 def test_a_plot_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UsageError, match=r"pip install prunetaylor\[report\]"):
+    with pytest.raises(UsageError, match=r"pip install matplotlib"):
         draw([], value="top1", sign=1, cost="nonzero", title="", files=[])
 
 
