@@ -127,7 +127,7 @@ class _Run:
             sparsity=_sparsity(job, stages.masks),
             drop=_drop(job, self.dense_found, pruned_found),
             stages=stages.done,
-            first_order=stages.first_order,
+            first_order=stages.aim.first_order,
             layers=_layers(job, stages.masks),
             skipped=job.network.skipped,
             epochs=epochs,

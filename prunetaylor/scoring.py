@@ -26,17 +26,16 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import restore
+from prunetaylor.network.state import displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
 from prunetaylor.repair.affine import Absorber
-from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
 from prunetaylor.selection.step import Step
-from prunetaylor.stages import Stages, displacement
+from prunetaylor.stages import Stages
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are looked at."""
@@ -44,6 +43,8 @@ BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Those at which each layer's part is predicted by itself, a forward-mode pass a layer."""
 TRUSTED = (0.5, 2.0)
 """Gain ratios for which the model is believed: it is wrong by no more than a factor of two."""
+SOLVED = ("least-squares", "obs")
+"""Repairs that one step can look ahead to: both solve the fitted Gram matrices."""
 NEGLIGIBLE = 1e-5
 """Changes up to this share of the error's scale (1 for classes, else the outputs' own) are believed whatever their
 ratio: at first they are rounding, and then still nothing that anybody could see."""
@@ -72,14 +73,14 @@ def run(job: Job, progress: Progress) -> Scores:
         levels, layers, held_out = outlook.look()
     return Scores(
         method=job.method,
-        repair=outlook.repair,
-        error=outlook.objective.describe(),
+        repair=outlook.aim.repair,
+        error=outlook.aim.objective.describe(),
         prunable=job.network.prunable,
         levels=levels,
         layers=layers,
         trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
         held_out=held_out,
-        first_order=outlook.first_order,
+        first_order=outlook.aim.first_order,
         skipped=job.network.skipped,
         choices=[*job.choices, *outlook.choices],
         seconds=time.perf_counter() - start,
@@ -138,7 +139,8 @@ class _Outlook(Stages):
         self.begin()
         calibration = self.calibration
         wanted = [level for level in LEVELS if round(level * network.prunable) > self.removed]
-        self.progress.phase("score", len(wanted) + 1)
+        each = 1 + (len(network.layers) if self.aim.repair in SOLVED else 0)
+        self.progress.phase("score", each * len(wanted) + 1)
         fit = self._fit(calibration)
         self.progress.step("fitted")
         levels: list[Level] = []
@@ -153,12 +155,12 @@ class _Outlook(Stages):
 
     def _fit(self, calibration: Calibration) -> _Fit:
         network = self.job.network
-        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
-        held = calibration.holdout.risk(network.module, self.objective)
+        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
+        held = calibration.holdout.risk(network.module, self.aim.objective)
         scores = None
-        if self.repair != "none" or not hasattr(self.criterion, "solve"):
+        if self.aim.repair != "none" or not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
-        if self.repair in ("least-squares", "obs"):
+        if self.aim.repair in SOLVED:
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
             model,
@@ -175,11 +177,11 @@ class _Outlook(Stages):
         removed = round(sparsity * network.prunable)
         self._step(removed, fit, layers)
         moved = displacement(network.module, fit.judge.state)
-        predicted = fit.judge.predict(moved).change(self.keep_first)
+        predicted = fit.judge.predict(moved).change(self.aim.keep_first)
         for layer, row in zip(network.layers, layers, strict=True):
             row.predicted_changes.append(self._part(layer, fit, moved) if sparsity in BY_LAYER else None)
         outputs, _ = all_outputs(network.module, fit.held.batches)
-        objective, reference = self.objective, fit.held.reference
+        objective, reference = self.aim.objective, fit.held.reference
         change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
         measured = float(change.double().mean())
         changed = None
@@ -199,25 +201,16 @@ class _Outlook(Stages):
     @torch.no_grad()
     def _step(self, removed: int, fit: _Fit, layers: list[LayerScore]) -> None:
         """Remove so many weights and move the others, in place."""
-        network, damping = self.job.network, self.job.config.prune.damping
+        network = self.job.network
         masks, moving = self._select_once(removed, fit)
-        moves = {}
+        if self.aim.repair in SOLVED:
+            self._compensate(fit.model, masks, fit.judge.state, fit.absorbers)
+        else:
+            for layer in network.layers:
+                layer.weight.add_(moving[layer.parameter].to(layer.weight))
+            apply_masks(network.module, masks)
         for layer, row in zip(network.layers, layers, strict=True):
-            name, absorber = layer.parameter, None
-            if self.repair in ("least-squares", "obs"):
-                absorber, moments = fit.absorbers.get(layer.name), fit.model.moments[layer.name]
-                keep = layer.matrix(masks[name])
-                moved, means = compensate(layer, moments, keep, absorber is not None, damping, self._choose)
-                if absorber is not None and means is not None:
-                    moves[absorber.key] = -absorber.sign * means.flatten()
-            else:
-                moved = layer.matrix(moving[name].to(layer.weight))
-            moves[name] = layer.tensor(moved)
-            row.sparsities.append(float((~masks[name]).double().mean()))
-        state = network.module.state_dict()
-        for name, move in moves.items():
-            state[name].add_(move.to(state[name]))
-        apply_masks(network.module, masks)
+            row.sparsities.append(float((~masks[layer.parameter]).double().mean()))
 
     def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Masks (True = keep) and the displacement before repair, by parameter name."""
@@ -231,7 +224,7 @@ class _Outlook(Stages):
         """What one layer's part of a displacement of the state would cost by itself."""
         absorber = fit.absorbers.get(layer.name)
         names = [layer.parameter, *([absorber.key] if absorber else [])]
-        return fit.judge.predict({name: moved[name] for name in names}).change(self.keep_first)
+        return fit.judge.predict({name: moved[name] for name in names}).change(self.aim.keep_first)
 
 
 def _trusted(predicted: float, measured: float, negligible: float) -> bool:

@@ -8,38 +8,33 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetaylor import registry
-from prunetaylor.calibration import Calibration, Part
+from prunetaylor.aim import look, unseen
+from prunetaylor.calibration import UNREACHED, Calibration, Part, running_order
 from prunetaylor.curvature.cache import open_cache
-from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.distributed.exchange import as_in_main
-from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import restore, snapshot
-from prunetaylor.objective import Objective
-from prunetaylor.outcome import FirstOrder, Histogram, Stage
+from prunetaylor.network.state import displacement, restore, snapshot
+from prunetaylor.outcome import Histogram, Stage
 from prunetaylor.progress import Progress, Watch, unwatched
-from prunetaylor.refinement import REMEMBERED, Refinement, settle
-from prunetaylor.repair import batch_norm, least_squares
+from prunetaylor.refinement import REMEMBERED
+from prunetaylor.repair import batch_norm, compensate, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
-from prunetaylor.repair.compensate import compensate
 from prunetaylor.repair.masks import apply_masks
-from prunetaylor.risk import Risk, Watcher, first_pass
+from prunetaylor.risk import Risk
 from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion
-
-UNREACHED = "no calibration sample reaches it as a module of its own"
 
 
 @dataclass
@@ -54,7 +49,6 @@ class Stages:
     watch: Watch = unwatched
     masks: dict[str, Tensor] = field(default_factory=dict)
     done: list[Stage] = field(default_factory=list)
-    first_order: FirstOrder | None = None
     choices: list[str] = field(default_factory=list)
     histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
@@ -65,13 +59,10 @@ class Stages:
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
-        self.repair = _repair(self.job, self.criterion)
-        self.refinement = Refinement()
+        self.aim = unseen(self.job, self.criterion)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
-        self.objective = Objective(self.job.kind, "divergence")
-        self.keep_first = config.prune.first_order != "drop"
         # What repair leaves of the change that removal alone would make, by the last stage; 1 until there was one.
         self.repaired = 1.0
         self.damping = config.prune.damping
@@ -135,7 +126,7 @@ class Stages:
         config = self.job.config.prune
         if config.stages != "auto" or not self.criterion.STAGED or hasattr(self.criterion, "solve"):
             return Fixed(self._levels(), config.damping)
-        fresh = self.job.config.calibration.resample and self.refinement.when == "stages"
+        fresh = self.job.config.calibration.resample and self.aim.refinement.when == "stages"
         scale = self.calibration.holdout.spread(self.job.kind)
         return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
 
@@ -187,11 +178,16 @@ class Stages:
 
     def _calibrate(self) -> None:
         network, calibration = self.job.network, self.calibration
-        order = running_order(network, calibration)
+        order = running_order(network, calibration.fit.batches)
         network.keep_only(order, UNREACHED)
         self.dense.keep_only(order, UNREACHED)
         self._start()
-        self._choose_error(calibration)
+        dense = self.dense
+        self.aim = look(
+            self.job, self.criterion, calibration, dense.module, lambda risk: self._model(dense, risk, calibration)
+        )
+        for text in self.aim.said:
+            self._choose(text)
 
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
@@ -200,77 +196,33 @@ class Stages:
             already = self.removed / self.job.network.prunable
             self._choose(f"nothing to remove: {already:.2%} of the prunable weights are zero already")
 
-    def _choose_error(self, calibration: Calibration) -> None:
-        """Labels or not, first-order term or not, from what the user forces and the convergence check."""
-        config, task = self.job.config, Objective(self.job.kind, "task")
-        risk = calibration.fit.risk(self.dense.module, task)
-        found = check_convergence(self._model(self.dense, risk, calibration))
-        labels = config.calibration.labels
-        if self.criterion.NEEDS == "labels":
-            if labels is False:
-                raise UsageError(
-                    f"{self.job.method} needs labels: without them the error has no gradient at the dense weights",
-                    "leave calibration.labels at auto, or take another prune.method",
-                )
-            labels = True
-        if labels == "auto":
-            labels = found.first_order_matters
-        if labels:
-            self.objective = task
-            if config.prune.first_order == "auto" and self.criterion.NEEDS != "labels":
-                # Who asks for labels wants what they say: then a gradient that is there is enough.
-                self.keep_first = found.first_order_matters or (
-                    config.calibration.labels is True and found.gradient_seen
-                )
-        self._settle_repair(bool(labels) and self.keep_first, calibration)
-        if labels and self.refinement.when == "stages" and config.prune.first_order == "auto":
-            # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
-            self.keep_first = True
-        self.first_order = FirstOrder(
-            found.share, found.gradient_norm, found.noise_norm, bool(labels) and self.keep_first
-        )
-        self._choose(f"error: {self.objective.describe()} ({found.describe()})")
-        self._choose(f"first-order term of the task error: {'kept' if self.first_order.kept else 'not kept'}")
-
-    def _settle_repair(self, far: bool, calibration: Calibration) -> None:
-        """What ``auto`` means for repair and refinement, now that it is known how far the network has converged."""
-        example = next(iter(calibration.holdout.batches))[0]
-        self.refinement = settle(self.job, self.criterion.REPAIR, far, example)
-        how = f"{self.refinement.steps} steps of {self.refinement.by}"
-        when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
-        self._choose(f"refinement: {when[self.refinement.when]} ({self.refinement.why})")
-        asked = self.job.config.prune
-        if self.refinement.when == "stages" and asked.refine == "auto" and asked.repair == "auto":
-            # Towards labels: the dense layers' outputs are those of a network that still has to move.
-            self.repair = "none"
-
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
         network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
         drawn = self.histogram
         # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
-        refined = self.refinement.when == "stages" and self.objective.of == "task"
+        refined = self.aim.refinement.when == "stages" and self.aim.objective.of == "task"
         towards = network.copy() if refined or self.trained else self.dense
         self.damping = plan.damping
-        held = calibration.holdout.risk(network.module, self.objective)
+        held = calibration.holdout.risk(network.module, self.aim.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
-        model = self._model(network, calibration.fit.risk(network.module, self.objective), calibration)
+        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
         target, alone = self._select(plan, model, judge, now)
         self._as_in_main()
         self.progress.step("selected")
-        if self.repair == "obs":
-            self._compensate(model, state, absorbers)
+        if self.aim.repair == "obs":
+            self._compensate(model, self.masks, state, absorbers)
         del model  # its curvature, before repair and the next phases need the room
         release()
-        if self.repair == "least-squares":
+        if self.aim.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
         changes = held.values() - before
         measured, noise = float(changes.mean()), float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else 0.0
         self.progress.step("measured")
-        predicted = judge.predict(displacement(network.module, judge.state)).change(self.keep_first)
+        predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
         stands = plan.judge(now, target, predicted, measured, noise)
         if alone is not None and alone > 0 < predicted:
             self.repaired = predicted / alone
@@ -281,7 +233,7 @@ class Stages:
             self.masks, self.histogram = masks, drawn
             self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
         else:
-            if self.repair == "batch-norm":
+            if self.aim.repair == "batch-norm":
                 fit = calibration.fit.batches
                 for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
                     pass
@@ -305,8 +257,8 @@ class Stages:
         self.progress.measured(
             self.trained, {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
         )
-        last = self.refinement.when == "last" and self.removed == self.wanted
-        if stands and (self.refinement.when == "stages" or last):
+        last = self.aim.refinement.when == "last" and self.removed == self.wanted
+        if stands and (self.aim.refinement.when == "stages" or last):
             self.refining = {}
             self._refine()
             self.done[-1] = replace(done, seconds=time.perf_counter() - start)
@@ -339,7 +291,7 @@ class Stages:
         def change(sparsity: float) -> float:
             masks = self._ranked(scores, count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~masks[x.parameter] for x in network.layers}
-            alone[sparsity] = judge.predict(moves).change(self.keep_first)
+            alone[sparsity] = judge.predict(moves).change(self.aim.keep_first)
             return self.repaired * alone[sparsity]
 
         target = plan.propose(now, change)
@@ -359,23 +311,28 @@ class Stages:
         )
         return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
 
-    def _compensate(self, model: TaylorModel, state: dict[str, Tensor], absorbers: Mapping[str, Absorber]) -> None:
-        """The OBS update of all layers at once, from the weights in ``state``, those before anything was removed."""
+    def _compensate(
+        self,
+        model: TaylorModel,
+        masks: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        absorbers: Mapping[str, Absorber],
+    ) -> None:
         network = self.job.network
-        current = network.module.state_dict()
-        with torch.no_grad():
-            for layer in network.layers:
-                layer.weight.copy_(state[layer.parameter])
-        for layer in network.layers:
-            absorber, moments = absorbers.get(layer.name), model.moments[layer.name]
-            keep = layer.matrix(self.masks[layer.parameter])
-            moved, means = compensate(layer, moments, keep, absorber is not None, self.damping, self._choose)
-            with torch.no_grad():
-                layer.weight.add_(layer.tensor(moved).to(layer.weight))
-                if absorber is not None and means is not None:
-                    current[absorber.key].sub_(absorber.sign * means.flatten().to(current[absorber.key]))
-            self.progress.step(layer.name)
-        apply_masks(network.module, self.masks)
+        moments = {layer.name: model.moments[layer.name] for layer in network.layers}
+        solved = compensate.repair(
+            network.module,
+            network.layers,
+            masks,
+            before,
+            moments,
+            absorbers,
+            damping=self.damping,
+            note=self._choose,
+        )
+        for name in solved:
+            self.progress.step(name)
+        apply_masks(network.module, masks)
 
     def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network) -> None:
         network, batches = self.job.network, calibration.fit.batches
@@ -397,11 +354,11 @@ class Stages:
 
     def _refine(self) -> None:
         assert self.refining is not None
-        for refined in self.refinement.run(
+        for refined in self.aim.refinement.run(
             self.job,
             self.dense,
             self.masks,
-            self.objective,
+            self.aim.objective,
             self.calibration,
             self.seen,
             self.absorbers,
@@ -417,9 +374,9 @@ class Stages:
 
     def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
         """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""
-        dense = calibration.holdout.risk(self.dense.module, self.objective)
+        dense = calibration.holdout.risk(self.dense.module, self.aim.objective)
         moved = displacement(self.job.network.module, self.dense_state)
-        predicted = self._model(self.dense, dense, calibration).predict(moved).change(self.keep_first)
+        predicted = self._model(self.dense, dense, calibration).predict(moved).change(self.aim.keep_first)
         return predicted, held.value() - dense.value()
 
     def _without_data(self, target: float) -> None:
@@ -447,7 +404,7 @@ class Stages:
             cache=self.cache,
             stage=len(self.done) + 1,
         )
-        model.keep_first = self.keep_first
+        model.keep_first = self.aim.keep_first
         return model
 
     def _as_in_main(self) -> None:
@@ -459,37 +416,3 @@ class Stages:
         if text not in self.choices:
             self.choices.append(text)
             self.progress.note(text)
-
-
-def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By how much each tensor has moved since ``state``; extra state and counters do not move."""
-    now = module.state_dict()
-    return {name: now[name] - value for name, value in state.items() if value.is_floating_point()}
-
-
-def running_order(network: Network, calibration: Calibration) -> list[str]:
-    """Names of the layers that a batch reaches, in the order in which they first run."""
-    order: dict[str, None] = {}
-
-    def watcher(name: str) -> Watcher:
-        def note(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            order.setdefault(name)
-
-        return note
-
-    watch: dict[nn.Module, Watcher] = {m: watcher(layer.name) for layer in network.layers for m in layer.modules}
-    first_pass(network.module, calibration.fit.batches, watch)
-    return list(order)
-
-
-def _repair(job: Job, criterion: Any) -> str:
-    asked = job.config.prune.repair
-    if asked == "auto":
-        return str(criterion.REPAIR)
-    if asked != "none" and job.samples is None:
-        raise UsageError(f"prune.repair={asked} needs samples", "name them with --data, or say prune.repair=none")
-    if asked == "obs" and hasattr(criterion, "solve"):
-        raise UsageError(
-            f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"
-        )
-    return asked

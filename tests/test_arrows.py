@@ -22,6 +22,7 @@ ROOMS = [
     "prunetaylor.planning",
     "prunetaylor.finetune",
     "prunetaylor.stages",
+    "prunetaylor.aim",
     "prunetaylor.refinement",
     "prunetaylor.calibration",
     "prunetaylor.job",

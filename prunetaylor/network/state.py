@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -61,3 +61,9 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
     current = module.state_dict()
     for name, tensor in state.items():
         current[name].copy_(tensor)
+
+
+def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By how much each tensor has moved since ``state``; extra state and counters do not move."""
+    now = module.state_dict()
+    return {name: now[name] - value for name, value in state.items() if value.is_floating_point()}

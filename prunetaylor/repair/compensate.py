@@ -13,8 +13,10 @@ was fitted to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Moments, centred_bytes
 from prunetaylor.curvature.solve import (
@@ -28,6 +30,7 @@ from prunetaylor.curvature.solve import (
 )
 from prunetaylor.memory import LayerSize, Phase, Sizes, largest_of
 from prunetaylor.network.layer import Layer
+from prunetaylor.repair.affine import Absorber
 
 
 def memory(sizes: Sizes) -> Phase:
@@ -39,6 +42,36 @@ def memory(sizes: Sizes) -> Phase:
 
     systems, layer = largest_of(sizes.layers, need)
     return Phase("a step", {"systems": systems}, layer)
+
+
+@torch.no_grad()
+def repair(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    masks: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    absorbers: Mapping[str, Absorber],
+    *,
+    damping: float,
+    note: Note,
+) -> Iterator[str]:
+    """Solve the layers in place, each from its weights in ``before``, the state that nothing was yet removed from;
+    yields the name of each when it is done.
+
+    Masks (True = keep) by parameter name, moments of ``before`` and absorbers by the layer's name.
+    """
+    state = module.state_dict()
+    for layer in layers:
+        layer.weight.copy_(before[layer.parameter])
+    for layer in layers:
+        absorber, keep = absorbers.get(layer.name), layer.matrix(masks[layer.parameter])
+        moved, means = compensate(layer, moments[layer.name], keep, absorber is not None, damping, note)
+        layer.weight.add_(layer.tensor(moved).to(layer.weight))
+        if absorber is not None and means is not None:
+            target = state[absorber.key]
+            target.sub_(absorber.sign * means.flatten().to(target))
+        yield layer.name
 
 
 @torch.no_grad()

@@ -1,0 +1,102 @@
+"""What a run takes for the error, and what repairs with regard to it: settled once, by a look at the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from prunetaylor.calibration import Calibration
+from prunetaylor.curvature.convergence import check_convergence
+from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.errors import UsageError
+from prunetaylor.job import Job
+from prunetaylor.objective import Objective
+from prunetaylor.outcome import FirstOrder
+from prunetaylor.refinement import Refinement, settle
+from prunetaylor.risk import Risk
+
+
+@dataclass(frozen=True)
+class Aim:
+    """``keep_first``: predictions keep the first-order term; ``said``: what was decided, and why."""
+
+    objective: Objective
+    keep_first: bool
+    repair: str
+    refinement: Refinement = field(default_factory=Refinement)
+    first_order: FirstOrder | None = None  # None: nobody looked
+    said: tuple[str, ...] = ()
+
+
+def unseen(job: Job, criterion: Any) -> Aim:
+    """Before the dense network was looked at, or without data to look at it with."""
+    return Aim(Objective(job.kind, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
+
+
+def look(
+    job: Job, criterion: Any, calibration: Calibration, dense: nn.Module, model: Callable[[Risk], TaylorModel]
+) -> Aim:
+    """Labels or not, first-order term or not, from what the user forces and the convergence check.
+
+    Args:
+        model: the Taylor model of the dense network for an error.
+
+    Raises:
+        UsageError: the criterion needs labels, and they are ruled out.
+    """
+    config, task = job.config, Objective(job.kind, "task")
+    found = check_convergence(model(calibration.fit.risk(dense, task)))
+    usual, labels = unseen(job, criterion), config.calibration.labels
+    needed = criterion.NEEDS == "labels"
+    if needed and labels is False:
+        raise UsageError(
+            f"{job.method} needs labels: without them the error has no gradient at the dense weights",
+            "leave calibration.labels at auto, or take another prune.method",
+        )
+    labelled = needed or (found.first_order_matters if labels == "auto" else labels)
+    keep_first = usual.keep_first
+    if labelled and not needed and config.prune.first_order == "auto":
+        # Who asks for labels wants what they say: then a gradient that is there is enough.
+        keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
+    example = next(iter(calibration.holdout.batches))[0]
+    refinement, repair = settle(job, criterion.REPAIR, labelled and keep_first, example), usual.repair
+    if refinement.when == "stages":
+        if config.prune.refine == "auto" and config.prune.repair == "auto":
+            # Towards labels: the dense layers' outputs are those of a network that still has to move.
+            repair = "none"
+        if labelled and config.prune.first_order == "auto":
+            # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
+            keep_first = True
+    objective = task if labelled else usual.objective
+    kept = labelled and keep_first
+    how = f"{refinement.steps} steps of {refinement.by}"
+    when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
+    return Aim(
+        objective,
+        keep_first,
+        repair,
+        refinement,
+        FirstOrder(found.share, found.gradient_norm, found.noise_norm, kept),
+        (
+            f"refinement: {when[refinement.when]} ({refinement.why})",
+            f"error: {objective.describe()} ({found.describe()})",
+            f"first-order term of the task error: {'kept' if kept else 'not kept'}",
+        ),
+    )
+
+
+def usual_repair(job: Job, criterion: Any) -> str:
+    """What is asked for, or the criterion's own. UsageError where it cannot be done."""
+    asked = job.config.prune.repair
+    if asked == "auto":
+        return str(criterion.REPAIR)
+    if asked != "none" and job.samples is None:
+        raise UsageError(f"prune.repair={asked} needs samples", "name them with --data, or say prune.repair=none")
+    if asked == "obs" and hasattr(criterion, "solve"):
+        raise UsageError(
+            f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"
+        )
+    return asked
