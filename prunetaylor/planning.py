@@ -173,11 +173,14 @@ class _Planner:
             return
         yield Phase("measuring", {"activations": forward(self._measuring(config, sizes))}).plus(always)
         yield Phase("the convergence check", {"activations": norms_bytes(sizes)}).plus(always)
-        # The states that a stage and its two Taylor models start from.
+        trains = job.epochs > 0 and self.command == "prune"
+        # The states that a stage and its two Taylor models start from; in a gradual schedule, while training waits.
         models = {"weights": 3 * sizes.state}
+        if trains and config.prune.schedule != "one-shot":
+            models["optimizer"] = train.held_bytes(sizes, config.finetune)
         yield from (phase.plus(always, models) for phase in scored)
         yield from (phase.plus(always, models) for phase in self._after(config, sizes, scored))
-        if job.epochs and self.command == "prune":
+        if trains:
             yield train.memory(replace(sizes, batch=config.data.batch_size), config.finetune).plus(always)
 
     def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:

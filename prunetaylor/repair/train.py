@@ -57,14 +57,16 @@ class TrainState:
 
 
 def memory(sizes: Sizes, options: FinetuneSection) -> Phase:
-    """Gradients, the optimizer's state, masks as numbers, the best state and the average's, beside a batch's graph.
+    """Gradients and what stays between steps, beside a batch's graph. The dense network, which teaches, needs none."""
+    held = FLOAT * sizes.parameters + held_bytes(sizes, options)
+    return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
 
-    The dense network, which teaches, needs none.
-    """
+
+def held_bytes(sizes: Sizes, options: FinetuneSection) -> int:
+    """What stays between steps: the optimizer's state, masks as numbers, the best state and the average's."""
     states = 1 if options.optimizer == "sgd" else 2
     averages = 2 if options.ema else 0
-    held = FLOAT * ((1 + states) * sizes.parameters + sizes.weights) + (1 + averages) * sizes.state
-    return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
+    return FLOAT * (states * sizes.parameters + sizes.weights) + (1 + averages) * sizes.state
 
 
 class Training:

@@ -1,0 +1,182 @@
+"""The memory plan of a run: what it says, what it refuses, and the chunks under which it fits."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from runs import TEST, TRAIN
+from torch import nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, trained
+
+from prunetaylor import memory, planning
+from prunetaylor.config.resolve import from_values
+from prunetaylor.config.sizes import parse_size, show_size
+from prunetaylor.data.load import from_python
+from prunetaylor.errors import UsageError
+from prunetaylor.job import Job, make_job
+from prunetaylor.memory import Chunks, Phase
+from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline import run
+from prunetaylor.planning import make_plan
+from prunetaylor.progress import Silent
+from prunetaylor.scoring import run as look
+
+CPU = torch.device("cpu")
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 100)
+
+
+def job_of(model: nn.Module, **settings: object) -> Job:
+    usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
+    config = from_values(usual | {key.replace("__", "."): value for key, value in settings.items()}).config
+    return make_job(config, copy.deepcopy(model), from_python(TRAIN, TEST), CPU, choices=[])
+
+
+def pruned(model: nn.Module, **settings: object) -> Outcome:
+    return run(job_of(model, **settings), Silent())
+
+
+def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
+    plan = make_plan(job_of(conv))
+    report = plan.report
+    assert sum(report.parts.values()) == report.planned
+    assert set(report.parts) >= {"weights", "samples", "activations", "libraries"}
+    assert report.parts["samples"] >= TRAIN[0].nbytes + TEST[0].nbytes
+    assert report.limit is not None
+    assert report.limit > report.planned
+    assert plan.chunks == Chunks()
+    assert plan.describe().startswith(f"memory {show_size(report.planned)} planned at most, for ")
+    assert f"{show_size(plan.free)} free" in plan.describe()
+    assert max(map(len, (plan.describe(),))) < 250
+
+
+def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: None)
+    plan = make_plan(job_of(conv))
+    assert plan.report.limit is None
+    assert "how much is free is not known: no limit" in plan.describe()
+
+
+def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 10**9)
+    there = TRAIN[0].nbytes + TEST[0].nbytes + memory.state_bytes(conv)
+    assert make_plan(job_of(conv)).report.limit == 9 * 10**8 + there
+
+
+def least(model: nn.Module, method: str) -> int:
+    """The smallest limit that is not refused."""
+    job = job_of(model, prune__method=method, prune__refine="none")
+    return planning._Planner(job, "prune").fit(job.config, 1)[1].total
+
+
+@pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
+def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> None:
+    # Hundreds of steps of a refinement would make more of the rounding.
+    usual = pruned(conv, prune__method=method, prune__refine="none")
+    limit = least(conv, method)
+    tight = pruned(conv, prune__method=method, prune__refine="none", memory=limit)
+    assert usual.memory is not None
+    assert tight.memory is not None
+    assert tight.memory.planned <= limit < usual.memory.planned
+    assert tight.memory.batch < usual.memory.batch
+    for name, mask in usual.masks.items():
+        assert torch.equal(mask, tight.masks[name]), name
+    for name, value in usual.module.state_dict().items():
+        torch.testing.assert_close(tight.module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
+    found = look(job_of(conv), Silent())
+    assert found.memory is not None
+    assert found.memory.planned > 0
+    with pytest.raises(UsageError, match=r"a step would take .* even in the smallest chunks"):
+        look(job_of(conv, memory="1MiB"), Silent())
+
+
+def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
+    config = from_values({"device": "cpu", "memory": "100MiB"}).config
+    plan = make_plan(make_job(config, conv, None, CPU, choices=[]))
+    assert plan.report.parts["samples"] == 0
+    assert plan.phase.name in ("scores (magnitude)", "ranking")
+
+
+def wide() -> nn.Module:
+    """Layer Grams that are far larger than the weights' own size."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 1500), nn.ReLU(), nn.Linear(1500, 4))
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UsageError) as found:
+        make_plan(job_of(wide(), memory="70MiB"))
+    cause, remedy = found.value.cause, found.value.remedy
+    assert found.value.exit_code == 2
+    assert " (obs) would take " in cause
+    assert "(most for 3); " in cause
+    assert "the limit is 70 MiB" in cause
+    assert "prune.method=obd (" in remedy
+    # What is said to fit does, to the last word.
+    asked = remedy.rpartition("--memory ")[2]
+    assert make_plan(job_of(wide(), memory=asked)).report.planned <= parse_size(asked)
+    assert make_plan(job_of(wide(), memory="70MiB", prune__method="obd")).report.planned <= 70 * MIB
+    with pytest.raises(UsageError, match="even in the smallest chunks"):
+        make_plan(job_of(wide(), memory=parse_size(asked) - MIB))
+
+
+def test_fewer_samples_are_suggested_where_they_help() -> None:
+    torch.manual_seed(0)
+    job = job_of(wide(), prune__method="joint", calibration__samples=200)
+    limit = planning._Planner(job, "prune").fit(job.config, 1)[1].total - MIB
+    with pytest.raises(UsageError) as found:
+        make_plan(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
+    settings = [part for part in found.value.remedy.split() if part.startswith("calibration.samples=")]
+    [said] = [int(part.removeprefix("calibration.samples=").rstrip(",")) for part in settings]
+    assert make_plan(job_of(wide(), prune__method="joint", calibration__samples=said, memory=limit))
+
+
+def test_the_report_has_it(conv: nn.Module) -> None:
+    from prunetaylor.report.json_report import to_json
+
+    document = json.loads(json.dumps(to_json(pruned(conv, prune__method="obd"), {})))
+    assert set(document["memory"]) == {"planned", "limit", "parts", "phase", "batch"}
+    assert document["memory"]["planned"] == sum(document["memory"]["parts"].values())
+
+
+def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
+    def fine_tuning(**settings: object) -> Phase:
+        job = job_of(conv, finetune__epochs=1, **settings)
+        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
+
+    usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
+    assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
+    half = fine_tuning(data__batch_size=32)
+    assert half.parts["activations"] == pytest.approx(usual.parts["activations"] / 2, rel=1e-3)
+    large = {"finetune__epochs": 1, "data__batch_size": 1 << 16}
+    with pytest.raises(UsageError, match=r"fine-tuning would take .*(?s:.)*data\.batch_size=") as found:
+        make_plan(job_of(conv, memory="100MiB", **large))
+    [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
+    large["data__batch_size"] = int(said.removeprefix("data.batch_size=").rstrip(","))
+    assert make_plan(job_of(conv, memory="100MiB", **large)).report.planned <= 100 * MIB
+
+
+def test_the_stages_of_a_gradual_schedule_leave_room_for_what_training_holds(conv: nn.Module) -> None:
+    def prediction(**settings: object) -> Phase:
+        job = job_of(conv, finetune__epochs=3, **settings)
+        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "prediction")
+
+    assert "optimizer" not in prediction().parts
+    held = [
+        prediction(prune__schedule="cubic", finetune__optimizer=name).parts["optimizer"] for name in ("sgd", "adamw")
+    ]
+    assert held[1] - held[0] == 4 * sum(p.numel() for p in conv.parameters())
+    assert held[0] > 8 * sum(p.numel() for p in conv.parameters() if p.dim() > 1)
