@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -48,6 +48,13 @@ def look(
         UsageError: the criterion needs labels, and they are ruled out.
     """
     config, task = job.config, Objective(job.kind, "task")
+    example = next(iter(calibration.holdout.batches))[0]
+    if not job.labelled:
+        usual = unseen(job, criterion)
+        refinement = settle(job, criterion.REPAIR, far=False, example=example)
+        why = "the training samples have no labels"
+        said = (_said(refinement), f"error: {usual.objective.describe()} ({why})")
+        return replace(usual, refinement=refinement, said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
     usual, labels = unseen(job, criterion), config.calibration.labels
     needed = criterion.NEEDS == "labels"
@@ -61,7 +68,6 @@ def look(
     if labelled and not needed and config.prune.first_order == "auto":
         # Who asks for labels wants what they say: then a gradient that is there is enough.
         keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
-    example = next(iter(calibration.holdout.batches))[0]
     refinement, repair = settle(job, criterion.REPAIR, labelled and keep_first, example), usual.repair
     if refinement.when == "stages":
         if config.prune.refine == "auto" and config.prune.repair == "auto":
@@ -72,8 +78,6 @@ def look(
             keep_first = True
     objective = task if labelled else usual.objective
     kept = labelled and keep_first
-    how = f"{refinement.steps} steps of {refinement.by}"
-    when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
     return Aim(
         objective,
         keep_first,
@@ -81,11 +85,17 @@ def look(
         refinement,
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, kept),
         (
-            f"refinement: {when[refinement.when]} ({refinement.why})",
+            _said(refinement),
             f"error: {objective.describe()} ({found.describe()})",
             f"first-order term of the task error: {'kept' if kept else 'not kept'}",
         ),
     )
+
+
+def _said(refinement: Refinement) -> str:
+    how = f"{refinement.steps} steps of {refinement.by}"
+    when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
+    return f"refinement: {when[refinement.when]} ({refinement.why})"
 
 
 def usual_repair(job: Job, criterion: Any) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data import augment
 from prunetaylor.data.draws import Draws
-from prunetaylor.data.samples import Batches, Split, TensorSplit, decoded_together, draw
+from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decoded_together, draw
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job, Kind
 from prunetaylor.memory import chunks
@@ -42,6 +42,17 @@ class Part:
     batches: Batches
     dense_outputs: Tensor
     targets: Tensor
+
+    @classmethod
+    def of(cls, job: Job, dense: nn.Module, split: Split, size: int) -> Part:
+        """All samples of a split, in batches of ``size``; what has no labels gets the dense network's answers."""
+        batches = job.batches(decoded_together(split), batch_size=size)
+        outputs, targets = all_outputs(dense, batches)
+        if not split.labelled:
+            targets = _answers(job, outputs)
+            inputs, _ = batches.split.fetch(range(batches.samples))
+            batches = job.batches(TensorSplit(inputs, targets.cpu()), batch_size=size)
+        return cls(batches, outputs, targets)
 
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
         return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
@@ -96,11 +107,22 @@ class Calibration:
             )
         each = pool.fetch(chosen[:1])[0].numel()
         size = chunk(each, job.config.data.batch_size)
-        fit, holdout = (
-            job.batches(decoded_together(pool.subset(part)), batch_size=size) for part in (chosen[held:], chosen[:held])
-        )
-        check_deterministic(dense, fit)
-        return cls(*(Part(batches, *all_outputs(dense, batches)) for batches in (fit, holdout)))
+        fit, holdout = (Part.of(job, dense, pool.subset(part), size) for part in (chosen[held:], chosen[:held]))
+        check_deterministic(dense, fit.batches)
+        return cls(fit, holdout)
+
+
+def answered(job: Job, dense: nn.Module, split: Split) -> Split:
+    """The split with the dense network's answers in place of labels that it does not have."""
+    if split.labelled:
+        return split
+    outputs, _ = all_outputs(dense, job.batches(split))
+    return WithTargets(split, _answers(job, outputs).cpu())
+
+
+def _answers(job: Job, outputs: Tensor) -> Tensor:
+    """What the network says, in the form of targets."""
+    return outputs.argmax(1) if job.kind == "classes" else outputs
 
 
 def running_order(network: Network, batches: Batches) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunetaylor.calibration import answered
 from prunetaylor.data import augment
 from prunetaylor.data.samples import Split
 from prunetaylor.errors import NumericsError, UsageError
@@ -57,11 +58,17 @@ class Finetuning:
         self.choices: list[str] = []
         # (how good, the epoch, its weights)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.options = job.config.finetune
+        if not job.labelled:
+            alone = self.options.distill.model_copy(update={"weight": 1.0})
+            self.options = self.options.model_copy(update={"distill": alone})
         self._generator = torch.Generator().manual_seed(job.config.seed)
         assert job.samples is not None
         _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
-        self._chooser = job.batches(validation)
+        if not validation.labelled:
+            self._choose(f"validation: the dense network's answers stand for labels, {job.config.metric} is of them")
+        self._chooser = job.batches(answered(job, dense, validation))
         self._levels = self._gradual_levels()
         self._objective_loss = self._loss()
         self.training: Training | None = None
@@ -201,24 +208,28 @@ class Finetuning:
         self._start = time.perf_counter()
 
     def _training(self) -> Training:
-        config = self.job.config.finetune
-        share = distillation_share(config.distill)
+        share = distillation_share(self.options.distill)
         return Training(
             self.job.network.module,
             self.stages.masks,
             self._batches,
-            options=config,
+            options=self.options,
             epochs=self.job.epochs,
             loss=self._objective_loss,
             teacher=self.dense if share else None,
             device=self.job.device,
             generator=self._generator,
-            starts=[*self._levels] if config.rewind and self._levels else (0,),
+            starts=[*self._levels] if self.options.rewind and self._levels else (0,),
             note=self._choose,
         )
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         smoothing = self.job.config.finetune.label_smoothing
+        if smoothing and distillation_share(self.options.distill) == 1:
+            raise UsageError(
+                "finetune.label_smoothing smooths labels, and finetune.distill.weight=1 uses none",
+                "leave one of them at its default",
+            )
         if smoothing and self.job.kind != "classes":
             raise UsageError("finetune.label_smoothing needs classes", "leave it at 0: the targets are values")
         if smoothing:
@@ -227,10 +238,12 @@ class Finetuning:
         return lambda outputs, targets: objective.values(outputs, targets).mean()
 
     def _say_choices(self) -> None:
-        config = self.job.config.finetune
+        config = self.options
         lr, lr_reason = peak_lr(config)
         kind, kind_reason = precision(config, self.job.device)
         share = distillation_share(config.distill)
+        if not self.job.labelled:
+            self._choose("distillation: all of the loss, as there are no labels")
         if share and config.distill.weight == "auto":
             self._choose(f"distillation: {share:g} of the loss, as the dense network is at hand")
         self._choose(f"learning rate {lr:g}: {lr_reason}")

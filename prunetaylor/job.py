@@ -15,7 +15,7 @@ from prunetaylor.checkpoint.architecture import known_network, resolve
 from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
-from prunetaylor.data.samples import Batches, Checked, Samples, Split, check_targets
+from prunetaylor.data.samples import Batches, Checked, Samples, Split, WithTargets, check_targets
 from prunetaylor.distributed.group import gather_objects, place, world
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
@@ -55,6 +55,11 @@ class Job:
         if asked != "auto":
             return asked
         return 3 if self.device.type == "cuda" and self.samples is not None else 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether anybody but the network knows the training samples' answers."""
+        return self.samples is None or self.samples.train.labelled
 
     def batches(self, split: Split, **how: Any) -> Batches:
         """A split as batches on the device."""
@@ -159,11 +164,39 @@ def make_job(
             f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
         )
         return job
+    if not samples.test.labelled:
+        raise DataError(
+            "the test samples have no labels, so that nothing can be measured",
+            "give test samples with labels; training samples need none",
+        )
     job.choices += samples.choices
     if config.prune.method == "auto":
         job.choices.append("method obs: there are samples, and it is the strongest one-shot criterion measured")
     job.kind = _kind(job, samples)
+    if not job.labelled:
+        _do_without_labels(job, criterion.NEEDS)
     return job
+
+
+def _do_without_labels(job: Job, needs: str) -> None:
+    """The dense network answers for the training samples. UsageError where labels are asked for."""
+    config, samples = job.config, job.samples
+    assert samples is not None
+    none, weight = "the training samples have no labels", config.finetune.distill.weight
+    if needs == "labels":
+        raise UsageError(f"{none}, and {job.method} needs them", "take another prune.method, or leave it at auto")
+    if config.calibration.labels is True:
+        raise UsageError(f"calibration.labels=true, but {none}", "leave it at auto")
+    if job.epochs and weight not in ("auto", 1):
+        raise UsageError(
+            f"finetune.distill.weight={weight:g} trains towards labels too, but {none}",
+            "leave it at auto: the dense network teaches alone",
+        )
+    if job.kind == "values":
+        # of the kind that a value is
+        zeros = torch.zeros(len(samples.train), 1)
+        job.samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
+    job.choices.append(f"labels: {none}; the dense network answers for them")
 
 
 def pick_device(asked: str) -> tuple[torch.device, str]:
@@ -250,6 +283,8 @@ def _kind(job: Job, samples: Samples) -> Kind:
 def _with_classes(split: Split, outputs: int, name: str) -> Split:
     """The split with its class ids checked: now where they are known, else when they are read."""
     targets = split.targets()
+    if not split.labelled:
+        return split
     if targets is None:
         return Checked(split, outputs, name)
     check_targets(targets, outputs, name)

@@ -211,6 +211,7 @@ def prune(
     Args:
         model: a trained network.
         train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one, or (x, y).
+            Inputs alone will do: the dense network then answers for them.
         test: reports; the training samples where it is not given.
         sparsity: fraction of the prunable weights removed, in [0, 1).
         validation: chooses between epochs; else a share of ``train``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunetaylor.data.batches import Batches, Share
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, decoded_together
+from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decoded_together
 from prunetaylor.data.transforms import Named
 from prunetaylor.errors import DataError
 
@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "Subset",
     "TensorSplit",
+    "WithTargets",
     "check_targets",
     "decoded_together",
     "draw",
@@ -75,6 +76,10 @@ class Checked(Split):
 
     def __len__(self) -> int:
         return len(self._parent)
+
+    @property
+    def labelled(self) -> bool:
+        return self._parent.labelled
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         inputs, targets = self._parent.fetch(indices, variant)

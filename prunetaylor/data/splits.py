@@ -36,6 +36,11 @@ class Split(ABC):
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         """Inputs (B, ...) and targets (B, ...) in the order of ``indices``; DataError names a sample that fails."""
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are answers; without, targets are zeros that stand for none."""
+        return True
+
     def targets(self) -> Tensor | None:
         """Targets of all samples (N, ...) where they are known without decoding, else None."""
         return None
@@ -54,9 +59,12 @@ class Split(ABC):
 
 
 class TensorSplit(Split):
-    """Inputs (N, ...) and targets (N, ...) as tensors."""
+    """Inputs (N, ...) and targets (N, ...) as tensors; without targets the samples are not labelled."""
 
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+    def __init__(self, inputs: Tensor, targets: Tensor | None = None) -> None:
+        self._labelled = targets is not None
+        if targets is None:
+            targets = torch.zeros(inputs.shape[:1], dtype=torch.long)
         if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
             shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
             raise DataError(f"inputs and targets differ in length: {shapes}", "give as many targets as inputs")
@@ -65,6 +73,10 @@ class TensorSplit(Split):
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def labelled(self) -> bool:
+        return self._labelled
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         if isinstance(indices, range) and indices.step == 1:
@@ -82,7 +94,31 @@ class TensorSplit(Split):
         return self
 
     def to(self, device: torch.device) -> TensorSplit:
-        return TensorSplit(self.inputs.to(device), self._targets.to(device))
+        return TensorSplit(self.inputs.to(device), self._targets.to(device) if self.labelled else None)
+
+
+class WithTargets(Split):
+    """The inputs of another split with targets (N, ...) of their own, or without labels."""
+
+    def __init__(self, parent: Split, targets: Tensor, labelled: bool = True) -> None:
+        self._parent, self._targets, self._labelled = parent, targets, labelled
+        self.on_the_fly = parent.on_the_fly
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    @property
+    def labelled(self) -> bool:
+        return self._labelled
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+        return self._parent.fetch(indices, variant)[0], self._targets[torch.as_tensor(indices, dtype=torch.long)]
+
+    def targets(self) -> Tensor:
+        return self._targets
+
+    def nbytes(self) -> int | None:
+        return self._parent.nbytes()
 
 
 def decoded_together(split: Split) -> TensorSplit:
@@ -105,6 +141,10 @@ class Subset(Split):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def labelled(self) -> bool:
+        return self._parent.labelled
+
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         return self._parent.fetch([self._indices[i] for i in indices], variant)
 
@@ -121,7 +161,7 @@ Collate = Callable[[list[Any]], Any]
 
 
 class DatasetSplit(Split):
-    """Any map-style data set whose items are (input, target); the items' own transforms are kept.
+    """Any map-style data set whose items are (input, target), or inputs alone; the items' own transforms are kept.
 
     ``collate`` puts a list of items together (a DataLoader's ``collate_fn``); by default items are stacked.
     """
@@ -139,9 +179,17 @@ class DatasetSplit(Split):
             ) from error
         self._name = name
         self._collate = collate or _stack
+        self._labelled: bool | None = True if collate else None  # None: nobody looked
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def labelled(self) -> bool:
+        if self._labelled is None:
+            with _own_randomness():
+                self._labelled = not _is_input(self._read(0))
+        return self._labelled
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         items = []
@@ -160,20 +208,30 @@ class DatasetSplit(Split):
             ) from error
         return _as_tensor(inputs, self._name), _as_target(_as_tensor(targets, self._name))
 
-    def _get(self, index: int) -> Any:
+    def _read(self, index: int) -> Any:
         try:
-            item = self._item(index)
+            return self._item(index)
         except PruneTaylorError:
             raise
         except Exception as error:
             cause = f"sample {index} of {self._name} cannot be read: {type(error).__name__}: {error}"
             raise DataError(cause, "mend the data set or leave the sample out") from error
+
+    def _get(self, index: int) -> Any:
+        item = self._read(index)
+        if _is_input(item) and not self.labelled:
+            return _from_pil(item), 0
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(
                 f"sample {index} of {self._name} is a {type(item).__name__}, not a pair (input, target)",
                 "make the data set return (input, target)",
             )
         return _from_pil(item[0]), item[1]
+
+
+def _is_input(item: Any) -> bool:
+    """Whether an item is an input without a target."""
+    return isinstance(item, Tensor | np.ndarray) or hasattr(item, "getbands")
 
 
 def _stack(items: list[tuple[Any, Any]]) -> tuple[Any, Any]:

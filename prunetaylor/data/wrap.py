@@ -13,13 +13,17 @@ from torch.utils.data import Subset as TorchSubset
 from prunetaylor.data.splits import DatasetSplit, Split, TensorSplit
 from prunetaylor.errors import DataError
 
-_REMEDY = "give a data set (__len__ and __getitem__ giving (input, target)), a DataLoader of one, or tensors (x, y)"
+_REMEDY = (
+    "give a data set (__len__ and __getitem__ giving (input, target)), a DataLoader of one, or tensors (x, y); "
+    "x alone has no labels"
+)
 
 
 def as_split(value: Any, name: str) -> Split:
     """A split from a split, a map-style data set, a DataLoader of one, or a pair (x, y) of tensors or arrays.
 
-    Of a DataLoader the data set and a ``collate_fn`` of its own are taken; order and batch size are not.
+    Inputs alone (x, (x, None), or a data set of inputs) are samples without labels. Of a DataLoader the data set and a
+    ``collate_fn`` of its own are taken; order and batch size are not.
     DataError, which calls the value ``name``, for anything else and for an empty one.
     """
     split = _convert(value, name)
@@ -38,8 +42,14 @@ def _convert(value: Any, name: str) -> Split:
         return _dataset(value.dataset, name, collate)
     if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, Tensor | np.ndarray) for v in value):
         return TensorSplit(tensor(value[0], f"{name}: x"), target(tensor(value[1], f"{name}: y")))
+    if isinstance(value, tuple | list) and len(value) == 2 and value[1] is None:
+        value = value[0]
+    if isinstance(value, Tensor | np.ndarray):
+        return TensorSplit(tensor(value, f"{name}: x"))
     if isinstance(value, TensorDataset) and len(value.tensors) == 2:
         return TensorSplit(value.tensors[0], target(value.tensors[1]))
+    if isinstance(value, TensorDataset) and len(value.tensors) == 1:
+        return TensorSplit(value.tensors[0])
     if isinstance(value, TorchSubset):
         return _convert(value.dataset, name).subset(list(value.indices))
     return _dataset(value, name, None)

@@ -84,6 +84,14 @@ def test_validation_and_column_targets(tmp_path):
     assert samples.classes == 8
 
 
+def test_training_samples_need_no_labels(tmp_path):
+    samples = _load(tmp_path, _arrays(y_train=None))
+    assert not samples.train.labelled
+    assert samples.test.labelled
+    assert len(samples.train) == 6
+    assert samples.classes == int(samples.test.targets().max()) + 1
+
+
 def test_regression_targets_pass_through(tmp_path):
     samples = _load(tmp_path, _arrays(y_train=np.zeros((6, 2)), y_test=np.zeros((4, 2))))
     assert samples.classes is None
@@ -97,6 +105,7 @@ def test_regression_targets_pass_through(tmp_path):
         ({"y_test": None}, "has no array y_test"),
         ({"x_test": None, "x_tests": np.zeros(2)}, "no array x_test; did you mean 'x_tests'"),
         ({"x_val": np.zeros((2, 3, 8, 8), np.uint8)}, "has no array y_val"),
+        ({"y_train": None, "ytrain": np.zeros(6)}, "no array y_train; did you mean 'ytrain'"),
         ({"y_train": np.arange(5)}, "x_train has 6 samples, y_train has 5"),
         ({"x_train": np.zeros((0, 3, 8, 8), np.uint8)}, "x_train of .* is empty"),
         ({"x_train": np.array([None] * 6)}, "array of Python objects, which is never unpickled"),

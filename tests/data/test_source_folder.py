@@ -46,6 +46,18 @@ def test_images_of_equal_size_are_kept_and_classes_are_numbered_by_name(tmp_path
     assert any("imagenet" in line for line in samples.choices)
 
 
+def test_images_without_class_folders_have_no_labels(tmp_path):
+    _tree(tmp_path, parts=("val", "test"))
+    expected = _image(tmp_path / "train" / "b.png", value=50)
+    _image(tmp_path / "train" / "a.png")
+    samples = _load(tmp_path)
+    assert not samples.train.labelled
+    assert samples.validation.labelled
+    assert samples.test.labelled
+    np.testing.assert_array_equal(samples.train.fetch([1])[0][0].numpy(), expected.transpose(2, 0, 1))
+    assert samples.test.targets().tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_val_chooses_and_test_reports(tmp_path):
     _tree(tmp_path, parts=("train", "val"), each=2)
     only_val = _load(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from prunetaylor.data.samples import DatasetSplit, TensorSplit, check_targets, draw, fingerprint
+from prunetaylor.data.samples import DatasetSplit, TensorSplit, WithTargets, check_targets, draw, fingerprint
 from prunetaylor.data.wrap import as_split
 from prunetaylor.errors import DataError
 
@@ -84,10 +84,37 @@ def test_a_failing_sample_is_named():
 
     with pytest.raises(DataError, match=r"sample 4 of my data cannot be read: KeyError: 'lost'"):
         DatasetSplit(Broken(), name="my data").fetch([4])
-    with pytest.raises(DataError, match="sample 0 of it is a Tensor, not a pair"):
-        DatasetSplit([torch.zeros(2)], name="it").fetch([0])
+    with pytest.raises(DataError, match="sample 0 of it is a str, not a pair"):
+        DatasetSplit(["a.png"], name="it").fetch([0])
+    with pytest.raises(DataError, match="sample 1 of it is a Tensor, not a pair"):  # the others have labels
+        DatasetSplit([(torch.zeros(2), 0), torch.zeros(2)], name="it").fetch([1])
     with pytest.raises(DataError, match="do not go together"):
         DatasetSplit([(torch.zeros(2), 0), (torch.zeros(3), 0)]).fetch([0, 1])
+
+
+def test_inputs_alone_have_no_labels():
+    x = torch.rand(5, 2)
+    whole = Image.fromarray(np.full((4, 4, 3), 9, dtype=np.uint8))
+    for value in (x, x.numpy(), (x, None), TensorDataset(x), DataLoader(TensorDataset(x)), list(x)):
+        split = as_split(value, "train")
+        assert not split.labelled
+        assert not split.subset([3, 1]).labelled
+        torch.testing.assert_close(split.subset([3, 1]).fetch([1])[0], x[1:2])
+        assert split.fetch([0, 4])[1].tolist() == [0, 0]
+    assert as_split([whole], "train").fetch([0])[0].shape == (1, 3, 4, 4)
+    for value in ((x, torch.arange(5)), list(zip(x, range(5), strict=True)), TensorDataset(x, torch.arange(5))):
+        assert as_split(value, "train").subset([2]).labelled
+    assert as_split(x, "train").to(torch.device("cpu")).labelled is False
+
+
+def test_targets_in_place_of_others():
+    split = as_split(Noisy(), "train")
+    other = WithTargets(split, torch.arange(10, 10 + len(split)))
+    torch.testing.assert_close(other.fetch([2, 0], 5)[0], split.fetch([2, 0], 5)[0])
+    assert other.fetch([2, 0])[1].tolist() == other.subset([2, 0]).targets().tolist() == [12, 10]
+    assert other.on_the_fly
+    assert other.labelled
+    assert not WithTargets(split, torch.zeros(len(split)), labelled=False).labelled
 
 
 def test_as_split_takes_what_people_have():

@@ -1,5 +1,7 @@
 """arrays:FILE.npz: x_train, y_train, x_test, y_test, and optionally x_val, y_val, as ``numpy.savez`` writes them.
 
+Without y_train the training samples have no labels, which are not needed.
+
 Inputs are uint8 (scaled to [0, 1] later) or float (left as they are): features (N, F), grey images (N, H, W), or images
 with channels, first or last. The channel axis is the one of length 1, 3 or 4. Where both ends could be it, the reading
 that makes the image square is taken, then channels first; where none could, channels come first.
@@ -22,7 +24,7 @@ from prunetaylor.data.wrap import target, tensor
 from prunetaylor.errors import DataError, UsageError, close_match
 
 Array = np.ndarray[Any, Any]
-_NEEDED = ("x_train", "y_train", "x_test", "y_test")
+_NEEDED = ("x_train", "x_test", "y_test")
 _OPTIONAL = ("x_val", "y_val")
 _SAVE = "write it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
 
@@ -43,7 +45,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     splits = {}
     for part in ("train", "test", "val"):
         if f"x_{part}" in arrays:
-            splits[part] = _split(part, inputs[f"x_{part}"], arrays[f"y_{part}"])
+            splits[part] = _split(part, inputs[f"x_{part}"], arrays.get(f"y_{part}"))
     return RawSource(splits["train"], splits["test"], splits.get("val"), _classes(splits))
 
 
@@ -58,6 +60,9 @@ def _load(path: Path) -> dict[str, Array]:
                 raise DataError(f"{path} holds one array, not an .npz archive of several", _SAVE)
             present = list(archive.files)
             wanted = [*_NEEDED, *(_OPTIONAL if set(_OPTIONAL) & set(present) else ())]
+            # Labels that are there under another name are not left out without a word.
+            if "y_train" in present or close_match("y_train", set(present) - {*_NEEDED, *_OPTIONAL}):
+                wanted.insert(1, "y_train")
             for name in wanted:
                 if name not in present:
                     found = ", ".join(present[:8]) or "none"
@@ -113,7 +118,9 @@ def _channels_last(shape: tuple[int, ...]) -> bool:
     return last
 
 
-def _split(part: str, x: Tensor, y: Array) -> TensorSplit:
+def _split(part: str, x: Tensor, y: Array | None) -> TensorSplit:
+    if y is None:
+        return TensorSplit(x)
     if len(x) != len(y):
         raise DataError(f"x_{part} has {len(x)} samples, y_{part} has {len(y)}", "give one target for each sample")
     targets = target(tensor(y, f"y_{part}"))
@@ -124,7 +131,7 @@ def _split(part: str, x: Tensor, y: Array) -> TensorSplit:
 
 
 def _classes(splits: dict[str, TensorSplit]) -> int | None:
-    every = [split.targets() for split in splits.values()]
+    every = [split.targets() for split in splits.values() if split.labelled]
     if any(y.is_floating_point() or y.ndim != 1 for y in every):
         return None
     return max(int(y.max()) for y in every) + 1

@@ -1,7 +1,7 @@
 """FILE.py:FUNCTION or package.module:FUNCTION: the user's own function, called without arguments.
 
 It returns (train, test) or (train, validation, test); each is a map-style data set, a DataLoader of one, or tensors
-(x, y).
+(x, y). Training samples may be inputs alone, which have no labels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """folder:DIR: images in train/ and val/ or test/, a folder a class.
 
 With both val/ and test/, val/ is for choosing and test/ reports; with one of them, it reports. Classes are numbered in
-the sorted order of their folders' names, as torchvision's ImageFolder does.
+the sorted order of their folders' names, as torchvision's ImageFolder does. Images in train/ itself, without class
+folders, have no labels, which are not needed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.images import Images, image_splits
-from prunetaylor.data.samples import RawSource
+from prunetaylor.data.samples import RawSource, WithTargets
 from prunetaylor.errors import DataError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -31,10 +32,19 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     if "train" not in parts or len(parts) < 2:
         found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
         raise DataError(f"{root} has no train/ with a val/ or test/ beside it; it holds {found}", _LAYOUT)
-    classes = _classes(parts["train"])
+    labelled = any(map(_is_class, parts["train"].iterdir())) or not _files(parts["train"])
+    sorted_in = parts["train"] if labelled else next(part for name, part in parts.items() if name != "train")
+    classes = _classes(sorted_in)
+    images = {}
     for name, part in parts.items():
-        _check_classes(classes, _classes(part), f"{root}/train", f"{root}/{name}")
-    splits = dict(zip(parts, image_splits([_images(p, classes) for p in parts.values()], cfg.size), strict=True))
+        if name == "train" and not labelled:
+            images[name] = Images.of_files(files := _files(part), none := torch.zeros(len(files), dtype=torch.long))
+            continue
+        _check_classes(classes, _classes(part), str(sorted_in), str(part))
+        images[name] = _images(part, classes)
+    splits = dict(zip(parts, image_splits(list(images.values()), cfg.size), strict=True))
+    if not labelled:
+        splits["train"] = WithTargets(splits["train"], none, labelled=False)
     gray = splits["train"].fetch([0])[0].shape[1] == 1
     return RawSource(
         train=splits["train"],
@@ -46,8 +56,12 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     )
 
 
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
 def _classes(part: Path) -> list[str]:
-    names = sorted(p.name for p in part.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted(p.name for p in part.iterdir() if _is_class(p))
     if not names:
         raise DataError(f"{part} holds no class folders", _LAYOUT)
     return names
@@ -68,14 +82,19 @@ def _images(part: Path, classes: list[str]) -> Images:
     paths: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(classes):
-        found = sorted(
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(part / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        )
+        found = _files(part / name)
         if not found:
             raise DataError(f"{part / name} holds no images", f"images end in {', '.join(EXTENSIONS)}")
         paths += found
         targets += [number] * len(found)
     return Images.of_files(paths, torch.tensor(targets, dtype=torch.long))
+
+
+def _files(folder: Path) -> list[str]:
+    """All images beneath it, in order."""
+    return sorted(
+        os.path.join(where, file)
+        for where, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+    )
