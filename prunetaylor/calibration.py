@@ -57,16 +57,6 @@ class Part:
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
         return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
 
-    def spread(self, kind: Kind) -> float:
-        """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
-
-        What the error of a network of this kind on such samples is large by, whatever the number of outputs.
-        """
-        objective = Objective(kind, "divergence")
-        z = self.dense_outputs
-        answer = z.softmax(1).mean(0).log() if kind == "classes" else z.mean(0)
-        return float(objective.values(answer.expand_as(z), z).mean())
-
     def changed_anew(self, job: Job, dense: nn.Module, generator: torch.Generator) -> Part:
         """The same samples after fresh random changes (data.augment), which are free: no new sample is seen."""
         assert job.samples is not None
@@ -110,6 +100,16 @@ class Calibration:
         fit, holdout = (Part.of(job, dense, pool.subset(part), size) for part in (chosen[held:], chosen[:held]))
         check_deterministic(dense, fit.batches)
         return cls(fit, holdout)
+
+    def spread(self, kind: Kind) -> float:
+        """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
+
+        What the error of a network of this kind on such samples is large by, whatever the number of outputs.
+        """
+        objective = Objective(kind, "divergence")
+        z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
+        answer = z.softmax(1).mean(0).log() if kind == "classes" else z.mean(0)
+        return float(objective.values(answer.expand_as(z), z).mean())
 
 
 def answered(job: Job, dense: nn.Module, split: Split) -> Split:

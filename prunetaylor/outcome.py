@@ -87,7 +87,7 @@ class Stage:
 
     sparsity: float
     predicted_change: float | None
-    measured_change: float | None
+    measured_change: float | None  # None: not finite, or nothing to measure by
     gain_ratio: float | None  # measured / predicted
     seconds: float
     accepted: bool = True  # False: taken back, and tried again with a smaller step
@@ -95,6 +95,7 @@ class Stage:
     damping: float | None = None  # of this stage's systems, relative to their mean diagonal
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
+    cumulative_noise: float | None = None
     cumulative_ratio: float | None = None
     metric: float | None = None  # the run's, on the same held-out samples after all the stage did; None: taken back
 
@@ -110,7 +111,7 @@ def believed_to(stages: list[Stage]) -> float | None:
         predicted, measured = stage.cumulative_predicted, stage.cumulative_measured
         if not stage.accepted or predicted is None or measured is None:
             continue
-        near = abs(measured - predicted) <= 2 * (stage.noise or 0.0)
+        near = abs(measured - predicted) <= 2 * (stage.cumulative_noise or 0.0)
         if not near and not 0.5 <= (stage.cumulative_ratio or 0.0) <= 2:
             break
         reached = stage.sparsity
@@ -121,7 +122,7 @@ def believed_to(stages: list[Stage]) -> float | None:
 class FirstOrder:
     """How far from convergence the checkpoint is."""
 
-    share: float  # |g'd| / (|g'd| + d'Hd/2) of the last stage's displacement from the dense network
+    share: float  # |g'd| / (|g'd| + d'Hd/2) of a probe: each weight's removal by itself, at the dense network
     gradient_norm: float
     noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
     kept: bool  # whether the first-order term was kept

@@ -78,7 +78,7 @@ class Refinement:
         if self.by == "gauss-newton":
             yield from self._newton(job, dense, masks, objective, held, seen, alone, generator, seed, left)
             return
-        scale = calibration.holdout.spread(job.kind)
+        scale = calibration.spread(job.kind)
         if not left and not self.asked and held.value() < NEGLIGIBLE * scale:
             yield Refined(f"left out, the held-out error is {held.value():.2g}: there is nothing to gain", dict)
             return

@@ -35,19 +35,15 @@ from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
 from prunetaylor.selection.step import Step
+from prunetaylor.selection.trust import HIGH, LOW, NEGLIGIBLE
 from prunetaylor.stages import Stages
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are looked at."""
 BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Those at which each layer's part is predicted by itself, a forward-mode pass a layer."""
-TRUSTED = (0.5, 2.0)
-"""Gain ratios for which the model is believed: it is wrong by no more than a factor of two."""
 SOLVED = ("least-squares", "obs")
 """Repairs that one step can look ahead to: both solve the fitted Gram matrices."""
-NEGLIGIBLE = 1e-5
-"""Changes up to this share of the error's scale (1 for classes, else the outputs' own) are believed whatever their
-ratio: at first they are rounding, and then still nothing that anybody could see."""
 
 
 def run(job: Job, progress: Progress) -> Scores:
@@ -228,9 +224,9 @@ class _Outlook(Stages):
 
 
 def _trusted(predicted: float, measured: float, negligible: float) -> bool:
-    """Whether the prediction is right within a factor of two, or both changes are negligible."""
+    """Whether the gain ratio is one that is believed, or both changes are negligible."""
     if not isfinite(measured):
         return False
     if max(abs(predicted), abs(measured)) <= negligible:
         return True
-    return predicted > 0 and TRUSTED[0] <= measured / predicted <= TRUSTED[1]
+    return predicted > 0 and LOW <= measured / predicted <= HIGH

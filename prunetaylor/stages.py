@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.distributed.exchange import as_in_main
+from prunetaylor.errors import NumericsError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
@@ -124,10 +126,10 @@ class Stages:
 
     def _plan(self) -> Fixed | TrustRegion:
         config = self.job.config.prune
-        if config.stages != "auto" or not self.criterion.STAGED or hasattr(self.criterion, "solve"):
+        if config.stages != "auto" or not self.criterion.STAGED:
             return Fixed(self._levels(), config.damping)
         fresh = self.job.config.calibration.resample and self.aim.refinement.when == "stages"
-        scale = self.calibration.holdout.spread(self.job.kind)
+        scale = self.calibration.spread(self.job.kind)
         return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
 
     def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
@@ -219,11 +221,12 @@ class Stages:
             self._least_squares(calibration, absorbers, towards)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
-        changes = held.values() - before
-        measured, noise = float(changes.mean()), float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else 0.0
+        measured, noise = _change(held, before)
         self.progress.step("measured")
         predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
         stands = plan.judge(now, target, predicted, measured, noise)
+        if stands and not isfinite(measured):
+            held.values()  # says what is wrong: there is no smaller step to take
         if alone is not None and alone > 0 < predicted:
             self.repaired = predicted / alone
         self.progress.step("predicted")
@@ -242,21 +245,21 @@ class Stages:
             Stage(
                 sparsity=target,
                 predicted_change=predicted,
-                measured_change=measured,
-                gain_ratio=measured / predicted if predicted != 0 else None,
+                measured_change=_finite(measured),
+                gain_ratio=_finite(measured / predicted) if predicted != 0 else None,
                 seconds=time.perf_counter() - start,
                 accepted=stands,
                 noise=noise,
                 damping=self.damping,
                 cumulative_predicted=since[0],
-                cumulative_measured=since[1],
-                cumulative_ratio=since[1] / since[0] if since[0] != 0 else None,
+                cumulative_measured=_finite(since[1]),
+                cumulative_noise=since[2],
+                cumulative_ratio=_finite(since[1] / since[0]) if since[0] != 0 else None,
             )
         )
         done = self.done[-1]
-        self.progress.measured(
-            self.trained, {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
-        )
+        found = {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
+        self.progress.measured(self.trained, {name: value for name, value in found.items() if isfinite(value)})
         last = self.aim.refinement.when == "last" and self.removed == self.wanted
         if stands and (self.aim.refinement.when == "stages" or last):
             self.refining = {}
@@ -271,8 +274,9 @@ class Stages:
         """Choose and remove. (the sparsity after it, the change that removal alone is predicted to make, if asked)."""
         network = self.job.network
         if hasattr(self.criterion, "solve"):
+            # What a solver would do is known only once it has: its steps are as long as they have proved right.
             target = plan.propose(now, lambda _: 0.0)
-            removed = round(target * network.prunable)
+            removed = self._count(target)
             step: Step = self.criterion.solve(model, network, self.masks, removed, self.generator)
             self.masks = step.masks
             with torch.no_grad():
@@ -282,23 +286,23 @@ class Stages:
             return target, None
         scores = self.criterion.score(model, network, self.masks, self.generator)
 
-        def count(sparsity: float) -> int:
-            # The smallest steps of a small network may be less than a weight.
-            return max(round(sparsity * network.prunable), self.removed + 1)
-
         alone: dict[float, float] = {}
 
         def change(sparsity: float) -> float:
-            masks = self._ranked(scores, count(sparsity))
+            masks = self._ranked(scores, self._count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~masks[x.parameter] for x in network.layers}
             alone[sparsity] = judge.predict(moves).change(self.aim.keep_first)
             return self.repaired * alone[sparsity]
 
         target = plan.propose(now, change)
-        before, self.masks = self.masks, self._ranked(scores, count(target))
+        before, self.masks = self.masks, self._ranked(scores, self._count(target))
         self.histogram = histogram(scores, before, self.masks)
         apply_masks(network.module, self.masks)
         return target, alone.get(target)
+
+    def _count(self, sparsity: float) -> int:
+        """Weights gone after a stage to this sparsity: the smallest step of a small network may be less than one."""
+        return max(round(sparsity * self.job.network.prunable), self.removed + 1)
 
     def _ranked(self, scores: Mapping[str, Tensor], removed: int) -> dict[str, Tensor]:
         """The masks after which ``removed`` weights are gone, the best by score left."""
@@ -372,12 +376,13 @@ class Stages:
             self.moment()
         self.refining = None
 
-    def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float]:
-        """(predicted, measured) change of all that moved since the dense network, on the held-out samples."""
+    def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float, float]:
+        """(predicted, measured) change of all that moved since the dense network, on the held-out samples, and the
+        standard error of the measured one."""
         dense = calibration.holdout.risk(self.dense.module, self.aim.objective)
         moved = displacement(self.job.network.module, self.dense_state)
         predicted = self._model(self.dense, dense, calibration).predict(moved).change(self.aim.keep_first)
-        return predicted, held.value() - dense.value()
+        return predicted, *_change(held, dense.values())
 
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
@@ -416,3 +421,16 @@ class Stages:
         if text not in self.choices:
             self.choices.append(text)
             self.progress.note(text)
+
+
+def _change(held: Risk, before: Tensor) -> tuple[float, float]:
+    """(mean change of the error since ``before``, its standard error); infinite where it is out of range."""
+    try:
+        changes = held.values() - before
+    except NumericsError:
+        return float("inf"), 0.0
+    return float(changes.mean()), float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else 0.0
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

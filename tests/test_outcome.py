@@ -16,7 +16,7 @@ def stage(sparsity: float, ratio: float | None, *, accepted: bool = True, noise:
         ratio,
         1.0,
         accepted=accepted,
-        noise=noise,
+        cumulative_noise=noise,
         cumulative_predicted=predicted,
         cumulative_measured=ratio,
         cumulative_ratio=ratio,

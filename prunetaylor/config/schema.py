@@ -133,7 +133,7 @@ class PruneSection(Section):
     during: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Epochs over which a gradual schedule prunes, the first step before any training; auto: two thirds of them."""
     first_order: Literal["auto", "keep", "drop"] = "auto"
-    """The gradient's term of the Taylor model; auto: by its measured share."""
+    """The gradient's term of the Taylor model; auto: by its measured share, where there are labels."""
     damping: Annotated[float, Field(gt=0)] = 0.01
     """The ridge added to a curvature, relative to its mean diagonal."""
     repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"

@@ -112,7 +112,7 @@ def _facts(document: Document) -> list[str]:
         )
     if first := document["first_order"]:
         lines.append(
-            f"First-order term: {percent(first['share'])} of the predicted change, "
+            f"First-order term: {percent(first['share'])} of a probe's predicted change, "
             f"{'kept' if first['kept'] else 'not kept'}; the gradient's norm is {number(first['gradient_norm'], 3)}, "
             f"{number(first['noise_norm'], 3)} from sampling alone."
         )

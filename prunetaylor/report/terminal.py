@@ -198,8 +198,8 @@ def _facts(outcome: Outcome) -> Table:
     if first is not None:
         table.add_row(
             "first order",
-            f"{percent(first.share)} of the predicted change, {'kept' if first.kept else 'dropped'}; gradient norm "
-            f"{number(first.gradient_norm, 3)}, {number(first.noise_norm, 3)} from sampling alone",
+            f"{percent(first.share)} of a probe's predicted change, {'kept' if first.kept else 'dropped'}; "
+            f"gradient norm {number(first.gradient_norm, 3)}, {number(first.noise_norm, 3)} from sampling alone",
         )
     table.add_row("time", f"{outcome.seconds.get('total', math.nan):.1f} s on {outcome.device}, seed {outcome.seed}")
     return table

@@ -1,12 +1,17 @@
 """How far the next stage goes: as far as the model is believed (Conn, Gould & Toint 2000, chapter 6).
 
-The radius is a predicted change of the error. A stage takes the largest sparsity whose predicted change lies within it;
-the stage's gain ratio, measured / predicted change, then says whether the model earned more:
+The radius is a predicted change of the error. A stage takes the largest sparsity whose predicted change lies within it,
+and no more than its reach, a share of the weights left. The gain ratio, measured / predicted change, then says whether
+the model earned more:
 
-    ratio within [1/2, 2]   the radius doubles, the damping returns towards the one asked for
-    above 2                 the radius is half of what was just predicted, the damping rises tenfold
-    above 4                 the same, and the stage is taken back if it cost more than the radius
-    below 1/2               nothing changes: the model promised too little, which harms nobody
+    within [1/2, 2]     radius and reach double, the damping returns towards the one asked for
+    better than that    nothing changes: the model promised too little, which harms nobody
+    worse than that     the radius is half of what was just predicted, the damping rises tenfold
+    far worse           the same; and if it cost more than the radius, the stage is taken back, and half of it is tried,
+                        a smallest one anew while the damping can still rise
+
+A predicted gain that comes is a ratio like any other; whatever is better than predicted counts as better, and no two
+changes are told apart that noise might have made different.
 
 The unit is the error that a constant answer would make, so that the first radius means the same for every network, loss
 and number of classes.
@@ -23,6 +28,9 @@ REJECT = 4.0
 """A stage whose change is so many times the predicted one is taken back."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
+NEGLIGIBLE = 1e-5
+"""Nor are those that differ by less than this share of the error of a constant answer: at first they are rounding, and
+then still nothing that anybody could see."""
 START = 0.01
 """The first radius, as a share of the error of a constant answer."""
 LARGEST, SMALLEST = 0.35, 0.02
@@ -48,6 +56,7 @@ class TrustRegion:
 
     def __post_init__(self) -> None:
         self.radius = START * self.scale
+        self.reach = self.largest
         self.damping = self.asked_damping
 
     def propose(self, now: float, change: Callable[[float], float]) -> float:
@@ -56,7 +65,7 @@ class TrustRegion:
         Found by bisection over the share of the weights that stays.
         """
         density = 1 - now
-        far = max(1 - self.target, density * (1 - self.largest))
+        far = max(1 - self.target, density * (1 - self.reach))
         if change(1 - far) <= self.radius:
             return self._snap(1 - far)
         near = max(far, density * (1 - SMALLEST))
@@ -71,25 +80,31 @@ class TrustRegion:
     def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
         """Whether the stage from sparsity ``now`` to ``then`` stands; the radius and the damping follow its ratio.
 
-        ``noise`` is the standard error of the measured change. A stage that could not be smaller stands.
+        ``noise`` is the standard error of the measured change. A stage that can be neither smaller nor more damped
+        stands.
         """
-        believed = measured <= HIGH * predicted or measured - predicted <= NOISE * noise
-        if believed and measured >= LOW * predicted:
+        taken = 1 - (1 - then) / (1 - now)
+        if min(LOW * predicted, HIGH * predicted) <= measured <= max(LOW * predicted, HIGH * predicted):
             self.radius *= 2
+            self.reach = min(self.largest, 2 * self.reach)
             self.damping = max(self.asked_damping, self.damping / 10)
-        if believed:
             return True
-        smallest = (1 - then) / (1 - now) > 1 - 2 * SMALLEST  # what is left to the target may be added to it
-        stands = measured <= max(REJECT * predicted, self.radius) or smallest
+        if measured - predicted <= max(NOISE * noise, NEGLIGIBLE * self.scale):
+            return True
+        most = self.asked_damping * 10**RAISES
+        stands = measured <= max(REJECT * predicted, self.radius) or (taken < 2 * SMALLEST and self.damping >= most)
         self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
-        self.damping = min(self.damping * 10, self.asked_damping * 10**RAISES)
+        self.damping = min(self.damping * 10, most)
+        if not stands:
+            # A change that is predicted to cost nothing lies within any radius.
+            self.reach = max(SMALLEST, taken / 2)
         return stands
 
     def state_dict(self) -> dict[str, float]:
-        return {"radius": self.radius, "damping": self.damping}
+        return {"radius": self.radius, "reach": self.reach, "damping": self.damping}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.radius, self.damping = state["radius"], state["damping"]
+        self.radius, self.reach, self.damping = state["radius"], state["reach"], state["damping"]
 
     def _snap(self, sparsity: float) -> float:
         """The target itself where less than a smallest step would be left."""

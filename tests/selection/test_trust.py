@@ -30,15 +30,52 @@ def test_the_target_is_taken_at_once_where_the_model_is_believed_so_far() -> Non
     assert region(0.9).propose(0.0, lambda _: 0.0) == pytest.approx(LARGEST)
 
 
-def test_it_always_arrives() -> None:
-    trust, now = region(0.95), 0.0
+@pytest.mark.parametrize("predicted", [1e9, 1e-9, 0.0, -1e-3, -1e9])
+@pytest.mark.parametrize("measured", [1e12, float("inf")])
+def test_it_always_arrives(predicted: float, measured: float) -> None:
+    trust, now, taken_back = region(0.95), 0.0, 0
     for _ in range(200):
-        then = trust.propose(now, lambda _: 1e9)
-        assert trust.judge(now, then, 1e9, 1e12, 0.0), "a smallest step stands"
-        now = then
+        then = trust.propose(now, lambda _: predicted)
+        assert now < then <= 0.95
+        if trust.judge(now, then, predicted, measured, 0.0):
+            now = then
+        else:
+            taken_back += 1
         if now == 0.95:
+            assert RAISES <= taken_back < 12  # steps as small and as damped as may be are what is left
             return
     raise AssertionError(now)
+
+
+def test_a_stage_that_is_taken_back_is_halved_and_grows_again() -> None:
+    trust = region()
+    assert not trust.judge(0, 0.35, 0.0, 1.0, 0.0)
+    assert trust.propose(0, lambda _: 0.0) == pytest.approx(0.175)
+    assert trust.judge(0, 0.175, 0.01, 0.01, 0.0)
+    assert trust.propose(0.175, lambda _: 0.0) == pytest.approx(1 - 0.825 * 0.65)
+
+
+@pytest.mark.parametrize(("measured", "doubles"), [(-0.6, True), (-1.0, True), (-1.9, True), (-3.0, False)])
+def test_a_predicted_gain_that_came_is_believed(measured: float, doubles: bool) -> None:
+    trust = region()
+    radius = trust.radius
+    assert trust.judge(0, 0.3, -1.0, measured, 0.0)
+    assert (trust.radius, trust.damping) == ((2 if doubles else 1) * radius, 0.01)
+
+
+def test_a_predicted_gain_that_became_a_loss_is_not() -> None:
+    trust = region()
+    radius = trust.radius
+    assert trust.judge(0, 0.3, -1.0, 0.5 * radius, 0.0)  # a small one: it stands
+    assert (trust.radius, trust.damping) == (0.5 * radius, pytest.approx(0.1))
+    assert not trust.judge(0, 0.3, -1.0, 2 * radius, 0.0)
+
+
+def test_noise_alone_changes_nothing() -> None:
+    trust = region()
+    radius = trust.radius
+    assert trust.judge(0, 0.3, 0.01, 1.0, 0.5)  # a gain ratio of 100
+    assert (trust.radius, trust.damping) == (radius, 0.01)
 
 
 def test_radius_and_damping_follow_the_gain_ratio() -> None:

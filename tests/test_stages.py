@@ -1,0 +1,90 @@
+"""Stages that turn out badly: taken back, smaller and more damped, and never without an end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runs import TRAIN, assert_truthful, quick
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from toys import ConvNet, trained
+
+from prunetaylor.errors import NumericsError
+from prunetaylor.selection.trust import RAISES
+
+
+@pytest.fixture(scope="module")
+def conv() -> nn.Module:
+    torch.manual_seed(0)
+    return trained(ConvNet(), TRAIN, cross_entropy, 60)
+
+
+def unconverged() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A network of random weights, with labels that it gives itself but for a tenth: its gradient leads far away."""
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(), nn.Flatten(), nn.Linear(512, 4),
+    )  # fmt: skip
+    train, test = torch.randn(60, 2, 8, 8), torch.randn(40, 2, 8, 8)
+    module.train()(train[:8])
+    module.eval()
+    with torch.no_grad():
+        said = [module(x).argmax(1) for x in (train, test)]
+    wrong = [torch.where(torch.rand(len(y)) < 0.1, torch.randint(4, (len(y),)), y) for y in said]
+    return module, (train, wrong[0]), (test, wrong[1])
+
+
+@pytest.mark.parametrize("method", ["obs_fisher", "joint"])
+def test_a_solver_s_stage_that_made_things_worse_is_taken_back(method: str) -> None:
+    module, train, test = unconverged()
+    outcome = quick(module, train, test, sparsity=0.6, prune__method=method, prune__stages="auto")
+    assert_truthful(outcome, module, 0.6)
+    assert method == "joint" or any(not stage.accepted for stage in outcome.stages)
+    assert outcome.pruned.metrics["loss"] < 3 * outcome.dense.metrics["loss"]
+
+
+def test_where_removal_is_predicted_to_gain_and_does_not_there_is_an_end(conv: nn.Module) -> None:
+    """The first-order term of a converged network, kept against all reason, on samples too few to see it is none."""
+    few = (TRAIN[0][:6], TRAIN[1][:6])
+    how = {"calibration__labels": True, "prune__first_order": "keep", "prune__stages": "auto"}
+    outcome = quick(conv, few, sparsity=0.8, **how)
+    assert_truthful(outcome, conv, 0.8)
+    assert len(outcome.stages) < 40 + RAISES
+
+
+class Cliff(nn.Module):
+    """Outputs that are in range only while no weight is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gone = (self.inner.weight == 0).float().mean()
+        return self.inner(x.flatten(1)) + torch.where(gone > self.most, torch.inf, 0.0)
+
+    most = 0.0
+
+
+def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
+    torch.manual_seed(0)
+    module = Cliff()
+    module.most = 0.2
+    with pytest.raises(NumericsError, match=r"error on \d+ samples is"):
+        quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
+    module.most = 0.5
+    outcome = quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
+    assert all(stage.measured_change is not None for stage in outcome.stages)
+
+
+def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunetaylor import stages
+
+    change, calls = stages._change, iter([True, True])  # of the first stage: its own change, and since the dense one
+    monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
+    outcome = quick(conv, sparsity=0.5, prune__stages="auto")
+    first = outcome.stages[0]
+    assert not first.accepted
+    assert (first.measured_change, first.gain_ratio, first.cumulative_ratio) == (None, None, None)
+    assert_truthful(outcome, conv, 0.5)
