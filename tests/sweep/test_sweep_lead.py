@@ -123,3 +123,20 @@ def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None
     with pytest.raises(UsageError, match=r"in a database \(sqlite\)"):
         open_study(home, None)
     assert not (home / "journal.log").exists()
+
+
+def test_a_sweep_in_a_file_is_not_begun_again_in_a_database(folder: Path) -> None:
+    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    with pytest.raises(UsageError, match="cannot open the storage"):
+        open_study(home, "nonsense://x")
+    assert open_study(home, None).fill() == 6  # a database that was never opened holds nothing
+    with pytest.raises(UsageError, match=r"is in journal\.log"):
+        open_study(home, f"sqlite:///{folder}/state.db")
+
+
+def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    (home / "sweep.yaml").unlink()  # the last that a start writes
+    assert place(sweep, Path("out"), resume=False) == home
+    assert stored(home).plain() == sweep.plain()
