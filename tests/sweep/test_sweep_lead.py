@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +14,9 @@ from prunetaylor import registry
 from prunetaylor.config.schema import Section
 from prunetaylor.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.outcome import Trial
+from prunetaylor.sweep.alive import new_name
 from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import leading, open_study, place, stored
 from prunetaylor.sweep.lead import crew_of, join, lead
@@ -140,3 +145,44 @@ def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
     (home / "sweep.yaml").unlink()  # the last that a start writes
     assert place(sweep, Path("out"), resume=False) == home
     assert stored(home).plain() == sweep.plain()
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from prunetaylor.sweep.folder import open_study
+if not Path(sys.argv[3]).exists():
+    os.kill(os.getpid(), signal.SIGKILL)
+study = open_study(Path(sys.argv[1]), None)
+while (taken := study.take(sys.argv[2])) is not None:
+    study.done(taken, {"metrics": {"top1": 1.0}})
+"""
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """Unless there is no end of it."""
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    started: list[str] = []
+
+    def start(crew: Crew, jobs: int, gpu: str | None) -> local._Worker:
+        started.append(new_name())
+        if len(started) > deaths:
+            (folder / "well").touch()
+        command = [sys.executable, "-c", WORKER, str(crew.folder), started[-1], str(folder / "well")]
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the worker
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
+        return local._Worker(started[-1], process, said, gpu)
+
+    monkeypatch.setattr(local, "_start", start)
+    if deaths == 3:
+        with pytest.raises(PruneTaylorError, match="workers of the sweep die before they have a trial"):
+            lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+        assert len(started) == 3
+    else:
+        trials = lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+        assert {trial.state for trial in trials} == {"done"}
+        assert len(started) == 3
