@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -186,3 +188,28 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
         trials = lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
         assert {trial.state for trial in trials} == {"done"}
         assert len(started) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "expected"),
+    [("auto", None, ["3", "5"]), ("auto", 3, ["3", "5", "3"]), ("cuda", 1, ["3"]), ("cpu", None, [None])],
+)
+def test_gpus_are_handed_out_one_a_worker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int | None, expected: list[str | None]
+) -> None:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    open_study(home, None).fill()
+    seen: list[str | None] = []
+
+    class Process(subprocess.Popen[str]):
+        def __init__(self, command: list[str], *, env: dict[str, str], **others: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"] if env["CUDA_VISIBLE_DEVICES"] != "3,5" else None)
+            super().__init__([sys.executable, "-c", "import sys; sys.stdin.readline()"], env=env, **others)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
+    monkeypatch.setattr(local.subprocess, "Popen", Process)
+    crew = replace(crew_of(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
+    local.run(crew, lambda: None)
+    assert seen == expected

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.run import locked
 from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study import GONE, JOURNAL, Stopped, Study
@@ -128,6 +130,20 @@ def test_a_worker_elsewhere_is_alive_while_its_file_is_fresh(tmp_path: Path) -> 
     assert is_alive(tmp_path, path.name)
     os.utime(path, (time.time() - 1000, time.time() - 1000))
     assert not is_alive(tmp_path, path.name)
+
+
+def test_a_worker_is_not_seen_before_it_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count as dead, and its file would be taken away."""
+    seen: list[list[str]] = []
+
+    def lock(file: IO[str]) -> bool:
+        seen.append(others(tmp_path))
+        return locked(file)
+
+    monkeypatch.setattr("prunetaylor.sweep.alive.locked", lock)
+    with Alive(tmp_path, "here-1"):
+        assert seen == [[]]
+        assert [path.name for path in (tmp_path / "workers").iterdir()] == ["here-1"]
 
 
 def test_a_worker_that_left_is_not_there(tmp_path: Path) -> None:
