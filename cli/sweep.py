@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from prunetaylor.errors import TrialsFailed, UsageError
+from prunetaylor.errors import OutputError, TrialsFailed, UsageError
 from prunetaylor.run import HTML_FILE
 
 from .options import (
@@ -101,10 +102,16 @@ def sweep(
     check_cost(cost)
     if as_csv and as_json:
         raise UsageError("--csv and --json are two forms of the same", "choose one")
+    if fail_fast and max_failures:
+        raise UsageError("--fail-fast is --max-failures 1", "choose one")
+    if worker and (fail_fast or max_failures or as_csv or as_json):
+        raise UsageError("--worker takes trials, and no more", "say how the sweep ends to the command that leads it")
     if show is not None:
-        if words or vary or worker or resume:
+        running = [file, vary, output, engine, jobs, address, worker, resume, fail_fast, max_failures]
+        if words or any(running):
             raise UsageError(
-                "--show runs nothing", "give it the folder of a sweep, and no more than --csv, --json, --cost"
+                "--show runs nothing",
+                "give it the folder of a sweep, and no more than --csv, --json, --cost and --storage",
             )
         _finish(state, show, storage, None if as_csv or as_json else cost, as_csv, as_json)
         return
@@ -121,6 +128,8 @@ def sweep(
         board.note(f"{folder}: {wanted.size} trials, {wanted.method}, engine {wanted.engine['name']}")
         if wanted.ignored:
             board.note(f"{', '.join(wanted.ignored)}: left aside, as every trial is a run of prunetaylor prune")
+        if wanted.base.said("gate") or any(one.key.startswith("gate.") for one in wanted.parameters):
+            board.note("gate: trials are ranked, not judged; `prunetaylor prune` judges the best configuration")
         try:
             if worker:
                 join(wanted, crew, board.show)
@@ -128,7 +137,7 @@ def sweep(
                 lead(wanted, crew, board.show, max_failures=1 if fail_fast else max_failures)
         except BaseException as err:
             if not isinstance(err, Exception):
-                board.note(f"stopped; `prunetaylor sweep {folder}` goes on with it")
+                board.note(f"stopped; {_again(folder, storage)} goes on with it")
             raise
     if not worker:
         _finish(state, folder, storage, cost, as_csv, as_json)
@@ -165,24 +174,20 @@ def _wanted(
 
 
 def _finish(state: State, folder: Path, storage: str | None, cost: str | None, as_csv: bool, as_json: bool) -> None:
-    """Print and write what came of a sweep, the plot if ``cost`` is said; TrialsFailed where some failed."""
+    """Print what came of a sweep, and write it if ``cost``, of the plot, is said; TrialsFailed where some failed."""
     from prunetaylor.sweep.folder import open_study
-    from prunetaylor.sweep.results import BEST, best_config, outcome, to_csv, to_json
+    from prunetaylor.sweep.results import outcome, to_csv, to_json
     from prunetaylor.sweep.trial_files import described
 
     study = open_study(folder, storage)
     found = outcome(study.sweep, folder, study.trials(), described(folder))
     written: list[str] = []
-    if found.best is not None:
-        (folder / BEST).write_text(best_config(study.sweep, found.best), encoding="utf-8")
-        written.append(str(folder / BEST))
-        try:
-            written += _plot(found, folder, cost) if cost else []
-        except UsageError as err:  # the results are no worse for want of a plot
-            click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
-    if cost:
-        (folder / HTML_FILE).write_text(page_of(found, folder), encoding="utf-8")
-        written.append(str(folder / HTML_FILE))
+    failure: OSError | None = None
+    try:
+        if cost:
+            _write(study.sweep, found, folder, cost, written)
+    except OSError as err:  # the results are printed all the same
+        failure = err
     if as_json:
         click.echo(json.dumps(to_json(found), allow_nan=False))
     elif as_csv:
@@ -199,8 +204,33 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
         print_list(console(), "written", written)
     if found.failed:
         raise TrialsFailed(
-            f"{found.failed} of {len(found.trials)} trials failed", f"`prunetaylor sweep {folder}` runs them again"
+            f"{found.failed} of {len(found.trials)} trials failed", f"{_again(folder, storage)} runs them again"
         )
+    if failure is not None:
+        raise OutputError(
+            f"cannot write {failure.filename or folder}: {failure.strerror}",
+            f"`prunetaylor sweep --show {shlex.quote(str(folder))}` writes it again",
+        ) from failure
+
+
+def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: list[str]) -> None:
+    """Write the best configuration, the plot and the page; ``written`` gets the files."""
+    from prunetaylor.sweep.results import BEST, best_config
+
+    if found.best is not None:
+        (folder / BEST).write_text(best_config(sweep, found.best), encoding="utf-8")
+        written.append(str(folder / BEST))
+        try:
+            written += _plot(found, folder, cost)
+        except UsageError as err:  # the results are no worse for want of a plot
+            click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
+    (folder / HTML_FILE).write_text(page_of(found, folder), encoding="utf-8")
+    written.append(str(folder / HTML_FILE))
+
+
+def _again(folder: Path, storage: str | None) -> str:
+    """The command that goes on with a sweep; a database's address may hold a password."""
+    return f"`prunetaylor sweep {shlex.quote(str(folder))}{' --storage URL' if storage else ''}`"
 
 
 def page_of(found: SweepOutcome, folder: Path) -> str:
@@ -231,8 +261,12 @@ def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:
     def point(trial: Trial) -> Point:
         return Point(trial.metrics[cost], trial.metrics[value], trial.interval.get(value), str(trial.number))
 
-    points = [point(trial) for trial in found.trials if cost in trial.metrics and value in trial.metrics]
-    if not points or cost == value:
+    known = [trial for trial in found.trials if value in trial.metrics]
+    points = [point(trial) for trial in known if cost in trial.metrics]
+    if known and (cost == value or not points):
+        why = f"{value} is what it would be drawn against" if points else f"no trial has {cost}"
+        raise UsageError(why, "name another field with --cost")
+    if not points:
         return []
     files = [folder / name for name in _PLOTS]
     draw(points, value=value, sign=sign, cost=cost, title=found.name, files=files)

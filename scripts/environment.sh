@@ -57,7 +57,7 @@ print(sys.argv[1], sys.version_info[:2], pathlib.Path.cwd(),
 }
 
 make_environment() {
-    local wanted="$1" python extra
+    local wanted="$1" python extra found=
     # an environment whose interpreter went away is of no use
     if ! "$venv/bin/python" -c '' >/dev/null 2>&1; then
         python="$(find_python)" || return 1
@@ -65,7 +65,10 @@ make_environment() {
         rm -rf "$venv"
         "$python" -m venv "$venv"
     fi
-    for extra in "$wanted" dev; do # dev holds all that demo does
+    # each holds all that those before it do
+    for extra in demo dev long; do
+        if [[ "$extra" == "$wanted" ]]; then found=yes; fi
+        if [[ -z "$found" ]]; then continue; fi
         if [[ -f "$venv/.made-$extra" && "$(cat "$venv/.made-$extra")" == "$(fingerprint)" ]]; then
             return 0
         fi

@@ -11,11 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 tier=(-m "not long")
+extra=dev
 if [[ "${1:-}" == --all ]]; then
     tier=()
+    extra=long
     shift
 fi
-make_environment dev
+make_environment "$extra"
 
 # two workers share two cores: a thread each
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

@@ -19,7 +19,7 @@ _AXIS = {
     "top1": "top-1 in %",
     "loss": "loss",
 }
-_LARGER_IS_CHEAPER = ("sparsity",)
+_LARGER_IS_CHEAPER = ("sparsity", "top1")
 
 
 @dataclass(frozen=True)

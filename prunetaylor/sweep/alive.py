@@ -38,8 +38,10 @@ class Alive:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(exist_ok=True)
-        self._file = self.path.open("w")
+        unseen = self.path.with_name(f".{uuid.uuid4().hex}")
+        self._file = unseen.open("w")
         locked(self._file)
+        unseen.rename(self.path)  # seen without its lock, it would count as left by the dead
         self._thread.start()
         return self
 

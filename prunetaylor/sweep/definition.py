@@ -97,8 +97,8 @@ class Sweep:
     def dump(self) -> str:
         """The sweep as a file that ``read`` reads back, complete in itself."""
         lines = ["# This sweep as it was started, its base included; `prunetaylor sweep` takes the file or its folder."]
-        for key, value in self.plain().items():
-            if isinstance(value, dict) and key != "early_terminate":
+        for key, value in {**self.plain(), "engine": dict(self.engine)}.items():
+            if isinstance(value, dict) and key not in ("early_terminate", "engine"):
                 lines += [f"{key}:", *(f"  {dump_value(name)}: {dump_value(inner)}" for name, inner in value.items())]
             else:
                 lines.append(f"{key}: {dump_value(value)}")

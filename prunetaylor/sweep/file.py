@@ -9,7 +9,8 @@ from typing import Any
 
 from prunetaylor import registry
 from prunetaylor.config.keys import is_open, leaves, meant
-from prunetaylor.config.resolve import Resolved, Written, override, resolve
+from prunetaylor.config.paths import rooted
+from prunetaylor.config.resolve import Resolved, Written, flat, override, resolve
 from prunetaylor.config.values import Document, parse_value, read_document
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.run import MODEL_FILE
@@ -45,7 +46,7 @@ def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[s
         return f"{file}:{document.lines[('parameters', *path)]}"
 
     found = Sweep(
-        name=str(said.get("name") or file.stem),
+        name=_name(document, file),
         method=_method(document, file),
         objectives=_objectives(document, file, base),
         parameters=tuple(space.parameters(said.get("parameters") or {}, where, base)),
@@ -137,11 +138,16 @@ def _base(document: Document, file: Path, environ: Mapping[str, str], pairs: Seq
 
 
 def _absolute(base: Resolved) -> Resolved:
-    """The checkpoint by its full path: workers may be started elsewhere."""
-    name = base.config.model.checkpoint
-    if not name:
-        return base
-    return override(base, {"model.checkpoint": (str(Path(name).resolve()), base.origins["model.checkpoint"])})
+    """Every path in full: workers may be started elsewhere, and the best configuration is used anywhere."""
+    full = {key: (rooted(key, value), base.origins.get(key, "")) for key, value in flat(base).items()}
+    return override(base, {key: row for key, row in full.items() if row[0] != flat(base)[key]})
+
+
+def _name(document: Document, file: Path) -> str:
+    said = document.values.get("name")
+    if isinstance(said, dict | list | bool):
+        raise UsageError(f"name is {said!r} ({_at(document, file, 'name')})", "it should be text")
+    return str(said or file.stem)
 
 
 def _method(document: Document, file: Path) -> str:
@@ -184,11 +190,9 @@ def _objective(said: Any, at: str) -> Objective:
             raise UsageError(
                 f"unknown key {key!r} of a metric ({at}){close_match(key, ('name', 'goal'))}", "name and goal"
             )
-    name = said["name"]
+    name = str(said["name"])
     if name not in METRICS:
-        raise UsageError(
-            f"unknown metric {name!r} ({at}){close_match(str(name), METRICS)}", f"one of {', '.join(METRICS)}"
-        )
+        raise UsageError(f"unknown metric {name!r} ({at}){close_match(name, METRICS)}", f"one of {', '.join(METRICS)}")
     goal = said.get("goal", METRICS[name])
     if goal not in _GOALS:
         raise UsageError(

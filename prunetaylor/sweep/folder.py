@@ -11,7 +11,7 @@ from prunetaylor.errors import OutputError, UsageError
 from prunetaylor.run import locked
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import Study
+from prunetaylor.sweep.study import JOURNAL, Study
 from prunetaylor.sweep.trial_files import write_whole
 
 SWEEP = "sweep.yaml"
@@ -44,14 +44,17 @@ def digest(folder: Path) -> str:
 def open_study(folder: Path, url: str | None) -> Study:
     """The study of the sweep in ``folder``; UsageError where its state is in a database that is not named."""
     mark = folder / _DATABASE
-    if url is not None and not mark.exists():
-        write_whole(mark, url.partition("://")[0] + "\n")
-    elif url is None and mark.exists():
+    if url is None and mark.exists():
         raise UsageError(
             f"the state of the sweep in {folder} is in a database ({mark.read_text(encoding='utf-8').strip()})",
-            "name it with --storage",
+            "name it: prunetaylor sweep --storage URL, with --show as well",
         )
-    return Study(stored(folder), folder.resolve(), digest(folder), url)
+    if url is not None and (folder / JOURNAL).exists():
+        raise UsageError(f"the state of the sweep in {folder} is in {JOURNAL}", "leave out --storage")
+    study = Study(stored(folder), folder.resolve(), digest(folder), url)
+    if url is not None and not mark.exists():
+        write_whole(mark, url.partition("://")[0] + "\n")
+    return study
 
 
 def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
@@ -73,11 +76,12 @@ def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
             raise OutputError(
                 f"{folder} holds no such sweep to resume", "leave out --resume, or name its folder with -o"
             )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != DIGEST for path in folder.iterdir())):
             raise OutputError(
                 f"{folder} holds files that are not of a sweep", "choose a new or empty one with -o/--output"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        # in this order: a folder with the sweep's file has all that it needs
         (folder / DIGEST).write_text(sweep.digest() + "\n", encoding="utf-8")
         write_whole(folder / SWEEP, sweep.dump())
     except OSError as err:

@@ -27,8 +27,8 @@ def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = Non
     """
     with leading(crew.folder):
         study = open_study(crew.folder, crew.storage)
-        waiting = study.fill()
-        look = _Look(study, show, max_failures)
+        waiting = study.fill(max_failures)
+        look = _Look(study, show)
         if waiting:
             registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
         while study.running:  # on other machines
@@ -44,17 +44,17 @@ def join(sweep: Sweep, crew: Crew, show: Show) -> list[Trial]:
     """Help a sweep that another process leads, or that nobody leads any more, until no trial waits."""
     study = open_study(crew.folder, crew.storage)
     study.reap()
-    look = _Look(study, show, None)
+    look = _Look(study, show)
     registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
     look.now()
     return study.trials()
 
 
 class _Look:
-    """Looks at the study now and then, shows it, and stops the sweep after too many failures."""
+    """Looks at the study now and then, and shows it."""
 
-    def __init__(self, study: Study, show: Show, max_failures: int | None) -> None:
-        self.study, self.show, self.max_failures = study, show, max_failures
+    def __init__(self, study: Study, show: Show) -> None:
+        self.study, self.show = study, show
         self.next = 0.0
 
     def __call__(self) -> None:
@@ -63,11 +63,7 @@ class _Look:
             self.next = time.monotonic() + _EVERY
 
     def now(self) -> None:
-        trials = self.study.trials()
-        self.show(trials)
-        failed = sum(trial.state == "failed" for trial in trials)
-        if self.max_failures is not None and failed >= self.max_failures and not self.study.stopping:
-            self.study.stop(f"{failed} failed")
+        self.show(self.study.trials())
 
 
 def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: dict[str, bool]) -> Crew:

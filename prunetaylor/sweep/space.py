@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from prunetaylor.config.paths import rooted
 from prunetaylor.config.resolve import Resolved, override
 from prunetaylor.config.values import dump_value
 from prunetaylor.errors import UsageError, close_match
@@ -55,14 +57,21 @@ class Range:
     @property
     def count(self) -> int | None:
         """The number of values, where there is an end of them."""
-        # The slack is for steps that no binary fraction says exactly: (0.9 - 0.5) / 0.1 is a bit less than 4.
-        return None if self.step is None else int((self.high - self.low) / self.step + 1e-9) + 1
+        if self.step is None:
+            return None
+        return int((_exact(self.high) - _exact(self.low)) // _exact(self.step)) + 1
 
     def grid(self) -> tuple[Any, ...]:
         """All values of a range that has an end of them."""
         assert self.step is not None
         assert self.count is not None
-        return tuple(min(self.low + i * self.step, self.high) for i in range(self.count))
+        return tuple(map(self.at, range(self.count)))
+
+    def at(self, i: int) -> float:
+        """The value after so many steps from ``low``."""
+        assert self.step is not None
+        value = _exact(self.low) + i * _exact(self.step)
+        return int(value) if self.whole else float(value)
 
     def plain(self) -> dict[str, Any]:
         ends = {"min": self.low, "max": self.high}
@@ -79,6 +88,11 @@ class Parameter:
     key: str
     domain: Choices | Range
     origin: str
+
+
+def _exact(number: float) -> Decimal:
+    """By the decimals that were written, as Optuna counts steps: in binary (0.9 - 0.5) / 0.1 is a bit less than 4."""
+    return Decimal(str(number))
 
 
 def label(value: Any) -> bool | int | float | str | None:
@@ -176,7 +190,7 @@ def _domain(key: str, form: Mapping[str, Any], origin: str, base: Resolved) -> C
 def _choices(key: str, values: Sequence[Any], origin: str, base: Resolved) -> Choices:
     checked = [_checked(key, value, origin, base) for value in values]
     for i, value in enumerate(checked):
-        if any(type(value) is type(other) and value == other for other in checked[:i]):
+        if any(label(value) == label(other) for other in checked[:i]):  # 1, 1.0 and true are one to a study
             raise UsageError(f"{key} ({origin}) has the value {dump_value(values[i])} twice", "keep one of the two")
     return Choices(tuple(checked))
 
@@ -220,4 +234,4 @@ def _checked(key: str, value: Any, origin: str, base: Resolved) -> Any:
     taken: Any = override(base, {key: (value, origin)}).config.model_dump()
     for part in key.split("."):
         taken = taken[part]
-    return taken
+    return rooted(key, taken)

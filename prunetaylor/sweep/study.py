@@ -7,31 +7,26 @@ take the next that waits. An attempt that failed stays in the study; its trial i
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import BasePruner, HyperbandPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.errors import UsageError
 from prunetaylor.outcome import Trial
 from prunetaylor.sweep.alive import PATIENCE, is_alive, others
 from prunetaylor.sweep.definition import Sweep
-from prunetaylor.sweep.space import Choices, Parameter, Range, grid, label
+from prunetaylor.sweep.journal import open_journal
+from prunetaylor.sweep.sampling import fixed, meant, pruner, sampler, suggested
 
 JOURNAL = "journal.log"
-_LOCK_PATIENCE = 10  # seconds after which the journal's lock is taken from a process that died with it
 _STATES = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
@@ -64,30 +59,38 @@ class Study:
         self.sweep, self.folder = sweep, folder
         self.name = f"{sweep.name}-{digest[:12]}"
         self.storage = _storage(folder, url)
-        self.study = optuna.create_study(
-            study_name=self.name,
-            storage=self.storage,
-            directions=[one.goal for one in sweep.objectives],
-            pruner=_pruner(sweep),
-            load_if_exists=True,
-        )
+        self.study = self._open()
         self._id = self.storage.get_study_id_from_name(self.name)
 
-    def fill(self) -> int:
+    def _open(self) -> optuna.Study:
+        """The study if it is there, which writes nothing, or else a new one."""
+        with contextlib.suppress(KeyError):
+            return optuna.load_study(study_name=self.name, storage=self.storage, pruner=pruner(self.sweep))
+        return optuna.create_study(
+            study_name=self.name,
+            storage=self.storage,
+            directions=[one.goal for one in self.sweep.objectives],
+            pruner=pruner(self.sweep),
+            load_if_exists=True,  # two processes may have come here
+        )
+
+    def fill(self, max_failures: int | None = None) -> int:
         """Enqueue what is missing, failed, or was held by a worker that is gone; the number of trials that wait now.
 
-        One process at a time may do this.
+        After ``max_failures`` trials that fail from here on no worker takes another. One process at a time may do this.
         """
         self.reap()
         last = self._last()
-        values = _values(self.sweep)
+        values = fixed(self.sweep)
         for number in range(1, self.sweep.size + 1):
             chosen = next(values)
             attempt = last.get(number)
             if attempt is None:
                 self.study.enqueue_trial(chosen, user_attrs={"trial": number})
             elif attempt.state == TrialState.FAIL:
-                self.study.enqueue_trial(attempt.params or chosen, user_attrs={"trial": number})
+                # what was chosen for it, and what was sampled before it failed
+                self.study.enqueue_trial({**chosen, **attempt.params}, user_attrs={"trial": number})
+        self.study.set_user_attr("max_failures", max_failures)
         self.study.set_user_attr("stop", None)
         return self.waiting
 
@@ -101,7 +104,7 @@ class Study:
                 continue
             trial.set_user_attr("worker", worker)
             self.study.sampler = sampler(self.sweep, number)
-            return Taken(number, {one.key: _suggested(trial, one) for one in self.sweep.parameters}, trial)
+            return Taken(number, {one.key: suggested(trial, one) for one in self.sweep.parameters}, trial)
         return None
 
     def done(self, taken: Taken, measured: Mapping[str, Any]) -> None:
@@ -172,7 +175,7 @@ class Study:
         return Trial(
             number,
             _STATES[attempt.state],
-            {p.key: _meant(p, chosen[p.key]) for p in self.sweep.parameters if p.key in chosen},
+            {p.key: meant(p, chosen[p.key]) for p in self.sweep.parameters if p.key in chosen},
             metrics=measured.get("metrics", {}),
             interval={name: (low, high) for name, (low, high) in measured.get("interval", {}).items()},
             reported=measured.get("reported", {}),
@@ -187,6 +190,15 @@ class Study:
             key = self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
             self.storage.set_trial_user_attr(key, "cause", cause)
             self.storage.set_trial_state_values(key, state=TrialState.FAIL)
+            self._heed_failures()
+
+    def _heed_failures(self) -> None:
+        """Whoever sees a trial fail stops the sweep where that is one too many, before anybody takes another."""
+        most = self.study.user_attrs.get("max_failures")
+        if most is not None:
+            failed = sum(attempt.state == TrialState.FAIL for attempt in self._last().values())
+            if failed >= most:
+                self.stop(f"{failed} failed")
 
     def _attempts(self, *states: TrialState) -> list[FrozenTrial]:
         found = self.study.get_trials(deepcopy=False, states=states or None)
@@ -203,76 +215,9 @@ class Study:
         return found
 
 
-def distribution(domain: Choices | Range) -> BaseDistribution:
-    if isinstance(domain, Choices):
-        return CategoricalDistribution([label(value) for value in domain.values])
-    if domain.whole:
-        step = 1 if domain.step is None else int(domain.step)
-        return IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=step)
-    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step)
-
-
-def sampler(sweep: Sweep, number: int) -> BaseSampler:
-    """What samples the values of trial ``number`` that are not fixed: with seeds of their own, whoever asks."""
-    seed = (sweep.base.config.seed * 1_000_003 + number) % 2**32
-    if sweep.method != "bayes":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=startup(sweep.size))
-
-
-def startup(trials: int) -> int:
-    """Trials of a ``bayes`` sweep before its model is asked: Optuna's ten, fewer in a short sweep."""
-    return min(10, max(2, trials // 3))
-
-
-def _values(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """What each trial's values are fixed to when it is enqueued, by number."""
-    if sweep.method == "grid":
-        return ({key: label(value) for key, value in row.items()} for row in grid(sweep.parameters))
-    if sweep.method == "random":
-        return _random(sweep)
-    return itertools.repeat({})
-
-
-def _random(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    study = optuna.create_study()
-    space = {one.key: distribution(one.domain) for one in sweep.parameters}
-    for number in itertools.count(1):
-        study.sampler = sampler(sweep, number)
-        yield study.ask(space).params
-
-
-def _pruner(sweep: Sweep) -> BasePruner:
-    if sweep.early is None:
-        return NopPruner()
-    most = sweep.early.max_iter
-    return HyperbandPruner(sweep.early.min_iter, "auto" if most is None else most, sweep.early.eta)
-
-
-def _suggested(trial: optuna.Trial, one: Parameter) -> Any:
-    d = distribution(one.domain)
-    if isinstance(d, CategoricalDistribution):
-        return _meant(one, trial.suggest_categorical(one.key, d.choices))
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(one.key, d.low, d.high, step=d.step, log=d.log)
-    assert isinstance(d, FloatDistribution)
-    return trial.suggest_float(one.key, d.low, d.high, step=d.step, log=d.log)
-
-
-def _meant(one: Parameter, chosen: Any) -> Any:
-    """The value behind what the study keeps of it."""
-    if isinstance(one.domain, Range):
-        return chosen
-    return next(value for value in one.domain.values if label(value) == chosen)
-
-
 def _storage(folder: Path, url: str | None) -> BaseStorage:
     if url is None:
-        path = str(folder / JOURNAL)
-        try:
-            return JournalStorage(JournalFileBackend(path, JournalFileSymlinkLock(path, grace_period=_LOCK_PATIENCE)))
-        except OSError as err:
-            raise OutputError(f"cannot write {path}: {err.strerror}", "choose another folder with -o/--output") from err
+        return open_journal(folder / JOURNAL)
     try:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except Exception as err:  # each database has errors of its own

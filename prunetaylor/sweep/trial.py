@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from prunetaylor.config.resolve import Resolved, override
+from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.errors import OutputError, PruneTaylorError
 from prunetaylor.job import Job, open_job
 from prunetaylor.measure.evaluate import Evaluation, evaluate
@@ -27,6 +28,7 @@ from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.study import Stopped, Taken
 from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, trial_folder
+from prunetaylor.track._trackers import Trackers
 
 _Z = NormalDist().inv_cdf(0.975)
 _MARGIN = 0.1  # of the free memory, left alone where several trials share it
@@ -53,32 +55,36 @@ def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
         (path / ERROR).unlink(missing_ok=True)
         return there
     clear(path)
-    resolved = sweep.trial(taken.number, taken.values)
     with RunFolder.create(path, path.name) as folder:
         try:
-            progress = Logged(Silent(), folder)
-            resolved = _shared(resolved, place)
-            job = open_job(
-                resolved.config, trusted_arch=place.trusted_arch, trusted_data=place.trusted_data, progress=progress
-            )
-            judged = judging(job, place.folder, sweep.base.config.seed, progress)
-            if judged is not None:
-                job.samples = judged.samples
-                job.choices.append(f"sweep {sweep.name}, trial {taken.number}: {judged.said}")
-                describe(place.folder, judged.said)
-            watch = _Watch(sweep, taken, job)
-            outcome = run(job, progress, dense_found=judged.dense_reporting if judged else None, watch=watch)
-            ranked = _ranked(job, outcome, judged)
-            outcome, document = write_run(folder, resolved, job, outcome)
-            write_page(folder, document)
-            measured = _measured(outcome, document, ranked)
-            _check_objectives(sweep, measured)
-            said = {"trial": taken.number, "sweep": sweep.name, "parameters": taken.values, "measured": measured}
-            folder.write_text(TRIAL, json.dumps(said, indent=2, allow_nan=False, default=str) + "\n")
-            folder.commit()
+            return _run(sweep, place, taken, folder)
         except BaseException:
             keep_log(path)
             raise
+
+
+def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[str, Any]:
+    progress = Logged(Silent(), folder)
+    resolved = _shared(sweep.trial(taken.number, taken.values), place)
+    job = open_job(resolved.config, trusted_arch=place.trusted_arch, trusted_data=place.trusted_data, progress=progress)
+    judged = judging(job, place.folder, sweep.base.config.seed, progress)
+    if judged is not None:
+        job.samples = judged.samples
+        job.choices.append(f"sweep {sweep.name}, trial {taken.number}: {judged.said}")
+        describe(place.folder, judged.said)
+    name = f"{sweep.name}-{folder.path.name}"
+    with closing(Trackers(job.config.track, folder.stage(""), name, flat(resolved), progress.note)) as trackers:
+        progress.trackers = trackers
+        dense = judged.dense_reporting if judged else None
+        outcome = run(job, progress, dense_found=dense, watch=_Watch(sweep, taken, job))
+    ranked = _ranked(job, outcome, judged)
+    outcome, document = write_run(folder, resolved, job, outcome)
+    write_page(folder, document)
+    measured = _measured(outcome, document, ranked)
+    _check_objectives(sweep, measured)
+    said = {"trial": taken.number, "sweep": sweep.name, "parameters": taken.values, "measured": measured}
+    folder.write_text(TRIAL, json.dumps(said, indent=2, allow_nan=False, default=str) + "\n")
+    folder.commit()
     return measured
 
 

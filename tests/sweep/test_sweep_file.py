@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import IntDistribution
 
 from prunetaylor.config.resolve import resolve
 from prunetaylor.errors import PruneTaylorError, UsageError
 from prunetaylor.sweep.definition import EarlyStop, Objective
 from prunetaylor.sweep.file import of_options, read, with_engine
+from prunetaylor.sweep.sampling import distribution
 from prunetaylor.sweep.space import Choices, Range, grid
 
 BASE = "base: {model: {checkpoint: net.pt}}\n"
@@ -95,6 +97,21 @@ def test_what_a_parameter_may_be(tmp_path: Path, key: str, form: str, expected: 
     assert domain(tmp_path, key, form) == expected
 
 
+@pytest.mark.parametrize(("low", "high", "last"), [(0.1, 0.35, 0.3), (0.5, 0.95, 0.9), (0.1, 0.3, 0.3)])
+def test_a_study_takes_every_step_of_a_grid(low: float, high: float, last: float) -> None:
+    """No step is off by a bit: Optuna would sample another value in its place, and warn."""
+    space = Range(low, high, step=0.1)
+    known = distribution(space)
+    assert space.grid()[-1] == last
+    assert all(known._contains(known.to_internal_repr(value)) for value in space.grid())
+
+
+def test_a_wide_range_is_not_counted_out() -> None:
+    known = distribution(Range(0, 10**12, step=7))
+    assert isinstance(known, IntDistribution)
+    assert known.high == 10**12 - 10**12 % 7
+
+
 def test_a_grid_of_steps_hits_both_ends() -> None:
     values = Range(0.5, 0.9, step=0.1).grid()
     assert values == pytest.approx((0.5, 0.6, 0.7, 0.8, 0.9))
@@ -121,6 +138,8 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         (f"method: grid\nrun_cap: 0\n{BASE}{VARIED}", "run_cap is 0 .*s.yaml:2"),
         (f"method: grid\nmetric: {{name: top2}}\n{BASE}{VARIED}", "unknown metric 'top2'.*did you mean 'top1'"),
         (f"method: grid\nmetric: {{name: top1, goal: max}}\n{BASE}{VARIED}", "the goal of top1 is 'max'"),
+        (f"method: grid\nmetric: {{name: [top1]}}\n{BASE}{VARIED}", r"unknown metric .*s.yaml:2"),
+        (f"method: grid\nname: [a, b]\n{BASE}{VARIED}", "name is .*s.yaml:2"),
         (f"method: grid\nmetric: {{name: top1, target: 3}}\n{BASE}{VARIED}", "unknown key 'target' of a metric"),
         (f"method: grid\nmetric: top1\nmetrics: [loss]\n{BASE}{VARIED}", "has metric and metrics"),
         (f"method: grid\nmetrics: [top1, top1]\n{BASE}{VARIED}", "the same name twice"),
@@ -135,6 +154,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         (f"{GRID}parameters: {{prune.sparsity: 0.5}}\n", r"write prune.sparsity: \{value: 0.5\}"),
         (f"{GRID}parameters: {{prune.sparsity: {{values: [0.5, 80]}}}}\n", "did you mean 80%"),
         (f"{GRID}parameters: {{prune.sparsity: {{values: [0.5, 50%]}}}}\n", "has the value 50% twice"),
+        (f"{GRID}parameters: {{model.args.x: {{values: [1, true]}}}}\n", "has the value true twice"),
         (f"{GRID}parameters: {{prune.sparsity: {{values: []}}}}\n", "values should be a list"),
         (f"{GRID}parameters: {{prune.sparsity: {{vals: [1]}}}}\n", "did you mean 'values'"),
         (f"{GRID}parameters: {{prune: {{sparsity: {{value: 1}}}}}}\n", "unknown key 'sparsity'"),
@@ -183,6 +203,31 @@ def test_hyperband(tmp_path: Path) -> None:
     assert read(written(tmp_path, text)).early == EarlyStop(min_iter=2, max_iter=None, eta=4)
 
 
+def test_paths_are_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on with a sweep, or prunes by its best configuration, may stand elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    text = """
+method: grid
+parameters:
+  data.source: {values: ["arrays:a.npz", "folder:~/b", "data.py:f", package.module:f, digits]}
+  model.checkpoint: {values: [a.pt, b.pt]}
+base:
+  model: {arch: "nets/net.py:make"}
+  data: {root: here}
+  cache: {dir: ../cache}
+  gate: {baseline: /dense.pt}
+"""
+    sweep = read(written(tmp_path, text))
+    config = sweep.base.config
+    assert (config.model.arch, config.data.root) == (f"{tmp_path}/nets/net.py:make", f"{tmp_path}/here")
+    assert (config.cache.dir, config.gate.baseline) == (f"{tmp_path.parent}/cache", "/dense.pt")
+    assert sweep.base.origins["data.root"].endswith("s.yaml:8")
+    assert sweep.parameters[0].domain == Choices(
+        (f"arrays:{tmp_path}/a.npz", "folder:~/b", f"{tmp_path}/data.py:f", "package.module:f", "digits")
+    )
+    assert sweep.parameters[1].domain == Choices((f"{tmp_path}/a.pt", f"{tmp_path}/b.pt"))
+
+
 def test_the_frozen_file_is_the_same_sweep(tmp_path: Path) -> None:
     (tmp_path / "net.pt").write_bytes(b"weights")
     text = f"""
@@ -199,10 +244,13 @@ parameters:
 base:
   model: {{checkpoint: {tmp_path}/net.pt, args: {{depth: 20}}}}
   prune: {{exclude: ["fc*"]}}
+engine: {{name: slurm, jobs: 2, partition: gpu}}
 """
     sweep = read(written(tmp_path, text))
     again = read(written(tmp_path, sweep.dump()))
     assert again.plain() == sweep.plain()
+    assert again.engine == sweep.engine == {"name": "slurm", "jobs": 2, "partition": "gpu"}
+    assert again.digest() == with_engine(sweep, "local", {}).digest()
     assert again.digest() == sweep.digest()
     assert again.base.config == sweep.base.config
     before = sweep.digest()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +16,9 @@ from prunetaylor import registry
 from prunetaylor.config.schema import Section
 from prunetaylor.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.outcome import Trial
+from prunetaylor.sweep.alive import new_name
 from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import leading, open_study, place, stored
 from prunetaylor.sweep.lead import crew_of, join, lead
@@ -123,3 +130,86 @@ def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None
     with pytest.raises(UsageError, match=r"in a database \(sqlite\)"):
         open_study(home, None)
     assert not (home / "journal.log").exists()
+
+
+def test_a_sweep_in_a_file_is_not_begun_again_in_a_database(folder: Path) -> None:
+    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    with pytest.raises(UsageError, match="cannot open the storage"):
+        open_study(home, "nonsense://x")
+    assert open_study(home, None).fill() == 6  # a database that was never opened holds nothing
+    with pytest.raises(UsageError, match=r"is in journal\.log"):
+        open_study(home, f"sqlite:///{folder}/state.db")
+
+
+def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    (home / "sweep.yaml").unlink()  # the last that a start writes
+    assert place(sweep, Path("out"), resume=False) == home
+    assert stored(home).plain() == sweep.plain()
+
+
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from prunetaylor.sweep.folder import open_study
+if not Path(sys.argv[3]).exists():
+    os.kill(os.getpid(), signal.SIGKILL)
+study = open_study(Path(sys.argv[1]), None)
+while (taken := study.take(sys.argv[2])) is not None:
+    study.done(taken, {"metrics": {"top1": 1.0}})
+"""
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    """Unless there is no end of it."""
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    started: list[str] = []
+
+    def start(crew: Crew, jobs: int, gpu: str | None) -> local._Worker:
+        started.append(new_name())
+        if len(started) > deaths:
+            (folder / "well").touch()
+        command = [sys.executable, "-c", WORKER, str(crew.folder), started[-1], str(folder / "well")]
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the worker
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
+        return local._Worker(started[-1], process, said, gpu)
+
+    monkeypatch.setattr(local, "_start", start)
+    if deaths == 3:
+        with pytest.raises(PruneTaylorError, match="workers of the sweep die before they have a trial"):
+            lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+        assert len(started) == 3
+    else:
+        trials = lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+        assert {trial.state for trial in trials} == {"done"}
+        assert len(started) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "expected"),
+    [("auto", None, ["3", "5"]), ("auto", 3, ["3", "5", "3"]), ("cuda", 1, ["3"]), ("cpu", None, [None])],
+)
+def test_gpus_are_handed_out_one_a_worker(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int | None, expected: list[str | None]
+) -> None:
+    sweep = read(folder / "s.yaml")
+    home = place(sweep, Path("out"), resume=False)
+    open_study(home, None).fill()
+    seen: list[str | None] = []
+
+    class Process(subprocess.Popen[str]):
+        def __init__(self, command: list[str], *, env: dict[str, str], **others: Any) -> None:
+            seen.append(env["CUDA_VISIBLE_DEVICES"] if env["CUDA_VISIBLE_DEVICES"] != "3,5" else None)
+            super().__init__([sys.executable, "-c", "import sys; sys.stdin.readline()"], env=env, **others)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
+    monkeypatch.setattr(local.subprocess, "Popen", Process)
+    crew = replace(crew_of(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
+    local.run(crew, lambda: None)
+    assert seen == expected

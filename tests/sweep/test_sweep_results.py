@@ -104,6 +104,7 @@ def test_pareto_in_a_plot() -> None:
     assert [one.name for one in pareto(points, 1, "nonzero")] == ["a", "b"]
     assert [one.name for one in pareto(points, 1, "sparsity")] == ["d", "b"]
     assert [one.name for one in pareto(points, -1, "nonzero")] == ["a"]
+    assert [one.name for one in pareto(points, -1, "top1")] == ["d", "c", "a"]  # more top-1 costs less
 
 
 def test_the_plot_has_every_trial_its_bars_and_the_front(tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.run import locked
 from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import GONE, Stopped, Study
+from prunetaylor.sweep.study import GONE, JOURNAL, Stopped, Study
 
 GRID = """
 method: grid
@@ -129,6 +132,20 @@ def test_a_worker_elsewhere_is_alive_while_its_file_is_fresh(tmp_path: Path) -> 
     assert not is_alive(tmp_path, path.name)
 
 
+def test_a_worker_is_not_seen_before_it_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would count as dead, and its file would be taken away."""
+    seen: list[list[str]] = []
+
+    def lock(file: IO[str]) -> bool:
+        seen.append(others(tmp_path))
+        return locked(file)
+
+    monkeypatch.setattr("prunetaylor.sweep.alive.locked", lock)
+    with Alive(tmp_path, "here-1"):
+        assert seen == [[]]
+        assert [path.name for path in (tmp_path / "workers").iterdir()] == ["here-1"]
+
+
 def test_a_worker_that_left_is_not_there(tmp_path: Path) -> None:
     with Alive(tmp_path, "here-1"):
         assert (tmp_path / "workers" / "here-1").exists()
@@ -167,6 +184,67 @@ def test_a_sampled_trial_that_failed_keeps_its_values(tmp_path: Path) -> None:
     while (trial := one.take("w")) is not None:
         values[trial.number] = trial.values
     assert values[1] == first.values
+
+
+def test_values_that_were_fixed_stay_where_an_attempt_died_before_it_had_taken_them_all(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    one.fill()
+    attempt = one.study.ask()
+    attempt.suggest_categorical("prune.stages", ["auto", 2, "[0.1, 0.5]"])
+    one.fill()
+    values = {}
+    while (trial := one.take("w")) is not None:
+        values[trial.number] = trial.values
+    assert values[1] == {"prune.stages": "auto", "prune.sparsity": 0.5}
+
+
+def test_no_trial_is_taken_after_the_last_failure_that_is_allowed(tmp_path: Path) -> None:
+    """Whoever looks: the worker itself may be faster than its leader."""
+    one, two = study(tmp_path), study(tmp_path)
+    one.fill(max_failures=2)
+    for number in (1, 2):
+        trial = two.take("w")
+        assert trial is not None
+        assert trial.number == number
+        two.failed(trial, "x")
+    assert two.take("w") is None
+    assert one.stopping == "2 failed"
+    assert one.fill() == 6
+    assert two.take("w") is not None
+
+
+def test_looking_writes_nothing(tmp_path: Path) -> None:
+    study(tmp_path).fill()
+    before = (tmp_path / JOURNAL).read_bytes()
+    assert len(study(tmp_path).trials()) == 6
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_line_of_the_journal_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    one.fill()
+    for _ in range(2):
+        trial = one.take("w")
+        assert trial is not None
+        one.done(trial, measured(70))
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-20])  # of the line that ends the second
+    again = study(tmp_path)
+    assert [trial.state for trial in again.trials()[:2]] == ["done", "running"]
+    assert again.fill() == 5
+    assert [trial.state for trial in study(tmp_path).trials()] == ["done"] + ["waiting"] * 5
+
+
+@pytest.mark.parametrize("spoil", [lambda lines: [*lines[:3], b"{\n", *lines[3:]], lambda lines: [*lines[:3], b"[]\n"]])
+def test_a_damaged_journal_is_refused_with_the_way_out(
+    tmp_path: Path, spoil: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    study(tmp_path).fill()
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(b"".join(spoil(journal.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(OutputError, match=r"journal\.log is damaged") as caught:
+        study(tmp_path)
+    assert "move it away" in caught.value.remedy
 
 
 def test_stop_hands_out_nothing_more(tmp_path: Path) -> None:

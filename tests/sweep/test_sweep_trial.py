@@ -91,6 +91,28 @@ def test_a_metric_that_nobody_knows_fails_the_trial(home: Path) -> None:
     assert not (trial_folder(home / "out", 1) / REPORT).exists()
 
 
+def test_a_trial_s_numbers_are_tracked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, object]] = []
+
+    class Tracker:
+        def measured(self, step: int, values: dict[str, float]) -> None:
+            told.append(("measured", sorted(values)))
+
+        def close(self) -> None:
+            told.append(("close", None))
+
+    def start(folder: Path, run: str, settings: dict[str, object]) -> Tracker:
+        told.append((run, settings["prune.sparsity"]))
+        return Tracker()
+
+    monkeypatch.setattr("prunetaylor.track.mlflow.open", start)
+    study, taken, place = begin(home, (home / "sweep.yaml").read_text() + "  track: [mlflow]\n")
+    run_trial(study.sweep, place, taken)
+    assert told[0] == ("sweep-0001", 0.2)
+    assert any(what == "measured" for what, _ in told)
+    assert told[-1] == ("close", None)
+
+
 def test_trials_at_the_same_time_share_the_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, taken, place = begin(home, (home / "sweep.yaml").read_text())
     monkeypatch.setattr("prunetaylor.sweep.trial.free_bytes", lambda device: 40 * 2**30)

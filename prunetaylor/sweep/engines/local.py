@@ -28,6 +28,7 @@ from prunetaylor.sweep.worker import DONE, INTERRUPTED, REPLACE, Task
 _PAUSE = 0.2  # seconds between two looks at the workers
 _GRACE = 20.0  # seconds that a worker has to take its trial down after SIGTERM
 _TAIL = 2000  # characters of what a worker that died said last
+_DEATHS = 3  # workers in a row that die before they have a trial: there is something wrong with all of them
 
 
 class Options(Section):
@@ -62,6 +63,7 @@ def run(crew: Crew, watch: Watch) -> None:
     jobs = crew.options.get("jobs") or max(1, len(gpus))
     study = open_study(crew.folder, crew.storage)
     workers: list[_Worker] = []
+    deaths = 0
     try:
         for i in range(min(jobs, study.waiting)):
             workers.append(_start(crew, jobs, gpus[i % len(gpus)] if gpus else None))
@@ -72,11 +74,13 @@ def run(crew: Crew, watch: Watch) -> None:
                 if code is None:
                     continue
                 workers.remove(worker)
-                if code not in (DONE, REPLACE):
-                    _give_up(study, crew, worker, code)
-                if code != DONE and study.waiting and not study.stopping:
-                    workers.append(_start(crew, jobs, worker.gpu))
-                worker.close()
+                with contextlib.closing(worker):
+                    if code not in (DONE, REPLACE):
+                        deaths = 0 if _give_up(study, crew, worker, code) else deaths + 1
+                    if deaths == _DEATHS:
+                        raise PruneTaylorError("workers of the sweep die before they have a trial", worker.tail())
+                    if code != DONE and study.waiting and not study.stopping:
+                        workers.append(_start(crew, jobs, worker.gpu))
             time.sleep(_PAUSE)
     finally:
         _end(study, workers)
@@ -114,17 +118,16 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
     return _Worker(name, process, said, gpu)
 
 
-def _give_up(study: Study, crew: Crew, worker: _Worker, code: int) -> None:
-    """The trial of a worker that did not end by itself has failed."""
+def _give_up(study: Study, crew: Crew, worker: _Worker, code: int) -> bool:
+    """The trial of a worker that did not end by itself has failed; whether it had one."""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         how += ", as the system does where memory is short"
     cause = f"its process died ({how})"
     held = study.lost(worker.name, cause)
-    if not held:
-        raise PruneTaylorError(f"a worker of the sweep died before it had a trial ({how})", worker.tail())
     for number in held:
         write_error(trial_folder(crew.folder, number), cause, worker.tail())
+    return bool(held)
 
 
 def _end(study: Study, workers: list[_Worker]) -> None:

@@ -1,0 +1,30 @@
+"""Paths among the settings. A relative one starts at the working directory; what is kept for later needs all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+_PATHS = ("model.checkpoint", "data.root", "cache.dir", "gate.baseline")
+_SPECS = ("model.arch", "data.source")
+_SCHEMES = ("folder", "arrays")
+
+
+def rooted(key: str, value: Any) -> Any:
+    """The value of the setting ``key`` with its path in full, where it holds a relative one."""
+    if not isinstance(value, str) or not value:
+        return value
+    if key in _PATHS:
+        return _full(value)
+    if key in _SPECS:
+        scheme, _, path = value.partition(":")
+        if scheme in _SCHEMES and path:
+            return f"{scheme}:{_full(path)}"
+        file, _, name = value.rpartition(":")
+        if file.endswith(".py"):
+            return f"{_full(file)}:{name}"
+    return value
+
+
+def _full(path: str) -> str:
+    return path if path.startswith("~") else str(Path(path).resolve())  # ~ is somebody else's on another machine
