@@ -15,7 +15,7 @@ from verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, 
 
 from prunetaylor.errors import OutputError
 from prunetaylor.outcome import Drop, LayerOutcome
-from prunetaylor.report.github import step_outputs, write_github
+from prunetaylor.report.github import annotations, step_outputs, write_outputs, write_summary
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.junit import to_junit
 from prunetaylor.report.markdown import CLASSES, LAYERS, escape, to_markdown
@@ -158,26 +158,30 @@ def test_github_gets_a_summary_outputs_and_annotations(tmp_path: Path) -> None:
     summary, outputs = tmp_path / "summary.md", tmp_path / "outputs"
     summary.write_text("before\n")
     files = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
-    assert write_github(FAILED, files) == []
+    write_summary(FAILED, files)
+    write_outputs(FAILED, files)
+    assert annotations(FAILED, files) == []
     assert summary.read_text() == "before\n" + to_markdown(FAILED)
     lines = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
     assert lines["verdict"] == "fail"
     assert lines["max-drop-verdict"] == "fail"
     assert lines["max-size-value"] == "1234567"
     assert float(lines["max-flops-value"]) == 0.44
-    notes = write_github(FAILED, {"GITHUB_ACTIONS": "true"})
+    notes = annotations(FAILED, {"GITHUB_ACTIONS": "true"})
     assert [note.split(" title")[0] for note in notes] == ["::error", "::warning"]
     assert all("\n" not in note and "%25" in note for note in notes)
-    assert write_github(FAILED, {}) == []
+    write_summary(FAILED, {})
+    write_outputs(FAILED, {})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("settled", "level"), [(None, "error"), ("fail", "error"), ("warn", "warning")])
 def test_an_annotation_is_an_error_where_the_job_fails(settled: str | None, level: str) -> None:
-    notes = write_github(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
+    notes = annotations(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
     assert notes
     assert all(note.startswith(f"::{level} ") for note in notes)
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="GITHUB"):
-        write_github(FAILED, {"GITHUB_STEP_SUMMARY": str(tmp_path / "none" / "summary.md")})
+        write_summary(FAILED, {"GITHUB_STEP_SUMMARY": str(tmp_path / "none" / "summary.md")})
