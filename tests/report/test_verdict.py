@@ -26,9 +26,9 @@ FAILED = verdict(checks(lost=300))
 OPEN = verdict(checks(lost=70))
 
 
-def shown(found: Verdict) -> list[str]:
+def shown(found: Verdict, width: int = 80) -> list[str]:
     file = io.StringIO()
-    print_verdict(Console(file=file, width=80, highlight=False, markup=False, emoji=False), found)
+    print_verdict(Console(file=file, width=width, highlight=False, markup=False, emoji=False), found)
     assert file.getvalue().isascii()
     assert "\x1b" not in file.getvalue()
     return [line.rstrip() for line in file.getvalue().splitlines()]
@@ -48,6 +48,12 @@ def test_text_is_aligned_and_fits_80_columns() -> None:
     assert "60 lost, 20 won; McNemar's exact p 8.58e-06" in text
     assert "worst classes 3: 3.8 pp of 1,000, 5: 1.9 pp of 1,000" in text
     assert "samples would settle it" in text
+
+
+def test_a_narrow_window_loses_nothing() -> None:
+    lines = shown(FAILED, width=40)
+    assert max(map(len, lines)) <= 40
+    assert "\u2026" not in "".join(lines)
 
 
 def test_colour_is_for_verdicts_on_a_terminal_alone() -> None:
