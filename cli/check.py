@@ -137,7 +137,7 @@ def announce(verdict: Verdict) -> list[OutputError]:
     What cannot be written comes back, to be raised when the rest is written and the verdict shown.
     """
     from prunetaylor.errors import OutputError
-    from prunetaylor.report.github import annotations, write_outputs, write_summary
+    from prunetaylor.report.github import annotate, write_outputs, write_summary
 
     failed = []
     for write in (write_summary, write_outputs):
@@ -145,7 +145,7 @@ def announce(verdict: Verdict) -> list[OutputError]:
             write(verdict, os.environ)
         except OutputError as err:
             failed.append(err)
-    for line in annotations(verdict, os.environ):
+    for line in annotate(verdict, os.environ):
         click.echo(line, err=True)
     return failed
 

@@ -124,8 +124,9 @@ def bootstrap_interval(
     at_once = max(1, _CHUNK // n)
     found = []  # (draws, 2): with one sample more at either end
     for done in range(0, _RESAMPLES, at_once):
-        weights = torch.empty(min(at_once, _RESAMPLES - done), n + 1, dtype=torch.float64)
-        weights.exponential_(generator=generator)
+        # exponential, as of any sign: the quotient below makes them uniform on the simplex
+        weights = torch.rand(min(at_once, _RESAMPLES - done), n + 1, generator=generator, dtype=torch.float64)
+        weights.neg_().log1p_()
         sums = weights[:, :n] @ difference
         found.append((sums[:, None] + weights[:, n:] * ends) / weights.sum(1, keepdim=True))
     drawn = torch.cat(found)

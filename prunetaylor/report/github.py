@@ -27,7 +27,7 @@ def write_outputs(verdict: Verdict, environ: Mapping[str, str]) -> None:
         _append(outputs, "".join(f"{name}={value}\n" for name, value in step_outputs(verdict).items()))
 
 
-def annotations(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
+def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
     """A line for the console for each limit that is not held; none where nobody reads them."""
     if environ.get("GITHUB_ACTIONS") != "true":
         return []

@@ -15,7 +15,7 @@ from verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, 
 
 from prunetaylor.errors import OutputError
 from prunetaylor.outcome import Drop, LayerOutcome
-from prunetaylor.report.github import annotations, step_outputs, write_outputs, write_summary
+from prunetaylor.report.github import annotate, step_outputs, write_outputs, write_summary
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.junit import to_junit
 from prunetaylor.report.markdown import CLASSES, LAYERS, escape, to_markdown
@@ -166,14 +166,14 @@ def test_github_gets_a_summary_outputs_and_annotations(tmp_path: Path) -> None:
     files = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
     write_summary(FAILED, files)
     write_outputs(FAILED, files)
-    assert annotations(FAILED, files) == []
+    assert annotate(FAILED, files) == []
     assert summary.read_text() == "before\n" + to_markdown(FAILED)
     lines = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
     assert lines["verdict"] == "fail"
     assert lines["max-drop-verdict"] == "fail"
     assert lines["max-size-value"] == "1234567"
     assert float(lines["max-flops-value"]) == 0.44
-    notes = annotations(FAILED, {"GITHUB_ACTIONS": "true"})
+    notes = annotate(FAILED, {"GITHUB_ACTIONS": "true"})
     assert [note.split(" title")[0] for note in notes] == ["::error", "::warning"]
     assert all("\n" not in note and "%25" in note for note in notes)
     write_summary(FAILED, {})
@@ -183,7 +183,7 @@ def test_github_gets_a_summary_outputs_and_annotations(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("settled", "level"), [(None, "error"), ("fail", "error"), ("warn", "warning")])
 def test_an_annotation_is_an_error_where_the_job_fails(settled: str | None, level: str) -> None:
-    notes = annotations(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
+    notes = annotate(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
     assert notes
     assert all(note.startswith(f"::{level} ") for note in notes)
 
