@@ -25,6 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from prunetaylor.errors import OutputError
     from prunetaylor.verdict import Verdict
 
 _EPILOG = """\b
@@ -114,8 +115,7 @@ def check(
     require_limits(resolved.config)
     with reporter(state) as shown:
         verdict = judge(resolved.config, **trusted(resolved, trust_code), progress=Logged(shown, None))
-    _write(verdict, junit, markdown)
-    announce(verdict)
+    failed = [*_write(verdict, junit, markdown), *announce(verdict)]
     if as_json:
         from prunetaylor.report.json_report import verdict_to_json
 
@@ -126,15 +126,28 @@ def check(
         from .screen import console
 
         print_verdict(console(), verdict)
+    if failed:
+        raise failed[0]
     return verdict.exit_code
 
 
-def announce(verdict: Verdict) -> None:
-    """What GitHub's environment asks for; annotations go to stderr, which its runner reads as well."""
-    from prunetaylor.report.github import write_github
+def announce(verdict: Verdict) -> list[OutputError]:
+    """What GitHub's environment asks for; annotations go to stderr, which its runner reads as well.
 
-    for line in write_github(verdict, os.environ):
+    What cannot be written comes back, to be raised when the rest is written and the verdict shown.
+    """
+    from prunetaylor.errors import OutputError
+    from prunetaylor.report.github import annotate, write_outputs, write_summary
+
+    failed = []
+    for write in (write_summary, write_outputs):
+        try:
+            write(verdict, os.environ)
+        except OutputError as err:
+            failed.append(err)
+    for line in annotate(verdict, os.environ):
         click.echo(line, err=True)
+    return failed
 
 
 def _require_folders(*files: Path | None) -> None:
@@ -147,15 +160,18 @@ def _require_folders(*files: Path | None) -> None:
             raise OutputError(f"{file} {what}", "name a file in a folder that exists")
 
 
-def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> None:
+def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[OutputError]:
+    """Write the files that were asked for; what cannot be written comes back as errors, when all others are."""
     from prunetaylor.errors import OutputError
     from prunetaylor.report.junit import to_junit
     from prunetaylor.report.markdown import to_markdown
 
+    failed = []
     for file, render in ((junit, to_junit), (markdown, to_markdown)):
         if file is None:
             continue
         try:
             file.write_text(render(verdict), encoding="utf-8")
         except OSError as err:
-            raise OutputError(f"cannot write {file}: {err.strerror}", "check the folder and its permissions") from err
+            failed.append(OutputError(f"cannot write {file}: {err.strerror}", "check the folder and its permissions"))
+    return failed

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from prunetaylor.errors import UsageError
 
 from .options import json_option, verbosity_options
-from .report import not_ours, read_report, write_page
+from .report import BROKEN, not_ours, read_report, write_page
 
 
 @click.command(short_help="Show several runs side by side.")
@@ -37,12 +38,24 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
         found = side_by_side(names, documents)
         if html is not None:
             write_page(html, compare_page(names, documents))
-    except (KeyError, TypeError, AttributeError) as err:
-        raise not_ours(folders[0], f"or one of the others: {type(err).__name__}: {err}") from err
+    except BROKEN:
+        for folder, name, document in zip(folders, names, documents, strict=True):
+            _require_whole(folder, name, document)
+        raise
     if as_json:
         click.echo(json.dumps(found, allow_nan=False))
     else:
         print_comparison(console(), found)
+
+
+def _require_whole(folder: Path, name: str, document: dict[str, Any]) -> None:
+    """UsageError where it is this run that has no place beside others."""
+    from prunetaylor.report.compare import compare_page
+
+    try:
+        compare_page([name], [document])
+    except BROKEN as err:
+        raise not_ours(folder, f"{type(err).__name__}: {err}") from err
 
 
 def _names(folders: tuple[Path, ...]) -> list[str]:

@@ -157,12 +157,14 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
     from .check import announce
     from .screen import console
 
-    announce(verdict)
+    failed = announce(verdict)
     if as_json or state.verbosity < 0:
         click.echo(conclusion(verdict), err=True)
     else:
         click.echo()
         print_verdict(console(), verdict)
+    if failed:
+        raise failed[0]
     return verdict.exit_code
 
 

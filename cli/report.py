@@ -13,6 +13,9 @@ from prunetaylor.run import HTML_FILE
 
 from .options import json_option, verbosity_options
 
+BROKEN = (KeyError, TypeError, AttributeError, ValueError)
+"""What rendering a report.json that is none of ours comes to."""
+
 
 @click.command(short_help="Write a run's or a sweep's report as one HTML file.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
@@ -44,7 +47,7 @@ def page(folder: Path) -> str:
     document = read_report(folder)
     try:
         return run_page(document, folder.resolve().name)
-    except (KeyError, TypeError, AttributeError, ValueError) as err:
+    except BROKEN as err:
         raise not_ours(folder, f"{type(err).__name__}: {err}") from err
 
 

@@ -127,6 +127,15 @@ def mnist(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def mnist_run(mnist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LeNet at 90 %, without fine-tuning."""
+    here = tmp_path_factory.mktemp("mnist_run")
+    source = ["--data", "torchvision:MNIST", f"data.root={mnist}"]
+    pruned(here, str(mnist / "lenet.pt"), *source, "--sparsity", "90%", "--epochs", "0", "-o", str(here / "run"))
+    return here / "run"
+
+
 def pruned(here: Path, *words: str) -> tuple[dict[str, Any], float]:
     """The report of the real command line, and its peak memory in GiB."""
     with (here / "out").open("w") as out, (here / "err").open("w") as err:
@@ -195,14 +204,14 @@ def test_lenet(mnist: Path, tmp_path: Path, epochs: str, most: float) -> None:
         (["--max-drop", "itself"], "inconclusive", 4),
     ],
 )
-def test_the_gate_on_mnist(mnist: Path, tmp_path: Path, limits: list[str], status: str, code: int) -> None:
+def test_the_gate_on_mnist(
+    mnist: Path, mnist_run: Path, tmp_path: Path, limits: list[str], status: str, code: int
+) -> None:
     """LeNet at 90 % loses a tenth of a point: 10,000 samples tell that this is less than one point, and little more."""
-    run = tmp_path / "run"
     source = ["--data", "torchvision:MNIST", f"data.root={mnist}"]
-    pruned(tmp_path, str(mnist / "lenet.pt"), *source, "--sparsity", "90%", "--epochs", "0", "-o", str(run))
-    drop = max(0.0, json.loads((run / "report.json").read_text())["drop_pp"]["value"])
+    drop = max(0.0, json.loads((mnist_run / "report.json").read_text())["drop_pp"]["value"])
     limits = [f"{drop:g}pp" if word == "itself" else word for word in limits]
-    command = [sys.executable, "-m", "prunetaylor.cli.main", "check", str(run), *source, *limits, "--json"]
+    command = [sys.executable, "-m", "prunetaylor.cli.main", "check", str(mnist_run), *source, *limits, "--json"]
     done = subprocess.run([*command, "--junit", str(tmp_path / "gate.xml")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     found = json.loads(done.stdout)

@@ -5,6 +5,7 @@ The descriptions are what ``prunetaylor config`` prints and what the JSON schema
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -42,9 +43,12 @@ def _points(value: Any) -> Any:
         return value
     text = value.strip().lower().removesuffix("pp").strip()
     try:
-        return float(text)
+        points = float(text)
     except ValueError:
-        raise ValueError(f"{value!r} is no number of percentage points, such as 0.5 or 0.5pp") from None
+        points = math.nan
+    if not math.isfinite(points):  # a limit that nothing exceeds judges nothing
+        raise ValueError(f"{value!r} is no number of percentage points, such as 0.5 or 0.5pp")
+    return points
 
 
 _Points = Annotated[float, Field(ge=0)]

@@ -38,10 +38,13 @@ def accuracy_drop(found: Flips, limit: float) -> Check:
 
 
 def metric_drop(name: str, drop: Drop, samples: int, limit: float) -> Check:
-    """The drop of any other metric, in its own unit. ``drop`` has one-sided limits at 95 %."""
+    """The drop of any other metric, in its own unit. ``drop`` has one-sided limits at 95 %, infinite where unknown."""
     check = _estimated("max_drop", f"drop of {name}", limit, "metric", drop.value, drop.low, drop.high)
     if check.status != "inconclusive":
         return check
+    if math.isinf(drop.high):
+        why = "the drop is the same on every resample, so that these samples cannot bound it; more samples may"
+        return replace(check, why=why)
     return _with_samples(check, values_to_settle(drop, samples, limit), "samples")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def resampled_drops(
     """metric(dense) - metric(pruned) with percentile intervals, for metrics that are no mean over samples (mAP, F1).
 
     Each of 1,000 resamples draws samples with replacement and takes both networks' metric on the same ones (Efron &
-    Tibshirani 1993, chapter 13).
+    Tibshirani 1993, chapter 13). Where all of them show the same drop, though the networks' outputs differ, these
+    samples say nothing about others: the limits are infinite.
 
     Args:
         dense: (N, K) outputs; ``pruned`` alike, ``targets`` (N, ...), in the same order and on the CPU.
@@ -67,6 +69,8 @@ def resampled_drops(
         values.append(metric(dense[drawn], targets[drawn]) - metric(pruned[drawn], targets[drawn]))
         step()
     value, spread = metric(dense, targets) - metric(pruned, targets), torch.tensor(values, dtype=torch.float64)
+    if spread.min() == spread.max() and not torch.equal(dense, pruned):
+        return [Drop(value, -math.inf, math.inf) for _ in levels]
     drops = []
     for level in levels:
         tails = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)

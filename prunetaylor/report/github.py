@@ -15,15 +15,20 @@ from prunetaylor.report.verdict import allowed, conclusion, shown
 from prunetaylor.verdict import Check, Verdict
 
 
-def write_github(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
-    """Append summary and outputs; the annotations come back, a line each, for the console.
-
-    OutputError where a file that the environment names cannot be written.
-    """
+def write_summary(verdict: Verdict, environ: Mapping[str, str]) -> None:
+    """Append to the job's summary, where there is one. OutputError where it cannot be written."""
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         _append(summary, to_markdown(verdict))
+
+
+def write_outputs(verdict: Verdict, environ: Mapping[str, str]) -> None:
+    """Append the step's outputs, where later steps may read them. OutputError where they cannot be written."""
     if outputs := environ.get("GITHUB_OUTPUT"):
         _append(outputs, "".join(f"{name}={value}\n" for name, value in step_outputs(verdict).items()))
+
+
+def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
+    """A line for the console for each limit that is not held; none where nobody reads them."""
     if environ.get("GITHUB_ACTIONS") != "true":
         return []
     return [_annotation(check, verdict) for check in verdict.checks if check.status != "pass"]

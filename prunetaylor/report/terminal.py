@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -266,9 +266,11 @@ def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
 
 def new_table(first: str, *others: str, padding: int = 3) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, padding, 0, 0), header_style="bold")
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for name in others:
-        table.add_column(name, justify="left" if name in ("shape", "type", "verdict") else "right")
+        # a window that is too narrow breaks numbers, and loses none
+        justify: JustifyMethod = "left" if name in ("shape", "type", "verdict") else "right"
+        table.add_column(name, justify=justify, overflow="fold")
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.text import Text
 
@@ -55,7 +57,8 @@ def verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
         low, high = (f"{value:.2f}" if digits else number(value) for value in (drop.low, drop.high))
         value = f"{drop.value:.2f}" if digits else number(drop.value)
         name = "drop" if verdict.goal == "max" else f"rise of {verdict.metric}"
-        facts.append((name, f"{value} {digits}".strip() + f", two-sided 95 % interval {low} to {high}"))
+        limits = "no interval" if math.isinf(drop.high) else f"two-sided 95 % interval {low} to {high}"
+        facts.append((name, f"{value} {digits}".strip() + f", {limits}"))
     if verdict.flips is not None:
         flips = verdict.flips
         facts.append(
@@ -91,7 +94,7 @@ def shown(value: float, check: Check) -> str:
 
 
 def interval(check: Check) -> str:
-    if check.low is None or check.high is None:
+    if check.low is None or check.high is None or math.isinf(check.high):
         return "-"
     low, high = (shown(value, check).removesuffix(" pp") for value in (check.low, check.high))
     return f"{low} to {high}"

@@ -91,6 +91,25 @@ def test_every_limit_and_github(here: Path, inline, monkeypatch) -> None:
     assert [line[:9] for line in stderr.splitlines() if line.startswith("::")] == ["::error t"] * 2
 
 
+def test_what_cannot_be_written_keeps_nothing_else_from_being(here: Path, inline, monkeypatch) -> None:
+    """A place that is full or gone costs its own file, and makes an error of any verdict; all else is there."""
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(here / "none" / "summary.md"))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(here / "outputs"))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    words = ["check", "runs/model-1", "--data", "none", "--max-size", "10kB", "--json"]
+    code, stdout, stderr = inline(*words, "--junit", "/dev/full", "--markdown", "gate.md")
+    assert code == 1
+    assert "cannot write /dev/full: No space left on device" in stderr
+    assert "::error title=prunetaylor" in stderr
+    assert json.loads(stdout)["verdict"] == "fail"
+    assert "fail: the gate fails" in (here / "gate.md").read_text()
+    assert "verdict=fail" in (here / "outputs").read_text()
+    code, stdout, stderr = inline(*words, "--junit", "gate.xml")
+    assert (code, json.loads(stdout)["verdict"]) == (1, "fail")
+    assert "none/summary.md: No such file" in stderr
+    assert_valid_junit((here / "gate.xml").read_text())
+
+
 def test_latency_is_measured_and_judged_or_refused(here: Path, inline) -> None:
     code, stdout, stderr = inline("check", "runs/model-1", "--max-latency-ratio", "1000", "--json")
     found = json.loads(stdout)
@@ -153,6 +172,8 @@ def test_without_data_what_needs_none_is_judged(here: Path, inline) -> None:
         ([], 2, "no MODEL given"),
         (["runs/model-1", "--max-drop", "1%"], 2, "percentage points"),
         (["runs/model-1", "--max-drop", "-1"], 2, "greater than or equal to 0"),
+        (["runs/model-1", "--max-drop", "inf"], 2, "no number of percentage points"),
+        (["runs/model-1", "--max-class-drop", "nanpp"], 2, "no number of percentage points"),
         (["runs/model-1", "--min-sparsity", "80"], 2, "less than or equal to 1"),
         (["runs/model-1", "--max-size", "huge"], 2, "gate.max_size"),
         (["runs/model-1", "--on-inconclusive", "maybe"], 2, "gate.on_inconclusive"),

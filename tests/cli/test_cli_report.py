@@ -77,17 +77,23 @@ def test_runs_side_by_side(here: Path, inline) -> None:
         (["report", "empty"], 2, "KeyError"),
         (["report", "runs/model-1", "-o", "none/page.html"], 1, "cannot write"),
         (["compare", "runs/model-1"], 2, "name two runs or more"),
-        (["compare", "runs/model-1", "empty"], 2, "KeyError"),
+        (["compare", "runs/model-1", "empty"], 2, "empty/report.json is no report that this version knows: KeyError"),
+        (["compare", "runs/model-1", "odd", "--html", "x.html"], 2, "odd/report.json is no report"),
     ],
 )
 def test_what_has_no_page(here: Path, inline, arguments: list[str], code: int, message: str) -> None:
     for name, text in (("text", "x"), ("old", '{"schema_version": 0}'), ("empty", '{"schema_version": 1}')):
         (here / name).mkdir()
         (here / name / "report.json").write_text(text)
+    odd = json.loads((here / "runs" / "model-1" / "report.json").read_text())
+    odd["layers"][0]["sparsity"] = "most"
+    (here / "odd").mkdir()
+    (here / "odd" / "report.json").write_text(json.dumps(odd))
     got, stdout, stderr = inline(*arguments)
     assert got == code, stderr
     assert stdout == ""
     assert message in stderr
+    assert not (here / "x.html").exists()
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from verdicts import assert_valid_json, verdict
 
 from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.gate.limits import metric_drop
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.measure.paired import tango
+from prunetaylor.outcome import Drop
+from prunetaylor.report.json_report import verdict_to_json
+from prunetaylor.report.verdict import interval, verdict_facts
 
 CODE = """
 import torch
@@ -49,6 +54,27 @@ def test_of_the_accuracy_it_gives_nearly_what_tango_gives(code: str) -> None:
     for drop, level in zip(drops, (0.95, 0.9), strict=True):
         assert drop.value == pytest.approx(4)
         assert (drop.low, drop.high) == pytest.approx([100 * x for x in tango(120, 40, 2000, level)], abs=0.15)
+
+
+def test_samples_on_which_nothing_flips_do_not_bound_a_metric(code: str) -> None:
+    """Networks that differ, and are right on the same 40 samples: another may tell. Of equal ones there is no doubt."""
+    right = torch.ones(40).bool()
+    dense, targets = outputs(right), torch.zeros(40).long()
+
+    def limits(pruned: torch.Tensor) -> Drop:
+        metric, generator = load_metric(f"{code}:accuracy"), torch.Generator().manual_seed(0)
+        return resampled_drops(metric, dense, pruned, targets, generator, (0.9,), lambda: None)[0]
+
+    check = metric_drop("accuracy", limits(0.9 * dense), 40, 0.5)
+    assert (check.status, check.samples_needed) == ("inconclusive", None)
+    assert "cannot bound it" in check.why
+    assert interval(check) == "-"
+    found = verdict([check], metric="accuracy", drop=limits(0.9 * dense))
+    assert ("drop", "0, no interval") in verdict_facts(found)
+    document = verdict_to_json(found)
+    assert_valid_json(document)
+    assert document["checks"][0]["high"] is None
+    assert metric_drop("accuracy", limits(dense), 40, 0).status == "pass"
 
 
 def test_what_is_no_metric(code: str) -> None:

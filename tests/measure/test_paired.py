@@ -159,6 +159,29 @@ def test_bootstrap_agrees_with_the_normal_interval_of_a_mean():
     assert drop.high == pytest.approx(drop.value + half, abs=0.1 * half)
 
 
+@pytest.mark.parametrize(("ones", "n"), [(1, 40), (7, 60), (50, 60)])
+def test_bootstrap_of_zeros_and_ones_is_clopper_and_pearsons(ones, n):
+    """Their one-sided limits p solve P(X >= ones) = 5 % and P(X <= ones) = 5 % for X of Binomial(n, p)."""
+
+    def binomial(p: float, counts: range) -> float:
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in counts)
+
+    values = (torch.arange(n) < ones).double()
+    drop = bootstrap_interval(values, torch.zeros(n), torch.Generator().manual_seed(8), level=0.9)
+    assert binomial(drop.low, range(ones, n + 1)) == pytest.approx(0.05, abs=0.015)  # 3 standard errors of 2,000 draws
+    assert binomial(drop.high, range(ones + 1)) == pytest.approx(0.05, abs=0.015)
+
+
+def test_bootstrap_mirrors_and_looks_a_sample_beyond_what_it_has_seen():
+    """One rise in a hundred samples: by the normal interval the mean is at most 2.7 times what was seen; here 4.7."""
+    values = torch.zeros(100, dtype=torch.float64)
+    values[0] = 1
+    drop = bootstrap_interval(values, torch.zeros(100), torch.Generator().manual_seed(9), level=0.9)
+    assert drop.high == pytest.approx(0.0466, abs=0.003)  # Clopper and Pearson's
+    mirror = bootstrap_interval(-values, torch.zeros(100), torch.Generator().manual_seed(9), level=0.9)
+    assert (mirror.low, mirror.value, mirror.high) == pytest.approx((-drop.high, -drop.value, -drop.low))
+
+
 def test_bootstrap_is_paired_and_repeatable():
     dense = torch.randn(500, generator=torch.Generator().manual_seed(3)) * 100
     drop = bootstrap_interval(dense, dense - 1, torch.Generator().manual_seed(4))

@@ -15,7 +15,7 @@ from verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, 
 
 from prunetaylor.errors import OutputError
 from prunetaylor.outcome import Drop, LayerOutcome
-from prunetaylor.report.github import step_outputs, write_github
+from prunetaylor.report.github import annotate, step_outputs, write_outputs, write_summary
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.junit import to_junit
 from prunetaylor.report.markdown import CLASSES, LAYERS, escape, to_markdown
@@ -26,9 +26,9 @@ FAILED = verdict(checks(lost=300))
 OPEN = verdict(checks(lost=70))
 
 
-def shown(found: Verdict) -> list[str]:
+def shown(found: Verdict, width: int = 80) -> list[str]:
     file = io.StringIO()
-    print_verdict(Console(file=file, width=80, highlight=False, markup=False, emoji=False), found)
+    print_verdict(Console(file=file, width=width, highlight=False, markup=False, emoji=False), found)
     assert file.getvalue().isascii()
     assert "\x1b" not in file.getvalue()
     return [line.rstrip() for line in file.getvalue().splitlines()]
@@ -48,6 +48,12 @@ def test_text_is_aligned_and_fits_80_columns() -> None:
     assert "60 lost, 20 won; McNemar's exact p 8.58e-06" in text
     assert "worst classes 3: 3.8 pp of 1,000, 5: 1.9 pp of 1,000" in text
     assert "samples would settle it" in text
+
+
+def test_a_narrow_window_loses_nothing() -> None:
+    lines = shown(FAILED, width=40)
+    assert max(map(len, lines)) <= 40
+    assert "\u2026" not in "".join(lines)
 
 
 def test_colour_is_for_verdicts_on_a_terminal_alone() -> None:
@@ -158,26 +164,30 @@ def test_github_gets_a_summary_outputs_and_annotations(tmp_path: Path) -> None:
     summary, outputs = tmp_path / "summary.md", tmp_path / "outputs"
     summary.write_text("before\n")
     files = {"GITHUB_STEP_SUMMARY": str(summary), "GITHUB_OUTPUT": str(outputs)}
-    assert write_github(FAILED, files) == []
+    write_summary(FAILED, files)
+    write_outputs(FAILED, files)
+    assert annotate(FAILED, files) == []
     assert summary.read_text() == "before\n" + to_markdown(FAILED)
     lines = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
     assert lines["verdict"] == "fail"
     assert lines["max-drop-verdict"] == "fail"
     assert lines["max-size-value"] == "1234567"
     assert float(lines["max-flops-value"]) == 0.44
-    notes = write_github(FAILED, {"GITHUB_ACTIONS": "true"})
+    notes = annotate(FAILED, {"GITHUB_ACTIONS": "true"})
     assert [note.split(" title")[0] for note in notes] == ["::error", "::warning"]
     assert all("\n" not in note and "%25" in note for note in notes)
-    assert write_github(FAILED, {}) == []
+    write_summary(FAILED, {})
+    write_outputs(FAILED, {})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(("settled", "level"), [(None, "error"), ("fail", "error"), ("warn", "warning")])
 def test_an_annotation_is_an_error_where_the_job_fails(settled: str | None, level: str) -> None:
-    notes = write_github(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
+    notes = annotate(replace(OPEN, on_inconclusive=settled), {"GITHUB_ACTIONS": "true"})
     assert notes
     assert all(note.startswith(f"::{level} ") for note in notes)
 
 
 def test_a_summary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="GITHUB"):
-        write_github(FAILED, {"GITHUB_STEP_SUMMARY": str(tmp_path / "none" / "summary.md")})
+        write_summary(FAILED, {"GITHUB_STEP_SUMMARY": str(tmp_path / "none" / "summary.md")})
