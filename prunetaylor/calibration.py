@@ -12,10 +12,10 @@ from prunetaylor.data import augment
 from prunetaylor.data.draws import Draws
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decoded_together, draw
 from prunetaylor.errors import DataError
-from prunetaylor.job import Job, Kind
+from prunetaylor.job import Job
 from prunetaylor.memory import chunks
 from prunetaylor.network.network import Network
-from prunetaylor.objective import Objective
+from prunetaylor.objective import Kind, Objective, loss_of
 from prunetaylor.risk import Risk, Watcher, all_outputs, check_deterministic, first_pass
 
 CHUNK_ELEMENTS = 1 << 21
@@ -108,7 +108,7 @@ class Calibration:
         """
         objective = Objective(kind, "divergence")
         z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
-        answer = z.softmax(1).mean(0).log() if kind == "classes" else z.mean(0)
+        answer = loss_of(kind).apart.constant(z)
         return float(objective.values(answer.expand_as(z), z).mean())
 
 
@@ -122,7 +122,7 @@ def answered(job: Job, dense: nn.Module, split: Split) -> Split:
 
 def _answers(job: Job, outputs: Tensor) -> Tensor:
     """What the network says, in the form of targets."""
-    return outputs.argmax(1) if job.kind == "classes" else outputs
+    return loss_of(job.kind).apart.answers(outputs)
 
 
 def running_order(network: Network, batches: Batches) -> list[str]:

@@ -216,6 +216,7 @@ class Finetuning:
             options=self.options,
             epochs=self.job.epochs,
             loss=self._objective_loss,
+            kind=self.job.kind,
             teacher=self.dense if share else None,
             device=self.job.device,
             generator=self._generator,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,18 @@ from prunetaylor.checkpoint.architecture import known_network, resolve
 from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
-from prunetaylor.data.samples import Batches, Checked, Samples, Split, WithTargets, check_targets
+from prunetaylor.data.samples import Batches, Check, Checked, Samples, Split, WithTargets, check_targets
 from prunetaylor.distributed.group import gather_objects, place, world
 from prunetaylor.errors import DataError, UsageError
+from prunetaylor.losses import Own
+from prunetaylor.network.code import load_object
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
-from prunetaylor.objective import outputs_of
+from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.progress import Progress
 
-Kind = Literal["classes", "values"]
+_LOOKED_AT = 256
+"""Targets that are looked at to tell what they are."""
 
 
 @dataclass
@@ -124,6 +127,9 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     found = resolve(config.model.arch, config.model.args, checkpoint, trusted=trusted_arch)
     said = checkpoint.said.data if checkpoint.said else None
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
+    recorded = checkpoint.said.extra.get("loss") if checkpoint.said else None
+    if config.loss == "auto" and recorded in ("cross-entropy", "bce", "mse"):
+        config = config.model_copy(update={"loss": recorded})
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
     if narrow := {t.dtype for t in checkpoint.state.values()} & {torch.float16, torch.bfloat16}:
         wide = next(found.module.parameters()).dtype
@@ -192,7 +198,7 @@ def _do_without_labels(job: Job, needs: str) -> None:
             f"finetune.distill.weight={weight:g} trains towards labels too, but {none}",
             "leave it at auto: the dense network teaches alone",
         )
-    if job.kind == "values":
+    if job.kind != "classes":
         # of the kind that a value is
         zeros = torch.zeros(len(samples.train), 1)
         job.samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
@@ -257,38 +263,89 @@ def _pick(asked: str) -> tuple[torch.device, str]:
 
 
 def _kind(job: Job, samples: Samples) -> Kind:
-    """Whether targets are classes; the job's samples are checked against the network's outputs and the metric."""
+    """What the outputs are, or the user's loss; the samples are checked against it, the outputs and the metric."""
     x, y = next(iter(job.batches(samples.test.subset([0]))))
     with evaluating(job.network.module), torch.no_grad():
         outputs = _first_outputs(job.network.module, x)
-    if y.is_floating_point() or y.dim() > 1:
-        if y.is_floating_point() and y.numel() == outputs.numel():
-            if job.config.metric == "top1":
-                raise UsageError("the targets are no classes, so that there is no top1", "say metric=loss")
+    kind = _asked_kind(job.config.loss, outputs, y, samples)
+    correct = loss_of(kind).correct(outputs, y)
+    if correct is None and job.config.metric == "top1":
+        raise UsageError("the targets are no classes, so that there is no top1", "say metric=loss")
+    if kind == "classes":
+        job.samples = _checked(samples, lambda targets, name, at: check_targets(targets, outputs.shape[1], name, at))
+    elif kind == "binary":
+        job.samples = _checked(samples, _check_binary)
+    else:
+        loss_of(kind).values(outputs, y)  # says what is wrong with a function of the user's
+    return kind
+
+
+def _asked_kind(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Kind:
+    """For outputs (1, K) and the targets y of the same sample."""
+    ids = not y.is_floating_point() and y.dim() == 1
+    if ":" in asked:
+        if not samples.train.labelled:
+            raise UsageError(
+                f"the training samples have no labels, and what the dense network answers loss={asked} does not say",
+                "say loss=cross-entropy, bce or mse",
+            )
+        return Own.of(asked, load_object(asked))
+    if asked == "cross-entropy" or (asked == "auto" and ids and outputs.shape[1] > 1):
+        if ids:
+            return "classes"
+    elif y.numel() == outputs.numel():
+        if asked != "auto":
+            return "binary" if asked == "bce" else "values"
+        if ids or _zeros_and_ones(samples.test):
+            raise UsageError(
+                "targets of zeros and ones may be answers of yes or no, or values",
+                "say loss=bce where the outputs are logits, loss=mse where the network was trained with squared errors",
+            )
+        if y.is_floating_point():
             return "values"
-        raise DataError(
-            f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values",
-            "give one class id a sample, or floating-point targets of the outputs' size",
-        )
-    validation = samples.validation
-    job.samples = replace(
-        samples,
-        train=_with_classes(samples.train, outputs.shape[1], "training targets"),
-        test=_with_classes(samples.test, outputs.shape[1], "test targets"),
-        validation=None if validation is None else _with_classes(validation, outputs.shape[1], "validation targets"),
+    raise DataError(
+        f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values"
+        + ("" if asked == "auto" else f" and loss={asked}"),
+        "give one class id a sample, or floating-point targets of the outputs' size; or say loss=FILE.py:FUNCTION",
     )
-    return "classes"
 
 
-def _with_classes(split: Split, outputs: int, name: str) -> Split:
-    """The split with its class ids checked: now where they are known, else when they are read."""
-    targets = split.targets()
-    if not split.labelled:
+def _zeros_and_ones(split: Split) -> bool:
+    """Whether the first targets are nothing else."""
+    _, y = split.fetch(range(min(len(split), _LOOKED_AT)))
+    return bool(((y == 0) | (y == 1)).all())
+
+
+def _check_binary(targets: Tensor, name: str, indices: Sequence[int] | None) -> None:
+    wrong = ((targets != 0) & (targets != 1)).nonzero()
+    if len(wrong):
+        at = wrong[0].tolist()
+        value, sample = float(targets[tuple(at)]), at[0] if indices is None else indices[at[0]]
+        raise DataError(
+            f"{name}: {value:g} of sample {sample} is neither 0 nor 1",
+            "loss=bce takes answers of yes or no",
+        )
+
+
+def _checked(samples: Samples, check: Check) -> Samples:
+    """The samples with their targets checked: now where they are known, else when they are read."""
+
+    def one(split: Split, name: str) -> Split:
+        targets = split.targets()
+        if not split.labelled:
+            return split
+        if targets is None:
+            return Checked(split, check, name)
+        check(targets, name, None)
         return split
-    if targets is None:
-        return Checked(split, outputs, name)
-    check_targets(targets, outputs, name)
-    return split
+
+    validation = samples.validation
+    return replace(
+        samples,
+        train=one(samples.train, "training targets"),
+        test=one(samples.test, "test targets"),
+        validation=None if validation is None else one(validation, "validation targets"),
+    )
 
 
 def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ ROOMS = [
     "prunetaylor.risk",
     "prunetaylor.memory",
     "prunetaylor.objective",
+    "prunetaylor.losses",
     "prunetaylor.checkpoint",
     "prunetaylor.data",
     "prunetaylor.network",

@@ -7,21 +7,32 @@ import torch
 from tiny import output_hessian, rand
 from torch.func import grad, hessian, vmap
 
-from prunetaylor.errors import DataError
-from prunetaylor.objective import Objective, outputs_of
+from prunetaylor.errors import DataError, UsageError
+from prunetaylor.losses import LOSSES, Own
+from prunetaylor.objective import Kind, Objective, outputs_of
 
-ALL = [(kind, of) for kind in ("classes", "values") for of in ("task", "divergence")]
+
+def smooth_l1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Convex, of a curvature that depends on the targets."""
+    return (1 + (outputs - targets).square()).sqrt().sum()
 
 
-def case(kind: str, of: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
+OWN = Own.of("tests:smooth_l1", smooth_l1)
+KINDS = ["classes", "binary", "values", OWN]
+ALL = [(kind, of) for kind in KINDS for of in ("task", "divergence")]
+
+
+def case(kind: Kind, of: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
     z = 2 * rand(5, 4).double()
     labels = torch.tensor([0, 3, 1, 1, 2])
-    reference = labels if (kind, of) == ("classes", "task") else 2 * rand(5, 4, seed=1).double()
+    reference = 2 * rand(5, 4, seed=1).double()
+    if of == "task":
+        reference = {"classes": labels, "binary": (reference > 0).double()}.get(str(kind), reference)
     return Objective(kind, of), z, reference
 
 
 @pytest.mark.parametrize(("kind", "of"), ALL)
-def test_gradient_and_curvature_are_those_of_the_values(kind: str, of: str) -> None:
+def test_gradient_and_curvature_are_those_of_the_values(kind: Kind, of: str) -> None:
     objective, z, reference = case(kind, of)
 
     def value(z: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
@@ -29,20 +40,25 @@ def test_gradient_and_curvature_are_those_of_the_values(kind: str, of: str) -> N
 
     torch.testing.assert_close(objective.gradient(z, reference), vmap(grad(value))(z, reference))
     h = vmap(hessian(value))(z, reference)
-    torch.testing.assert_close(h, output_hessian(z, kind))
+    if kind in ("classes", "values"):
+        torch.testing.assert_close(h, output_hessian(z, kind))
     v = rand(5, 4, seed=2).double()
-    torch.testing.assert_close(objective.second(z, v), torch.einsum("ni,nij,nj->n", v, h, v))
-    torch.testing.assert_close(objective.product(z, v), torch.einsum("nij,nj->ni", h, v))
-    factor = objective.factor(z)
+    torch.testing.assert_close(objective.second(z, reference, v), torch.einsum("ni,nij,nj->n", v, h, v))
+    torch.testing.assert_close(objective.product(z, reference, v), torch.einsum("nij,nj->ni", h, v))
+    factor = objective.factor(z, reference)
     torch.testing.assert_close(factor @ factor.mT, h)
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
-def test_sampled_factor_has_the_curvature_as_its_second_moment(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampled_factor_has_the_curvature_as_its_second_moment(kind: Kind) -> None:
     objective = Objective(kind, "task")
     z = torch.tensor([[0.5, -1.0, 0.2]]).double()
-    draws = objective.sampled_factor(z.expand(100_000, -1), objective.draws(100_000, 3, seed=0)).double()
-    torch.testing.assert_close((draws.T @ draws / len(draws))[None], output_hessian(z, kind), rtol=0, atol=0.015)
+    targets = torch.tensor([1]) if kind == "classes" else torch.tensor([[0.0, 1.0, 1.0]]).double()
+    n = 20_000 if kind is OWN else 100_000
+    many = targets.expand(n, *targets.shape[1:])
+    draws = objective.sampled_factor(z.expand(n, -1), many, objective.draws(n, 3, seed=0)).double()
+    factor = objective.factor(z, targets)
+    torch.testing.assert_close((draws.T @ draws / len(draws))[None], factor @ factor.mT, rtol=0, atol=0.015)
 
 
 def test_values_are_the_textbook_ones() -> None:
@@ -56,7 +72,7 @@ def test_values_are_the_textbook_ones() -> None:
 
 def test_divergence_is_zero_and_flat_at_the_dense_outputs() -> None:
     z = 30 * rand(6, 4).double()
-    for kind in ("classes", "values"):
+    for kind in KINDS:
         objective = Objective(kind, "divergence")
         torch.testing.assert_close(objective.values(z, z), torch.zeros(6).double())
         torch.testing.assert_close(objective.gradient(z, z), torch.zeros(6, 4).double())
@@ -64,10 +80,41 @@ def test_divergence_is_zero_and_flat_at_the_dense_outputs() -> None:
 
 def test_extreme_outputs_stay_finite() -> None:
     z = torch.tensor([[1e4, -1e4, 0.0]])
-    for of, reference in (("divergence", -z), ("task", torch.tensor([0]))):
-        objective = Objective("classes", of)
-        for found in (objective.values(z, reference), objective.gradient(z, reference), objective.factor(z)):
+    zeros = torch.zeros(1, 3)
+    cases = [("classes", "divergence", -z), ("classes", "task", torch.tensor([0]))]
+    for kind, of, r in [*cases, ("binary", "divergence", -z), ("binary", "task", zeros)]:
+        objective = Objective(kind, of)
+        for found in (objective.values(z, r), objective.gradient(z, r), objective.factor(z, r)):
             assert bool(torch.isfinite(found).all())
+
+
+def test_binary_divergence_is_the_textbook_one() -> None:
+    p, q = torch.tensor([[0.2, 0.9]]).double(), torch.tensor([[0.6, 0.5]]).double()
+    expected = (q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()).sum(1)
+    torch.testing.assert_close(Objective("binary", "divergence").values(p.logit(), q.logit()), expected)
+
+
+def test_a_loss_that_is_not_convex_has_no_negative_curvature() -> None:
+    objective = Objective(Own.of("tests:f", lambda z, y: (z * torch.tensor([1.0, -1.0]) * z).sum()), "task")
+    z = rand(2, 2)
+    factor = objective.factor(z, z)
+    torch.testing.assert_close(factor @ factor.mT, torch.tensor([[2.0, 0.0], [0.0, 0.0]]).expand(2, 2, 2))
+
+
+def test_what_is_right_and_what_is_neither() -> None:
+    z = torch.tensor([[1.0], [-1.0], [2.0]])
+    assert LOSSES["binary"].correct(z, torch.tensor([1.0, 1.0, 0.0])).tolist() == [True, False, False]
+    assert LOSSES["binary"].correct(z.expand(3, 2), torch.ones(3, 2)) is None
+    assert OWN.correct(torch.tensor([[0.0, 1.0]]), torch.tensor([1])).tolist() == [True]
+    assert OWN.correct(z, torch.ones(3, 1)) is None
+
+
+def test_a_function_that_is_none_or_fails() -> None:
+    with pytest.raises(UsageError, match=r"loss=m:f is a int, not a function"):
+        Own.of("m:f", 3)
+    broken = Own.of("m:f", lambda z, y: z @ y)
+    with pytest.raises(UsageError, match=r"loss=m:f fails on outputs \(2, 3\) and targets \(2, 5\)"):
+        broken.values(torch.ones(2, 3), torch.ones(2, 5))
 
 
 def test_targets_of_another_shape_are_the_outputs_own() -> None:

@@ -266,6 +266,9 @@ class Config(Section):
     gate: GateSection = GateSection()
     track: list[str] = []
     """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
+    loss: str = "auto"
+    """What the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
+    targets); auto: cross-entropy for class ids, mse for values."""
     metric: Literal["top1", "loss"] = "top1"
     """What the drop is measured in."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -276,6 +279,11 @@ class Config(Section):
     """What a run may hold at most: 3GiB, 500MB or a number of bytes, Python and torch aside; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return value if ":" in value else _one_of(value, ["auto", "cross-entropy", "bce", "mse", "FILE.py:FUNCTION"])
 
     @field_validator("track")
     @classmethod

@@ -211,7 +211,7 @@ def _code() -> str:
     """sha256 of the files that fits are computed by: a version says too little while the package is worked on."""
     room = Path(__file__).parent
     above = room.parent
-    names = ["risk.py", "objective.py", "network/layer.py", "network/names.py", "distributed/exchange.py"]
+    names = ["risk.py", "objective.py", "losses.py", "network/layer.py", "network/names.py", "distributed/exchange.py"]
     others = [above / name for name in names]
     digest = hashlib.sha256()
     for path in [*sorted(room.glob("*.py")), *others]:

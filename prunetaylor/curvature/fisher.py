@@ -117,7 +117,7 @@ def _backward(
     with recording(layers) as tape:
         for start, x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
             if labels == "sampled":
-                vector = factors.of(outputs.detach(), start)
+                vector = factors.of(outputs.detach(), reference, start)
             else:
                 vector = risk.objective.gradient(outputs.detach(), reference)
             yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)

@@ -31,9 +31,9 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
     weights = parameters_named(risk.module, vector)
     along = {own[name]: v.to(weights[own[name]]) for name, v in vector.items()}
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
-    for _, x, outputs, _ in risk.backward_batches(list(weights.values())):
+    for _, x, outputs, reference in risk.backward_batches(list(weights.values())):
         moved = _forward(risk.module, weights, along, x)  # J v
-        weighted = risk.objective.product(outputs.detach(), moved)  # H J v
+        weighted = risk.objective.product(outputs.detach(), reference, moved)  # H J v
         back = torch.autograd.grad((outputs * weighted).sum(), list(weights.values()), allow_unused=True)  # J' H J v
         for name, g in zip(weights, back, strict=True):
             if g is not None:

@@ -78,8 +78,8 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
     edges = _group_edges(risk.batches.samples)
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
-    for start, x, outputs, _ in risk.backward_batches(weights, edges):
-        vector = factors.of(outputs.detach(), start)
+    for start, x, outputs, reference in risk.backward_batches(weights, edges):
+        vector = factors.of(outputs.detach(), reference, start)
         signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
         _add(group, torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True))
         if start + len(x) in edges:
@@ -153,8 +153,8 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     # Seeds far apart: neighbouring ones are other runs'.
     drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
     with recording(layers) as tape:
-        for start, x, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            for vector, scale, last in _directions(risk, outputs.detach(), start, drawn):
+        for start, x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+            for vector, scale, last in _directions(risk, outputs.detach(), reference, start, drawn):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
                 )
@@ -173,8 +173,8 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     total: dict[str, Tensor] = {}
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     with recording(layers) as tape:
-        for start, _, outputs, _ in risk.backward_batches([layer.weight for layer in layers]):
-            vector = factors.of(outputs.detach(), start)
+        for start, _, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+            vector = factors.of(outputs.detach(), reference, start)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -193,13 +193,13 @@ def _channels(squares: Tensor) -> Tensor:
 
 
 def _directions(
-    risk: Risk, outputs: Tensor, start: int, drawn: Sequence[SampledFactors]
+    risk: Risk, outputs: Tensor, reference: Tensor, start: int, drawn: Sequence[SampledFactors]
 ) -> Iterator[tuple[Tensor, float, bool]]:
     """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
     if outputs.shape[1] <= EXACT_OUTPUTS:
-        factor = risk.objective.factor(outputs)
+        factor = risk.objective.factor(outputs, reference)
         for k in range(factor.shape[2]):
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
         return
     for factors in drawn:
-        yield factors.of(outputs, start), 1 / len(drawn), factors is drawn[-1]
+        yield factors.of(outputs, reference, start), 1 / len(drawn), factors is drawn[-1]

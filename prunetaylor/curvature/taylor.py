@@ -175,7 +175,7 @@ class TaylorModel:
 
                 outputs, moved = jvp(network, (at,), (moving,))[:2]
                 first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
-                second += 0.5 * float(self.risk.objective.second(outputs, moved).sum())
+                second += 0.5 * float(self.risk.objective.second(outputs, reference, moved).sum())
         first, second = sum_numbers(first, second)
         if not (isfinite(first) and isfinite(second)):
             raise NumericsError("the predicted change of the error is not finite", "raise prune.damping")

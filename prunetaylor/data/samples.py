@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from prunetaylor.errors import DataError
 
 __all__ = [
     "Batches",
+    "Check",
     "Checked",
     "DatasetSplit",
     "Preprocess",
@@ -67,11 +68,18 @@ def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:
     return [int(index) for index in order[:n].tolist()]
 
 
-class Checked(Split):
-    """A split whose class ids are checked as they are read, for targets that are not known without decoding."""
+Check = Callable[[Tensor, str, Sequence[int] | None], None]
+"""(targets, what they are called, the samples' indices or None for all) -> DataError where they are wrong."""
 
-    def __init__(self, parent: Split, outputs: int, name: str) -> None:
-        self._parent, self._outputs, self._name = parent, outputs, name
+
+class Checked(Split):
+    """A split whose targets are checked as they are read, where they are not known without decoding.
+
+    ``check(targets, name, indices)`` raises DataError.
+    """
+
+    def __init__(self, parent: Split, check: Check, name: str) -> None:
+        self._parent, self._check, self._name = parent, check, name
         self.on_the_fly = parent.on_the_fly
 
     def __len__(self) -> int:
@@ -83,7 +91,7 @@ class Checked(Split):
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         inputs, targets = self._parent.fetch(indices, variant)
-        check_targets(targets, self._outputs, self._name, indices)
+        self._check(targets, self._name, indices)
         return inputs, targets
 
     def nbytes(self) -> int | None:

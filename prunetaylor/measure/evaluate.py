@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import NumericsError
-from prunetaylor.objective import Objective
+from prunetaylor.objective import Kind, loss_of
 from prunetaylor.risk import all_outputs
 
 
@@ -20,8 +19,8 @@ from prunetaylor.risk import all_outputs
 class Evaluation:
     """``metrics``: top1 in percent (classes only) and loss, a mean over samples.
 
-    ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where the targets are no classes, are by
-    sample.
+    ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where answers are not simply right or
+    wrong, are by sample.
     """
 
     metrics: dict[str, float]
@@ -43,15 +42,18 @@ class Evaluation:
         return Evaluation.of(self.losses[at], None if self.correct is None else self.correct[at], self.targets[at])
 
 
-def evaluate(module: nn.Module, batches: Batches, kind: Literal["classes", "values"]) -> Evaluation:
+def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
     """Metrics by name. NumericsError where an output is not finite."""
     outputs, targets = all_outputs(module, batches)
-    losses = Objective(kind, "task").values(outputs, targets)
-    found = Evaluation.of(losses, None if kind == "values" else outputs.argmax(1) == targets, targets)
-    loss = found.metrics["loss"]
-    if not math.isfinite(loss):
+    loss = loss_of(kind)
+    correct = loss.correct(outputs, targets)
+    if correct is not None:  # of one logit the targets may be any numbers
+        targets = targets.flatten().long()
+    found = Evaluation.of(loss.values(outputs, targets), correct, targets)
+    value = found.metrics["loss"]
+    if not math.isfinite(value):
         raise NumericsError(
-            f"the loss on {len(outputs)} samples is {loss}",
+            f"the loss on {len(outputs)} samples is {value}",
             "check that the samples are normalised as in training (data.normalize)",
         )
     return found

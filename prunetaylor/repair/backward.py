@@ -14,7 +14,7 @@ from prunetaylor.distributed.group import world
 from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.memory import is_out_of_memory, release
 from prunetaylor.network.state import channels_last
-from prunetaylor.objective import outputs_of
+from prunetaylor.objective import Kind, outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
 from prunetaylor.repair.divergence import Guard
 from prunetaylor.repair.optimizer import precision
@@ -40,12 +40,13 @@ class Backward:
         loss: Loss,
         guard: Guard,
         *,
+        kind: Kind,
         options: FinetuneSection,
         device: torch.device,
         note: Callable[[str], None],
     ) -> None:
         self._module, self._teacher, self._loss, self._guard = module, teacher, loss, guard
-        self._options, self._device, self._note = options, device, note
+        self._kind, self._options, self._device, self._note = kind, options, device, note
         self._share = distillation_share(options.distill)
         self._dtype, _ = precision(options, device)
         self._forward = torch.compile(module) if options.compile else module
@@ -119,7 +120,7 @@ class Backward:
         """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
         if wanted is None:
             return self._loss(outputs, y)
-        distance = distillation(outputs, wanted, y, self._options.distill)
+        distance = distillation(outputs, wanted, y, self._kind, self._options.distill)
         share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 

@@ -23,6 +23,7 @@ from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.objective import Kind
 from prunetaylor.repair.backward import Backward, Loss, layout
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import Guard, check_finite
@@ -84,6 +85,7 @@ class Training:
         options: optimiser, schedule, precision and distillation. ``options.epochs`` is not read.
         epochs: passes over ``batches``; 0 only applies the masks.
         loss: gets float32 outputs and the targets.
+        kind: what the outputs are, for the distance from the teacher's.
         teacher: the dense network; without it ``options.distill.weight`` must be 0, or auto, which then means 0.
         starts: steps, the first of them 0, at which the learning rate's schedule starts anew.
         note: told what the user should read.
@@ -111,6 +113,7 @@ class Training:
         options: FinetuneSection,
         epochs: int,
         loss: Loss,
+        kind: Kind = "classes",
         teacher: nn.Module | None = None,
         device: torch.device,
         generator: torch.Generator,
@@ -128,7 +131,7 @@ class Training:
         self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
         self._options, self._device, self._generator = options, device, generator
         self._teacher = teacher if distillation_share(options.distill) else None
-        self._loss, self._starts, self._note = loss, starts, note
+        self._loss, self._kind, self._starts, self._note = loss, kind, starts, note
         self._epoch, self._step = 1, 0
         self._resumed: Mapping[str, Any] | None = None
 
@@ -197,7 +200,14 @@ class Training:
         self._average = Average(module, options.ema) if options.ema else None
         self._guard = Guard(self._device)
         self._backward = Backward(
-            module, self._teacher, self._loss, self._guard, options=options, device=self._device, note=self._note
+            module,
+            self._teacher,
+            self._loss,
+            self._guard,
+            kind=self._kind,
+            options=options,
+            device=self._device,
+            note=self._note,
         )
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)

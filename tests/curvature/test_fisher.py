@@ -17,7 +17,9 @@ def oracle(module: nn.Module, x: Tensor, y: Tensor, labels: str, kind: str = "cl
     at, layers = risk(module, x, y, of="task", kind=kind), Network.of(module).layers
     z = outputs_at(module, x)({}).detach()
     if labels == "sampled":
-        vector = at.objective.sampled_factor(z.float(), at.objective.draws(len(x), z.shape[1], 7)).double()
+        vector = at.objective.sampled_factor(
+            z.float(), at.reference, at.objective.draws(len(x), z.shape[1], 7)
+        ).double()
     elif kind == "classes":
         vector = z.softmax(1) - nn.functional.one_hot(y, 3)
     else:

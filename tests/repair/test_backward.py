@@ -25,7 +25,7 @@ def test_distillation_of_classes_is_hintons():
     heat = 3.0
     q, p = (wanted / heat).softmax(1), (outputs / heat).softmax(1)
     expected = heat**2 * (q * (q.log() - p.log())).sum(1).mean()
-    value = distillation(outputs, wanted, targets, DistillSection(temperature=heat))
+    value = distillation(outputs, wanted, targets, "classes", DistillSection(temperature=heat))
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(value, outputs)
     torch.testing.assert_close(gradient, heat * (p - q).detach() / 5)
@@ -33,7 +33,7 @@ def test_distillation_of_classes_is_hintons():
 
 def test_distillation_of_values_is_a_squared_error():
     outputs, wanted = torch.randn(5, 4), torch.randn(5, 4)
-    value = distillation(outputs, wanted, torch.randn(5, 4), DistillSection())
+    value = distillation(outputs, wanted, torch.randn(5, 4), "values", DistillSection())
     torch.testing.assert_close(value, (outputs - wanted).square().mean())
 
 
@@ -47,7 +47,7 @@ def test_distillation_is_a_share_of_the_loss_and_leaves_the_teacher_alone(share)
         data = batches(n=8)
         x, y = next(iter(batches(n=8)))
         outputs, wanted = copy.deepcopy(module).train()(x), copy.deepcopy(teacher).eval()(x)
-    expected = share * distillation(outputs, wanted, y, options.distill)
+    expected = share * distillation(outputs, wanted, y, "classes", options.distill)
     if share < 1:
         expected = expected + (1 - share) * nn.functional.cross_entropy(outputs, y)
 

@@ -1,0 +1,122 @@
+"""Whole runs of networks that were trained with other losses than the cross-entropy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TRAIN, assert_truthful, quick
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from toys import ConvNet, Pair, trained
+
+from prunetaylor.errors import DataError, UsageError
+
+
+def questions(answers: int) -> Pair:
+    x = torch.randn(800, 12, generator=torch.Generator().manual_seed(0))
+    yes = [(x[:, 0] * x[:, 1] > 0) & (x[:, 2] > -1), x[:, 3] + x[:, 4] > 0, x[:, 5] > 0.5][:answers]
+    return x, torch.stack(yes, 1).float()
+
+
+def network(answers: int) -> tuple[nn.Module, Pair]:
+    torch.manual_seed(0)
+    data = questions(answers)
+    module = nn.Sequential(nn.Linear(12, 48), nn.ReLU(), nn.Linear(48, answers))
+    return trained(module, data, binary_cross_entropy_with_logits, 300), data
+
+
+@pytest.fixture(scope="module")
+def one() -> tuple[nn.Module, Pair]:
+    return network(1)
+
+
+@pytest.mark.parametrize("shape", ["column", "flat", "ids"])
+def test_a_network_of_one_logit(one: tuple[nn.Module, Pair], shape: str) -> None:
+    module, (x, y) = one
+    y = {"column": y, "flat": y.flatten(), "ids": y.flatten().long()}[shape]
+    outcome = quick(module, (x, y), (x, y), sparsity=0.4, loss="bce")
+    assert_truthful(outcome, module, 0.4)
+    assert outcome.dense.metrics["top1"] > 85
+    assert outcome.drop is not None
+    assert outcome.drop.value < 3
+    assert len(outcome.classes) == 2
+    assert any("binary" in choice for choice in outcome.choices)
+
+
+def test_zeros_and_ones_are_not_guessed_at(one: tuple[nn.Module, Pair]) -> None:
+    module, (x, y) = one
+    for targets in (y, y.flatten().long()):
+        with pytest.raises(UsageError, match=r"may be answers of yes or no, or values\n.*loss=bce.*loss=mse"):
+            quick(module, (x, targets), (x, targets), sparsity=0.4, metric="loss")
+    outcome = quick(module, (x, y), (x, y), sparsity=0.1, loss="mse", metric="loss")
+    assert any("halved squared error" in choice for choice in outcome.choices)
+
+
+def test_several_answers_at_once_and_fine_tuning() -> None:
+    module, data = network(3)
+    with pytest.raises(UsageError, match="there is no top1"):
+        quick(module, data, data, sparsity=0.8, loss="bce")
+    how = {"sparsity": 0.85, "loss": "bce", "metric": "loss", "prune__method": "magnitude"}
+    cut = quick(module, data, data, **how)
+    for weight in ("auto", 0.0):
+        tuned = quick(module, data, data, **how, finetune__epochs=5, finetune__distill__weight=weight, finetune__lr=0.2)
+        assert_truthful(tuned, module, 0.85)
+        assert tuned.pruned.metrics["loss"] < 0.8 * cut.pruned.metrics["loss"]
+
+
+def test_answers_without_labels(one: tuple[nn.Module, Pair]) -> None:
+    module, (x, y) = one
+    outcome = quick(module, x, (x, y), sparsity=0.4, loss="bce", finetune__epochs=2)
+    assert outcome.drop is not None
+    assert outcome.drop.value < 3
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "message"),
+    [
+        (torch.full((800, 1), 0.5), "bce", r"0\.5 of sample 0 is neither 0 nor 1"),
+        (torch.zeros(800, 2), "bce", r"targets of shape \(2,\) .* do not fit outputs of 1 values and loss=bce"),
+        (torch.zeros(800, 1), "cross-entropy", r"do not fit outputs of 1 values and loss=cross-entropy"),
+    ],
+)
+def test_targets_that_a_loss_cannot_take(one: tuple[nn.Module, Pair], targets: Tensor, loss: str, message: str) -> None:
+    module, (x, _) = one
+    with pytest.raises(DataError, match=message):
+        quick(module, (x, targets), (x, targets), sparsity=0.4, loss=loss, metric="loss")
+
+
+_FOCAL = """
+import torch
+
+def focal(outputs, targets):
+    p = outputs.softmax(1).gather(1, targets[:, None]).squeeze(1)
+    return (-(1 - p) ** 2 * p.log()).mean()
+
+number = 3
+"""
+
+
+def test_a_loss_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(_FOCAL)
+    torch.manual_seed(0)
+    module = trained(ConvNet(), TRAIN, cross_entropy, 10)
+    how = {"sparsity": 0.7, "loss": f"{file}:focal", "calibration__labels": True, "prune__first_order": "keep"}
+    outcome = quick(module, **how)
+    assert_truthful(outcome, module, 0.7)
+    assert outcome.stages[0].predicted_change is not None
+    assert any(f"error: {file}:focal with targets" in choice for choice in outcome.choices)
+    assert outcome.drop is not None
+    tuned = quick(module, **how, finetune__epochs=2)
+    assert tuned.epochs
+    with pytest.raises(UsageError, match="is a int, not a function"):
+        quick(module, sparsity=0.5, loss=f"{file}:number")
+    with pytest.raises(UsageError, match=r"have no labels, and what .*\n.*cross-entropy, bce or mse"):
+        quick(module, TRAIN[0], sparsity=0.5, loss=f"{file}:focal")
+
+
+def test_a_loss_that_nobody_knows() -> None:
+    with pytest.raises(UsageError, match=r"'mse2' is not known; did you mean 'mse'"):
+        quick(ConvNet(), sparsity=0.5, loss="mse2")
