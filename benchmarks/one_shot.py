@@ -4,7 +4,9 @@
     python benchmarks/one_shot.py mlp --checkpoint mlp.pt --sparsity 0.9 0.95 0.98
     python benchmarks/one_shot.py resnet20 --show        # the tables and the plot of what has been measured
 
-Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again.
+Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again. With "+
+repairs" every method goes through the stages that the default took for the same sparsity and seed, which therefore comes
+first.
 """
 
 from __future__ import annotations
@@ -38,10 +40,11 @@ ALONE: dict[str, dict[str, Any]] = {
     "OBS, one stage": {"prune.method": "obs", "prune.stages": 1},
     "OBS in stages": {},
 }
-# What scoring gives and what repair gives, told apart: the same repairs for all.
-METHODS = [*ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
 DEFAULT = "OBS in stages + repairs"
 """What ``prunetaylor prune`` does by itself."""
+# What scoring gives and what repair gives, told apart: the same stages and repairs for all.
+METHODS = [DEFAULT, *ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
+METHODS = list(dict.fromkeys(METHODS))
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ def measure(
                 if (method, sparsity, seed) in done:
                     continue
                 start = time.perf_counter()
-                config = from_values({**common, **case.of(method), "prune.sparsity": sparsity, "seed": seed}).config
+                settings = {**common, **case.of(method), "prune.sparsity": sparsity, "seed": seed}
+                if method.endswith("+ repairs") and method != DEFAULT and "one stage" not in method:
+                    settings["prune.stages"] = default_stages(results, sparsity, seed)
+                config = from_values(settings).config
                 outcome = run(open_job(config, trusted_arch=True, trusted_data=True, progress=Silent()), Silent())
                 row = {
                     "method": method,
@@ -118,6 +124,14 @@ def measure(
                 with results.open("a") as out:
                     out.write(json.dumps(row) + "\n")
                 print(method, sparsity, seed, f"{row['top1']:.2f} in {row['seconds']:.0f} s", flush=True)
+
+
+def default_stages(results: Path, sparsity: float, seed: int) -> list[float]:
+    """The sparsities of the stages that stood."""
+    for row in read(results):
+        if (row["method"], row["sparsity"], row["seed"]) == (DEFAULT, sparsity, seed):
+            return [stage[0] for stage in row["stages"] if stage[3]]
+    raise SystemExit(f"{DEFAULT} at {sparsity:.0%}, seed {seed}, comes first")
 
 
 def read(results: Path) -> list[dict[str, Any]]:
