@@ -4,9 +4,9 @@
     python benchmarks/one_shot.py mlp --checkpoint mlp.pt --sparsity 0.9 0.95 0.98
     python benchmarks/one_shot.py resnet20 --show        # the tables and the plot of what has been measured
 
-Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again. With "+
-repairs" every method goes through the stages that the default took for the same sparsity and seed, which therefore comes
-first.
+Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again. With
+"+ repairs" every method goes through the stages that the default took for the same sparsity and seed, which therefore
+comes first.
 """
 
 from __future__ import annotations
