@@ -127,9 +127,7 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     found = resolve(config.model.arch, config.model.args, checkpoint, trusted=trusted_arch)
     said = checkpoint.said.data if checkpoint.said else None
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
-    recorded = checkpoint.said.extra.get("loss") if checkpoint.said else None
-    if config.loss == "auto" and recorded in ("cross-entropy", "bce", "mse"):
-        config = config.model_copy(update={"loss": recorded})
+    config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
     if narrow := {t.dtype for t in checkpoint.state.values()} & {torch.float16, torch.bfloat16}:
         wide = next(found.module.parameters()).dtype
@@ -137,6 +135,13 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     return make_job(
         config, found.module, samples, device, checkpoint=checkpoint, arch=found.spec, args=found.args, choices=choices
     )
+
+
+def with_loss(config: Config, *checkpoints: Checkpoint) -> Config:
+    """The configuration with the loss that one of the files says it was trained with, where none was asked for."""
+    recorded = [one.said.extra.get("loss") for one in checkpoints if one.said is not None]
+    known = [one for one in recorded if one in ("cross-entropy", "bce", "mse")]
+    return config.model_copy(update={"loss": known[0]}) if known and config.loss == "auto" else config
 
 
 def make_job(

@@ -203,6 +203,7 @@ class Outcome:
     flips: Flips | None = None  # on the test samples; None without classes
     classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
     histogram: Histogram | None = None  # None where nothing was ranked by a score
+    loss_rise: Drop | None = None  # pruned - dense, in its own unit; None without samples
 
 
 @dataclass(frozen=True)

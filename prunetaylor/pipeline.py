@@ -24,10 +24,10 @@ from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
 from prunetaylor.measure.flips import class_drops, flips
-from prunetaylor.measure.paired import drop_interval
+from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import ClassDrop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
+from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
@@ -126,6 +126,7 @@ class _Run:
             pruned=pruned_side,
             sparsity=_sparsity(job, stages.masks),
             drop=_drop(job, self.dense_found, pruned_found),
+            loss_rise=_loss_rise(job, self.dense_found, pruned_found),
             stages=stages.done,
             first_order=stages.aim.first_order,
             layers=_layers(job, stages.masks),
@@ -275,10 +276,16 @@ def _sparsity(job: Job, masks: Mapping[str, Tensor]) -> Sparsity:
     return Sparsity(job.config.prune.sparsity, removed / prunable, prunable, removed)
 
 
-def _drop(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Any:
+def _drop(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Drop | None:
     if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
         return None
     return drop_interval(dense.correct, pruned.correct)
+
+
+def _loss_rise(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Drop | None:
+    if dense is None or pruned is None or len(dense.losses) < 2:
+        return None
+    return bootstrap_interval(-dense.losses, -pruned.losses, torch.Generator().manual_seed(job.config.seed))
 
 
 def _flips(dense: Evaluation | None, pruned: Evaluation | None) -> Flips | None:

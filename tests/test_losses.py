@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import TRAIN, assert_truthful, quick
@@ -11,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from toys import ConvNet, Pair, trained
 
+from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import DataError, UsageError
+from prunetaylor.gate.check import check
+from prunetaylor.job import open_job
+from prunetaylor.pipeline import run
+from prunetaylor.progress import Silent
+from prunetaylor.report.run_files import write_run
+from prunetaylor.run import RunFolder
 
 
 def questions(answers: int) -> Pair:
@@ -42,6 +50,10 @@ def test_a_network_of_one_logit(one: tuple[nn.Module, Pair], shape: str) -> None
     assert outcome.drop is not None
     assert outcome.drop.value < 3
     assert len(outcome.classes) == 2
+    assert outcome.loss_rise is not None
+    rise = outcome.pruned.metrics["loss"] - outcome.dense.metrics["loss"]
+    assert outcome.loss_rise.value == pytest.approx(rise, abs=1e-6)
+    assert outcome.loss_rise.low < rise < outcome.loss_rise.high
     assert any("binary" in choice for choice in outcome.choices)
 
 
@@ -115,6 +127,31 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
         quick(module, sparsity=0.5, loss=f"{file}:number")
     with pytest.raises(UsageError, match=r"have no labels, and what .*\n.*cross-entropy, bce or mse"):
         quick(module, TRAIN[0], sparsity=0.5, loss=f"{file}:focal")
+
+
+def test_the_file_says_which_loss_it_was(one: tuple[nn.Module, Pair], tmp_path: Path) -> None:
+    """A run folder is measured and judged with the loss of its run."""
+    module, (x, y) = one
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    torch.save(module.state_dict(), tmp_path / "dense.pt")
+    (tmp_path / "net.py").write_text(
+        "from torch.nn import *\n\ndef make():\n    return Sequential(Linear(12, 48), ReLU(), Linear(48, 1))\n"
+    )
+    common = {"model.arch": f"{tmp_path / 'net.py'}:make", "data.source": f"arrays:{tmp_path / 'data.npz'}"}
+    how = {**common, "model.checkpoint": str(tmp_path / "dense.pt"), "loss": "bce", "finetune.epochs": 0}
+    resolved = from_values({**how, "prune.sparsity": 0.3, "prune.refine": "none"})
+    job = open_job(resolved.config, trusted_arch=True, trusted_data=True, progress=Silent())
+    with RunFolder.create(tmp_path / "run", "run") as folder:
+        write_run(folder, resolved, job, run(job, Silent()))
+        folder.commit()
+    gate = {"gate.baseline": str(tmp_path / "dense.pt"), "gate.max_drop": 50.0}
+    written = from_values({**common, **gate, "model.checkpoint": str(tmp_path / "run")}).config
+    verdict = check(written, trusted_arch=True, trusted_data=True, progress=Silent())
+    assert verdict.status == "pass"
+    assert verdict.dense.metrics["top1"] > 85
+    unsaid = from_values({**how, "loss": "auto"}).config
+    with pytest.raises(UsageError, match="may be answers of yes or no"):  # the dense file says nothing
+        open_job(unsaid, trusted_arch=True, trusted_data=True, progress=Silent())
 
 
 def test_a_loss_that_nobody_knows() -> None:

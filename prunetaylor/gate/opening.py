@@ -14,7 +14,7 @@ from prunetaylor.checkpoint.said import Said
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples
 from prunetaylor.errors import DataError, UsageError
-from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.job import Job, make_job, pick_device, with_loss
 from prunetaylor.run import REPORT
 
 
@@ -43,7 +43,7 @@ def open_pair(config: Config, *, trusted_arch: bool, trusted_data: bool) -> Pair
     words = [one.said for one in (pruned, dense) if one.said is not None]
     said = next((one.data for one in words if one.data), None)
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
-    jobs = {}
+    config, jobs = with_loss(config, pruned, dense), {}
     for file, found in _networks(config, dense, pruned, trusted_arch):
         jobs[file.path] = make_job(
             config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args

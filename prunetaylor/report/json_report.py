@@ -34,6 +34,7 @@ def to_json(
         "pruned": asdict(outcome.pruned),
         "sparsity": asdict(outcome.sparsity),
         "drop_pp": None if outcome.drop is None else asdict(outcome.drop),
+        "loss_rise": None if outcome.loss_rise is None else asdict(outcome.loss_rise),
         "stages": [asdict(stage) for stage in outcome.stages],
         "believed_to": believed_to(outcome.stages),
         "first_order": None if outcome.first_order is None else asdict(outcome.first_order),

@@ -97,9 +97,13 @@ def _less(dense: Document, pruned: Document, key: str) -> str:
 
 def _facts(document: Document) -> list[str]:
     lines = []
-    if document["drop_pp"] is None:
-        lines.append("The drop is not known: there were no samples with classes to measure it on.")
-    else:
+    rise = document.get("loss_rise")
+    if rise is not None and (document["drop_pp"] is None or document["metric"]["name"] == "loss"):
+        value, low, high = (number(rise[key]) for key in ("value", "low", "high"))
+        lines.append(f"Loss up by {value}, paired 95 % interval {low} to {high}, on test samples that chose nothing.")
+    elif document["drop_pp"] is None:
+        lines.append("The drop is not known: there were no samples to measure it on.")
+    if document["drop_pp"] is not None:
         drop = Drop(**document["drop_pp"])
         lines.append(
             f"Drop {drop.value:.2f} pp, paired 95 % interval {drop.low:.2f} to {drop.high:.2f} pp, on test samples "

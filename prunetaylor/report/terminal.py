@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.console import Console, JustifyMethod
@@ -185,14 +186,13 @@ def _facts(outcome: Outcome) -> Table:
         "sparsity",
         f"{percent(cut.obtained)} (asked: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights",
     )
-    if drop is None:
-        table.add_row("drop", "not known: there are no samples to measure it on")
-    elif outcome.metric == "loss":
-        table.add_row(
-            "change of loss", f"{number(drop.value)}, 95 % interval {number(drop.low)} to {number(drop.high)}"
-        )
-    else:
+    if drop is not None:
         table.add_row("drop", f"{drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f} pp")
+    if outcome.loss_rise is not None and (drop is None or outcome.metric == "loss"):
+        value, low, high = (number(x) for x in astuple(outcome.loss_rise))
+        table.add_row("rise of loss", f"{value}, 95 % interval {low} to {high}")
+    elif drop is None:
+        table.add_row("drop", "not known: there are no samples to measure it on")
     if outcome.flips is not None:
         table.add_row("flips", flipped(outcome.flips))
     if first is not None:

@@ -62,8 +62,13 @@ def test_a_run_without_data_says_what_it_cannot_know(outcome: Outcome) -> None:
 
 
 def test_a_loss_is_not_in_percentage_points(outcome: Outcome) -> None:
-    lines = _shown(replace(outcome, metric="loss", goal="min", drop=Drop(-0.02, -0.03, -0.01)))
-    assert any(line.startswith("change of loss   -0.02, 95 % interval") for line in lines)
+    rise = Drop(0.02, 0.01, 0.03)
+    lines = _shown(replace(outcome, metric="loss", goal="min", loss_rise=rise))
+    assert any(line.startswith("rise of loss   0.02, 95 % interval 0.01 to 0.03") for line in lines)
+    assert any(line.startswith("drop           ") for line in lines)  # of the accuracy, which classes have too
+    lines = _shown(replace(outcome, metric="loss", goal="min", drop=None, loss_rise=rise))
+    assert any(line.startswith("rise of loss   0.02") for line in lines)
+    assert not any("drop  " in line for line in lines)
 
 
 def test_a_long_path_stays_in_one_piece(outcome: Outcome) -> None:
