@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunetaylor.errors import NumericsError
 
 
 @contextmanager
@@ -61,6 +64,23 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
     current = module.state_dict()
     for name, tensor in state.items():
         current[name].copy_(tensor)
+
+
+def check_values(module: nn.Module) -> None:
+    """NumericsError, naming the first, where parameters or the statistics of batch norms are not finite.
+
+    Other buffers may well be: masks of attention hold minus infinity.
+    """
+    named: dict[str, Tensor] = dict(module.named_parameters())
+    for name, norm in module.named_modules():
+        if isinstance(norm, _BatchNorm):
+            named |= {f"{name}.{key}" if name else key: t for key, t in norm.named_buffers(recurse=False)}
+    bad = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise NumericsError(
+            f"{bad[0]}{others} has values that are not finite", "prune a checkpoint from before its training diverged"
+        )
 
 
 def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.network.state import check_values, evaluating, restore, snapshot
 
 
 class Named(nn.Module):
@@ -184,3 +184,18 @@ def test_a_snapshot_leaves_extra_state_alone() -> None:
     nn.init.zeros_(module.weight)
     restore(module, state)
     assert torch.equal(module.weight, was)
+
+
+@pytest.mark.parametrize("key", ["conv2.weight", "head.bias", "norm.running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(key: str, value: float) -> None:
+    module = plain()
+    module.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    check_values(module)  # what attention adds to its scores may be infinite
+    module.get_submodule(key.split(".")[0]).state_dict()[key.split(".")[1]][0] = value
+    with pytest.raises(NumericsError, match=rf"^{key} has values that are not finite\n.*checkpoint"):
+        check_values(module)
+    with torch.no_grad():
+        module.conv1.weight.fill_(value)
+    with pytest.raises(NumericsError, match=r"^conv1\.weight \(and 1 more\) has values"):
+        check_values(module)
