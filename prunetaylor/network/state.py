@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunetaylor.errors import NumericsError
+from prunetaylor.errors import NumericsError, UsageError
 
 
 @contextmanager
@@ -51,6 +52,23 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing with ``module``. UsageError where it holds what cannot be copied.
+
+    Tensors that a graph gave, such as the weights that ``torch.nn.utils.weight_norm`` leaves, are copied without it:
+    they are computed anew in each pass.
+    """
+    held = (value for m in module.modules() for value in [*vars(m).values(), *m._buffers.values()])
+    memo = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    try:
+        return copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        raise UsageError(
+            f"the network cannot be copied: {str(error).splitlines()[0][:200]}",
+            "keep what cannot be copied (results of a pass, locks, open files) out of its modules",
+        ) from error
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

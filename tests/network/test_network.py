@@ -1,5 +1,7 @@
 """Which tensors are prunable, and that whatever is left alone is named with its reason."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import check_values, evaluating, restore, snapshot
+from prunetaylor.network.state import check_values, copied, evaluating, restore, snapshot
 
 
 class Named(nn.Module):
@@ -199,3 +201,25 @@ def test_values_that_are_not_finite_are_named(key: str, value: float) -> None:
         module.conv1.weight.fill_(value)
     with pytest.raises(NumericsError, match=r"^conv1\.weight \(and 1 more\) has values"):
         check_values(module)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_whose_weights_a_pass_has_computed_can_be_copied() -> None:
+    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
+    x = torch.randn(5, 4)
+    before = module(x)
+    assert module[0].weight.grad_fn is not None
+    other = copied(module)
+    assert torch.equal(other(x), before)
+    with torch.no_grad():
+        other[0].weight_g.mul_(2)
+    assert torch.equal(module(x), before)
+    assert not torch.equal(other(x), before), "its weight is still computed, from its own parameters"
+
+
+@pytest.mark.parametrize("held", [threading.Lock(), torch.ones(2, requires_grad=True) * 2])
+def test_what_cannot_be_copied_says_so(held: object) -> None:
+    module = plain()
+    module.conv1.held = [held]
+    with pytest.raises(UsageError, match=r"the network cannot be copied: .*\n.*keep what cannot be copied"):
+        copied(module)
