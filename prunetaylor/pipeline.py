@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
+from prunetaylor.network.state import copied
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
@@ -94,7 +94,7 @@ class _Run:
             # Other chunks would round otherwise.
             self.plan = replace(self.plan, chunks=Chunks(**self.left["chunks"]))
         self.clock = Clock(dict(self.left.get("seconds", {})))
-        self.dense = Network.of(copy.deepcopy(job.network.module), job.config.prune.include, job.config.prune.exclude)
+        self.dense = Network.of(copied(job.network.module), job.config.prune.include, job.config.prune.exclude)
         self.training, self.validation = training_split(job)
         self.stages = Stages(job, self.dense, self.training, progress, self.moment, watch)
         self.finetuning = self._finetuning()
@@ -229,7 +229,7 @@ def prune(
         raise UsageError(f"{limits[0]} judges files, and nothing is written here", "look at outcome.drop")
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)
-    job = make_job(config, copy.deepcopy(model), samples, device, choices=[f"device {device}: {reason}"])
+    job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
     return run(job, progress or Silent())
 
 

@@ -152,16 +152,58 @@ def check_deterministic(module: nn.Module, batches: Batches) -> None:
     with evaluating(module), torch.no_grad():
         first, second = outputs_of(module(x)), outputs_of(module(x))
     if not bool(torch.isfinite(first).all()):
-        raise NumericsError(
-            "the dense network's outputs are not finite",
-            "check that the samples are normalised as in training (data.normalize)",
-        )
+        check_outputs(module, batches, first)
     # The tolerance is for kernels that sum in another order, not for noise: dropout moves outputs by percents.
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
         raise NumericsError(
             "the network gives different outputs for the same inputs in evaluation mode",
             "make its randomness (dropout, sampling) depend on module.training",
         )
+
+
+def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
+    """NumericsError where ``outputs`` (N, K), the dense network's for the first N samples, are not all finite.
+
+    It says where they cease to be: in a sample itself, or with the first module whose output is not finite.
+    """
+    bad = (~torch.isfinite(outputs)).any(1).nonzero().flatten().tolist()
+    if not bad:
+        return
+    start = 0
+    for x, _ in batches:
+        if bad[0] < start + len(x):
+            sample = x[bad[0] - start : bad[0] - start + 1]
+            break
+        start += len(x)
+    what = f"the dense network's outputs are not finite for {len(bad)} of {len(outputs)} calibration samples"
+    if not bool(torch.isfinite(sample).all()):
+        raise NumericsError(f"{what}, as such a sample is not", "leave those samples out, or mend how they are read")
+    name = _first_not_finite(module, sample)
+    raise NumericsError(
+        f"{what}; {f'first are those of {name}' if name else 'all layers are'}",
+        "check that the samples are normalised as in training (data.normalize), and what the network computes there",
+    )
+
+
+def _first_not_finite(module: nn.Module, x: Tensor) -> str | None:
+    """The name of the first module of those that hold others no more whose output is not finite."""
+    found: list[str] = []
+    handles = []
+    for name, child in module.named_modules():
+        if not any(True for _ in child.children()):
+
+            def hook(_: nn.Module, __: object, y: object, name: str = name) -> None:
+                if isinstance(y, Tensor) and not bool(torch.isfinite(y).all()):
+                    found.append(name)
+
+            handles.append(child.register_forward_hook(hook))
+    try:
+        with evaluating(module), torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ model is no longer to be believed. Stages and repair in ``prune`` do better than
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import displacement, restore
+from prunetaylor.network.state import copied, displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
@@ -110,7 +109,7 @@ def score(
     config = from_values(settings or {}).config
     device, reason = pick_device(config.device)
     samples = from_python(train, None, None, normalize=normalize, augment="none")
-    job = make_job(config, copy.deepcopy(model), samples, device, choices=[f"device {device}: {reason}"])
+    job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
     return run(job, progress or Silent())
 
 

@@ -24,14 +24,14 @@ from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import displacement, restore, snapshot
+from prunetaylor.network.state import check_values, displacement, restore, snapshot
 from prunetaylor.outcome import Histogram, Stage
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED
 from prunetaylor.repair import batch_norm, compensate, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
-from prunetaylor.risk import Risk
+from prunetaylor.risk import Risk, check_outputs
 from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
@@ -58,6 +58,7 @@ class Stages:
     refining: dict[str, Any] | None = None  # how far the refinement at work is; None: none is
 
     def __post_init__(self) -> None:
+        check_values(self.dense.module)
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
         self.structure = registry.load("structure", config.prune.structure)
@@ -121,6 +122,8 @@ class Stages:
         assert self.pool is not None
         state = self.generator.get_state()
         self.calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
+        for part in (self.calibration.fit, self.calibration.holdout):
+            check_outputs(self.dense.module, part.batches, part.dense_outputs)
         self.drawn = [*self.drawn, state][-REMEMBERED:]
         self.seen = [*self.seen, self.calibration.fit][-REMEMBERED:]
 

@@ -12,6 +12,7 @@ import torch
 from runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
 from toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
 from prunetaylor import registry
@@ -335,3 +336,19 @@ def test_zeros_of_the_checkpoint_count_as_removed_and_stay(conv: nn.Module) -> N
     assert further.sparsity.removed == round(0.8 * further.sparsity.prunable)
     for name, mask in further.masks.items():
         assert not bool((mask & ~sparse.masks[name]).any())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("refine_by", ["features", "gauss-newton"])
+def test_tensors_that_are_computed_are_left_alone(refine_by: str) -> None:
+    """A bias by a parametrization, and weights by a hook that leaves the last pass's, which has a graph."""
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.utils.weight_norm(nn.Linear(16, 16)), nn.Tanh(), nn.Linear(16, 4)
+    )
+    for layer in (module[1], module[5]):
+        parametrize.register_parametrization(layer, "bias", nn.Identity())
+    module(TRAIN[0])
+    outcome = quick(module, sparsity=0.5, prune__refine="stages", prune__refine_by=refine_by, prune__stages=2)
+    assert outcome.sparsity.obtained == 0.5
+    assert [(s.name, s.why[:22]) for s in outcome.skipped] == [("3", "its weight is computed")]
+    assert len(outcome.stages) == 2

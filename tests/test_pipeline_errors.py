@@ -60,8 +60,8 @@ CASES: dict[str, tuple[type[PruneTaylorError], str, dict[str, Any]]] = {
     "label below 0": (DataError, r"test targets: class -1 at index 100", {"test": changed(TEST, y=-1)}),
     "no classes": (UsageError, r"no top1\n.*metric=loss", {"train": (TRAIN[0], torch.rand(240, 4))}),
     "targets of another size": (DataError, r"do not fit outputs of 4", {"train": (TRAIN[0], torch.rand(240, 3))}),
-    "nan in training": (NumericsError, r"not finite|is nan", {"train": changed(TRAIN, x=NAN)}),
-    "inf in training": (NumericsError, r"not finite|is (nan|inf)", {"train": changed(TRAIN, x=float("inf"))}),
+    "nan in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=NAN)}),
+    "inf in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=float("inf"))}),
     "nan in test": (NumericsError, r"loss on 120 samples is nan\n.*data.normalize", {"test": changed(TEST, x=NAN)}),
 }
 
@@ -145,7 +145,7 @@ def test_networks_that_cannot_be_pruned() -> None:
         quick(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)), sparsity=0.5)
     bad = mlp(36, 4)
     bad[0].weight.data[0, 0] = NAN
-    with pytest.raises(NumericsError, match=r"is nan\n"):
+    with pytest.raises(NumericsError, match=r"1\.0\.weight has values that are not finite\n.*checkpoint"):
         quick(nn.Sequential(nn.Flatten(), bad), sparsity=0.5)
 
 

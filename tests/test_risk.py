@@ -6,7 +6,7 @@ from tiny import batches, rand, risk
 from torch import nn
 
 from prunetaylor.errors import NumericsError
-from prunetaylor.risk import all_outputs, check_deterministic, sweep
+from prunetaylor.risk import all_outputs, check_deterministic, check_outputs, sweep
 
 
 def network() -> nn.Sequential:
@@ -100,3 +100,42 @@ def test_randomness_in_evaluation_mode_is_caught() -> None:
 def test_outputs_that_are_not_finite_are_caught() -> None:
     with pytest.raises(NumericsError, match="outputs are not finite"):
         check_deterministic(nn.Linear(4, 3), batches(torch.full((2, 4), float("inf"))))
+
+
+class Inverse(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1 / x.round()
+
+
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(Inverse(), nn.Linear(4, 3))), r"first are those of 1\.0\n"),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Sequential(nn.Identity(), Inverse())),
+            r"first are those of 2\.1\n",
+        ),
+    ],
+)
+def test_the_first_module_whose_outputs_are_not_finite_is_named(module: nn.Module, where: str) -> None:
+    with torch.no_grad():
+        module[0].weight.copy_(10 * module[0].weight)
+        module[0].bias.zero_()
+    x = 5 + rand(9, 4)
+    x[6] = 0  # in the second batch
+    outputs, _ = all_outputs(module, batches(x, size=4))
+    bad = int((~torch.isfinite(outputs)).any(1).sum())
+    assert bad > 0
+    with pytest.raises(NumericsError, match=rf"for {bad} of 9 calibration samples; {where}"):
+        check_outputs(module, batches(x, size=4), outputs)
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_a_sample_that_is_not_finite_is_the_reason() -> None:
+    x = rand(9, 4)
+    x[6, 1] = float("nan")
+    module = nn.Linear(4, 3)
+    outputs, _ = all_outputs(module, batches(x, size=4))
+    with pytest.raises(NumericsError, match=r"for 1 of 9 calibration samples, as such a sample is not\n"):
+        check_outputs(module, batches(x, size=4), outputs)
+    check_outputs(module, batches(x, size=4), outputs[:6])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from runs import TRAIN, assert_truthful, quick
@@ -10,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from toys import ConvNet, trained
 
 from prunetaylor.errors import NumericsError
-from prunetaylor.selection.trust import RAISES
+from prunetaylor.selection.trust import RAISES, TrustRegion
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +90,61 @@ def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.
     assert not first.accepted
     assert (first.measured_change, first.gain_ratio, first.cumulative_ratio) == (None, None, None)
     assert_truthful(outcome, conv, 0.5)
+
+
+def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the statistics of batch norms, which least squares moves, nor in the histogram."""
+    from prunetaylor import stages
+
+    change, calls = stages._change, iter([False, False, True, True])  # the second stage's, and since the dense one
+    monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
+    stage, restore, back = stages.Stages._stage, stages.restore, []
+
+    def moved(module: nn.Module, state: dict[str, Tensor]) -> None:
+        now = module.state_dict()
+        back[-1]["moved"] = [name for name, tensor in state.items() if not torch.equal(now[name], tensor)]
+        restore(module, state)
+
+    def watched(self: stages.Stages, *args: object) -> None:
+        back.append({})
+        before, drawn, masks = stages.snapshot(self.job.network.module), self.histogram, self.masks
+        stage(self, *args)
+        if not self.done[-1].accepted:
+            assert "bn1.running_mean" in back[-1]["moved"]
+            assert drawn is not None
+            assert self.histogram is drawn
+            assert self.masks is masks
+            for name, tensor in self.job.network.module.state_dict().items():
+                assert torch.equal(tensor, before[name]), name
+
+    monkeypatch.setattr(stages, "restore", moved)
+    monkeypatch.setattr(stages.Stages, "_stage", watched)
+    outcome = quick(conv, sparsity=0.6, prune__stages="auto", prune__repair="least-squares")
+    assert [s.accepted for s in outcome.stages][:2] == [True, False]
+
+
+def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunetaylor import stages
+
+    select, found = stages.Stages._select, []
+
+    def watched(self: stages.Stages, plan: TrustRegion, *args: object) -> object:
+        def propose(now: float, change: Callable[[float], float]) -> float:
+            left = self.repaired
+            whole = change(0.55) / left
+            self.repaired = 0.25
+            found.append((left, change(0.55) / whole))
+            self.repaired = left
+            return TrustRegion.propose(plan, now, change)
+
+        monkeypatch.setattr(plan, "propose", propose)
+        return select(self, plan, *args)
+
+    monkeypatch.setattr(stages.Stages, "_select", watched)
+    quick(conv, sparsity=0.6, prune__stages="auto", prune__repair="least-squares")
+    assert found[0][0] == 1.0
+    assert len(found) > 1
+    assert all(0 < left < 1 for left, _ in found[1:])
+    assert [ratio for _, ratio in found] == pytest.approx([0.25] * len(found))

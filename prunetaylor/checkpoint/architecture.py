@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import sys
 import warnings
@@ -19,6 +18,7 @@ from prunetaylor.checkpoint.match import match
 from prunetaylor.checkpoint.read import Checkpoint
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
 from prunetaylor.network.code import is_code, load_object
+from prunetaylor.network.state import copied
 from prunetaylor.vision import import_torchvision
 
 _FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
@@ -130,7 +130,7 @@ def _called(spec: str, factory: Any, args: dict[str, Any]) -> nn.Module:
     if isinstance(factory, nn.Module):
         if args:
             raise UsageError(f"{spec!r} is a network, not a factory: it takes no arguments", "leave model.args out")
-        return copy.deepcopy(factory)
+        return copied(factory)
     if not callable(factory):
         raise UsageError(
             f"{spec!r} is a {type(factory).__name__}, not a factory", "name a function returning the network"

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording
 from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
@@ -31,12 +32,14 @@ ROW_ELEMENTS = 1 << 28
 
 
 def fisher_diagonal(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
-    """diag F in the weights' shapes, by parameter name; no rows are kept."""
+    """diag F in the weights' shapes, by parameter name; no rows are kept. NumericsError where not finite."""
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     for tape, grads, _, samples in _backward(risk, layers, labels, seed):
         for layer, squares in layer_squares(tape, grads, samples):
             total[layer.parameter] += layer.tensor(squares)
-    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
+    total = all_sum(total)
+    check_finite(total, "the Fisher diagonal")
+    return {name: value / risk.batches.samples for name, value in total.items()}
 
 
 def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:

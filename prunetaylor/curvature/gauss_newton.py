@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.distributed.exchange import all_sum
-from prunetaylor.errors import NumericsError
 from prunetaylor.network.names import own_names, parameters_named
 from prunetaylor.objective import outputs_of
 from prunetaylor.risk import Risk
@@ -39,9 +39,7 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
             if g is not None:
                 total[name] += g
     total = all_sum(total)
-    for name, value in total.items():
-        if not bool(torch.isfinite(value).all()):
-            raise NumericsError(f"{name}: a Gauss-Newton product is not finite", "check the samples and the weights")
+    check_finite(total, "a Gauss-Newton product")
     return {name: total[own[name]] / risk.batches.samples for name in vector}
 
 

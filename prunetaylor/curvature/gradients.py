@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.gram import accumulate_type
 from prunetaylor.curvature.tape import layer_squares, recording
 from prunetaylor.distributed.exchange import all_sum, sum_numbers
-from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, backward, sample_gradients
 from prunetaylor.network.layer import Layer
 from prunetaylor.objective import SampledFactors
@@ -60,9 +60,7 @@ def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> di
         value = risk.objective.values(outputs, reference).sum()
         _add(total.values(), torch.autograd.grad(value, weights, allow_unused=True))
     found = {name: g / risk.batches.samples for name, g in all_sum(total).items()}
-    for name, g in found.items():
-        if not bool(torch.isfinite(g).all()):
-            raise NumericsError(f"{name}: the gradient of the error is not finite", "check the samples and the weights")
+    check_finite(found, "the gradient of the error")
     return found
 
 
@@ -86,7 +84,9 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
             for into, own in zip(total.values(), group, strict=True):
                 into += own.square()
                 own.zero_()
-    return {name: d / risk.batches.samples for name, d in all_sum(total).items()}
+    total = all_sum(total)
+    check_finite(total, "the Gauss-Newton diagonal")
+    return {name: d / risk.batches.samples for name, d in total.items()}
 
 
 def _add(total: Iterable[Tensor], grads: Sequence[Tensor | None]) -> None:
@@ -99,7 +99,7 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     """(norm of the mean gradient, the norm that sampling alone would give it) over the prunable weights.
 
     The noise is sqrt(tr Cov / n), from the scatter of the mean gradients of up to 32 groups of consecutive samples:
-    the same groups however samples are batched.
+    the same groups however samples are batched. NumericsError, naming the layer, where the gradient is not finite.
     """
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
@@ -127,6 +127,7 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
             sizes += share**2
     squares, sizes = sum_numbers(squares, sizes)
     total, products = _summed(total), _summed(products)
+    check_finite({layer.parameter: t for layer, t in zip(layers, total, strict=True)}, "the gradient of the error")
     norm = sum(float(t.square().sum()) for t in total)
     cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
     scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
@@ -147,7 +148,8 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     """diag of J'HJ, a mean over samples, by parameter name: sum over k of the squared gradient of s_k'z, SS' = H.
 
     Exact up to 16 outputs; beyond, 4 labels a sample drawn from the network's own distribution (Martens 2020, section
-    9: the true Fisher, not the empirical one, which is nearly empty where a network fits its samples).
+    9: the true Fisher, not the empirical one, which is nearly empty where a network fits its samples). NumericsError,
+    naming the first layer, where it is not finite.
     """
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     # Seeds far apart: neighbouring ones are other runs'.
@@ -161,14 +163,16 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
                 for layer, squares in layer_squares(tape, grads, len(x)):
                     total[layer.parameter] += scale * layer.tensor(squares)
             tape.calls.clear()
-    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
+    total = all_sum(total)
+    check_finite(total, "the Gauss-Newton diagonal")
+    return {name: value / risk.batches.samples for name, value in total.items()}
 
 
 def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
     """(G, R) by layer name: the mean over samples of sum_p (dE'/dy_p)^2, with labels drawn by the network itself.
 
     With it, 1/2 sensitivity x mean_p (error of the output)^2 is the change of E that K-FAC's factors give (Martens &
-    Grosse 2015, with the output factor's diagonal).
+    Grosse 2015, with the output factor's diagonal). NumericsError, naming the first layer, where it is not finite.
     """
     total: dict[str, Tensor] = {}
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
@@ -185,7 +189,9 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
                 name = call.layer.name
                 total[name] = total[name] + rows if name in total else rows
             tape.calls.clear()
-    return {name: value / risk.batches.samples for name, value in all_sum(total).items()}
+    total = all_sum(total)
+    check_finite(total, "the gradient of the error in its outputs")
+    return {name: value / risk.batches.samples for name, value in total.items()}
 
 
 def _channels(squares: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.distributed.exchange import all_sum
-from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, backward
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import own_names, parameters_named
@@ -59,9 +59,8 @@ def hessian_products(risk: Risk, vectors: Sequence[Mapping[str, Tensor]]) -> lis
                     if h is not None:
                         into[name] += h
     total = [all_sum(sums) for sums in total]
-    for name in weights:
-        if not all(bool(torch.isfinite(sums[name]).all()) for sums in total):
-            raise NumericsError(f"{name}: a Hessian product is not finite", "check the samples and the weights")
+    for sums in total:
+        check_finite(sums, "a Hessian product")
     return [{name: sums[own[name]] / risk.batches.samples for name in vectors[0]} for sums in total]
 
 

@@ -16,7 +16,8 @@ from prunetaylor.errors import NumericsError
 from prunetaylor.memory import LayerSize, chunks
 
 BLOCK = 1024
-"""Widest matrix that is factorised row by row; wider layers are taken in blocks of columns (reported)."""
+"""Widest matrix that is factorised row by row. Of a wider one the inverse's diagonal is taken in blocks of columns
+(reported); its least squares are solved by conjugate gradients."""
 
 _BATCH_ELEMENTS = 1 << 25  # of one batch of row-wise matrices: 256 MiB in float64
 _RAISES = 8
@@ -107,11 +108,15 @@ def inverse_diagonal(h: Tensor, keep: Tensor, damping: float, name: str, note: N
     """diag of the inverse of ``h`` (C, C) restricted to each row's kept columns, (R, C); 1 where not kept.
 
     Rows that keep the same columns share one factorisation. Where rows keep more than BLOCK columns, the matrix is
-    taken as block diagonal.
+    taken as block diagonal, and ``note`` says so.
     """
     out = torch.ones(keep.shape, dtype=h.dtype, device=h.device)
     parts = -(-max(1, int(keep.sum(1).max())) // BLOCK)
     width = -(-h.shape[0] // parts)
+    if parts > 1:
+        note(
+            f"{name}: its {h.shape[0]} inputs are taken in {parts} blocks; what joins one block to another is left out"
+        )
     for start in range(0, h.shape[0], width):
         part = slice(start, min(h.shape[0], start + width))
         distinct, which = torch.unique(keep[:, part], dim=0, return_inverse=True)
@@ -139,7 +144,7 @@ def restricted_least_squares(
     # With v = w - start on the kept columns:  (H + ridge) v = c - H start.
     right = (cross - masked @ h) * keep
     if int(keep.sum(1).max()) > BLOCK:
-        return masked + conjugate_gradients(damped(h, damping), right, keep)
+        return masked + conjugate_gradients(damped(h, damping), right, keep, name, note)
     step = torch.zeros_like(cross)
     for rows in row_batches(keep):
         factor = cholesky(h, keep[rows], damping, name, note)
@@ -149,11 +154,21 @@ def restricted_least_squares(
     return masked + step
 
 
-def conjugate_gradients(h: Tensor, right: Tensor, keep: Tensor, *, tolerance: float = 1e-4, limit: int = 300) -> Tensor:
+def conjugate_gradients(
+    h: Tensor,
+    right: Tensor,
+    keep: Tensor,
+    name: str,
+    note: Note,
+    *,
+    tolerance: float = 1e-4,
+    limit: int = 300,
+) -> Tensor:
     """Solve (H restricted to ``keep``) v = ``right`` for every row at once, (R, C); right is zero where not kept.
 
     Preconditioned by the diagonal (Hestenes & Stiefel 1952). Stops when every row's residual has fallen to
-    ``tolerance`` of its right-hand side, or after ``limit`` steps: each step only improves the objective.
+    ``tolerance`` of its right-hand side, or after ``limit`` steps, which ``note`` says: each step only improves the
+    objective.
     """
     scale = h.diagonal().unsqueeze(0)
     solution = torch.zeros_like(right)
@@ -161,9 +176,14 @@ def conjugate_gradients(h: Tensor, right: Tensor, keep: Tensor, *, tolerance: fl
     z = residual / scale
     direction = z.clone()
     rho = (residual * z).sum(1, keepdim=True)
-    goal = tolerance * right.norm(dim=1, keepdim=True)
-    for _ in range(limit):
-        if bool((residual.norm(dim=1, keepdim=True) <= goal).all()):
+    size = right.norm(dim=1, keepdim=True)
+    for step in range(limit + 1):
+        left = residual.norm(dim=1, keepdim=True)
+        if bool((left <= tolerance * size).all()):
+            break
+        if step == limit:
+            worst = float((left / size).nan_to_num().max())
+            note(f"{name}: its least squares stopped after {limit} steps, {worst:.1g} of a right-hand side left")
             break
         moved = (direction @ h) * keep
         curvature = (direction * moved).sum(1, keepdim=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 
 from prunetaylor.curvature.cache import Cache
+from prunetaylor.curvature.finite import not_finite_along
 from prunetaylor.curvature.fisher import FisherRows
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
@@ -27,7 +28,6 @@ from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, 
 from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.distributed.exchange import sum_numbers
-from prunetaylor.errors import NumericsError
 from prunetaylor.memory import Sizes, directional, release
 from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
@@ -159,7 +159,7 @@ class TaylorModel:
     def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
         """Both terms for a displacement of any of the state's tensors, means over samples.
 
-        NumericsError where they are not finite.
+        NumericsError where they are not finite, with the layers between which they cease to be.
         """
         module = self.risk.module
         own = own_names(module)
@@ -178,5 +178,5 @@ class TaylorModel:
                 second += 0.5 * float(self.risk.objective.second(outputs, reference, moved).sum())
         first, second = sum_numbers(first, second)
         if not (isfinite(first) and isfinite(second)):
-            raise NumericsError("the predicted change of the error is not finite", "raise prune.damping")
+            raise not_finite_along(self.risk, self.network.layers, {**rest, **at}, moving)
         return Prediction(first / self.risk.batches.samples, second / self.risk.batches.samples)

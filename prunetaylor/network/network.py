@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.network.layer import Layer, Prunable
+from prunetaylor.network.state import copied
 from prunetaylor.outcome import Skipped
 
 
@@ -51,7 +51,7 @@ class Network:
 
     def copy(self) -> Network:
         """A network of its own, with the same layers in the same order."""
-        module = copy.deepcopy(self.module)
+        module = copied(self.module)
         inside = dict(module.named_modules())
         names = {child: name for name, child in self.module.named_modules()}
         layers = [

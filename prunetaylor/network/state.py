@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunetaylor.errors import NumericsError, UsageError
 
 
 @contextmanager
@@ -50,6 +54,23 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A copy that shares nothing with ``module``. UsageError where it holds what cannot be copied.
+
+    Tensors that a graph gave, such as the weights that ``torch.nn.utils.weight_norm`` leaves, are copied without it:
+    they are computed anew in each pass.
+    """
+    held = (value for m in module.modules() for value in [*vars(m).values(), *m._buffers.values()])
+    memo = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    try:
+        return copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+        raise UsageError(
+            f"the network cannot be copied: {str(error).splitlines()[0][:200]}",
+            "keep what cannot be copied (results of a pass, locks, open files) out of its modules",
+        ) from error
+
+
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter and buffer, by name; extra state that is no tensor is not moved by anything here."""
     return {name: t.detach().clone() for name, t in module.state_dict().items() if isinstance(t, Tensor)}
@@ -61,6 +82,23 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
     current = module.state_dict()
     for name, tensor in state.items():
         current[name].copy_(tensor)
+
+
+def check_values(module: nn.Module) -> None:
+    """NumericsError, naming the first, where parameters or the statistics of batch norms are not finite.
+
+    Other buffers may well be: masks of attention hold minus infinity.
+    """
+    named: dict[str, Tensor] = dict(module.named_parameters())
+    for name, norm in module.named_modules():
+        if isinstance(norm, _BatchNorm):
+            named |= {f"{name}.{key}" if name else key: t for key, t in norm.named_buffers(recurse=False)}
+    bad = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise NumericsError(
+            f"{bad[0]}{others} has values that are not finite", "prune a checkpoint from before its training diverged"
+        )
 
 
 def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

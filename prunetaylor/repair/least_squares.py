@@ -110,11 +110,15 @@ def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, whe
     return add
 
 
-def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches: Batches) -> Moments:
+def paired_moments(
+    module: nn.Module, layer: Layer, absorber: Absorber | None, dense: DenseOutputs, batches: Batches
+) -> Moments:
     """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
 
-    The biases of modules that share a weight cannot take up one intercept: they are no part of the targets.
+    A bias that takes up no intercept stays as it is: it is no part of the targets. Neither are the biases of modules
+    that share a weight.
     """
+    absorbed = absorber is not None and absorber.sign > 0
     sums: dict[str, Accumulator] = {}
     rows: list[tuple[Prunable, Tensor]] = []
 
@@ -128,7 +132,7 @@ def paired_moments(module: nn.Module, layer: Layer, dense: DenseOutputs, batches
     passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
         for (used, x), t in zip(rows, targets, strict=True):
-            fixed = used.bias if len(layer.modules) > 1 else None
+            fixed = None if absorbed else used.bias
             total = sums.setdefault(layer.name, Accumulator())
             total.add(x, t if fixed is None else t - layer.rows(fixed.detach()).unsqueeze(1))
         rows.clear()
@@ -177,7 +181,7 @@ def repair(
     replay = Replay(module, layers, batches.own_count())
     for layer in layers:
         with replay.passing():
-            moments = paired_moments(module, layer, dense, batches)
+            moments = paired_moments(module, layer, absorbers.get(layer.name), dense, batches)
         # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.
         present = dense_state[layer.parameter].to(layer.weight.device) != 0
         keep = layer.matrix(masks[layer.parameter] & present)

@@ -6,11 +6,13 @@ from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 
 from prunetaylor.curvature import gradients, tape
+from prunetaylor.curvature.fisher import fisher_diagonal
 from prunetaylor.curvature.gradients import (
     gauss_newton_diagonal,
     gradient_norms,
     mean_gradient,
     output_sensitivity,
+    sampled_diagonal,
 )
 from prunetaylor.errors import DataError, NumericsError
 from prunetaylor.network.network import Network
@@ -296,6 +298,32 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:
     module = Root()
     with pytest.raises(NumericsError, match=r"a\.weight: the gradient of the error is not finite"):
         mean_gradient(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers)
+
+
+def test_the_first_layer_that_is_not_finite_is_named_and_the_last_is_where_to_look() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c((self.b(self.a(x).relu()) ** 2).sqrt())
+
+    module = Root()
+    with torch.no_grad():
+        module.b.weight[0] = 0
+    at, layers = risk(module, rand(6, 4), of="task"), Network.of(module).layers
+    fits = {
+        "the gradient of the error": lambda: mean_gradient(at, layers),
+        "the gradient of the error is": lambda: gradient_norms(at, layers),
+        "the Gauss-Newton diagonal": lambda: gauss_newton_diagonal(at, layers, 0),
+        "the Gauss-Newton diagonal is": lambda: sampled_diagonal(at, dict(module.named_parameters()), 0),
+        "the Fisher diagonal": lambda: fisher_diagonal(at, layers, "sampled", 0),
+        "the gradient of the error in its outputs": lambda: output_sensitivity(at, layers, 0),
+    }
+    for what, fit in fits.items():
+        with pytest.raises(NumericsError, match=rf"^a(\.weight)?: {what}.*\n.*behind b(\.weight)?;"):
+            fit()
 
 
 def test_nothing_is_left_behind() -> None:

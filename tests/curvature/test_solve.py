@@ -61,7 +61,9 @@ def test_inverse_diagonal_of_a_wide_layer_is_block_by_block(monkeypatch: pytest.
     monkeypatch.setattr(solve, "BLOCK", 4)
     h, keep = positive(), some_kept()
     keep[0] = True  # 9 columns in blocks of at most 4: three of three
-    found = inverse_diagonal(h, keep, 0.01, "layer", no_note)
+    notes: list[str] = []
+    found = inverse_diagonal(h, keep, 0.01, "features.3", notes.append)
+    assert notes == ["features.3: its 9 inputs are taken in 3 blocks; what joins one block to another is left out"]
     for part in (slice(0, 3), slice(3, 6), slice(6, 9)):
         block = h[part, part]
         for row in range(R):
@@ -120,7 +122,7 @@ def test_rows_that_are_right_already_do_not_move() -> None:
 def test_conjugate_gradients_solve_each_row_on_its_kept_columns() -> None:
     h, keep = positive(), some_kept()
     right = rand(R, C, seed=1).double() * keep
-    found = conjugate_gradients(h, right, keep, tolerance=1e-12)
+    found = conjugate_gradients(h, right, keep, "layer", no_note, tolerance=1e-12)
     for row in range(R):
         kept = keep[row].nonzero().squeeze(1)
         torch.testing.assert_close(found[row, kept], torch.linalg.inv(h[kept][:, kept]) @ right[row, kept])
@@ -133,9 +135,22 @@ def test_conjugate_gradients_stop_at_their_limit_with_something_better() -> None
     def objective(v: Tensor) -> Tensor:
         return ((v @ h) * v / 2 - v * right).sum(1)
 
-    values = [objective(conjugate_gradients(h, right, keep, tolerance=0, limit=n)) for n in range(C + 1)]
+    notes: list[str] = []
+
+    def solved(limit: int) -> Tensor:
+        return conjugate_gradients(h, right, keep, "features.3", notes.append, tolerance=0, limit=limit)
+
+    values = [objective(solved(n)) for n in range(C + 1)]
     for before, after in pairwise(values):
         assert bool((after < before).all())
+    assert notes[0] == "features.3: its least squares stopped after 0 steps, 1 of a right-hand side left"
+    assert notes[2].startswith("features.3: its least squares stopped after 2 steps, 0.")
+    assert len(notes) == C + 1
+
+
+def test_conjugate_gradients_that_converge_in_their_last_step_say_nothing() -> None:
+    h, keep, right = positive(), torch.ones(R, C, dtype=torch.bool), rand(R, C, seed=1).double()
+    conjugate_gradients(h, right, keep, "layer", no_note, tolerance=1e-6, limit=C)
 
 
 def test_too_little_damping_is_raised_and_reported() -> None:

@@ -221,8 +221,33 @@ def test_the_module_is_put_back() -> None:
 
 def test_a_prediction_that_is_not_finite_is_refused() -> None:
     module, x, _ = case("mlp")
-    with pytest.raises(NumericsError, match="predicted change of the error is not finite"):
+    with pytest.raises(
+        NumericsError, match=r"change .* not finite, as the move of 0\.weight is not\nraise prune.damping"
+    ):
         taylor(module, x).predict({"0.weight": torch.full((4, 3), float("nan"))})
+
+
+class Roots(nn.Module):
+    """A square root at zero behind one of three layers: its derivative is infinite."""
+
+    def __init__(self, behind: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.behind = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate((self.a, self.b, self.c)):
+            x = layer(x)
+            x = x.relu().sqrt() if i == self.behind else x
+        return x
+
+
+@pytest.mark.parametrize(("behind", "where"), [(0, "a and b"), (1, "b and c"), (2, "c and the error")])
+def test_a_derivative_that_is_not_finite_is_found_between_layers(behind: int, where: str) -> None:
+    module, x = Roots(behind).eval(), rand(20, 4)
+    moves = {"a.weight": torch.ones(4, 4), "c.weight": torch.ones(3, 4)}
+    with pytest.raises(NumericsError, match=rf"no finite derivative between {where}\n.*square root"):
+        taylor(module, x).predict(moves)
+    assert not any(m._forward_hooks for m in module.modules())
 
 
 def test_share_and_change() -> None:

@@ -1,13 +1,15 @@
 """Which tensors are prunable, and that whatever is left alone is named with its reason."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.network.state import check_values, copied, evaluating, restore, snapshot
 
 
 class Named(nn.Module):
@@ -184,3 +186,40 @@ def test_a_snapshot_leaves_extra_state_alone() -> None:
     nn.init.zeros_(module.weight)
     restore(module, state)
     assert torch.equal(module.weight, was)
+
+
+@pytest.mark.parametrize("key", ["conv2.weight", "head.bias", "norm.running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(key: str, value: float) -> None:
+    module = plain()
+    module.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    check_values(module)  # what attention adds to its scores may be infinite
+    module.get_submodule(key.split(".")[0]).state_dict()[key.split(".")[1]][0] = value
+    with pytest.raises(NumericsError, match=rf"^{key} has values that are not finite\n.*checkpoint"):
+        check_values(module)
+    with torch.no_grad():
+        module.conv1.weight.fill_(value)
+    with pytest.raises(NumericsError, match=r"^conv1\.weight \(and 1 more\) has values"):
+        check_values(module)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_network_whose_weights_a_pass_has_computed_can_be_copied() -> None:
+    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 3))
+    x = torch.randn(5, 4)
+    before = module(x)
+    assert module[0].weight.grad_fn is not None
+    other = copied(module)
+    assert torch.equal(other(x), before)
+    with torch.no_grad():
+        other[0].weight_g.mul_(2)
+    assert torch.equal(module(x), before)
+    assert not torch.equal(other(x), before), "its weight is still computed, from its own parameters"
+
+
+@pytest.mark.parametrize("held", [threading.Lock(), torch.ones(2, requires_grad=True) * 2])
+def test_what_cannot_be_copied_says_so(held: object) -> None:
+    module = plain()
+    module.conv1.held = [held]
+    with pytest.raises(UsageError, match=r"the network cannot be copied: .*\n.*keep what cannot be copied"):
+        copied(module)

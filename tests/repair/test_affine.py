@@ -3,6 +3,7 @@
 import torch
 from tiny import batches, rand
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunetaylor.network.network import Network
 from prunetaylor.repair.affine import Absorber, find_absorbers
@@ -89,6 +90,52 @@ def test_tied_layers_with_biases_of_their_own_have_no_absorber() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     module[2].weight = module[0].weight
     assert absorbers(module, 3) == {}
+
+
+def test_a_norm_whose_input_a_skip_connection_reads_too_absorbs_nothing() -> None:
+    """The norms of other layers still do, and a bias may: what reads the sum reads it whole."""
+
+    def skipped(m: Net, x: Tensor) -> Tensor:
+        y = m.a(x)
+        return m.second(m.b(m.first(y).relu())) + y
+
+    net = Net(skipped)
+    with torch.no_grad():
+        net.a.weight.mul_(0.1)
+    assert absorbers(net, 2, 3, 3) == {"b": Absorber("second.running_mean", -1)}
+    net.a.bias = nn.Parameter(torch.zeros(2))
+    assert absorbers(net, 2, 3, 3) == {"a": Absorber("a.bias", 1), "b": Absorber("second.running_mean", -1)}
+
+
+def test_a_bias_that_is_read_elsewhere_too_absorbs_nothing() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    module[2].bias = module[0].bias
+    assert absorbers(module, 3) == {"4": Absorber("4.bias", 1)}
+
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).tanh() + self.a.bias
+
+    assert absorbers(Again(), 3) == {}
+
+
+def test_a_bias_that_is_computed_absorbs_nothing() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    for layer in (module[0], module[2]):
+        parametrize.register_parametrization(layer, "bias", nn.Identity())
+    assert absorbers(module, 3) == {"0": Absorber("1.running_mean", -1)}
+
+
+def test_long_chains_of_large_shifts_keep_all_their_norms() -> None:
+    """Rounding adds up from norm to norm, and is not taken for a shift that got through."""
+    parts = [part for i in range(20) for part in (conv(), nn.BatchNorm2d(2), nn.Tanh())]
+    for norm in parts[1::3]:
+        norm.running_mean, norm.running_var = 30 * torch.randn(2), torch.full((2,), 1e-2)
+    assert len(absorbers(nn.Sequential(*parts), 2, 3, 3)) == 20
 
 
 def test_modes_and_hooks_are_put_back() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import EVERY, batches, rand
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.network.network import Network
@@ -25,6 +26,25 @@ class Tied(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.b(self.a(x).tanh()).tanh())
+
+
+class SharedBiases(nn.Sequential):
+    """One bias of two layers, the second of which has a norm to take up a shift; and one that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Linear(4, 4),
+            nn.Tanh(),
+            nn.Linear(4, 4),
+            nn.BatchNorm1d(4),
+            nn.Tanh(),
+            nn.Linear(4, 4),
+            nn.BatchNorm1d(4),
+        )
+        with torch.no_grad():
+            self[0].bias.copy_(torch.tensor([1.0, -1.0, 2.0, -2.0]))
+        self[2].bias = self[0].bias
+        parametrize.register_parametrization(self[5], "bias", nn.Identity())
 
 
 class Twice(nn.Module):
@@ -100,6 +120,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "around": (Around, (4,)),
     "blocks": (Blocks, (2, 5, 5)),
     "twice without bias": (lambda: Twice(bias=False), (4,)),
+    "shared biases": (lambda: SharedBiases(), (4,)),
     "sequence": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (7, 4)),
 }
 

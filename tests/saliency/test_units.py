@@ -1,0 +1,18 @@
+"""The unit of ranking against the formula that its module states, written out."""
+
+import torch
+from tiny import rand, taylor
+from torch import nn
+
+from prunetaylor.saliency._units import error_unit, ranking_unit
+
+
+def test_the_unit_is_the_geometric_mean_of_the_error_s_and_the_layer_s_own() -> None:
+    """u = (1/v)^(1/4) (a/2)^(3/4) with v the variance of all of the layer's outputs, a its rows' sensitivities."""
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
+    model = taylor(module, rand(40, 4))
+    for layer in model.network.layers:
+        a, v = model.sensitivity[layer.name].double(), model.moments[layer.name].variance.double().sum()
+        torch.testing.assert_close(error_unit(model, layer).double(), a.unsqueeze(2) / 2)
+        wanted = (1 / v) ** 0.25 * (a.unsqueeze(2) / 2) ** 0.75
+        torch.testing.assert_close(ranking_unit(model, layer).double(), wanted, rtol=1e-6, atol=0)
