@@ -88,5 +88,6 @@ def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Te
     try:
         made: Callable[[Tensor], Tensor] = known[name](**(arguments or {}))
     except Exception as error:
-        raise UsageError(f"data.augment: {name}: {_first_line(error)}", "see torchvision.transforms.v2 for its arguments") from error
+        cause = f"data.augment: {name}: {_first_line(error)}"
+        raise UsageError(cause, "see torchvision.transforms.v2 for its arguments") from error
     return made
