@@ -90,7 +90,8 @@ class RunFolder:
         except (OSError, RuntimeError) as err:  # torch's own writer raises the latter
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-            cause = err.strerror if isinstance(err, OSError) else str(err).splitlines()[0]
+            found = err.__context__ if isinstance(err.__context__, OSError) else err
+            cause = found.strerror if isinstance(found, OSError) else str(err).splitlines()[0]
             raise OutputError(
                 f"the state of the run cannot be written to {new.parent}: {cause}",
                 "make room, then go on from the last state with --resume",
@@ -115,17 +116,19 @@ class RunFolder:
         return self.path / STAGING / name
 
     def write_text(self, name: str, text: str) -> None:
-        """Stage a text file."""
-        with self.stage(name).open("w", encoding="utf-8") as file:
+        """Stage a text file. OutputError where it cannot be written."""
+        with _told(self.stage(name)), self.stage(name).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields."""
+        """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields. OutputError as above."""
         assert self._log is not None
-        self._log.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, allow_nan=False) + "\n")
-        self._log.flush()
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
+        with _told(self.stage(LOG)):
+            self._log.write(line + "\n")
+            self._log.flush()
 
     def commit(self) -> None:
         """Move everything that was staged into the folder; from here on the run is complete."""
@@ -279,6 +282,15 @@ def _locked_log(staging: Path) -> IO[str] | None:
             if os.path.samestat(os.fstat(log.fileno()), (staging / LOG).stat()):
                 return log
         log.close()
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """OutputError where the file cannot be written; what the system says does not name it."""
+    try:
+        yield
+    except OSError as err:
+        raise OutputError(f"cannot write {file}: {err.strerror}", "check the folder and the free space") from err
 
 
 def _leave_state(staging: Path) -> None:

@@ -123,3 +123,26 @@ def test_a_run_that_was_killed_while_its_files_were_moved_up_goes_on(tmp_path: P
         folder.write_text("report.json", '{"schema_version": 1}')
         folder.commit()
     assert sorted(file.name for file in path.iterdir()) == ["log.jsonl", "model.safetensors", "report.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path) -> None:
+    """torch's writer says "unexpected pos" of it, and the system does not say of which file."""
+
+    def state(folder: RunFolder) -> None:
+        FolderKeeper(folder, 0, IDENTITY).keep({"weights": torch.zeros(3_000_000)})
+
+    def text(folder: RunFolder) -> None:
+        folder.write_text("config.yaml", "seed: 0")
+
+    def log(folder: RunFolder) -> None:
+        folder.log("phase", name="x" * 100_000)
+
+    for name, write in {"state.pt.new": state, "config.yaml": text, "log.jsonl": log}.items():
+        with RunFolder.create(tmp_path / name, "m") as folder:
+            if write is log:
+                folder._log = Path("/dev/full").open("w")  # noqa: SIM115
+            else:
+                folder.stage(name).symlink_to("/dev/full")
+            with pytest.raises(OutputError, match=r"writ.*\.partial.*: No space left on device\n.*(room|space)"):
+                write(folder)
