@@ -141,6 +141,8 @@ def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path) -> 
     for name, write in {"state.pt.new": state, "config.yaml": text, "log.jsonl": log}.items():
         with RunFolder.create(tmp_path / name, "m") as folder:
             if write is log:
+                assert folder._log is not None
+                folder._log.close()
                 folder._log = Path("/dev/full").open("w")  # noqa: SIM115
             else:
                 folder.stage(name).symlink_to("/dev/full")
