@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.run import MODEL_FILE
 
 from .options import (
@@ -219,11 +219,21 @@ def _run(
                 write_page(folder, document)
             finally:
                 folder.commit()  # a finished run is kept, whatever becomes of its verdict
-    except BaseException:
-        if folder.state is not None:
-            state.remedy = f"its state is kept; go on with the same command and --resume -o {folder.path}"
+    except BaseException as err:
+        state.remedy = _way_on(err, folder)
         raise
     return outcome, document, progress.notes, verdict
+
+
+def _way_on(err: BaseException, folder: RunFolder) -> str:
+    """What to do with the state of a run that ``err`` ended; nothing to say where there is none, or it is no use."""
+    from prunetaylor.resume import UnreadableState
+
+    if folder.state is None or isinstance(err, UnreadableState):
+        return ""
+    if isinstance(err, NumericsError):  # the same command would end here again
+        return f"other settings start the run anew: with --force, or in another folder than {folder.path}"
+    return f"its state is kept; go on with the same command and --resume -o {folder.path}"
 
 
 def _gate(

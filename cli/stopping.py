@@ -25,18 +25,24 @@ def terminate(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def at_moments(keeper: FolderKeeper | Follower) -> Iterator[None]:
-    """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once."""
+    """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once.
+
+    A state that is being written is written to its end first: half of one is of no use.
+    """
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked = KeyboardInterrupt if number == signal.SIGINT else Terminated
         if keeper.stop is not None:
+            if keeper.writing:
+                return
             raise asked
         keeper.stop = asked
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise keeper.stop or Terminated
+        if not keeper.writing:
+            raise keeper.stop or Terminated
 
     before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
     if hasattr(signal, "SIGALRM"):

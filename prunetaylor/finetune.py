@@ -176,6 +176,7 @@ class Finetuning:
         """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand."""
         config, each = self.job.config.prune, -(-len(self._batches) // self.job.config.finetune.accumulate)
         if config.schedule == "one-shot":
+            self._refuse_gradual_settings()
             return {}
         during = config.during if config.during != "auto" else self.job.epochs * 2 / 3
         if during > self.job.epochs:
@@ -188,14 +189,23 @@ class Finetuning:
         else:
             usual = len(sparsities(config.sparsity, "auto", True))
             levels = gradual(config.sparsity, config.schedule, usual if config.stages == "auto" else config.stages)
-        if len(levels) > (room := int(during * each)):
+        if len(levels) > (room := max(1, int(during * each))):  # the first one comes before any step
             if config.stages != "auto":
                 raise UsageError(
                     f"{len(levels)} stages do not fit into prune.during={during:g} epochs of {each} steps",
                     "lower prune.stages, or raise prune.during",
                 )
-            levels = gradual(config.sparsity, config.schedule, max(1, room))
+            levels = gradual(config.sparsity, config.schedule, room)
         return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
+
+    def _refuse_gradual_settings(self) -> None:
+        """UsageError for what would do nothing where all is pruned before training."""
+        meant = {"finetune.rewind": self.options.rewind, "prune.during": self.job.config.prune.during != "auto"}
+        if idle := [key for key, there in meant.items() if there]:
+            raise UsageError(
+                f"{idle[0]} is about the steps of a gradual schedule, and prune.schedule is one-shot",
+                f"add prune.schedule=cubic, or leave {idle[0]} at its default",
+            )
 
     def _prune_at(self, step: int) -> None:
         """Prune where the schedule says so, after ``step`` steps."""

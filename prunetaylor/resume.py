@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,10 @@ _OF_NO_RESULT = (
 _SHOWN = 8
 
 
+class UnreadableState(OutputError):
+    """There is a state, but nothing that one could go on from."""
+
+
 class FolderKeeper:
     """Keeps the state of a run in its folder, every so many seconds and whenever the run is asked to stop.
 
@@ -39,6 +44,8 @@ class FolderKeeper:
         self._last = time.monotonic()
         self.stop: type[BaseException] | None = None
         """Raised after the next state is kept."""
+        self.writing = False
+        """A state is on its way to the disk: what would end the run waits for it."""
 
     def left(self) -> Mapping[str, Any] | None:
         """The state of the run that goes on. UsageError where it was another run's."""
@@ -59,7 +66,11 @@ class FolderKeeper:
         def write(file: IO[bytes]) -> None:
             torch.save({"identity": self._identity, "run": dict(state)}, file)
 
-        self._folder.keep(write)
+        self.writing = True
+        try:
+            self._folder.keep(write)
+        finally:
+            self.writing = False
         self._last = time.monotonic()
         if self.stop is not None:
             raise self.stop
@@ -70,6 +81,7 @@ class Follower:
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
+        self.writing = False
         self.stop: type[BaseException] | None = None
         """What a signal asks for; the main process, which got it too, ends the run at its next moment."""
 
@@ -87,10 +99,17 @@ def _read(file: Path) -> dict[str, Any]:
     import torch
 
     try:
+        with zipfile.ZipFile(file) as archive:  # torch reads tensors without a look at their checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as err:
-        raise OutputError(
-            f"the state in {file.parent} cannot be read: {str(err).splitlines()[0]}",
+        if not isinstance(found, dict) or not {"identity", "run"} <= found.keys():
+            raise ValueError("it holds something else")
+    except MemoryError:
+        raise
+    except Exception as err:  # what is damaged may fail in any way
+        raise UnreadableState(
+            f"the state in {file.parent} cannot be read: {(str(err).splitlines() or [type(err).__name__])[0][:200]}",
             "start anew with --force; several machines need a folder that all of them see",
         ) from err
     return found

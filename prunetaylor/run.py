@@ -90,7 +90,8 @@ class RunFolder:
         except (OSError, RuntimeError) as err:  # torch's own writer raises the latter
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
-            cause = err.strerror if isinstance(err, OSError) else str(err).splitlines()[0]
+            found = err.__context__ if isinstance(err.__context__, OSError) else err
+            cause = found.strerror if isinstance(found, OSError) else str(err).splitlines()[0]
             raise OutputError(
                 f"the state of the run cannot be written to {new.parent}: {cause}",
                 "make room, then go on from the last state with --resume",
@@ -115,17 +116,19 @@ class RunFolder:
         return self.path / STAGING / name
 
     def write_text(self, name: str, text: str) -> None:
-        """Stage a text file."""
-        with self.stage(name).open("w", encoding="utf-8") as file:
+        """Stage a text file. OutputError where it cannot be written."""
+        with _told(self.stage(name)), self.stage(name).open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
 
     def log(self, event: str, **fields: Any) -> None:
-        """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields."""
+        """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields. OutputError as above."""
         assert self._log is not None
-        self._log.write(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, allow_nan=False) + "\n")
-        self._log.flush()
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
+        with _told(self.stage(LOG)):
+            self._log.write(line + "\n")
+            self._log.flush()
 
     def commit(self) -> None:
         """Move everything that was staged into the folder; from here on the run is complete."""
@@ -201,6 +204,8 @@ def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
     there = sorted(entry.name for entry in path.iterdir() if entry.name != STAGING)
     if not there or (resume and (path / STAGING / STATE).exists()):
         return False
+    if not _is_run(path) and _is_run(path / STAGING) and (force or resume):
+        return False  # killed while its files were moved up
     if not _is_run(path):
         raise OutputError(
             f"{path} holds files that are not of a run ({', '.join(there[:3])}{'...' if len(there) > 3 else ''})",
@@ -240,26 +245,52 @@ def _remove_empty(made: list[Path]) -> None:
 def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
     """The log in the staging folder. Its lock tells a run at work from the remains of one that was killed."""
     staging = path / STAGING
+    log = _locked_log(staging)
+    if log is None:
+        raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
     kept = (staging / STATE).exists()
-    if staging.exists():
-        old = (staging / LOG).open("a", encoding="utf-8")
-        if not locked(old):
-            old.close()
-            raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
-        if kept and resume:
-            _leave_state(staging)
-            return old
-        old.close()
-        if kept and not force:
-            raise OutputError(
-                f"{path} holds a run that was interrupted",
-                "go on with it with --resume, start anew with --force, or choose another folder with -o",
-            )
-        shutil.rmtree(staging)
-    staging.mkdir()
-    log = (staging / LOG).open("w", encoding="utf-8")
-    locked(log)
+    if kept and resume:
+        _leave_state(staging)
+        return log
+    if kept and not force:
+        log.close()
+        raise OutputError(
+            f"{path} holds a run that was interrupted",
+            "go on with it with --resume, start anew with --force, or choose another folder with -o",
+        )
+    for entry in staging.iterdir():  # all but the log: whoever has its lock has the folder
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOG:
+            entry.unlink()
+    log.truncate(0)
     return log
+
+
+def _locked_log(staging: Path) -> IO[str] | None:
+    """The log, which may be there already; None where another process has its lock."""
+    while True:
+        staging.mkdir(exist_ok=True)
+        try:
+            log = (staging / LOG).open("a", encoding="utf-8")
+        except FileNotFoundError:  # whoever had the folder took it away just now
+            continue
+        if not locked(log):
+            log.close()
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(log.fileno()), (staging / LOG).stat()):
+                return log
+        log.close()
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """OutputError where the file cannot be written; what the system says does not name it."""
+    try:
+        yield
+    except OSError as err:
+        raise OutputError(f"cannot write {file}: {err.strerror}", "check the folder and the free space") from err
 
 
 def _leave_state(staging: Path) -> None:

@@ -171,6 +171,17 @@ def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
     many = {"prune.schedule": "constant", "finetune.epochs": 2, "prune.during": 1.0, "prune.stages": 50}
     with pytest.raises(UsageError, match=r"50 stages do not fit into prune.during=1 epochs of 6 steps"):
         pruned(conv, many)
+    for idle in ({"finetune.rewind": True}, {"prune.during": 1.0}):
+        with pytest.raises(UsageError, match=rf"{next(iter(idle))} is about .* a gradual schedule.*\n.*=cubic"):
+            pruned(conv, {"finetune.epochs": 1, **idle})
+
+
+def test_one_step_of_a_gradual_schedule_always_fits(conv: nn.Module) -> None:
+    """It comes before any training, whatever part of the only step there is to prune in."""
+    how = {"prune.schedule": "cubic", "prune.stages": 1, "finetune.epochs": 1, "data.batch_size": 1000}
+    outcome = pruned(conv, {**how, "prune.sparsity": 0.5})
+    assert len(outcome.stages) == 1
+    assert outcome.sparsity.removed == round(0.5 * outcome.sparsity.prunable)
 
 
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "constant"])

@@ -26,13 +26,28 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
         sample: a raw image (C, H, W); what comes of it must have its shape and type.
 
     Raises:
-        UsageError: an unknown name, arguments that it does not take, a result of another shape or type.
+        UsageError: an unknown name, arguments that it does not take, a result of another shape or type: at once, or
+            from the function, for what a transform does to some images only.
     """
     steps = [_make(entry) for entry in named]
 
     def one(x: Tensor) -> Tensor:
-        for step in steps:
-            x = step(x)
+        try:
+            for step in steps:
+                x = step(x)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a transform's code, which may raise anything
+            raise UsageError(
+                f"data.augment does not work on samples of shape {tuple(sample.shape)}: {_first_line(error)}",
+                "these are torchvision.transforms.v2 on raw images (C, H, W), before data.normalize",
+            ) from error
+        if not isinstance(x, Tensor) or x.shape != sample.shape or x.dtype != sample.dtype:
+            made = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(
+                f"data.augment makes {made} of {sample.dtype} {tuple(sample.shape)}",
+                "leave conversion to data.normalize and resizing to data.size; crops need their padding",
+            )
         return x
 
     def change(x: Tensor, draws: Draws) -> Tensor:
@@ -46,19 +61,12 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
                 changed.append(one(image))
         return torch.stack(changed)
 
-    try:
-        found = change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))[0]
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UsageError(
-            f"data.augment does not work on samples of shape {tuple(sample.shape)}: {str(error).splitlines()[0]}",
-            "these are torchvision.transforms.v2 on raw images (C, H, W), before data.normalize",
-        ) from error
-    if found.shape != sample.shape or found.dtype != sample.dtype:
-        raise UsageError(
-            f"data.augment makes {found.dtype} {tuple(found.shape)} of {sample.dtype} {tuple(sample.shape)}",
-            "leave conversion to data.normalize and resizing to data.size; crops need their padding",
-        )
+    change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))
     return change
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Tensor]:
@@ -79,6 +87,7 @@ def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Te
         )
     try:
         made: Callable[[Tensor], Tensor] = known[name](**(arguments or {}))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"data.augment: {name}: {error}", "see torchvision.transforms.v2 for its arguments") from error
+    except Exception as error:
+        cause = f"data.augment: {name}: {_first_line(error)}"
+        raise UsageError(cause, "see torchvision.transforms.v2 for its arguments") from error
     return made

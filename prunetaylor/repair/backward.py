@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Share
 from prunetaylor.distributed.group import world
-from prunetaylor.errors import NumericsError, UsageError
+from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import is_out_of_memory, release
 from prunetaylor.network.state import channels_last
 from prunetaylor.objective import Kind, outputs_of
@@ -67,7 +67,9 @@ class Backward:
             try:
                 total = torch.zeros((), device=self._device)
                 for share in group:
-                    for x, y in zip(torch.split(share.x, size), torch.split(share.y, size), strict=True):
+                    # Evenly: no batch norm can train on one sample that is left over.
+                    parts = max(1, -(-len(share.x) // size))
+                    for x, y in zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True):
                         value = self._value(self._laid_out(x), y) * (len(x) / count)
                         self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
                         total = total + value.detach()
@@ -104,6 +106,16 @@ class Backward:
         return self._mixed(outputs, wanted, y)
 
     def _outputs(self, x: Tensor) -> Tensor:
+        try:
+            return self._computed(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "a batch norm of the network cannot train on a single sample", "raise data.batch_size, or --memory"
+            ) from error
+
+    def _computed(self, x: Tensor) -> Tensor:
         if not self._options.compile:
             return outputs_of(self._forward(x))
         from torch._dynamo.exc import TorchDynamoException

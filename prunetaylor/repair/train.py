@@ -166,7 +166,7 @@ class Training:
         """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
         self.masks = dict(masks)
         self._keeper.remove()
-        self._keeper = keep_masks(self.module, self._optimizer, self.masks)
+        self._keeper = self._keep_masks()
         if self._average is not None:
             self._average = Average(self.module, self._options.ema)
 
@@ -212,7 +212,7 @@ class Training:
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)
         self._resume()
-        self._keeper = keep_masks(module, self._optimizer, self.masks)
+        self._keeper = self._keep_masks()
         try:
             while self._epoch <= self.epochs:
                 yield from self._one_epoch(rates)
@@ -220,6 +220,13 @@ class Training:
                 self._sum, self._seen = torch.zeros((), device=self._device), 0
         finally:
             self._keeper.remove()
+
+    def _keep_masks(self) -> MaskKeeper:
+        """Of what is trained: what is not stays at zero by itself, and the optimizer does not know it."""
+        own = dict(self.module.named_parameters(remove_duplicate=False))
+        moving = {name: mask for name, mask in self.masks.items() if name not in own or own[name].requires_grad}
+        apply_masks(self.module, self.masks)
+        return keep_masks(self.module, self._optimizer, moving)
 
     def _one_epoch(self, rates: Rates) -> Iterator[TrainState]:
         self.module.train()

@@ -191,3 +191,16 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
     assert "is finished already; nothing was changed" in out
     assert (folder / "report.json").read_text() == before
     assert [path.name for path in Path("runs").iterdir()] == ["model-1"]
+
+
+def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(inline, demo_model: Path) -> None:
+    words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
+    code, _, errors = inline("prune", str(demo_model), *words, "finetune.lr=1e6")
+    assert code == 1
+    assert "the training loss is" in errors
+    assert "other settings start the run anew: with --force, or in another folder than mine" in errors
+    assert "go on with" not in errors
+    assert Path("mine/.partial/state.pt").exists()
+    code, _, errors = inline("prune", str(demo_model), *words, "--force")
+    assert code == 0, errors
+    assert not Path("mine/.partial").exists()

@@ -60,11 +60,26 @@ def test_transforms_come_one_after_another_with_their_arguments() -> None:
         ([{"Resize": {"size": [4, 4]}}], r"makes torch.uint8 \(3, 4, 4\) of torch.uint8 \(3, 8, 8\)"),
         ([{"ToDtype": {"dtype": "x"}}], "data.augment"),
         ([{"A": {}, "B": {}}], "is not one transform"),
+        (["Transform"], "does not work on samples of shape"),  # IndexError in torchvision
     ],
 )
 def test_what_cannot_be_is_refused(named: list[object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         resolve(named, images()[0])
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ([{"RandomZoomOut": {"p": 0.4}}], r"makes torch.uint8 \(3, \d+, \d+\) of torch.uint8 \(3, 8, 8\)"),
+        ([{"RandomApply": {"transforms": ["RandomHorizontalFlip"], "p": 0.4}}], "'str' object is not callable"),
+    ],
+)
+def test_what_fails_for_some_images_only_is_refused_there(named: list[object], said: str) -> None:
+    seeds = range(40)
+    _, change = resolve(named, images()[0])  # the one image that is tried is left as it is
+    with pytest.raises(UsageError, match=f"data.augment .*{said}"):
+        [change(images(), Draws(torch.Generator().manual_seed(seed), 16)) for seed in seeds]
 
 
 def test_a_configuration_names_them() -> None:

@@ -12,7 +12,7 @@ from test_train_options import plain, training
 from torch import Tensor, nn
 
 from prunetaylor.config.schema import DistillSection, FinetuneSection
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import DataError, UsageError
 from prunetaylor.repair.backward import layout
 from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import check_masks
@@ -171,6 +171,20 @@ def test_out_of_memory_is_answered_by_micro_batches_with_the_same_step() -> None
 def test_memory_that_runs_out_for_one_sample_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(training(Small(plain(), 0), {}).run())
+
+
+def test_micro_batches_are_even() -> None:
+    """A batch norm cannot train on one sample that is left over."""
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(32, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    small = Small(inner, 3)
+    run(small, {}, batches(n=10, size=10), epochs=1)
+    assert small.sizes == [10, 5, 3, 3, 2, 2]
+
+
+def test_a_batch_norm_that_gets_single_samples_says_what_to_do() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(32, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    with pytest.raises(DataError, match=r"single sample\nraise data.batch_size"):
+        run(module, {}, batches(size=1))
 
 
 def test_another_error_of_the_network_is_its_own() -> None:

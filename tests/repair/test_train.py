@@ -174,6 +174,20 @@ def test_frozen_parameters_stay():
         run(module, {}, batches())
 
 
+def test_frozen_weights_that_are_masked_stay_zero_while_the_others_train():
+    """Norms and biases alone: the optimizer holds none of the masked weights."""
+    module = network()
+    masks = half_masks(module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in masks)
+    before = weights(module)
+    run(module, masks, batches())
+    check_masks(module, masks)
+    for name, mask in masks.items():
+        assert torch.equal(module.get_parameter(name), before[name] * mask)
+    assert not torch.equal(module[5].bias, before["5.bias"])
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_weight_that_is_a_slice_of_something_larger_trains_alike(optimizer):
     """torch's fused optimizers get such a parameter wrong without a word."""
