@@ -78,6 +78,7 @@ class Finetuning:
         self._say_choices()
         if left is None:
             self._prune_at(0)
+            self._look_before()
             self.moment()
         training = self._training()
         if left is not None:
@@ -97,6 +98,10 @@ class Finetuning:
             self._stop_at(error)
         if self._best is not None:
             restore(self.job.network.module, self._best[2])
+            if self._best[1] == 0:
+                self._choose(
+                    "fine-tuning: all epochs were worse than the network before them, which stays; try a lower lr"
+                )
         return self.epochs
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -128,6 +133,17 @@ class Finetuning:
             self._watch("epoch", state.epoch, self.epochs[-1].validation)
         self.moment()
 
+    def _look_before(self) -> None:
+        """What training starts from is a result too, where it has the sparsity asked for: epochs may be worse."""
+        if self.stages.removed < self.stages.wanted:
+            return
+        try:
+            value = evaluate(self.job.network.module, self._chooser, self.job.kind).metrics[self.job.config.metric]
+        except NumericsError:  # training may repair what removal broke
+            return
+        self.progress.note(f"before fine-tuning: validation {self.job.config.metric} {value:.2f}")
+        self._best = self._gain(value), 0, snapshot(self.job.network.module)
+
     def _end_epoch(self, training: Training, state: TrainState) -> None:
         config, module = self.job.config, self.job.network.module
         with training.averaged():
@@ -135,7 +151,8 @@ class Finetuning:
             gain = self._gain(value)
             # An epoch with more weights than asked for is no result.
             finished = self.stages.removed >= self.stages.wanted
-            if finished and (self._best is None or gain > self._best[0]):
+            # As good as before training is good enough: what was trained may be surer of it.
+            if finished and (self._best is None or gain > self._best[0] or (gain, 0) == self._best[:2]):
                 self._best = gain, state.epoch, snapshot(module)
         sparsity = self.stages.removed / self.job.network.prunable
         seconds = time.perf_counter() - self._start
@@ -166,7 +183,7 @@ class Finetuning:
 
     def _stop_at(self, error: Diverged) -> None:
         """Training came to nothing: the last good epoch is the result, where there is one."""
-        if self._best is None:
+        if self._best is None or self._best[1] == 0:
             raise error
         text = f"fine-tuning stopped: {error.cause}; epoch {self._best[1]} is kept; to go further {error.remedy}"
         self.choices.append(text)

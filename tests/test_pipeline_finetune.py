@@ -43,8 +43,11 @@ def test_fine_tuning_wins_back_what_pruning_lost_and_zeros_stay(conv: nn.Module,
     assert cut.epochs == []
 
 
-def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module) -> None:
-    """Validation samples that contradict the training make the first epoch the best, whatever the test says."""
+def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation samples that contradict the training make the first epoch the best, whatever the test says; better
+    still is the network before it, which is left out here."""
+    before = Finetuning._look_before
+    monkeypatch.setattr(Finetuning, "_look_before", lambda self: None)
     x, y = quadrants(80, 5)
     against = (x, (y + 1) % 4)
     outcome = quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4)
@@ -52,12 +55,17 @@ def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module) -
     assert values == sorted(values)
     assert values[0] < values[-1]
     assert mean_loss(outcome.module, against) == pytest.approx(values[0], rel=1e-5)
+    monkeypatch.setattr(Finetuning, "_look_before", before)
+    same_bits(quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4), quick(conv, **CUT))
     for_it = quick(conv, **CUT, validation=(x, y), metric="top1", finetune__epochs=4)
     values = [epoch.validation for epoch in for_it.epochs]
     assert top1(for_it.module, (x, y)) == pytest.approx(max(values))
 
 
-def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(conv: nn.Module) -> None:
+def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Finetuning, "_look_before", lambda self: None)  # nothing is left to choose between
     train = from_python(TRAIN).train
     order = draw(train, len(train), torch.Generator().manual_seed(0))
     held, used = order[:24], order[24:]  # data.validation is a tenth
@@ -125,6 +133,18 @@ def test_training_that_diverges_later_leaves_the_last_good_epoch(
     assert outcome.pruned.metrics["top1"] > 50
     with pytest.raises(NumericsError, match="training loss is"):
         quick(conv, **{**how, "finetune__epochs": 1, "finetune__lr": 1e30, "finetune__warmup": 0.0})
+
+
+def test_where_training_makes_things_worse_the_network_before_it_stays(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter([80.0, 70.0])
+    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: next(seen))
+    monkeypatch.setattr(Finetuning, "_gain", lambda self, value: value if value in (80.0, 70.0) else 90.0)
+    outcome = quick(conv, **CUT, finetune__epochs=2)
+    same_bits(outcome, quick(conv, **CUT))
+    assert [epoch.validation for epoch in outcome.epochs] == [80.0, 70.0]
+    assert any("all epochs were worse than the network before them, which stays" in c for c in outcome.choices)
 
 
 def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
