@@ -95,7 +95,7 @@ class Stage:
     damping: float | None = None  # of this stage's systems, relative to their mean diagonal
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
-    cumulative_noise: float | None = None
+    believed: bool | None = None  # the cumulative ones agree within a factor of two, or as far as anybody can tell
     cumulative_ratio: float | None = None
     metric: float | None = None  # the run's, on the same held-out samples after all the stage did; None: taken back
 
@@ -103,16 +103,13 @@ class Stage:
 def believed_to(stages: list[Stage]) -> float | None:
     """The sparsity up to which measured and predicted change since the dense network agree within a factor of two.
 
-    Taken over accepted stages in turn; changes within two standard errors of each other are not told apart. None where
-    the first stage already differs by more, or nothing was predicted.
+    Taken over accepted stages in turn; None where the first one already differs by more, or nothing was predicted.
     """
     reached = None
     for stage in stages:
-        predicted, measured = stage.cumulative_predicted, stage.cumulative_measured
-        if not stage.accepted or predicted is None or measured is None:
+        if not stage.accepted or stage.believed is None:
             continue
-        near = abs(measured - predicted) <= 2 * (stage.cumulative_noise or 0.0)
-        if not near and not 0.5 <= (stage.cumulative_ratio or 0.0) <= 2:
+        if not stage.believed:
             break
         reached = stage.sparsity
     return reached

@@ -36,7 +36,7 @@ from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.step import Step
-from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion
+from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion, believed
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Stages:
                 damping=self.damping,
                 cumulative_predicted=since[0],
                 cumulative_measured=_finite(since[1]),
-                cumulative_noise=since[2],
+                believed=believed(*since, self.calibration.spread(self.job.kind)),
                 cumulative_ratio=_finite(since[1] / since[0]) if since[0] != 0 else None,
             )
         )

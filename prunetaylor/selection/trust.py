@@ -42,6 +42,20 @@ RAISES = 4
 _PROBES = 5
 
 
+def believed(predicted: float, measured: float, noise: float, scale: float) -> bool:
+    """Whether the model was right: within a factor of two, or as far as anybody can tell.
+
+    ``noise`` is the standard error of the measured change, ``scale`` the error of a constant answer.
+    """
+    return _within(predicted, measured) or abs(measured - predicted) <= max(NOISE * noise, NEGLIGIBLE * scale)
+
+
+def _within(predicted: float, measured: float) -> bool:
+    """The gain ratio lies in [LOW, HIGH], whatever the changes' sign."""
+    ends = LOW * predicted, HIGH * predicted
+    return min(ends) <= measured <= max(ends)
+
+
 @dataclass
 class TrustRegion:
     """``target``: the sparsity asked for; ``scale``: the error of a constant answer; ``damping``: the one asked for.
@@ -84,7 +98,7 @@ class TrustRegion:
         stands.
         """
         taken = 1 - (1 - then) / (1 - now)
-        if min(LOW * predicted, HIGH * predicted) <= measured <= max(LOW * predicted, HIGH * predicted):
+        if _within(predicted, measured):
             self.radius *= 2
             self.reach = min(self.largest, 2 * self.reach)
             self.damping = max(self.asked_damping, self.damping / 10)

@@ -19,7 +19,7 @@ _KEYS = {
 }
 _STAGE = (
     "sparsity predicted_change measured_change gain_ratio seconds accepted noise damping cumulative_predicted "
-    "cumulative_measured cumulative_noise cumulative_ratio metric"
+    "cumulative_measured believed cumulative_ratio metric"
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.trust import LARGEST, RAISES, SMALLEST, START, TrustRegion
+from prunetaylor.selection.trust import LARGEST, RAISES, SMALLEST, START, TrustRegion, believed
 
 
 def region(target: float = 0.9) -> TrustRegion:
@@ -101,3 +101,22 @@ def test_noise_is_no_failure_and_damping_has_an_end() -> None:
         trust.judge(0, 0.5, 1.0, 100.0, 0.0)
     assert trust.damping == pytest.approx(0.01 * 10**RAISES)
     assert trust.radius > 0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "noise", "right"),
+    [
+        (1.0, 2.0, 0.0, True),
+        (1.0, 0.5, 0.0, True),
+        (1.0, 2.1, 0.0, False),
+        (1.0, 0.4, 0.0, False),
+        (1.0, 0.4, 0.3, True),
+        (-1.0, -0.6, 0.0, True),
+        (-1.0, 0.6, 0.0, False),
+        (7.6e-6, 9.8e-7, 0.0, True),  # of an error of 2 that a constant answer makes
+        (7.6e-4, 9.8e-5, 0.0, False),
+        (1.0, float("inf"), 0.0, False),
+    ],
+)
+def test_what_is_believed(predicted: float, measured: float, noise: float, right: bool) -> None:
+    assert believed(predicted, measured, noise, 2.0) == right
