@@ -225,7 +225,10 @@ def _belief(outcome: Outcome) -> str:
             "the model was wrong by more than a factor of two from the first stage on: do not believe its predictions"
         )
     if reached == outcome.stages[-1].sparsity:
-        return "measured and predicted change since the dense network agree within a factor of two at every stage"
+        return (
+            "measured and predicted change since the dense network agree within a factor of two, or as far as the "
+            "samples can tell, at every stage"
+        )
     return f"beyond {percent(reached)} sparsity predicted changes are wrong by more than a factor of two"
 
 

@@ -81,6 +81,7 @@ def test_kill_9_three_times_changes_nothing(command, whole: Path, tmp_path: Path
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_kill_9_twenty_times_changes_nothing(command, whole: Path, tmp_path: Path) -> None:
     for turn in range(5):
         folder, chance = tmp_path / f"run-{turn}", random.Random(turn)
