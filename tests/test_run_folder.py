@@ -146,10 +146,14 @@ def test_an_interrupt_waits_until_the_run_is_complete(tmp_path: Path, monkeypatc
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _finish(tmp_path / "r")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _finish(tmp_path / "r")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert sorted(file.name for file in (tmp_path / "r").iterdir()) == ["log.jsonl", "model.safetensors", "report.json"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _keep(folder: RunFolder, text: str) -> None:
