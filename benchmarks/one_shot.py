@@ -43,8 +43,8 @@ ALONE: dict[str, dict[str, Any]] = {
 DEFAULT = "OBS in stages + repairs"
 """What ``prunetaylor prune`` does by itself."""
 # What scoring gives and what repair gives, told apart: the same stages and repairs for all.
-METHODS = [DEFAULT, *ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
-METHODS = list(dict.fromkeys(METHODS))
+REPAIRED = [f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +")]
+METHODS = [DEFAULT, *ALONE, *(name for name in REPAIRED if name != DEFAULT)]
 
 
 @dataclass(frozen=True)

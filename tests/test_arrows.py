@@ -45,6 +45,7 @@ ROOMS = [
     "prunetaylor.network",
     "prunetaylor.vision",
     "prunetaylor.distributed",
+    "prunetaylor.operators",
     "prunetaylor.config",
     "prunetaylor.registry",
     "prunetaylor.progress",

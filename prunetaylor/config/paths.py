@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _PATHS = ("model.checkpoint", "data.root", "cache.dir", "gate.baseline")
-_SPECS = ("model.arch", "data.source")
+_SPECS = ("model.arch", "data.source", "gate.metric", "loss")
 _SCHEMES = ("folder", "arrays")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+
+from prunetaylor.operators import Replaced
 
 
 @contextmanager
@@ -21,21 +21,10 @@ def differentiable() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainBatchNorm():
+        with sdpa_kernel(SDPBackend.MATH), Replaced(nn.functional.batch_norm, _batch_norm):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _PlainBatchNorm(TorchFunctionMode):
-    """Batch norm with stored statistics as arithmetic, whatever module calls it."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _batch_norm(
@@ -48,7 +37,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Takes what ``torch.nn.functional.batch_norm`` takes."""
+    """``torch.nn.functional.batch_norm`` with stored statistics as arithmetic."""
     if training or running_mean is None or running_var is None:
         return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     shape = (1, -1, *[1] * (input.dim() - 2))

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 
 from prunetaylor.distributed.exchange import reduce_in_place
 from prunetaylor.distributed.group import exchanging, gather_objects, world
+from prunetaylor.operators import Replaced
 
 
 @torch.no_grad()
@@ -79,19 +79,8 @@ class _Forward:
     def __call__(self, x: Tensor) -> Tensor:
         if not self._norm.training:
             return self._forward(x)
-        with _Synced():
+        with Replaced(nn.functional.batch_norm, _batch_norm):
             return self._forward(x)
-
-
-class _Synced(TorchFunctionMode):
-    """``torch.nn.functional.batch_norm`` over all processes."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is nn.functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 def _batch_norm(
@@ -104,7 +93,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Takes what ``torch.nn.functional.batch_norm`` takes."""
+    """``torch.nn.functional.batch_norm`` over all processes."""
     if not training:
         return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, variance, count = _statistics(input.detach())
