@@ -212,7 +212,7 @@ class _Outlook(Stages):
         if fit.scores is None:
             step: Step = self.criterion.solve(fit.model, self.job.network, self.masks, removed, self.generator)
             return step.masks, step.displacement
-        masks = self._ranked(fit.scores, removed)
+        masks = self.removal.ranked(fit.scores, self.masks, removed)
         return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in self.job.network.layers}
 
     def _part(self, layer: Layer, fit: _Fit, moved: Mapping[str, Tensor]) -> float:

@@ -28,14 +28,12 @@ from prunetaylor.network.state import check_values, displacement, restore, snaps
 from prunetaylor.outcome import Histogram, Stage
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED
+from prunetaylor.removal import Removal
 from prunetaylor.repair import batch_norm, compensate, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, check_outputs
-from prunetaylor.selection.histogram import histogram
-from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.schedule import Fixed, sparsities
-from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion, believed
 
 
@@ -61,9 +59,10 @@ class Stages:
         check_values(self.dense.module)
         config = self.job.config
         self.criterion = registry.load("saliency", self.job.method)
-        self.structure = registry.load("structure", config.prune.structure)
         self.aim = unseen(self.job, self.criterion)
         self.generator = torch.Generator().manual_seed(config.seed)
+        structure = registry.load("structure", config.prune.structure)
+        self.removal = Removal(self.job.network, self.criterion, structure, self.generator)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
         # What repair leaves of the change that removal alone would make, by the last stage; 1 until there was one.
@@ -213,7 +212,8 @@ class Stages:
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
         model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
-        target, alone = self._select(plan, model, judge, now)
+        found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
+        target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
         self._as_in_main()
         self.progress.step("selected")
         if self.aim.repair == "obs":
@@ -230,8 +230,8 @@ class Stages:
         stands = plan.judge(now, target, predicted, measured, noise)
         if stands and not isfinite(measured):
             held.values()  # says what is wrong: there is no smaller step to take
-        if alone is not None and alone > 0 < predicted:
-            self.repaired = predicted / alone
+        if found.alone is not None and found.alone > 0 < predicted:
+            self.repaired = predicted / found.alone
         self.progress.step("predicted")
         since = self._since_dense(calibration, held)
         if not stands:
@@ -261,8 +261,8 @@ class Stages:
             )
         )
         done = self.done[-1]
-        found = {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
-        self.progress.measured(self.trained, {name: value for name, value in found.items() if isfinite(value)})
+        told = {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
+        self.progress.measured(self.trained, {name: value for name, value in told.items() if isfinite(value)})
         last = self.aim.refinement.when == "last" and self.removed == self.wanted
         if stands and (self.aim.refinement.when == "stages" or last):
             self.refining = {}
@@ -270,53 +270,6 @@ class Stages:
             self.done[-1] = replace(done, seconds=time.perf_counter() - start)
         if stands:
             self._measure()
-
-    def _select(
-        self, plan: Fixed | TrustRegion, model: TaylorModel, judge: TaylorModel, now: float
-    ) -> tuple[float, float | None]:
-        """Choose and remove. (the sparsity after it, the change that removal alone is predicted to make, if asked)."""
-        network = self.job.network
-        if hasattr(self.criterion, "solve"):
-            # What a solver would do is known only once it has: its steps are as long as they have proved right.
-            target = plan.propose(now, lambda _: 0.0)
-            removed = self._count(target)
-            step: Step = self.criterion.solve(model, network, self.masks, removed, self.generator)
-            self.masks = step.masks
-            with torch.no_grad():
-                for layer in network.layers:
-                    layer.weight.add_(step.displacement[layer.parameter].to(layer.weight))
-            apply_masks(network.module, self.masks)
-            return target, None
-        scores = self.criterion.score(model, network, self.masks, self.generator)
-
-        alone: dict[float, float] = {}
-
-        def change(sparsity: float) -> float:
-            masks = self._ranked(scores, self._count(sparsity))
-            moves = {x.parameter: -x.weight.detach() * ~masks[x.parameter] for x in network.layers}
-            alone[sparsity] = judge.predict(moves).change(self.aim.keep_first)
-            return self.repaired * alone[sparsity]
-
-        target = plan.propose(now, change)
-        before, self.masks = self.masks, self._ranked(scores, self._count(target))
-        self.histogram = histogram(scores, before, self.masks)
-        apply_masks(network.module, self.masks)
-        return target, alone.get(target)
-
-    def _count(self, sparsity: float) -> int:
-        """Weights gone after a stage to this sparsity: the smallest step of a small network may be less than one."""
-        return max(round(sparsity * self.job.network.prunable), self.removed + 1)
-
-    def _ranked(self, scores: Mapping[str, Tensor], removed: int) -> dict[str, Tensor]:
-        """The masks after which ``removed`` weights are gone, the best by score left."""
-        layers, structure = self.job.network.layers, self.structure
-        kept = keep_best(
-            [structure.groups(layer, scores[layer.parameter]) for layer in layers],
-            [~self.masks[layer.parameter].flatten() for layer in layers],
-            removed,
-            [layer.name for layer in layers],
-        )
-        return {x.parameter: structure.mask(x, keep) for x, keep in zip(layers, kept, strict=True)}
 
     def _compensate(
         self,
@@ -389,10 +342,8 @@ class Stages:
 
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
-        scores = self.criterion.score(None, self.job.network, self.masks, self.generator)
-        before, self.masks = self.masks, self._ranked(scores, round(target * self.job.network.prunable))
-        self.histogram = histogram(scores, before, self.masks)
-        apply_masks(self.job.network.module, self.masks)
+        found = self.removal.weakest(self.masks, round(target * self.job.network.prunable))
+        self.masks, self.histogram = found.masks, found.histogram
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
 
     def _measure(self) -> None:

@@ -22,6 +22,7 @@ ROOMS = [
     "prunetaylor.planning",
     "prunetaylor.finetune",
     "prunetaylor.stages",
+    "prunetaylor.removal",
     "prunetaylor.aim",
     "prunetaylor.refinement",
     "prunetaylor.calibration",

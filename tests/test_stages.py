@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from toys import ConvNet, trained
 
 from prunetaylor.errors import NumericsError
+from prunetaylor.removal import Removal, Removed
 from prunetaylor.selection.trust import RAISES, TrustRegion
 
 
@@ -126,25 +128,27 @@ def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: 
 def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunetaylor import stages
+    step, found = Removal.step, []
 
-    select, found = stages.Stages._select, []
+    def watched(
+        self: Removal, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float, **more: Any
+    ) -> Removed:
+        asked = []
 
-    def watched(self: stages.Stages, plan: TrustRegion, *args: object) -> object:
         def propose(now: float, change: Callable[[float], float]) -> float:
-            left = self.repaired
-            whole = change(0.55) / left
-            self.repaired = 0.25
-            found.append((left, change(0.55) / whole))
-            self.repaired = left
-            return TrustRegion.propose(plan, now, change)
+            target = TrustRegion.propose(plan, now, change)
+            asked.append(change(target))
+            return target
 
         monkeypatch.setattr(plan, "propose", propose)
-        return select(self, plan, *args)
+        removed = step(self, masks, plan, *args, repaired=repaired, **more)
+        assert removed.alone is not None
+        found.append((repaired, asked[0] / removed.alone))
+        return removed
 
-    monkeypatch.setattr(stages.Stages, "_select", watched)
+    monkeypatch.setattr(Removal, "step", watched)
     quick(conv, sparsity=0.6, prune__stages="auto", prune__repair="least-squares")
     assert found[0][0] == 1.0
     assert len(found) > 1
     assert all(0 < left < 1 for left, _ in found[1:])
-    assert [ratio for _, ratio in found] == pytest.approx([0.25] * len(found))
+    assert [ratio for _, ratio in found] == pytest.approx([left for left, _ in found])
