@@ -1,4 +1,4 @@
-"""Which weights a stage removes: the weakest by the criterion, in the structure's groups, as many as its plan allows."""
+"""Which weights a stage removes: the weakest by the criterion, in a structure's groups, as many as its plan allows."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def check_deterministic(module: nn.Module, batches: Batches) -> None:
 
 
 def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
-    """NumericsError where ``outputs`` (N, K), the dense network's for the first N samples, are not all finite.
+    """NumericsError where ``outputs`` (N, K), the network's for the first N samples, are not all finite.
 
     It says where they cease to be: in a sample itself, or with the first module whose output is not finite.
     """
@@ -175,7 +175,7 @@ def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
             sample = x[bad[0] - start : bad[0] - start + 1]
             break
         start += len(x)
-    what = f"the dense network's outputs are not finite for {len(bad)} of {len(outputs)} calibration samples"
+    what = f"the network's outputs are not finite for {len(bad)} of {len(outputs)} samples"
     if not bool(torch.isfinite(sample).all()):
         raise NumericsError(f"{what}, as such a sample is not", "leave those samples out, or mend how they are read")
     name = _first_not_finite(module, sample)

@@ -62,7 +62,12 @@ CASES: dict[str, tuple[type[PruneTaylorError], str, dict[str, Any]]] = {
     "targets of another size": (DataError, r"do not fit outputs of 4", {"train": (TRAIN[0], torch.rand(240, 3))}),
     "nan in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=NAN)}),
     "inf in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=float("inf"))}),
-    "nan in test": (NumericsError, r"loss on 120 samples is nan\n.*data.normalize", {"test": changed(TEST, x=NAN)}),
+    "nan in test": (NumericsError, r"of 120 samples, as such a sample is not\n", {"test": changed(TEST, x=NAN)}),
+    "nan in test targets": (
+        NumericsError,
+        r"loss on 120 samples is nan, and the network's outputs are finite\ncheck the targets",
+        {"train": (TRAIN[0], torch.rand(240, 4)), "test": (TEST[0], torch.full((120, 4), NAN)), "metric": "loss"},
+    ),
 }
 
 

@@ -126,7 +126,7 @@ def test_the_first_module_whose_outputs_are_not_finite_is_named(module: nn.Modul
     outputs, _ = all_outputs(module, batches(x, size=4))
     bad = int((~torch.isfinite(outputs)).any(1).sum())
     assert bad > 0
-    with pytest.raises(NumericsError, match=rf"for {bad} of 9 calibration samples; {where}"):
+    with pytest.raises(NumericsError, match=rf"for {bad} of 9 samples; {where}"):
         check_outputs(module, batches(x, size=4), outputs)
     assert not any(m._forward_hooks for m in module.modules())
 
@@ -136,6 +136,6 @@ def test_a_sample_that_is_not_finite_is_the_reason() -> None:
     x[6, 1] = float("nan")
     module = nn.Linear(4, 3)
     outputs, _ = all_outputs(module, batches(x, size=4))
-    with pytest.raises(NumericsError, match=r"for 1 of 9 calibration samples, as such a sample is not\n"):
+    with pytest.raises(NumericsError, match=r"for 1 of 9 samples, as such a sample is not\n"):
         check_outputs(module, batches(x, size=4), outputs)
     check_outputs(module, batches(x, size=4), outputs[:6])

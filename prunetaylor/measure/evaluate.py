@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import NumericsError
+from prunetaylor.network.state import check_values
 from prunetaylor.objective import Kind, loss_of
-from prunetaylor.risk import all_outputs
+from prunetaylor.risk import all_outputs, check_outputs
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Evaluation:
 
 
 def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
-    """Metrics by name. NumericsError where an output is not finite."""
+    """Metrics by name. NumericsError where the loss is not finite; it says what is to blame."""
     outputs, targets = all_outputs(module, batches)
     loss = loss_of(kind)
     correct = loss.correct(outputs, targets)
@@ -52,8 +53,10 @@ def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
     found = Evaluation.of(loss.values(outputs, targets), correct, targets)
     value = found.metrics["loss"]
     if not math.isfinite(value):
+        check_values(module)
+        check_outputs(module, batches, outputs)
         raise NumericsError(
-            f"the loss on {len(outputs)} samples is {value}",
-            "check that the samples are normalised as in training (data.normalize)",
+            f"the loss on {len(outputs)} samples is {value}, and the network's outputs are finite",
+            "check the targets, and that the samples are normalised as in training (data.normalize)",
         )
     return found
