@@ -26,7 +26,7 @@ from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import copied
+from prunetaylor.network.state import copied, layout
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
@@ -101,7 +101,8 @@ class _Run:
 
     def outcome(self) -> Outcome:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
-        with clock.time("total"), within(self.plan.chunks):
+        laid_out = layout(module, job.device), layout(self.dense.module, job.device)
+        with clock.time("total"), within(self.plan.chunks), laid_out[0], laid_out[1]:
             for choice in (*job.choices, self.plan.describe()):
                 progress.note(choice)
             with clock.time("measure"):

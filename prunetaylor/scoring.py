@@ -25,7 +25,7 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import copied, displacement, restore
+from prunetaylor.network.state import copied, displacement, layout, restore
 from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
@@ -64,7 +64,9 @@ def run(job: Job, progress: Progress) -> Scores:
     training, _ = training_split(job)
     assert training is not None
     outlook = _Outlook(job, job.network, training, progress)
-    with within(plan.chunks):
+    # Laid out as in a run, which finds the fits in the cache by what they were taken of.
+    laid_out = layout(job.network.module, job.device), layout(outlook.dense.module, job.device)
+    with within(plan.chunks), laid_out[0], laid_out[1]:
         levels, layers, held_out = outlook.look()
     return Scores(
         method=job.method,

@@ -114,7 +114,9 @@ def test_too_few_samples_to_choose_by(conv: nn.Module) -> None:
 def test_training_that_diverges_is_an_error(conv: nn.Module) -> None:
     with pytest.raises(NumericsError, match=r"loss is (nan|inf).*\n.*finetune\.lr"):
         quick(conv, sparsity=0.5, finetune__epochs=3, finetune__lr=1e30, finetune__warmup=0.0, data__batch_size=32)
-    with pytest.raises(NumericsError, match=r"after epoch 1 of fine-tuning the network.s outputs are not finite for .*\n.*finetune\.lr"):
+    with pytest.raises(
+        NumericsError, match=r"after epoch 1 of fine-tuning the network.s outputs are not finite for .*\n.*finetune\.lr"
+    ):
         quick(conv, sparsity=0.5, finetune__epochs=3, finetune__lr=1e30, finetune__warmup=0.0, data__batch_size=216)
 
 

@@ -40,8 +40,8 @@ def _batch_norm(
     """``torch.nn.functional.batch_norm`` with stored statistics as arithmetic."""
     if training or running_mean is None or running_var is None:
         return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    # One product and one sum of the input's size: each costs three in forward mode.
+    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
     shape = (1, -1, *[1] * (input.dim() - 2))
-    out = (input - running_mean.view(shape)) * (running_var + eps).rsqrt().view(shape)
-    if weight is not None:
-        out = out * weight.view(shape)
-    return out if bias is None else out + bias.view(shape)
+    return input * scale.view(shape) + shift.view(shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def channels_last(module: nn.Module) -> Iterator[None]:
     """The weights of 2-d convolutions laid out with channels last, where theirs is the plain layout; plain again after.
 
-    Gradients are fastest so, given inputs of the same layout.
+    What such a convolution puts out is laid out so too. Gradients are fastest where the network's inputs are as well.
     """
     plain = [p for p in module.parameters() if p.dim() == 4 and p.is_contiguous()]
     for parameter in plain:
@@ -39,6 +39,16 @@ def channels_last(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in plain:
             parameter.data = parameter.data.contiguous()
+
+
+def layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Inside, the module's weights lie as passes on the device are fastest."""
+    return channels_last(module) if fast_last(device) else nullcontext()
+
+
+def fast_last(device: torch.device) -> bool:
+    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
+    return device.type in ("cuda", "cpu")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from prunetaylor.data.samples import Share
 from prunetaylor.distributed.group import world
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import is_out_of_memory, release
-from prunetaylor.network.state import channels_last
+from prunetaylor.network.state import fast_last
 from prunetaylor.objective import Kind, outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
 from prunetaylor.repair.divergence import Guard
@@ -27,7 +27,7 @@ class Backward:
     """Leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
 
     Args:
-        module: in training mode, laid out by :func:`layout`.
+        module: in training mode, laid out by :func:`network.state.layout`.
         teacher: the dense network, in evaluation mode; None: of the labels alone.
         guard: told what an output that never changes would cost, which is how bad a loss may be.
         note: told what the user should read.
@@ -137,19 +137,9 @@ class Backward:
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and _fast_last(self._device) else x
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and fast_last(self._device) else x
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
-
-
-def layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """Inside, the module's weights lie as training on the device is fastest."""
-    return channels_last(module) if _fast_last(device) else nullcontext()
-
-
-def _fast_last(device: torch.device) -> bool:
-    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
-    return device.type in ("cuda", "cpu")

@@ -125,28 +125,24 @@ class Matching:
                 stack.enter_context(evaluating(network))
                 stack.enter_context(channels_last(network))
             stack.enter_context(trainable(self._free.values()))
-            mine, wanted = (
-                stack.enter_context(_Outputs(network, self._watched)) for network in (self.module, self.dense)
-            )
+            pull = stack.enter_context(_Pull(self.module, self.dense, self._watched))
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
             if state["optimizer"] is not None:
                 self._optimizer.load_state_dict(state["optimizer"])
                 self.batches.load_state_dict(state["batches"], finished=state["finished"])
             stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
-            variances = _variances(self.dense, self.held.batches, wanted)
+            pull.variances = _variances(self.dense, self.held.batches, pull)
             looks = {round(self._steps * (k + 1) / LOOKS) for k in range(LOOKS)}
             for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
                 for part in torch.split(share.x, self._chunk) if len(share.x) else ():
-                    loss = _loss(self.module, self.dense, part, mine, wanted, variances, towards, self._scale)
-                    (loss * (len(part) / share.of)).backward()  # type: ignore[no-untyped-call]
+                    _backward(self.module, self.dense, part, pull, towards, self._scale, len(part) / share.of)
                 sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
                 if state["step"] in looks:
-                    with mine.ignored():
-                        self._look()
+                    self._look()
                 yield MatchState(state["step"], state["first"], state["best"], state["step"] in looks)
         self.module.zero_grad(set_to_none=True)
         restore(self.module, state["kept"])
@@ -177,36 +173,25 @@ class Matching:
             self._state |= {"best": found, "kept": snapshot(self.module)}
 
 
-def _loss(
-    module: nn.Module,
-    dense: nn.Module,
-    x: Tensor,
-    mine: _Outputs,
-    wanted: _Outputs,
-    variances: Sequence[float],
-    towards: Objective,
-    scale: float,
-) -> Tensor:
-    """The mean over the samples ``x``, a scalar."""
+def _backward(
+    module: nn.Module, dense: nn.Module, x: Tensor, pull: _Pull, towards: Objective, scale: float, share: float
+) -> None:
+    """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         reference = outputs_of(dense(x)).float()
-    with torch.enable_grad():
+    with torch.enable_grad(), pull.weighed(share):
         outputs = outputs_of(module(x)).float()
         error = towards.values(outputs, reference).mean() / scale
-        shares = [
-            nn.functional.mse_loss(a.float(), b.float()) / variance
-            for a, b, variance in zip(mine.taken(), wanted.taken(), variances, strict=True)
-        ]
-        return error + FEATURES * torch.stack(shares).mean() if shares else error
+        (error * share).backward()  # type: ignore[no-untyped-call]
 
 
-def _variances(dense: nn.Module, batches: Batches, wanted: _Outputs) -> list[float]:
+def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> list[float]:
     """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
     sums: dict[str, Tensor] = {}
     for _ in sweep(dense, batches):
-        found = [y.double() if y.device.type != "mps" else y.float() for y in wanted.taken()]
+        found = [y.double() if y.device.type != "mps" else y for y in pull.taken()]
         for call, y in enumerate(found):
             added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
             sums[str(call)] = sums.get(str(call), 0) + added
@@ -214,41 +199,63 @@ def _variances(dense: nn.Module, batches: Batches, wanted: _Outputs) -> list[flo
     return [variance if variance > 0 else 1.0 for variance in each]
 
 
-class _Outputs:
-    """What some modules of a network put out in a pass, in the order of the calls."""
+class _Pull:
+    """The layers' part of the loss, put into the gradients on their way back.
 
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        self._modules = [module.get_submodule(name) for name in names]
-        self._found: list[Tensor] = []
-        self._listening = True
+    What it adds to the gradient of a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are: no
+    graph of it is needed, which would take six passes over each output in place of two. Layers whose outputs the
+    network's do not depend on are not pulled.
+    """
 
-    def __enter__(self) -> _Outputs:
-        self._handles = [m.register_forward_hook(self._hear) for m in self._modules]
+    def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
+        self._mine, self._theirs = ([network.get_submodule(name) for name in names] for network in (module, dense))
+        self._wanted: list[Tensor] = []  # y* in the order of the calls
+        self._share: float | None = None  # None: passes of ``module`` are none of ours
+        self._call = 0
+        self.variances: Sequence[float] = ()
+
+    def __enter__(self) -> _Pull:
+        self._handles = [m.register_forward_hook(self._keep) for m in self._theirs]
+        self._handles += [m.register_forward_hook(self._pull) for m in self._mine]
         return self
-
-    def _hear(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        if self._listening:
-            self._found.append(output)
-            if output.requires_grad and output.dim() == 4:
-                # Gradients in another layout than the input's make a batch norm's backward pass seven times as slow.
-                output.register_hook(_channels_last)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
+    def taken(self) -> list[Tensor]:
+        """What the dense layers have put out since this was last asked, in float32."""
+        found, self._wanted = self._wanted, []
+        return found
+
     @contextmanager
-    def ignored(self) -> Iterator[None]:
-        """Passes inside leave nothing."""
-        self._listening = False
+    def weighed(self, share: float) -> Iterator[None]:
+        """The pass of ``module`` inside follows one of the dense network over the same samples."""
+        self._share, self._call = share, 0
         try:
             yield
         finally:
-            self._listening = True
+            self._share, self._wanted = None, []
 
-    def taken(self) -> list[Tensor]:
-        found, self._found = self._found, []
-        return found
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._wanted.append(output.detach().to(torch.float32, copy=True))  # an activation may overwrite it
+
+    def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self._share is None:
+            return
+        call, self._call = self._call, self._call + 1
+        if not output.requires_grad:
+            return
+        count = len(self.variances) * self.variances[call] * output.numel()
+        back, weight = self._wanted[call].sub_(output.detach()), -2 * FEATURES * self._share / count
+
+        def add(gradient: Tensor) -> Tensor:
+            if gradient.dim() == 4:
+                # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
+                gradient = gradient.contiguous(memory_format=torch.channels_last)
+            return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
 def _watched(module: nn.Module, layers: Sequence[Layer], absorbers: Mapping[str, Absorber]) -> list[str]:
@@ -260,10 +267,6 @@ def _watched(module: nn.Module, layers: Sequence[Layer], absorbers: Mapping[str,
         for name in [absorber.key.rpartition(".")[0]] if absorber else [names[m] for m in layer.modules]:
             found[name] = None
     return list(found)
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _endless(batches: Batches, steps: int) -> Iterator[Share]:

@@ -22,9 +22,9 @@ from prunetaylor.distributed.group import rank, world
 from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.network.state import evaluating, layout, restore, snapshot
 from prunetaylor.objective import Kind
-from prunetaylor.repair.backward import Backward, Loss, layout
+from prunetaylor.repair.backward import Backward, Loss
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import Guard, check_finite
 from prunetaylor.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunetaylor.config.schema import DistillSection, FinetuneSection
 from prunetaylor.errors import DataError, UsageError
-from prunetaylor.repair.backward import layout
+from prunetaylor.network.state import layout
 from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.train import train

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import Batches, TensorSplit
 from prunetaylor.network.network import Network
+from prunetaylor.network.state import evaluating
 from prunetaylor.objective import Objective
 from prunetaylor.repair import match_features as room
 from prunetaylor.repair.affine import find_absorbers
@@ -51,20 +52,27 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_the_loss_is_the_divergence_and_each_layers_share() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_place: bool) -> None:
     dense, x, _ = case("normed")
+    dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
     watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
-    with room._Outputs(module, watched) as mine, room._Outputs(dense, watched) as wanted:
-        variances = room._variances(dense, batches(x, 4, None), wanted)
-        towards = Objective("classes", "divergence")
-        found = room._loss(module, dense, x, mine, wanted, variances, towards, scale=0.5)
-    with torch.no_grad():
-        errors = [(module[:k](x) - dense[:k](x)).square().mean() / dense[:k](x).var(unbiased=False) for k in (2, 5)]
-        kl = nn.functional.kl_div(
-            module(x).log_softmax(1), dense(x).log_softmax(1), log_target=True, reduction="batchmean"
-        )
-    torch.testing.assert_close(found.detach(), kl / 0.5 + room.FEATURES * sum(errors) / 2)
+    with evaluating(module), evaluating(dense), room._Pull(module, dense, watched) as pull:
+        pull.variances = room._variances(dense, batches(x, 4, None), pull)
+        for part in x.split(5):
+            towards = Objective("classes", "divergence")
+            room._backward(module, dense, part, pull, towards, 0.5, len(part) / len(x))
+    found = {name: p.grad for name, p in module.named_parameters()}
+    module.zero_grad()
+    layers = [network[:k](x).clone() for network in (module, dense) for k in (2, 5)]
+    errors = [(layers[i] - layers[2 + i].detach()).square().mean() / layers[2 + i].var(unbiased=False) for i in (0, 1)]
+    kl = nn.functional.kl_div(
+        module(x).log_softmax(1), dense(x).detach().log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    (kl / 0.5 + room.FEATURES * sum(errors).div(2)).backward()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_a_linear_layer_arrives_at_least_squares() -> None:
