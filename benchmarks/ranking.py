@@ -12,21 +12,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.samples import draw
 from prunetaylor.job import Job, open_job
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
+from prunetaylor.removal import Removal, Removed
 from prunetaylor.saliency import _units
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
-WEIGHTS = (0.75, 0.0, 0.5, 1.0)
-SPARSITIES = (0.8, 0.9, 0.95)
+RISING, ASKED = "rising to 1", "the sparsity"  # from 1/2 with what is removed so far; the sparsity that is asked for
+WEIGHTS: tuple[float | str, ...] = (0.25, 0.5, 0.75, 1.0, RISING, ASKED)
+# The same stages for every rule: what a run by itself takes, about, so that only the ranking differs.
+STAGES = {
+    0.7: [0.3, 0.55, 0.7],
+    0.8: [0.3, 0.55, 0.7, 0.8],
+    0.9: [0.3, 0.55, 0.7, 0.81, 0.875, 0.9],
+    0.95: [0.3, 0.55, 0.7, 0.81, 0.875, 0.92, 0.95],
+}
 KEPT_OUT = 5000
 
 
@@ -36,34 +49,40 @@ def main() -> None:
     parser.add_argument("--arch")
     parser.add_argument("--data")
     parser.add_argument("--normalize", default="none")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     if not args.show:
-        for sparsity in SPARSITIES:
-            for weight in WEIGHTS:
-                if not any((row["sparsity"], row["weight"]) == (sparsity, weight) for row in rows()):
-                    measure(args, sparsity, weight)
+        for seed, sparsity, weight in product(args.seeds, STAGES, WEIGHTS):
+            if not any((row["sparsity"], row["weight"], row["seed"]) == (sparsity, weight, seed) for row in rows()):
+                measure(args, sparsity, weight, seed)
     show()
 
 
-def measure(args: argparse.Namespace, sparsity: float, weight: float) -> None:
+def measure(args: argparse.Namespace, sparsity: float, weight: float | str, seed: int) -> None:
     settings = {
         "model.checkpoint": args.checkpoint,
         "model.arch": args.arch,
         "data.source": args.data,
         "data.normalize": args.normalize,
         "prune.sparsity": sparsity,
+        "prune.stages": STAGES[sparsity],
         "prune.refine": "none",
         "finetune.epochs": 0,
+        "seed": seed,
     }
     job = open_job(from_values(settings).config, trusted_arch=True, trusted_data=True, progress=Silent())
     keep_out(job)
-    before, _units.BELIEF = _units.BELIEF, weight
-    try:
+    step = Removal.step
+
+    def weighed(self: Removal, masks: Mapping[str, Tensor], *rest: Any, **more: Any) -> Removed:
+        now = sum(int((~mask).sum()) for mask in masks.values()) / self.network.prunable
+        _units.BELIEF = (1 + now) / 2 if weight == RISING else sparsity if weight == ASKED else float(weight)
+        return step(self, masks, *rest, **more)
+
+    with patch.object(Removal, "step", weighed), patch.object(_units, "BELIEF", _units.BELIEF):
         outcome = run(job, Silent())
-    finally:
-        _units.BELIEF = before
-    row = {"sparsity": sparsity, "weight": weight, **outcome.pruned.metrics, "dense": outcome.dense.metrics["top1"]}
+    row = {"sparsity": sparsity, "weight": weight, "seed": seed, **outcome.pruned.metrics}
     with RESULTS.open("a") as out:
         out.write(json.dumps(row) + "\n")
     print(row, flush=True)
@@ -78,19 +97,22 @@ def keep_out(job: Job) -> None:
     job.samples = type(job.samples)(**{**vars(job.samples), **parts})
 
 
-def rows() -> list[dict[str, float]]:
+def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def show() -> None:
-    """Top-1 in percent, and the loss."""
-    found = {(row["weight"], row["sparsity"]): row for row in rows()}
-    print("| weight of the error's unit | " + " | ".join(f"{s:.0%}" for s in SPARSITIES) + " |")
-    print("| ---: |" + " ---: |" * len(SPARSITIES))
-    for weight in sorted(WEIGHTS):
-        cells = [found.get((weight, s)) for s in SPARSITIES]
-        shown = [f"{cell['top1']:.2f} ({cell['loss']:.3f})" if cell else "" for cell in cells]
-        print(f"| {weight:g} | " + " | ".join(shown) + " |")
+    """The loss, and top-1 in percent, means over seeds."""
+    found = rows()
+    print("| weight of the error's unit | " + " | ".join(f"{s:.0%}" for s in STAGES) + " |")
+    print("| --- |" + " ---: |" * len(STAGES))
+    for weight in WEIGHTS:
+        cells = []
+        for sparsity in STAGES:
+            mine = [row for row in found if (row["weight"], row["sparsity"]) == (weight, sparsity)]
+            loss, top1 = (statistics.mean(row[key] for row in mine) if mine else 0.0 for key in ("loss", "top1"))
+            cells.append(f"{loss:.3f} ({top1:.2f}){' one' if len(mine) == 1 else ''}" if mine else "")
+        print(f"| {weight} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
