@@ -25,6 +25,7 @@ from prunetaylor.checkpoint.architecture import build
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.network import Network
+from prunetaylor.network.state import channels_last
 from prunetaylor.repair.train import Training
 
 NETWORKS = {
@@ -60,10 +61,10 @@ def masked(module: nn.Module, data: Batches, device: torch.device) -> None:
     }
     options = FinetuneSection(lr=0.01, precision="float32")
     loss = nn.functional.cross_entropy
-    for _ in Training(
-        module, masks, data, options=options, epochs=1, loss=loss, device=device, generator=generator
-    ).run():
-        pass
+    training = Training(module, masks, data, options=options, epochs=1, loss=loss, device=device, generator=generator)
+    with channels_last(module):  # as a run's are: prunetaylor/layout.py
+        for _ in training.run():
+            pass
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
 from prunetaylor.errors import OutputError, PruneTaylorError
+from prunetaylor.network.state import channels_last
 from prunetaylor.progress import Progress
 from prunetaylor.repair.train import train
 
@@ -94,8 +95,9 @@ def _train(module: nn.Module, samples: Samples, generator: torch.Generator, prog
         device=torch.device("cpu"),
         generator=generator,
     )
-    for state in states:
-        progress.step(f"loss {state.loss:.3f}")
+    with channels_last(module):
+        for state in states:
+            progress.step(f"loss {state.loss:.3f}")
 
 
 @torch.no_grad()

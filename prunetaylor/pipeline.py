@@ -19,6 +19,7 @@ from prunetaylor.errors import DataError, UsageError
 from prunetaylor.finetune import Finetuning
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.keep import Forgetful, Keeper
+from prunetaylor.layout import laid_out
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
@@ -26,7 +27,7 @@ from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import copied, layout
+from prunetaylor.network.state import copied
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
@@ -101,8 +102,9 @@ class _Run:
 
     def outcome(self) -> Outcome:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
-        laid_out = layout(module, job.device), layout(self.dense.module, job.device)
-        with clock.time("total"), within(self.plan.chunks), laid_out[0], laid_out[1]:
+        together = laid_out(job, module, self.dense.module)
+        with clock.time("total"), within(self.plan.chunks), together as said:
+            job.choices += said
             for choice in (*job.choices, self.plan.describe()):
                 progress.note(choice)
             with clock.time("measure"):
@@ -193,7 +195,10 @@ class _Run:
 
 def evaluate(job: Job, progress: Progress) -> Side:
     """Measure the job's network as it is."""
-    return _side(job, job.network.module, _measure(job, job.network.module, progress, "measure"))
+    module = job.network.module
+    with laid_out(job, module):
+        found = _measure(job, module, progress, "measure")
+    return _side(job, module, found)
 
 
 def prune(

@@ -23,9 +23,10 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.layout import laid_out
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import copied, displacement, layout, restore
+from prunetaylor.network.state import copied, displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
@@ -59,14 +60,14 @@ def run(job: Job, progress: Progress) -> Scores:
             f"try it with `prunetaylor prune MODEL prune.method={job.method}`, or leave prune.method at auto",
         )
     plan = make_plan(job, "score")
-    for choice in (*job.choices, plan.describe()):
-        progress.note(choice)
     training, _ = training_split(job)
     assert training is not None
     outlook = _Outlook(job, job.network, training, progress)
     # Laid out as in a run, which finds the fits in the cache by what they were taken of.
-    laid_out = layout(job.network.module, job.device), layout(outlook.dense.module, job.device)
-    with within(plan.chunks), laid_out[0], laid_out[1]:
+    with laid_out(job, job.network.module, outlook.dense.module) as said, within(plan.chunks):
+        job.choices += said
+        for choice in (*job.choices, plan.describe()):
+            progress.note(choice)
         levels, layers, held_out = outlook.look()
     return Scores(
         method=job.method,

@@ -26,6 +26,7 @@ ROOMS = [
     "prunetaylor.aim",
     "prunetaylor.refinement",
     "prunetaylor.calibration",
+    "prunetaylor.layout",
     "prunetaylor.job",
     "prunetaylor.resume",
     "prunetaylor.track",

@@ -18,6 +18,7 @@ from prunetaylor.gate import limits
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.gate.opening import Pair, open_pair
 from prunetaylor.job import Job
+from prunetaylor.layout import laid_out
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.flips import class_drops, flips
@@ -172,7 +173,8 @@ def _resampled(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Prog
 
 
 def _evaluated(job: Job) -> Evaluation:
-    return evaluate(job.network.module, _test(job), job.kind)
+    with laid_out(job, job.network.module):
+        return evaluate(job.network.module, _test(job), job.kind)
 
 
 def _test(job: Job, batch: int | None = None) -> Batches:

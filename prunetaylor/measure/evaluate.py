@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import NumericsError
-from prunetaylor.network.state import check_values, layout
+from prunetaylor.network.state import check_values
 from prunetaylor.objective import Kind, loss_of
 from prunetaylor.risk import all_outputs, check_outputs
 
@@ -45,8 +45,7 @@ class Evaluation:
 
 def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
     """Metrics by name. NumericsError where the loss is not finite; it says what is to blame."""
-    with layout(module, batches.device):
-        outputs, targets = all_outputs(module, batches)
+    outputs, targets = all_outputs(module, batches)
     loss = loss_of(kind)
     correct = loss.correct(outputs, targets)
     if correct is not None:  # of one logit the targets may be any numbers

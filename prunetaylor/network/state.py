@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def channels_last(module: nn.Module) -> Iterator[None]:
     """The weights of 2-d convolutions laid out with channels last, where theirs is the plain layout; plain again after.
 
-    What such a convolution puts out is laid out so too. Gradients are fastest where the network's inputs are as well.
+    What such a convolution puts out is laid out so too, which not every network bears: prunetaylor/layout.py tries it.
+    Gradients are fastest where the network's inputs are as well.
     """
     plain = [p for p in module.parameters() if p.dim() == 4 and p.is_contiguous()]
     for parameter in plain:
@@ -41,14 +42,11 @@ def channels_last(module: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.contiguous()
 
 
-def layout(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """Inside, the module's weights lie as passes on the device are fastest."""
-    return channels_last(module) if fast_last(device) else nullcontext()
-
-
-def fast_last(device: torch.device) -> bool:
-    """Where convolutions, forward and backward, are fastest with channels last (measured: benchmarks/README.md)."""
-    return device.type in ("cuda", "cpu")
+def like_weights(module: nn.Module, x: Tensor) -> Tensor:
+    """Inputs with channels last where the weights lie so, which is where that is fastest and known to work."""
+    if x.dim() != 4 or all(p.dim() != 4 or p.is_contiguous() for p in module.parameters()):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from prunetaylor.data.samples import Share
 from prunetaylor.distributed.group import world
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import is_out_of_memory, release
-from prunetaylor.network.state import fast_last
+from prunetaylor.network.state import like_weights
 from prunetaylor.objective import Kind, outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
 from prunetaylor.repair.divergence import Guard
@@ -27,7 +27,7 @@ class Backward:
     """Leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
 
     Args:
-        module: in training mode, laid out by :func:`network.state.layout`.
+        module: in training mode; inputs are laid out as its weights are.
         teacher: the dense network, in evaluation mode; None: of the labels alone.
         guard: told what an output that never changes would cost, which is how bad a loss may be.
         note: told what the user should read.
@@ -70,7 +70,7 @@ class Backward:
                     # Evenly: no batch norm can train on one sample that is left over.
                     parts = max(1, -(-len(share.x) // size))
                     for x, y in zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True):
-                        value = self._value(self._laid_out(x), y) * (len(x) / count)
+                        value = self._value(like_weights(self._module, x), y) * (len(x) / count)
                         self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
                         total = total + value.detach()
                 return total
@@ -135,9 +135,6 @@ class Backward:
         distance = distillation(outputs, wanted, y, self._kind, self._options.distill)
         share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
-
-    def _laid_out(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 and fast_last(self._device) else x
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype is torch.float32:

@@ -27,7 +27,7 @@ from prunetaylor.distributed.training import sum_gradients
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable
-from prunetaylor.network.state import channels_last, evaluating, restore, snapshot, trainable
+from prunetaylor.network.state import evaluating, like_weights, restore, snapshot, trainable
 from prunetaylor.objective import Objective, outputs_of
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import keep_masks
@@ -123,7 +123,6 @@ class Matching:
         with ExitStack() as stack:
             for network in (self.module, self.dense):
                 stack.enter_context(evaluating(network))
-                stack.enter_context(channels_last(network))
             stack.enter_context(trainable(self._free.values()))
             pull = stack.enter_context(_Pull(self.module, self.dense, self._watched))
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
@@ -177,8 +176,7 @@ def _backward(
     module: nn.Module, dense: nn.Module, x: Tensor, pull: _Pull, towards: Objective, scale: float, share: float
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
-    if x.dim() == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    x = like_weights(module, x)
     with torch.no_grad():
         reference = outputs_of(dense(x)).float()
     with torch.enable_grad(), pull.weighed(share):
@@ -247,12 +245,13 @@ class _Pull:
         if not output.requires_grad:
             return
         count = len(self.variances) * self.variances[call] * output.numel()
+        last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format
         back, weight = self._wanted[call].sub_(output.detach()), -2 * FEATURES * self._share / count
 
         def add(gradient: Tensor) -> Tensor:
-            if gradient.dim() == 4:
-                # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
-                gradient = gradient.contiguous(memory_format=torch.channels_last)
+            # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
+            gradient = gradient.contiguous(memory_format=order)
             return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
 
         output.register_hook(add)  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from prunetaylor.distributed.group import rank, world
 from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.network.state import evaluating, layout, restore, snapshot
+from prunetaylor.network.state import evaluating, restore, snapshot
 from prunetaylor.objective import Kind
 from prunetaylor.repair.backward import Backward, Loss
 from prunetaylor.repair.distill import distillation_share
@@ -149,11 +149,9 @@ class Training:
         apply_masks(self.module, self.masks)
         try:
             with self._reproducible(), ExitStack() as stack:
-                stack.enter_context(layout(self.module, self._device))
                 stack.enter_context(synced_batch_norm(self.module))
                 if self._teacher is not None:
                     stack.enter_context(evaluating(self._teacher))
-                    stack.enter_context(layout(self._teacher, self._device))
                 if self.epochs:
                     yield from self._epochs()
         finally:

@@ -31,6 +31,7 @@ from prunetaylor._version import __version__
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job
+from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.progress import Progress
 from prunetaylor.sweep.trial_files import CHOICE, write_whole
@@ -107,7 +108,8 @@ class _Dense:
             tensors = load_file(path)
         except (OSError, SafetensorError):
             self.progress.phase(f"measure the dense network ({name})")
-            made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
+            with laid_out(self.job, self.job.network.module):
+                made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             tensors |= {} if made.correct is None else {"correct": made.correct.cpu()}
             temporary = path.with_name(f".{uuid.uuid4().hex}")

@@ -16,6 +16,7 @@ import torch
 from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.errors import OutputError, PruneTaylorError
 from prunetaylor.job import Job, open_job
+from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.memory import free_bytes, is_out_of_memory
 from prunetaylor.outcome import Outcome
@@ -151,7 +152,8 @@ def _shared(resolved: Resolved, place: Place) -> Resolved:
 def _ranked(job: Job, outcome: Outcome, judged: Judging | None) -> Evaluation | None:
     if judged is None:
         return None
-    return evaluate(outcome.module, job.batches(judged.ranking), job.kind)
+    with laid_out(job, outcome.module):
+        return evaluate(outcome.module, job.batches(judged.ranking), job.kind)
 
 
 def _measured(outcome: Outcome, document: dict[str, Any], ranked: Evaluation | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunetaylor.config.schema import DistillSection, FinetuneSection
 from prunetaylor.errors import DataError, UsageError
-from prunetaylor.network.state import layout
+from prunetaylor.network.state import channels_last
 from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.train import train
@@ -133,7 +133,7 @@ def test_layout_is_channels_last_inside_and_plain_after():
     module[0].weight.data = module[0].weight.data.contiguous()
     before = weights(module)
     identities = [id(p) for p in module.parameters()]
-    with layout(module, torch.device("cuda")):
+    with channels_last(module):
         assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(weights(module), before, rtol=0, atol=0)
     assert all(p.is_contiguous() for p in module.parameters())

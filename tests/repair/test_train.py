@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.network.state import channels_last
 from prunetaylor.repair.masks import apply_masks, check_masks
 from prunetaylor.repair.optimizer import can_fuse, learning_rate, peak_lr, precision
 from prunetaylor.repair.train import TrainState, train
@@ -66,12 +68,14 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_same_numbers_as_a_plain_loop(optimizer):
+def test_the_same_numbers_as_a_plain_loop(optimizer, layout):
     options = FinetuneSection(optimizer=optimizer, lr=0.02, weight_decay=0.1, warmup=0.3)
     module, plain = network(), network()
     masks = half_masks(module)
-    states = run(module, masks, batches(), options=options)
+    with channels_last(module) if layout == torch.channels_last else nullcontext():
+        states = run(module, masks, batches(), options=options)
 
     apply_masks(plain, masks)
     decayed = [p for p in plain.parameters() if p.dim() > 1]
@@ -82,10 +86,10 @@ def test_the_same_numbers_as_a_plain_loop(optimizer):
     else:
         reference = torch.optim.AdamW(groups, lr=1.0)
     data, step = batches(), 0
-    plain.train().to(memory_format=torch.channels_last)
+    plain.train().to(memory_format=layout)
     for _ in range(2):
         for x, y in data:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=layout)
             for group in reference.param_groups:
                 group["lr"] = 0.02 * ((step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 7)) / 2)
             reference.zero_grad()
