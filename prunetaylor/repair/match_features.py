@@ -13,6 +13,7 @@ Batch-norm statistics stay as they are, and nothing is kept that held-out sample
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from prunetaylor.data.samples import Batches, Share
 from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.distributed.training import sum_gradients
+from prunetaylor.errors import UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable
@@ -44,6 +46,8 @@ SMALLEST = 0.01
 """The root mean square that a tensor is taken to have at least: biases may all be zero."""
 FEATURES = 5.0
 """c, what the layers' outputs weigh beside the network's."""
+ROUNDING = 1e-12
+"""Of the mean square: outputs whose variance is no more than this are constant, as far as float32 can tell."""
 WARMUP = 10
 """Steps in which it rises before."""
 LOOKS = 6
@@ -89,6 +93,7 @@ class Matching:
 
     Raises (in ``run``):
         NumericsError: where the error on held-out samples is not finite to begin with.
+        UsageError: where a layer is not called as it is in the dense network, so that there is nothing to match.
     """
 
     def __init__(
@@ -177,24 +182,30 @@ def _backward(
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
     x = like_weights(module, x)
+    pull.taken()
     with torch.no_grad():
         reference = outputs_of(dense(x)).float()
-    with torch.enable_grad(), pull.weighed(share):
-        outputs = outputs_of(module(x)).float()
+    with torch.enable_grad():
+        with pull.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
+            outputs = outputs_of(module(x)).float()
         error = towards.values(outputs, reference).mean() / scale
         (error * share).backward()  # type: ignore[no-untyped-call]
 
 
-def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> list[float]:
+def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> dict[str, float]:
     """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
     sums: dict[str, Tensor] = {}
     for _ in sweep(dense, batches):
-        found = [y.double() if y.device.type != "mps" else y for y in pull.taken()]
-        for call, y in enumerate(found):
+        for call, output in pull.taken().items():
+            y = output.double() if output.device.type != "mps" else output
             added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
-            sums[str(call)] = sums.get(str(call), 0) + added
-    each = [float(square / count - (total / count).square()) for count, total, square in all_sum(sums).values()]
-    return [variance if variance > 0 else 1.0 for variance in each]
+            sums[call] = sums.get(call, 0) + added
+    found = {}
+    for call, (count, total, square) in all_sum(sums).items():
+        mean, whole = float(total / count), float(square / count)
+        # What rounding leaves of a constant's is none.
+        found[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
+    return found
 
 
 class _Pull:
@@ -206,11 +217,11 @@ class _Pull:
     """
 
     def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
-        self._mine, self._theirs = ([network.get_submodule(name) for name in names] for network in (module, dense))
-        self._wanted: list[Tensor] = []  # y* in the order of the calls
+        self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
+        self._wanted: dict[str, Tensor] = {}  # y* by layer and call
         self._share: float | None = None  # None: passes of ``module`` are none of ours
-        self._call = 0
-        self.variances: Sequence[float] = ()
+        self._calls: Counter[str] = Counter()
+        self.variances: Mapping[str, float] = {}
 
     def __enter__(self) -> _Pull:
         self._handles = [m.register_forward_hook(self._keep) for m in self._theirs]
@@ -221,33 +232,46 @@ class _Pull:
         for handle in self._handles:
             handle.remove()
 
-    def taken(self) -> list[Tensor]:
-        """What the dense layers have put out since this was last asked, in float32."""
-        found, self._wanted = self._wanted, []
+    def taken(self) -> dict[str, Tensor]:
+        """What each call of the dense layers has put out since this was last asked, in float32."""
+        found, self._wanted, self._calls = self._wanted, {}, Counter()
         return found
 
     @contextmanager
     def weighed(self, share: float) -> Iterator[None]:
-        """The pass of ``module`` inside follows one of the dense network over the same samples."""
-        self._share, self._call = share, 0
+        """Inside is a pass of ``module``, right after one of the dense network over the same samples."""
+        self._share, self._calls = share, Counter()
         try:
             yield
         finally:
-            self._share, self._wanted = None, []
+            self._share = None
+            self.taken()
+
+    def _call(self, name: str) -> str:
+        self._calls[name] += 1
+        return f"{name} {self._calls[name]}"
 
     def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._wanted.append(output.detach().to(torch.float32, copy=True))  # an activation may overwrite it
+        # An activation may overwrite it.
+        self._wanted[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
 
     def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if self._share is None:
             return
-        call, self._call = self._call, self._call + 1
+        name = self._mine[module]
+        call = self._call(name)
         if not output.requires_grad:
             return
-        count = len(self.variances) * self.variances[call] * output.numel()
+        wanted, variance = self._wanted.get(call), self.variances.get(call)
+        if wanted is None or variance is None or wanted.shape != output.shape:
+            raise UsageError(
+                f"{name} is not called as in the dense network, so that its outputs cannot be matched",
+                "say prune.refine_by=gauss-newton, or prune.refine=none",
+            )
+        back, weight = wanted.sub_(output.detach()), -2 * FEATURES * self._share
+        weight /= len(self.variances) * variance * output.numel()
         last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
         order = torch.channels_last if last else torch.contiguous_format
-        back, weight = self._wanted[call].sub_(output.detach()), -2 * FEATURES * self._share / count
 
         def add(gradient: Tensor) -> Tensor:
             # In another layout than the input's it makes a batch norm's backward pass seven times as slow.

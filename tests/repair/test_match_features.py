@@ -11,9 +11,11 @@ import torch
 from networks import NETWORKS, case
 from tiny import assert_least_squares, pruned, rand, risk
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import Batches, TensorSplit
+from prunetaylor.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
 from prunetaylor.objective import Objective
@@ -150,3 +152,93 @@ def test_layers_of_constant_outputs_count_without_a_variance() -> None:
     masks = {f"{i}.weight": torch.ones(2, 3 - i, dtype=torch.bool) for i in (0, 1)}
     states = matched(module, dense, masks, x, x, kind="values", steps=300)
     assert states[-1].after < 0.1 * states[-1].before
+
+
+def test_what_rounding_leaves_of_a_constants_variance_is_none() -> None:
+    dense = nn.Linear(3, 1)
+    with torch.no_grad():
+        dense.weight.fill_(4e-9)
+        dense.bias.fill_(0.1)
+    assert len(dense(rand(3001, 3)).unique()) > 1
+    with room._Pull(copy.deepcopy(dense), dense, [""]) as pull:
+        assert room._variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
+
+
+class Kept(nn.Module):
+    """(N, 3) to (N, 2); the activations inside are kept for the backward pass, or computed again in it."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.again, self.first, self.second, self.last = again, nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        again = checkpoint(self._inner, y, use_reentrant=False) if self.again else self._inner(y)
+        return self.last(again)
+
+    def _inner(self, y: Tensor) -> Tensor:
+        return self.second(y).relu_()
+
+
+def test_activations_that_are_computed_again_count_once() -> None:
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        dense = Kept(again)
+        module, masks = pruned(dense)
+        matched(module, dense, masks, rand(16, 3), rand(8, 3), steps=4)
+        found.append(dict(module.state_dict()))
+    torch.testing.assert_close(found[1], found[0])
+
+
+class Routed(nn.Module):
+    """(N, 3) to (N, 2): each sample's sign chooses one of two layers, which gets those samples alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.one, self.two = nn.Linear(3, 1), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x)
+        y = x.new_zeros(len(x), 2)
+        for layer, chosen in ((self.one, gate[:, 0] > 0), (self.two, gate[:, 0] <= 0)):
+            if chosen.any():
+                y = y.index_put((chosen.nonzero()[:, 0],), layer(x[chosen]) * gate[chosen])
+        return y
+
+
+@pytest.mark.parametrize("bias", [0.5, 100.0])
+def test_layers_called_otherwise_than_in_the_dense_network_are_named(bias: float) -> None:
+    dense = Routed()
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.gate.bias.add_(bias)
+    with pytest.raises(UsageError, match=r"^(one|two) is not called as in the dense.*\n.*refine_by"):
+        matched(module, dense, {}, rand(16, 3), rand(8, 3), steps=4)
+
+
+def test_what_is_computed_between_steps_is_left_alone() -> None:
+    found = []
+    for between in (False, True):
+        torch.manual_seed(0)
+        dense, x, _ = case("normed")
+        module, masks = pruned(dense)
+        layers = Network.of(module).layers
+        states = Matching(
+            module,
+            dense,
+            layers,
+            {},
+            masks,
+            batches(x, 8),
+            risk(module, x, dense=dense),
+            scale=1.0,
+            steps=4,
+            chunk=8,
+        ).run()
+        for _ in states:
+            if between:
+                dense(x[:3])
+                module(x[:2])
+        found.append(dict(module.state_dict()))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
