@@ -124,4 +124,4 @@ def _backward(
             else:
                 vector = risk.objective.gradient(outputs.detach(), reference)
             yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
-            tape.calls.clear()
+            tape.clear()

@@ -162,7 +162,7 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
                 )
                 for layer, squares in layer_squares(tape, grads, len(x)):
                     total[layer.parameter] += scale * layer.tensor(squares)
-            tape.calls.clear()
+            tape.clear()
     total = all_sum(total)
     check_finite(total, "the Gauss-Newton diagonal")
     return {name: value / risk.batches.samples for name, value in total.items()}
@@ -188,7 +188,7 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
                 rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
                 name = call.layer.name
                 total[name] = total[name] + rows if name in total else rows
-            tape.calls.clear()
+            tape.clear()
     total = all_sum(total)
     check_finite(total, "the gradient of the error in its outputs")
     return {name: value / risk.batches.samples for name, value in total.items()}

@@ -39,15 +39,26 @@ class Call:
 
 @dataclass
 class Tape:
+    """Of one pass: what the layers are called for from :meth:`outputs` until :meth:`clear` is not recorded.
+
+    A backward pass calls them once more where the network does not keep their activations.
+    """
+
     calls: list[Call] = field(default_factory=list)
+    open: bool = True
 
     def outputs(self) -> list[GradientEdge]:
+        self.open = False
         return [call.y for call in self.calls]
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.open = True
 
 
 @contextmanager
 def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
-    """Inputs and outputs of every call of the layers; clear ``calls`` before each pass."""
+    """Inputs and outputs of every call of the layers; clear it before each pass."""
     tape = Tape()
     handles = []
     for layer in layers:
@@ -57,7 +68,7 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
                 m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
             ) -> None:
                 x = inputs[0] if inputs else named["input"]
-                if y.requires_grad:  # a call without a graph has no part in any gradient
+                if tape.open and y.requires_grad:  # a call without a graph has no part in any gradient
                     tape.calls.append(Call(layer, m, x.detach(), get_gradient_edge(y)))  # type: ignore[arg-type]
 
             handles.append(module.register_forward_hook(hook, with_kwargs=True))

@@ -24,6 +24,7 @@ from prunetaylor.curvature.gram import (
 )
 from prunetaylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
 from prunetaylor.data.samples import Batches
+from prunetaylor.errors import UsageError
 from prunetaylor.memory import FLOAT, LayerSize, Phase, Sizes, chunks, forward, largest_of
 from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.repair.affine import Absorber
@@ -131,6 +132,11 @@ def paired_moments(
     watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
     passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
+        if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
+            raise UsageError(
+                f"{layer.name} is not called as in the dense network, so that least squares has nothing to fit it to",
+                "say prune.repair=obs, or leave the layer alone (prune.exclude)",
+            )
         for (used, x), t in zip(rows, targets, strict=True):
             fixed = None if absorbed else used.bias
             total = sums.setdefault(layer.name, Accumulator())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from prunetaylor.curvature import gradients, tape
 from prunetaylor.curvature.fisher import fisher_diagonal
@@ -199,6 +200,21 @@ def test_an_activation_in_place_changes_nothing() -> None:
     plain = nn.Sequential(inplace[0], nn.ReLU(), inplace[2], inplace[3])
     for fit in (gauss_newton_diagonal, output_sensitivity):
         found, wanted = (fit(risk(m, x), Network.of(m).layers, 0) for m in (inplace, plain))
+        close(found, {k: v.double() for k, v in wanted.items()})
+
+
+class Recomputed(nn.Sequential):
+    """Keeps no activations for the backward pass, which calls the layers once more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def test_layers_that_the_backward_pass_calls_again_count_once() -> None:
+    plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    again, x = Recomputed(*plain), torch.randn(6, 4)
+    for fit in (gauss_newton_diagonal, output_sensitivity):
+        found, wanted = (fit(risk(m, x), Network.of(m).layers, 0) for m in (again, plain))
         close(found, {k: v.double() for k, v in wanted.items()})
 
 

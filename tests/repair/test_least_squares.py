@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunetaylor.curvature.gram import Positions
+from prunetaylor.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import snapshot
 from prunetaylor.repair import least_squares, replay
@@ -368,3 +369,25 @@ def test_the_dense_network_and_the_modes_stay() -> None:
     assert not any(m._forward_hooks for m in (*dense.modules(), *module.modules()))
     for key, tensor in dense.state_dict().items():
         assert torch.equal(tensor, before[key])
+
+
+class Routed(nn.Module):
+    """Samples of positive sign alone go through the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(4, 1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = (self.gate(x)[:, 0] > 0).nonzero()[:, 0]
+        return x.new_zeros(len(x), 3).index_put((chosen,), self.last(x[chosen]))
+
+
+def test_a_layer_called_otherwise_than_in_the_dense_network_is_named() -> None:
+    dense, x = Routed(), rand(30, 4)
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.gate.bias.add_(0.5)
+    outputs = DenseOutputs(dense, Network.of(dense).layers, batches(x, size=7), Positions(30, 0))
+    with pytest.raises(UsageError, match=r"^last is not called as in the dense network.*\n.*prune.repair=obs"):
+        least_squares.paired_moments(module, Network.of(module).layers[-1], None, outputs, batches(x, size=7))
