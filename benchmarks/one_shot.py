@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from prunetaylor.config.resolve import from_values
+from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline import open_job, run
 from prunetaylor.progress import Silent
@@ -112,9 +113,11 @@ def measure(
                 job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
                 if dense is None:  # the same for all rows
                     assert job.samples is not None
-                    dense = evaluate(job.network.module, job.batches(job.samples.test), job.kind)
-                    now = time.perf_counter()
-                    dense_seconds, start = now - start, now
+                    opened = time.perf_counter()
+                    with laid_out(job, job.network.module):
+                        dense = evaluate(job.network.module, job.batches(job.samples.test), job.kind)
+                    dense_seconds = time.perf_counter() - opened
+                    start += dense_seconds  # every row has them, this one too
                 outcome = run(job, Silent(), dense_found=dense)
                 row = {
                     "method": method,
