@@ -36,7 +36,7 @@ def _reason(job: Job, module: nn.Module) -> str | None:
     if job.samples is None or job.device.type not in ("cpu", "cuda") or all(p.dim() != 4 for p in module.parameters()):
         return ""
     test = job.samples.test
-    x, _ = next(iter(job.batches(test.subset(range(min(2, len(test)))))))
+    x, _ = next(iter(job.batches(test.subset(range(min(2, len(test)))), workers=0)))
     return trial(module, x)
 
 
