@@ -24,7 +24,10 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
 from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.progress import Progress
+from prunetaylor.saliency import exact_obs
 
+WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
+"""Floating-point operations, by device, that ExactOBS may take in a first stage where nobody asked for it: minutes."""
 _LOOKED_AT = 256
 """Targets that are looked at to tell what they are."""
 
@@ -45,11 +48,17 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The criterion, ``auto`` settled: the strongest that the samples allow."""
+        """The criterion, ``auto`` settled: the strongest that samples, network and device allow."""
         asked = self.config.prune.method
         if asked != "auto":
             return asked
-        return "obs" if self.samples is not None else "magnitude"
+        if self.samples is None:
+            return "magnitude"
+        return "exact_obs" if exact_obs.work(self.network.layers) <= self._worth else "obs"
+
+    @property
+    def _worth(self) -> float:
+        return WORTH.get(self.device.type, WORTH["cpu"])
 
     @property
     def epochs(self) -> int:
@@ -182,7 +191,11 @@ def make_job(
         )
     job.choices += samples.choices
     if config.prune.method == "auto":
-        job.choices.append("method obs: there are samples, and it is the strongest one-shot criterion measured")
+        much = f"{exact_obs.work(network.layers) / 1e12:,.2f} TFLOP"
+        why = "there are samples, and it is the strongest one-shot criterion measured"
+        if job.method == "obs":
+            why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
+        job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)

@@ -213,7 +213,7 @@ def test_a_stage_that_fails_is_taken_back_and_tried_with_a_smaller_step(
     monkeypatch.setattr(
         TaylorModel, "predict", lambda self, d: Prediction(*(0.01 * x for x in astuple(honest(self, d))))
     )
-    outcome = quick(conv, sparsity=0.6, prune__stages="auto")
+    outcome = quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs")
     assert_truthful(outcome, conv, 0.6)
     refused = [stage for stage in outcome.stages if not stage.accepted]
     assert refused

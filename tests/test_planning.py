@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         make_plan(job_of(wide(), memory="70MiB"))
     cause, remedy = found.value.cause, found.value.remedy
     assert found.value.exit_code == 2
-    assert " (obs) would take " in cause
+    assert " (exact_obs) would take " in cause
     assert "(most for 3); " in cause
     assert "the limit is 70 MiB" in cause
     assert "prune.method=obd (" in remedy
