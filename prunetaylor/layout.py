@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jvp
 
+from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.job import Job
 from prunetaylor.network.state import channels_last, copied
 from prunetaylor.objective import outputs_of
@@ -43,40 +45,62 @@ def _reason(job: Job, module: nn.Module) -> str | None:
 def trial(module: nn.Module, x: Tensor) -> str | None:
     """Why ``module`` cannot lie with channels last; None where it can, empty where it cannot run at all.
 
-    A copy goes through forward and backward passes over ``x``: in evaluation mode, where it must give the outputs that
-    it gives in the plain layout, and in training mode, as there may be branches for that alone.
+    A copy goes through all kinds of passes over ``x`` that a run may take, in both layouts: with gradients in
+    evaluation mode, where the outputs must be the same, with forward-mode derivatives, and with gradients in training
+    mode, as there may be branches for that alone. What fails in either layout is not the layout's fault.
     """
-    copy, last = copied(module), _last(x)
+    copy, last = copied(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        wanted = _passed(copy.eval(), x)
+        wanted = _tried(_with_gradients, copy.eval(), x)
         if isinstance(wanted, Exception):
             return ""  # for whoever needs its outputs to say
         with channels_last(copy):
             for inputs in (x, last):
-                found = _passed(copy, inputs)
+                found = _tried(_with_gradients, copy, inputs)
                 if isinstance(found, Exception):
                     return _failed(found)
                 if found.shape != wanted.shape or not _close(found, wanted):
                     return "the network puts out something else"
-            trained = _passed(copy.train(), last)
-        if isinstance(trained, Exception) and isinstance(_passed(copy, x), Tensor):
-            return _failed(trained)
+        for passed, training in ((_with_derivatives, False), (_with_gradients, True)):
+            with channels_last(copy):
+                found = _tried(passed, copy.train(training), last)
+            if isinstance(found, Exception) and isinstance(_tried(passed, copy, x), Tensor):
+                return _failed(found)
     return None
 
 
-def _passed(module: nn.Module, x: Tensor) -> Tensor | Exception:
-    """The outputs after a pass and its gradients, or what it failed with: the network's code may raise anything."""
+Pass = Callable[[nn.Module, Tensor], Tensor]
+
+
+def _tried(passed: Pass, module: nn.Module, x: Tensor) -> Tensor | Exception:
+    """The outputs, or what it failed with: the network's code may raise anything."""
     try:
-        with torch.enable_grad():
-            outputs = outputs_of(module(x)).float()
-            if outputs.requires_grad:
-                weights = [p for p in module.parameters() if p.requires_grad]
-                torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
-        return outputs.detach()
+        return passed(module, x)
     except Exception as error:
         return error
+
+
+def _with_gradients(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        outputs = outputs_of(module(x)).float()
+        if outputs.requires_grad:
+            weights = [p for p in module.parameters() if p.requires_grad]
+            torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
+    return outputs.detach()
+
+
+def _with_derivatives(module: nn.Module, x: Tensor) -> Tensor:
+    """Along the weights themselves."""
+    at = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
+
+    def network(weights: dict[str, Tensor]) -> Tensor:
+        return outputs_of(functional_call(module, weights, (x,))).float()
+
+    with torch.no_grad(), differentiable():
+        outputs: Tensor = jvp(network, (at,), (at,))[0]
+    return outputs
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:
@@ -87,10 +111,4 @@ def _close(found: Tensor, wanted: Tensor) -> bool:
 
 def _failed(error: Exception) -> str:
     """In one line."""
-    said = " ".join(str(error).split())[:200]
-    remedy = " (reshape in its place would do)" if "view" in said else ""
-    return f"the network fails: {type(error).__name__}: {said}{remedy}"
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    return f"the network fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -42,6 +42,30 @@ def strided(module: nn.Module, y: Tensor) -> Tensor:
     return y.as_strided((len(y), y[0].numel()), (y[0].numel(), 1))
 
 
+class Viewed(torch.autograd.Function):
+    """The same values; derivatives in forward mode alone are viewed."""
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.view(-1).view(tangent.shape).clone()
+
+
+def viewed_in_forward_mode(module: nn.Module, y: Tensor) -> Tensor:
+    return Viewed.apply(y).flatten(1)
+
+
 Read = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -68,7 +92,7 @@ class ViewsInput(nn.Module):
         return self.conv(x).flatten(1) + self.skip(x.view(len(x), -1))
 
 
-READS: list[Read] = [viewed, viewed_in_training, flat_in_training, strided]
+READS: list[Read] = [viewed, viewed_in_training, flat_in_training, strided, viewed_in_forward_mode]
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +126,16 @@ def test_a_network_that_bears_it() -> None:
     assert not any(p.requires_grad for p in frozen.parameters())
     # Batch norm cannot train on one value a channel, in any layout: nothing is to be said against this one.
     assert trial(nn.Sequential(nn.Conv2d(3, 4, 6), nn.BatchNorm2d(4), nn.Flatten()), X[:1]) is None
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.LocalResponseNorm(3)])
+def test_norms_without_statistics_bear_it(norm: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(96, 4))
+    assert trial(module, X) is None
+    options = {"device": "cpu", "cache.enabled": False, "prune.stages": 1, "calibration.samples": 64}
+    outcome = prune(module, COLOURED, COLOURED_TEST, sparsity=0.5, settings=options)
+    assert outcome.stages[0].predicted_change is not None
+    assert not any(choice.startswith("layout") for choice in outcome.choices)
 
 
 def test_a_network_that_cannot_run_is_not_for_the_trial_to_judge() -> None:

@@ -16,12 +16,17 @@ from prunetaylor.operators import Replaced
 def differentiable() -> Iterator[None]:
     """Replace, for a while, the operators that have no forward-mode derivative by plain arithmetic.
 
-    Fused attention has none at all, batch norm none in its running statistics, which a repair moves.
+    Fused attention has none at all, batch norm none in its running statistics, which a repair moves, and group norm
+    none of inputs with channels last.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), Replaced(nn.functional.batch_norm, _batch_norm):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            Replaced(nn.functional.batch_norm, _batch_norm),
+            Replaced(nn.functional.group_norm, _group_norm),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -45,3 +50,10 @@ def _batch_norm(
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
     shape = (1, -1, *[1] * (input.dim() - 2))
     return input * scale.view(shape) + shift.view(shape)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``torch.nn.functional.group_norm`` of the same values in the plain layout."""
+    return nn.functional.group_norm(input.contiguous(), num_groups, weight, bias, eps)
