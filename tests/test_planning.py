@@ -19,10 +19,12 @@ from prunetaylor.data.load import from_python
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job
 from prunetaylor.memory import Chunks, Phase
+from prunetaylor.network.network import Network
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Silent
+from prunetaylor.saliency import exact_obs
 from prunetaylor.scoring import run as look
 
 CPU = torch.device("cpu")
@@ -108,6 +110,22 @@ def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
     plan = make_plan(make_job(config, conv, None, CPU, choices=[]))
     assert plan.report.parts["samples"] == 0
     assert plan.phase.name in ("scores (magnitude)", "ranking")
+
+
+def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunetaylor import job as room
+
+    # C^3 for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
+    assert exact_obs.work(Network.of(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**3
+    assert exact_obs.work(Network.of(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**3
+    small = job_of(conv)
+    assert small.method == "exact_obs"
+    assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
+    monkeypatch.setitem(room.WORTH, "cpu", 1.0)
+    large = job_of(conv)
+    assert large.method == "obs"
+    assert any("method obs: exact_obs, the strongest measured, would take" in choice for choice in large.choices)
+    assert job_of(conv, prune__method="exact_obs").method == "exact_obs"
 
 
 def wide() -> nn.Module:
