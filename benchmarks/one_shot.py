@@ -40,12 +40,15 @@ ALONE: dict[str, dict[str, Any]] = {
     "joint, one stage (CHITA, CBS)": {"prune.method": "joint", "prune.repair": "none", "prune.stages": 1},
     "joint in stages": {"prune.method": "joint", "prune.repair": "none"},
     "OBS, one stage": {"prune.method": "obs", "prune.stages": 1},
-    "OBS in stages": {},
+    "OBS in stages": {"prune.method": "obs"},
+    "ExactOBS in stages": {"prune.method": "exact_obs"},
 }
-DEFAULT = "OBS in stages + repairs"
+DEFAULT = "ExactOBS in stages + repairs"
 """What ``prunetaylor prune`` does by itself."""
 # What scoring gives and what repair gives, told apart: the same stages and repairs for all.
 REPAIRED = [f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +")]
+JUDGED = (DEFAULT, "OBS in stages + repairs")
+"""Whose predictions are held against what was measured."""
 METHODS = [DEFAULT, *ALONE, *(name for name in REPAIRED if name != DEFAULT)]
 
 
@@ -166,19 +169,20 @@ def show(results: Path, picture: Path) -> None:
             if method in cells and method.endswith("+ repairs") == repaired:
                 print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
         print()
+    print("measured / predicted change of all stages, those taken back too; cumulative: since the dense network")
     print(
-        "measured / predicted change of the default's stages, those taken back too; cumulative: since the dense network"
+        "| | to | stages | median | from | to | cumulative, last |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
-    print("| to | stages | median | from | to | cumulative, last |\n| ---: | ---: | ---: | ---: | ---: | ---: |")
-    for sparsity in sparsities:
-        found = [row["stages"] for row in rows if row["method"] == DEFAULT and row["sparsity"] == sparsity]
-        ratios = [m / p for stages in found for _, p, m, *_ in stages]
-        last = [stages[-1][4] for stages in found if len(stages[-1]) > 4]
-        if ratios:
-            print(
-                f"| {sparsity:.0%} | {len(ratios)} | {statistics.median(ratios):.2f} | {min(ratios):.2f} | "
-                f"{max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
-            )
+    for method in JUDGED:
+        for sparsity in sparsities:
+            found = [row["stages"] for row in rows if row["method"] == method and row["sparsity"] == sparsity]
+            ratios = [m / p for stages in found for _, p, m, *_ in stages]
+            last = [stages[-1][4] for stages in found if len(stages[-1]) > 4]
+            if ratios:
+                print(
+                    f"| {method} | {sparsity:.0%} | {len(ratios)} | {statistics.median(ratios):.2f} | "
+                    f"{min(ratios):.2f} | {max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
+                )
     _draw(cells, rows, dense, picture)
 
 
@@ -207,7 +211,7 @@ def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]]
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
     left.legend(fontsize=7, loc="lower left")
     pairs = [
-        (p, m) for row in rows if row["method"] == DEFAULT for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
+        (p, m) for row in rows if row["method"] in JUDGED for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
     ]
     if pairs:
         right.scatter(*zip(*pairs, strict=True), s=12, color="black")

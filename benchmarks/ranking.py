@@ -40,6 +40,7 @@ STAGES = {
     0.9: [0.3, 0.55, 0.7, 0.81, 0.875, 0.9],
     0.95: [0.3, 0.55, 0.7, 0.81, 0.875, 0.92, 0.95],
 }
+METHODS = ("exact_obs", "obs", "magnitude")  # the last has one unit everywhere, that of the weights
 KEPT_OUT = 5000
 
 
@@ -53,18 +54,21 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
     if not args.show:
-        for seed, sparsity, weight in product(args.seeds, STAGES, WEIGHTS):
-            if not any((row["sparsity"], row["weight"], row["seed"]) == (sparsity, weight, seed) for row in rows()):
-                measure(args, sparsity, weight, seed)
+        for seed, sparsity, method in product(args.seeds, STAGES, METHODS):
+            for weight in WEIGHTS if method != "magnitude" else (None,):
+                if not any(key(row) == (method, sparsity, weight, seed) for row in rows()):
+                    measure(args, method, sparsity, weight, seed)
     show()
 
 
-def measure(args: argparse.Namespace, sparsity: float, weight: float | str, seed: int) -> None:
+def measure(args: argparse.Namespace, method: str, sparsity: float, weight: float | str | None, seed: int) -> None:
     settings = {
         "model.checkpoint": args.checkpoint,
         "model.arch": args.arch,
         "data.source": args.data,
         "data.normalize": args.normalize,
+        "prune.method": method,
+        "prune.repair": "least-squares",
         "prune.sparsity": sparsity,
         "prune.stages": STAGES[sparsity],
         "prune.refine": "none",
@@ -77,12 +81,13 @@ def measure(args: argparse.Namespace, sparsity: float, weight: float | str, seed
 
     def weighed(self: Removal, masks: Mapping[str, Tensor], *rest: Any, **more: Any) -> Removed:
         now = sum(int((~mask).sum()) for mask in masks.values()) / self.network.prunable
-        _units.BELIEF = (1 + now) / 2 if weight == RISING else sparsity if weight == ASKED else float(weight)
+        if weight is not None:
+            _units.BELIEF = (1 + now) / 2 if weight == RISING else sparsity if weight == ASKED else float(weight)
         return step(self, masks, *rest, **more)
 
     with patch.object(Removal, "step", weighed), patch.object(_units, "BELIEF", _units.BELIEF):
         outcome = run(job, Silent())
-    row = {"sparsity": sparsity, "weight": weight, "seed": seed, **outcome.pruned.metrics}
+    row = {"method": method, "sparsity": sparsity, "weight": weight, "seed": seed, **outcome.pruned.metrics}
     with RESULTS.open("a") as out:
         out.write(json.dumps(row) + "\n")
     print(row, flush=True)
@@ -101,18 +106,23 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
+def key(row: dict[str, Any]) -> tuple[str, float, float | str | None, int]:
+    return row["method"], row["sparsity"], row["weight"], row["seed"]
+
+
 def show() -> None:
     """The loss, and top-1 in percent, means over seeds."""
     found = rows()
-    print("| weight of the error's unit | " + " | ".join(f"{s:.0%}" for s in STAGES) + " |")
-    print("| --- |" + " ---: |" * len(STAGES))
-    for weight in WEIGHTS:
+    print("| | weight of the error's unit | " + " | ".join(f"{s:.0%}" for s in STAGES) + " |")
+    print("| --- | --- |" + " ---: |" * len(STAGES))
+    for method, weight in product(METHODS, (*WEIGHTS, None)):
         cells = []
         for sparsity in STAGES:
-            mine = [row for row in found if (row["weight"], row["sparsity"]) == (weight, sparsity)]
-            loss, top1 = (statistics.mean(row[key] for row in mine) if mine else 0.0 for key in ("loss", "top1"))
+            mine = [row for row in found if key(row)[:3] == (method, sparsity, weight)]
+            loss, top1 = (statistics.mean(row[name] for row in mine) if mine else 0.0 for name in ("loss", "top1"))
             cells.append(f"{loss:.3f} ({top1:.2f}){' one' if len(mine) == 1 else ''}" if mine else "")
-        print(f"| {weight} | " + " | ".join(cells) + " |")
+        if any(cells):
+            print(f"| {method} | {weight or ''} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

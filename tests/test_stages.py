@@ -147,7 +147,7 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
         return removed
 
     monkeypatch.setattr(Removal, "step", watched)
-    quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs")
+    quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs", prune__repair="least-squares")
     assert found[0][0] == 1.0
     assert len(found) > 1
     assert all(0 < left < 1 for left, _ in found[1:])

@@ -6,8 +6,9 @@ A removal that adds e to the mean square error of one of a layer's outputs count
 
 a e / 2 is the change of the error by K-FAC's factors: right for a small displacement, too steep for a large one, as
 what saturates cannot cost more. e/v is the share of the layer's signal that is lost, which is all that counts once the
-layers after it see little but noise. Which weight is best depends on where a run ends: a half at 70 and 80 %, one at
-95 %. This one is within 2 % of the best loss up to 90 %, and 5 % above it at 95 % (benchmarks/ranking.py).
+layers after it see little but noise. Their weighted geometric mean is the best or level with it at 80, 90 and 95 % where
+weights are taken one at a time (ExactOBS; benchmarks/ranking.py). With costs of single removals (OBS) the best weight
+depends on where a run ends, and nothing is as good.
 """
 
 from __future__ import annotations

@@ -65,6 +65,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "augmented": {"augment": "flip", "calibration__resample": True, "prune__stages": 2, "prune__refine": "stages"},
 }
 
+# Of numbers that are compared themselves: where a stage changes next to nothing, rounding makes anything of them.
+RATIOS = {
+    "gain_ratio": ("measured_change", "predicted_change"),
+    "cumulative_ratio": ("cumulative_measured", "cumulative_predicted"),
+}
+
 
 @cache
 def dense() -> ConvNet:
@@ -74,7 +80,11 @@ def dense() -> ConvNet:
 
 def numbers(outcome: Any) -> dict[str, Any]:
     """What the report has of a run, but for times and what is free."""
-    stages = [{k: v for k, v in asdict(stage).items() if k != "seconds"} for stage in outcome.stages]
+    stages = [{k: v for k, v in asdict(stage).items() if k not in ("seconds", *RATIOS)} for stage in outcome.stages]
+    for stage in outcome.stages:
+        for ratio, (above, below) in RATIOS.items():
+            if getattr(stage, ratio) is not None:
+                assert getattr(stage, ratio) == getattr(stage, above) / getattr(stage, below)
     sides = [asdict(outcome.dense), asdict(outcome.pruned)]
     return {
         "masks": outcome.masks,
