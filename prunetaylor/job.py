@@ -54,7 +54,9 @@ class Job:
             return asked
         if self.samples is None:
             return "magnitude"
-        return "exact_obs" if exact_obs.work(self.network.layers) <= self._worth else "obs"
+        # ExactOBS counts on least squares behind it; who asks for labels gets steps towards them in its place.
+        told = self.config.calibration.labels is True
+        return "obs" if told or exact_obs.work(self.network.layers) > self._worth else "exact_obs"
 
     @property
     def _worth(self) -> float:
@@ -193,7 +195,9 @@ def make_job(
     if config.prune.method == "auto":
         much = f"{exact_obs.work(network.layers) / 1e12:,.2f} TFLOP"
         why = "there are samples, and it is the strongest one-shot criterion measured"
-        if job.method == "obs":
+        if config.calibration.labels is True:
+            why = "labels are asked for, and it is the strongest measured with them"
+        elif job.method == "obs":
             why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
         job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)

@@ -121,6 +121,7 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
+    assert job_of(conv, calibration__labels=True).method == "obs"
     monkeypatch.setitem(room.WORTH, "cpu", 1.0)
     large = job_of(conv)
     assert large.method == "obs"
