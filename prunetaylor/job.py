@@ -56,11 +56,8 @@ class Job:
             return "magnitude"
         # ExactOBS counts on least squares behind it; who asks for labels gets steps towards them in its place.
         told = self.config.calibration.labels is True
-        return "obs" if told or exact_obs.work(self.network.layers) > self._worth else "exact_obs"
-
-    @property
-    def _worth(self) -> float:
-        return WORTH.get(self.device.type, WORTH["cpu"])
+        worth = WORTH.get(self.device.type, WORTH["cpu"])
+        return "obs" if told or exact_obs.work(self.network.layers) > worth else "exact_obs"
 
     @property
     def epochs(self) -> int:

@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -19,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, case
 from safetensors.torch import save_file
-from tiny import rand, taylor
-from torch import Tensor, nn
+from tiny import FITS, rand, taylor
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, quadrants, trained
 
@@ -28,12 +27,9 @@ import prunetaylor
 from prunetaylor.config.schema import CacheSection
 from prunetaylor.curvature import cache as module_of_cache
 from prunetaylor.curvature.cache import Cache, open_cache
-from prunetaylor.curvature.gram import Positions, layer_moments, pack, unpack
+from prunetaylor.curvature.gram import layer_moments, pack, unpack
 from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.data.samples import TensorSplit
 from prunetaylor.errors import NumericsError
-
-KINDS = ["moments", "gradient", "diagonal", "hessian_diagonal", "sensitivity"]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +61,7 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FITS)
 def test_what_was_fitted_is_found_again(tmp_path: Path, kind: str, network: str) -> None:
     first = model(tmp_path, network)
     fitted = getattr(first, kind)
@@ -104,115 +100,12 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert folder(dir="~/c") == Path("/home/y/c")
 
 
-class Scaled(nn.Module):
-    """``by`` is in no tensor and not printed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
-        self.register_buffer("shift", torch.zeros(3), persistent=False)
-        self.by = 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b((self.by * self.a(x)).tanh()) + self.shift
-
-
-def scaled(folder: Path) -> TaylorModel:
-    torch.manual_seed(0)
-    made = taylor(Scaled().eval(), 1.5 * rand(6, 3), torch.arange(6) % 3, of="task")
-    made.cache = Cache(folder, 10**9)
-    return made
-
-
-def weight(m: TaylorModel) -> None:
-    with torch.no_grad():
-        m.network.module.a.weight[1, 2] = torch.nextafter(m.network.module.a.weight[1, 2], torch.tensor(9.0))
-
-
-def with_batches(m: TaylorModel, **other: object) -> None:
-    fresh = copy.copy(m.risk.batches)
-    for name, value in other.items():
-        setattr(fresh, name, value)
-    m.risk = replace(m.risk, batches=fresh)
-
-
-def sample(m: TaylorModel) -> None:
-    x, y = m.risk.batches.split.fetch(range(6))
-    x = x.clone()
-    x[5, 2] += 1e-6
-    with_batches(m, split=TensorSplit(x, y))
-
-
-CHANGES: dict[str, Callable[[TaylorModel], object]] = {
-    "a weight's last bit": weight,
-    "a mask": lambda m: m.network.module.b.weight.data[0].zero_(),
-    "a buffer that no checkpoint holds": lambda m: m.network.module.shift.fill_(1.0),
-    "the code": lambda m: setattr(m.network.module, "by", 1.001),
-    "how the network prints": lambda m: setattr(m.network.module, "c", nn.Identity()),
-    "a layer less": lambda m: m.network.layers.pop(),
-    "a sample": sample,
-    "the batches": lambda m: with_batches(m, batch_size=3),
-}
-OF_MOMENTS: dict[str, Callable[[TaylorModel], object]] = {
-    "the positions' seed": lambda m: setattr(m, "where", Positions(6, 1, m.where.per_sample)),
-    "the positions' number": lambda m: setattr(m, "where", Positions(6, 0, 2)),
-}
-OF_ERRORS: dict[str, Callable[[TaylorModel], object]] = {
-    "the seed": lambda m: setattr(m, "seed", 1),
-    "the error": lambda m: setattr(m, "risk", replace(m.risk, objective=replace(m.risk.objective, kind="values"))),
-    "what it is from": lambda m: setattr(m, "risk", replace(m.risk, reference=m.risk.reference.flip(0))),
-}
-
-
-def key_of(kind: str, m: TaylorModel, monkeypatch: pytest.MonkeyPatch) -> str:
-    found = []
-
-    def fitted(self: Cache, what: str, stage: int, key: str, *_: object) -> dict[str, Tensor]:
-        found.append(key)
-        return {}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Cache, "fitted", fitted)
-        getattr(m, kind)
-    return found[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_anything_else_is_another_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    changes = CHANGES | (OF_MOMENTS if kind == "moments" else OF_ERRORS)
-    keys = {"nothing": key_of(kind, scaled(tmp_path), monkeypatch)}
-    assert key_of(kind, scaled(tmp_path), monkeypatch) == keys["nothing"]
-    for name, change in changes.items():
-        made = scaled(tmp_path)
-        change(made)
-        keys[name] = key_of(kind, made, monkeypatch)
-    for name, value in (("__version__", "9.9"), ("_code", lambda: "edited"), ("_arithmetic", lambda _: "other")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module_of_cache, name, value)
-            keys[name] = key_of(kind, scaled(tmp_path), monkeypatch)
-    assert len(set(keys.values())) == len(keys), keys
-
-
-def test_kinds_and_first_and_later_stages_are_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len({key_of(kind, scaled(tmp_path), monkeypatch) for kind in KINDS}) == len(KINDS)
+def test_first_and_later_stages_are_apart(tmp_path: Path) -> None:
     first, later = model(tmp_path), model(tmp_path, stage=2)
     assert first.gradient
     assert later.gradient
     assert later.notes == []
     assert [file.name.split("-")[0] for file in files(tmp_path)] == ["first", "later"]
-
-
-def test_what_no_fit_depends_on_is_not_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One fit serves every criterion, sparsity and damping; the Grams serve every error."""
-    made = scaled(tmp_path)
-    key = key_of("moments", made, monkeypatch)
-    for change in (lambda m: setattr(m, "damping", 0.5), *OF_ERRORS.values()):
-        other = scaled(tmp_path)
-        change(other)
-        assert key_of("moments", other, monkeypatch) == key
-    other = scaled(tmp_path)
-    other.damping = 0.5
-    assert key_of("diagonal", other, monkeypatch) == key_of("diagonal", made, monkeypatch)
 
 
 def fit_of(*sizes: int) -> Callable[[], dict[str, Tensor]]:
