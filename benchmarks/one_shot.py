@@ -43,21 +43,27 @@ ALONE: dict[str, dict[str, Any]] = {
     "OBS in stages": {"prune.method": "obs"},
     "ExactOBS in stages": {"prune.method": "exact_obs"},
 }
-DEFAULT = "ExactOBS in stages + repairs"
-"""What ``prunetaylor prune`` does by itself."""
 # What scoring gives and what repair gives, told apart: the same stages and repairs for all.
-REPAIRED = [f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +")]
-JUDGED = (DEFAULT, "OBS in stages + repairs")
-"""Whose predictions are held against what was measured."""
-METHODS = [DEFAULT, *ALONE, *(name for name in REPAIRED if name != DEFAULT)]
+METHODS = [*ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network; ``repairs`` are those that the default takes for it."""
+    """A network. ``default`` is the row that ``prunetaylor prune`` comes to by itself, with ``repairs``."""
 
     settings: dict[str, Any]
+    default: str
     repairs: dict[str, Any]
+
+    @property
+    def judged(self) -> tuple[str, str]:
+        """Whose predictions are held against what was measured: the default's, without refinement too."""
+        return self.default, self.default.removesuffix(" + repairs")
+
+    @property
+    def methods(self) -> list[str]:
+        """The default first: others go through its stages."""
+        return [self.default, *(name for name in METHODS if name != self.default)]
 
     def of(self, method: str) -> dict[str, Any]:
         """The settings of a row."""
@@ -68,11 +74,13 @@ class Case:
 CASES = {
     "resnet20": Case(
         {"model.arch": f"{HERE.parent / 'configs' / 'resnet20_cifar.py'}:resnet20", "data.normalize": "imagenet"},
+        "ExactOBS in stages + repairs",
         {"prune.repair": "least-squares", "prune.refine": "last"},
     ),
     # One short epoch from its start: the labels say where to go, and every stage sees fresh samples.
     "mlp": Case(
         {"calibration.labels": True, "calibration.resample": True},
+        "OBS in stages + repairs",  # labels are asked for
         {"prune.repair": "none", "prune.refine": "stages", "prune.refine_by": "gauss-newton"},
     ),
 }
@@ -85,16 +93,16 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.7, 0.8, 0.9, 0.95])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
-    results = HERE / f"one_shot-{args.network}.jsonl"
+    case, results = CASES[args.network], HERE / f"one_shot-{args.network}.jsonl"
     if not args.show:
         common = {"model.checkpoint": args.checkpoint, "finetune.epochs": 0}
         if args.data:
             common["data.source"] = args.data
-        measure(results, CASES[args.network], common, args.methods, args.sparsity, args.seeds)
-    show(results, HERE / f"one_shot-{args.network}.svg")
+        measure(results, case, common, args.methods or case.methods, args.sparsity, args.seeds)
+    show(case, results, HERE / f"one_shot-{args.network}.svg")
 
 
 def measure(
@@ -109,8 +117,8 @@ def measure(
                 if (method, sparsity, seed) in done:
                     continue
                 settings = {**common, **case.of(method), "prune.sparsity": sparsity, "seed": seed}
-                if method.endswith("+ repairs") and method != DEFAULT and "one stage" not in method:
-                    settings["prune.stages"] = default_stages(results, sparsity, seed)
+                if method.endswith("+ repairs") and method != case.default and "one stage" not in method:
+                    settings["prune.stages"] = stages_of(case.default, results, sparsity, seed)
                 config = from_values(settings).config
                 start = time.perf_counter()
                 job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
@@ -141,19 +149,19 @@ def measure(
                 print(method, sparsity, seed, f"{row['top1']:.2f} in {row['seconds']:.0f} s", flush=True)
 
 
-def default_stages(results: Path, sparsity: float, seed: int) -> list[float]:
+def stages_of(method: str, results: Path, sparsity: float, seed: int) -> list[float]:
     """The sparsities of the stages that stood."""
     for row in read(results):
-        if (row["method"], row["sparsity"], row["seed"]) == (DEFAULT, sparsity, seed):
+        if (row["method"], row["sparsity"], row["seed"]) == (method, sparsity, seed):
             return [stage[0] for stage in row["stages"] if stage[3]]
-    raise SystemExit(f"{DEFAULT} at {sparsity:.0%}, seed {seed}, comes first")
+    raise SystemExit(f"{method} at {sparsity:.0%}, seed {seed}, comes first")
 
 
 def read(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def show(results: Path, picture: Path) -> None:
+def show(case: Case, results: Path, picture: Path) -> None:
     """Print the table (top-1 in percent, mean and spread over seeds) and draw the plot."""
     rows = read(results)
     cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -165,7 +173,7 @@ def show(results: Path, picture: Path) -> None:
     for repaired in (False, True):
         print("| method | " + " | ".join(f"{s:.0%}" for s in sparsities) + " |")
         print("| --- |" + " ---: |" * len(sparsities))
-        for method in METHODS:
+        for method in case.methods:
             if method in cells and method.endswith("+ repairs") == repaired:
                 print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
         print()
@@ -173,7 +181,7 @@ def show(results: Path, picture: Path) -> None:
     print(
         "| | to | stages | median | from | to | cumulative, last |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
-    for method in JUDGED:
+    for method in case.judged:
         for sparsity in sparsities:
             found = [row["stages"] for row in rows if row["method"] == method and row["sparsity"] == sparsity]
             ratios = [m / p for stages in found for _, p, m, *_ in stages]
@@ -183,7 +191,7 @@ def show(results: Path, picture: Path) -> None:
                     f"| {method} | {sparsity:.0%} | {len(ratios)} | {statistics.median(ratios):.2f} | "
                     f"{min(ratios):.2f} | {max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
                 )
-    _draw(cells, rows, dense, picture)
+    _draw(case, cells, rows, dense, picture)
 
 
 def _cell(values: list[float]) -> str:
@@ -193,7 +201,13 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]], dense: float, picture: Path) -> None:
+def _draw(
+    case: Case,
+    cells: dict[str, dict[float, list[float]]],
+    rows: list[dict[str, Any]],
+    dense: float,
+    picture: Path,
+) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -201,17 +215,17 @@ def _draw(cells: dict[str, dict[float, list[float]]], rows: list[dict[str, Any]]
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for method in METHODS:
+    for method in case.methods:
         if method in cells:
             points = sorted((100 * s, statistics.mean(v)) for s, v in cells[method].items())
-            strong = {"linewidth": 2.5, "color": "black"} if method == DEFAULT else {"linewidth": 1.2}
+            strong = {"linewidth": 2.5, "color": "black"} if method == case.default else {"linewidth": 1.2}
             line = {"linestyle": "-" if method.endswith("repairs") else "--", **strong}
             left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **line)
     left.axhline(dense, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
     left.legend(fontsize=7, loc="lower left")
     pairs = [
-        (p, m) for row in rows if row["method"] in JUDGED for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
+        (p, m) for row in rows if row["method"] in case.judged for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
     ]
     if pairs:
         right.scatter(*zip(*pairs, strict=True), s=12, color="black")
