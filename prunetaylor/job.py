@@ -372,6 +372,12 @@ def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
         return outputs_of(module(x))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = str(error).splitlines()[0][:200]
+        others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}
+        if others:
+            raise DataError(
+                f"the network's weights are {' and '.join(sorted(map(str, others)))}, and its inputs {x.dtype}: {text}",
+                f"prune {x.dtype} weights: model.float() makes them so",
+            ) from error
         raise DataError(
             f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",
             "is this the data that the network was trained on? See --data and data.size",
