@@ -137,9 +137,10 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
     config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
-    if narrow := {t.dtype for t in checkpoint.state.values()} & {torch.float16, torch.bfloat16}:
-        wide = next(found.module.parameters()).dtype
-        choices.append(f"weights: {' and '.join(map(str, sorted(narrow, key=str)))} in the file, {wide} from here on")
+    wide = next(found.module.parameters()).dtype
+    stored = {t.dtype for t in checkpoint.state.values() if t.is_floating_point()}
+    if others := stored - {t.dtype for t in found.module.state_dict().values()}:
+        choices.append(f"weights: {' and '.join(map(str, sorted(others, key=str)))} in the file, {wide} from here on")
     return make_job(
         config, found.module, samples, device, checkpoint=checkpoint, arch=found.spec, args=found.args, choices=choices
     )
