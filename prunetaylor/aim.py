@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from prunetaylor import registry
 from prunetaylor.calibration import Calibration
 from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.taylor import TaylorModel
@@ -53,7 +54,7 @@ def look(
         usual = unseen(job, criterion)
         refinement = settle(job, criterion.REPAIR, far=False, example=example)
         why = "the training samples have no labels"
-        said = (_said(refinement), f"error: {usual.objective.describe()} ({why})")
+        said = (_repair_said(job, usual.repair), _said(refinement), f"error: {usual.objective.describe()} ({why})")
         return replace(usual, refinement=refinement, said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
     usual, labels = unseen(job, criterion), config.calibration.labels
@@ -85,6 +86,7 @@ def look(
         refinement,
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, kept),
         (
+            _repair_said(job, repair),
             _said(refinement),
             f"error: {objective.describe()} ({found.describe()})",
             f"first-order term of the task error: {'kept' if kept else 'not kept'}",
@@ -96,6 +98,15 @@ def _said(refinement: Refinement) -> str:
     how = f"{refinement.steps} steps of {refinement.by}"
     when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
     return f"refinement: {when[refinement.when]} ({refinement.why})"
+
+
+def _repair_said(job: Job, repair: str) -> str:
+    """What each stage is repaired by, and what decided."""
+    if job.config.prune.repair != "auto":
+        return f"repair: {repair} (as asked)"
+    usual = registry.load("saliency", job.method).REPAIR
+    why = f"usual for {job.method}" if repair == usual else "refinement after each stage makes up for what goes"
+    return f"repair: {repair} ({why})"
 
 
 def usual_repair(job: Job, criterion: Any) -> str:

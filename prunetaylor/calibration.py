@@ -87,17 +87,28 @@ class Calibration:
 
     @classmethod
     def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
-        """Fresh samples from ``pool``, split into those that are fitted and those that are held out."""
+        """Fresh samples from ``pool``, split into those that are fitted and those that are held out.
+
+        Where every stage draws anew, those come from two parts of the pool, the same ones each time: what one stage is
+        held against, no stage before it was fitted to.
+        """
         cfg = job.config.calibration
-        chosen = draw(pool, cfg.samples, generator)
-        held = max(1, round(cfg.holdout * len(chosen)))
-        if len(chosen) - held < 1:
+        samples = min(cfg.samples, len(pool))
+        held = max(1, round(cfg.holdout * samples))
+        if samples - held < 1:
             raise DataError(
-                f"{len(chosen)} training samples are too few to calibrate with", "give at least two, better a thousand"
+                f"{samples} training samples are too few to calibrate with", "give at least two, better a thousand"
             )
-        each = pool.fetch(chosen[:1])[0].numel()
-        size = chunk(each, job.config.data.batch_size)
-        fit, holdout = (Part.of(job, dense, pool.subset(part), size) for part in (chosen[held:], chosen[:held]))
+        if cfg.resample:
+            order = draw(pool, len(pool), torch.Generator().manual_seed(job.config.seed))
+            apart = max(held, round(cfg.holdout * len(pool)))
+            parts = pool.subset(order[apart:]), pool.subset(order[:apart])
+            chosen = [s.subset(draw(s, n, generator)) for s, n in zip(parts, (samples - held, held), strict=True)]
+        else:
+            drawn = draw(pool, samples, generator)
+            chosen = [pool.subset(drawn[held:]), pool.subset(drawn[:held])]
+        size = chunk(chosen[0].fetch([0])[0].numel(), job.config.data.batch_size)
+        fit, holdout = (Part.of(job, dense, split, size) for split in chosen)
         check_deterministic(dense, fit.batches)
         return cls(fit, holdout)
 

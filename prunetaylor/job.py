@@ -137,9 +137,10 @@ def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress
     samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
     config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
-    if narrow := {t.dtype for t in checkpoint.state.values()} & {torch.float16, torch.bfloat16}:
-        wide = next(found.module.parameters()).dtype
-        choices.append(f"weights: {' and '.join(map(str, sorted(narrow, key=str)))} in the file, {wide} from here on")
+    wide = next(found.module.parameters()).dtype
+    stored = {t.dtype for t in checkpoint.state.values() if t.is_floating_point()}
+    if others := stored - {t.dtype for t in found.module.state_dict().values()}:
+        choices.append(f"weights: {' and '.join(map(str, sorted(others, key=str)))} in the file, {wide} from here on")
     return make_job(
         config, found.module, samples, device, checkpoint=checkpoint, arch=found.spec, args=found.args, choices=choices
     )
@@ -372,6 +373,12 @@ def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
         return outputs_of(module(x))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = str(error).splitlines()[0][:200]
+        others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}
+        if others:
+            raise DataError(
+                f"the network's weights are {' and '.join(sorted(map(str, others)))}, and its inputs {x.dtype}: {text}",
+                f"prune {x.dtype} weights: model.float() makes them so",
+            ) from error
         raise DataError(
             f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",
             "is this the data that the network was trained on? See --data and data.size",

@@ -35,7 +35,7 @@ from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
 from prunetaylor.selection.step import Step
-from prunetaylor.selection.trust import HIGH, LOW, NEGLIGIBLE
+from prunetaylor.selection.trust import believed
 from prunetaylor.stages import Stages
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -185,7 +185,8 @@ class _Outlook(Stages):
         changed = None
         if objective.kind == "classes":
             changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
-        scale = 1.0 if objective.kind == "classes" else 0.5 * float(fit.dense_outputs.square().sum(1).mean())
+        # Of noise no allowance is made: what the samples cannot tell is no reason to believe.
+        right = believed(predicted, measured, 0.0, self.calibration.spread(self.job.kind))
         return Level(
             sparsity,
             removed,
@@ -193,7 +194,7 @@ class _Outlook(Stages):
             measured if isfinite(measured) else None,
             measured / predicted if isfinite(measured) and predicted != 0 else None,
             changed,
-            all(level.trusted for level in before) and _trusted(predicted, measured, NEGLIGIBLE * scale),
+            right and all(level.trusted for level in before),
         )
 
     @torch.no_grad()
@@ -223,12 +224,3 @@ class _Outlook(Stages):
         absorber = fit.absorbers.get(layer.name)
         names = [layer.parameter, *([absorber.key] if absorber else [])]
         return fit.judge.predict({name: moved[name] for name in names}).change(self.aim.keep_first)
-
-
-def _trusted(predicted: float, measured: float, negligible: float) -> bool:
-    """Whether the gain ratio is one that is believed, or both changes are negligible."""
-    if not isfinite(measured):
-        return False
-    if max(abs(predicted), abs(measured)) <= negligible:
-        return True
-    return predicted > 0 and LOW <= measured / predicted <= HIGH

@@ -214,6 +214,9 @@ class Stages:
         model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
         found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
         target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
+        # Of a small network one weight may be more than what was proposed.
+        asked = self.removed == round(target * network.prunable)
+        reached = target if asked else self.removed / network.prunable
         self._as_in_main()
         self.progress.step("selected")
         if self.aim.repair == "obs":
@@ -237,7 +240,7 @@ class Stages:
         if not stands:
             restore(network.module, state)
             self.masks, self.histogram = masks, drawn
-            self.progress.note(f"taken back: {target:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
+            self.progress.note(f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
         else:
             if self.aim.repair == "batch-norm":
                 fit = calibration.fit.batches
@@ -246,7 +249,7 @@ class Stages:
         self._as_in_main()
         self.done.append(
             Stage(
-                sparsity=target,
+                sparsity=reached,
                 predicted_change=predicted,
                 measured_change=_finite(measured),
                 gain_ratio=_finite(measured / predicted) if predicted != 0 else None,
@@ -261,7 +264,7 @@ class Stages:
             )
         )
         done = self.done[-1]
-        told = {"sparsity": target, "predicted_change": predicted, "measured_change": measured}
+        told = {"sparsity": reached, "predicted_change": predicted, "measured_change": measured}
         self.progress.measured(self.trained, {name: value for name, value in told.items() if isfinite(value)})
         last = self.aim.refinement.when == "last" and self.removed == self.wanted
         if stands and (self.aim.refinement.when == "stages" or last):

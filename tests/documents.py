@@ -36,7 +36,7 @@ def report(**more: Any) -> dict[str, Any]:
         [(0.3, 2e-3, 0.8), (0.52, 9e-3, 1.1), (0.69, 0.04, 4.6), (0.62, 0.02, 1.3), (0.74, 0.05, 1.6), (0.8, 0.11, 0.7)]
     ):
         measured, stands = predicted * ratio, i != 2
-        since = (2 * predicted, 2 * measured, ratio)
+        since = (2 * predicted, 2 * measured, True, ratio)
         stages.append(
             Stage(sparsity, predicted, measured, ratio, 3.2, stands, 0.001, 0.01, *since, 92.0 - 8 * sparsity)
         )

@@ -6,6 +6,7 @@ import copy
 import time
 from dataclasses import astuple
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrize
 from toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
 from prunetaylor import registry
+from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import Prediction, TaylorModel
 from prunetaylor.data.load import from_python
@@ -307,6 +309,28 @@ def test_resampling_sees_so_many_fresh_ones_at_every_stage(conv: nn.Module) -> N
     how = {"calibration__samples": 30, "prune__stages": 3}
     assert reads(conv, **how) == 30
     assert 30 < reads(conv, calibration__resample=True, **how) <= 90
+
+
+def test_what_a_stage_is_held_against_no_stage_was_fitted_to(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where each draws anew, from a set that all of them together use up."""
+    draw, fitted, held = Calibration.draw, [], []
+
+    def watched(*args: Any) -> Calibration:
+        found = draw(*args)
+        for part, into in ((found.fit, fitted), (found.holdout, held)):
+            into.append(
+                {sample.numpy().tobytes() for sample in part.batches.split.fetch(range(part.batches.samples))[0]}
+            )
+        return found
+
+    monkeypatch.setattr(Calibration, "draw", watched)
+    for samples, drawn in ((120, (96, 24)), (240, (192, 48))):  # a half of the pool, and all of it
+        fitted.clear()
+        held.clear()
+        quick(conv, calibration__samples=samples, calibration__resample=True, prune__stages=4)
+        assert [(len(one), len(other)) for one, other in zip(fitted, held, strict=True)] == [drawn] * 4
+        assert set.union(*fitted).isdisjoint(set.union(*held))
+        assert (len(set.union(*fitted)) > drawn[0]) == (samples == 120)
 
 
 def test_a_run_from_python_reads_few_samples_more_to_know_the_data_by(conv: nn.Module) -> None:

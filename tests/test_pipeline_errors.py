@@ -154,6 +154,13 @@ def test_networks_that_cannot_be_pruned() -> None:
         quick(nn.Sequential(nn.Flatten(), bad), sparsity=0.5)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_than_the_inputs_are_told_from_data_that_does_not_fit(kind: torch.dtype) -> None:
+    with pytest.raises(DataError, match=rf"weights are {kind}, and its inputs torch.float32") as found:
+        quick(ConvNet().to(kind))
+    assert "model.float()" in found.value.remedy
+
+
 def test_a_network_in_training_mode_comes_back_so() -> None:
     network = ConvNet().train()
     outcome = prune(network, TRAIN, TEST, settings={"device": "cpu", "finetune.epochs": 0})

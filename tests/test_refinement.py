@@ -74,6 +74,17 @@ def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
     same_bits(asked, refined)
 
 
+def test_what_repairs_is_said_with_what_decided(conv: nn.Module) -> None:
+    def said(**settings: object) -> list[str]:
+        found = quick(conv, sparsity=0.3, prune__refine_steps=1, **settings).choices
+        return [line for line in found if line.startswith("repair: ")]
+
+    assert said() == ["repair: least-squares (usual for exact_obs)"]
+    assert said(prune__method="obd", prune__repair="obs") == ["repair: obs (as asked)"]
+    towards_labels = {"calibration__labels": True, "calibration__resample": True}
+    assert said(**towards_labels) == ["repair: none (refinement after each stage makes up for what goes)"]
+
+
 def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

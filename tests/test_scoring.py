@@ -19,7 +19,8 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.outcome import Scores
 from prunetaylor.progress import Silent
-from prunetaylor.scoring import BY_LAYER, LEVELS, _trusted, run, score
+from prunetaylor.scoring import BY_LAYER, LEVELS, run, score
+from prunetaylor.selection.trust import HIGH, LOW
 
 TRAIN = quadrants(240, 1)
 CURVE = curve(300, 1)
@@ -144,18 +145,12 @@ def test_the_fit_serves_scoring_again_and_pruning(
         assert any(taken in choice for choice in outcome.choices)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "measured", "trusted"),
-    [
-        (1.0, 1.9, True),
-        (1.0, 0.51, True),
-        (1.0, 2.1, False),
-        (1.0, 0.4, False),
-        (-1.0, -1.0, False),  # the first-order term promises a gain: the step is beyond where it holds
-        (1e-6, 9e-6, True),
-        (1e-6, float("nan"), False),
-        (0.0, 1.0, False),
-    ],
-)
-def test_what_is_trusted(predicted: float, measured: float, trusted: bool) -> None:
-    assert _trusted(predicted, measured, 1e-5) == trusted
+def test_a_gain_that_comes_as_predicted_is_trusted() -> None:
+    """Far from a minimum a step may be predicted to lower the error: a ratio of about one, of negative numbers."""
+    torch.manual_seed(0)
+    levels = quick(trained(ConvNet(), TRAIN, cross_entropy, 12), prune__method="obs_fisher").levels
+    assert levels[0].predicted_change < 0
+    assert LOW <= levels[0].gain_ratio <= HIGH
+    assert levels[0].trusted
+    for level in levels:
+        assert not level.trusted or LOW <= level.gain_ratio <= HIGH

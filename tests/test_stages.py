@@ -152,3 +152,17 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     assert len(found) > 1
     assert all(0 < left < 1 for left, _ in found[1:])
     assert [ratio for _, ratio in found] == pytest.approx([left for left, _ in found])
+
+
+@pytest.mark.parametrize(
+    ("stages", "reached"),
+    [([0.12, 0.14, 0.16, 0.5], [0.12, 0.2, 0.3, 0.5]), ("auto", [0.1, 0.2, 0.3, 0.4, 0.5])],
+)
+def test_a_stage_says_what_is_gone_where_one_weight_is_more_than_was_proposed(
+    stages: object, reached: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrustRegion, "propose", lambda self, now, change: min(self.target, now + 0.02))
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    outcome = quick(nn.Linear(5, 2), (x, x[:, :2]), (x, x[:, :2]), metric="loss", prune__stages=stages)
+    assert [stage.sparsity for stage in outcome.stages] == reached

@@ -113,7 +113,7 @@ class CalibrationSection(Section):
     holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
     """Share of the samples kept out of the fit, on which the predicted change is held against the measured one."""
     resample: bool = False
-    """Draw fresh samples at every stage."""
+    """Draw fresh samples at every stage; none of those held out is one that any stage fits."""
 
 
 class PruneSection(Section):

@@ -99,7 +99,8 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     """(norm of the mean gradient, the norm that sampling alone would give it) over the prunable weights.
 
     The noise is sqrt(tr Cov / n), from the scatter of the mean gradients of up to 32 groups of consecutive samples:
-    the same groups however samples are batched. NumericsError, naming the layer, where the gradient is not finite.
+    the same groups however samples are batched. Of one sample nothing scatters: all of its gradient may be noise.
+    NumericsError, naming the layer, where the gradient is not finite.
     """
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
@@ -130,7 +131,7 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
     check_finite({layer.parameter: t for layer, t in zip(layers, total, strict=True)}, "the gradient of the error")
     norm = sum(float(t.square().sum()) for t in total)
     cross = sum(float((t * p).sum()) for t, p in zip(total, products, strict=True))
-    scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else 0.0
+    scatter = max(0.0, squares - 2 * cross + sizes * norm) * groups / (groups - 1) if groups > 1 else norm
     return norm**0.5 / n, scatter**0.5 / n
 
 

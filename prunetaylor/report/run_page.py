@@ -12,7 +12,7 @@ from markupsafe import Markup
 from prunetaylor.outcome import Drop
 from prunetaylor.report import figures
 from prunetaylor.report.page import clip, flat, render
-from prunetaylor.report.terminal import count, number, percent, size
+from prunetaylor.report.terminal import belief, count, number, percent, size
 from prunetaylor.report.verdict import allowed, interval, shown
 from prunetaylor.verdict import Check
 
@@ -120,8 +120,10 @@ def _facts(document: Document) -> list[str]:
             f"{'kept' if first['kept'] else 'not kept'}; the gradient's norm is {number(first['gradient_norm'], 3)}, "
             f"{number(first['noise_norm'], 3)} from sampling alone."
         )
-    if document["stages"] and document["believed_to"] is not None:
-        lines.append(f"Predictions were right within a factor of two up to {percent(document['believed_to'])}.")
+    if stages := document["stages"]:
+        predicted = any(stage.get("cumulative_predicted") is not None for stage in stages)
+        said = belief(predicted, document["believed_to"], stages[-1]["sparsity"])
+        lines.append(f"{said[0].upper()}{said[1:]}.")
     return lines
 
 

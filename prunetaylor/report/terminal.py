@@ -35,7 +35,8 @@ def print_outcome(
     if outcome.stages:
         console.print()
         console.print(_stages(outcome))
-        console.print(_belief(outcome), style="dim")
+        predicted = any(stage.cumulative_predicted is not None for stage in outcome.stages)
+        console.print(belief(predicted, believed_to(outcome.stages), outcome.stages[-1].sparsity), style="dim")
     if outcome.epochs:
         console.print()
         console.print(_epochs(outcome))
@@ -215,16 +216,19 @@ def _stages(outcome: Outcome) -> Table:
     return table
 
 
-def _belief(outcome: Outcome) -> str:
-    """How far the predictions may be believed: measured over predicted change since the dense network in [0.5, 2]."""
-    if all(stage.cumulative_predicted is None for stage in outcome.stages):
+def belief(predicted: bool, reached: float | None, last: float) -> str:
+    """How far the predictions may be believed: measured over predicted change since the dense network in [0.5, 2].
+
+    ``predicted``: whether any stage's change was; ``reached``: the sparsity up to which it was right; ``last``: that of
+    the last stage.
+    """
+    if not predicted:
         return "nothing was predicted, so nothing could be checked"
-    reached = believed_to(outcome.stages)
     if reached is None:
         return (
             "the model was wrong by more than a factor of two from the first stage on: do not believe its predictions"
         )
-    if reached == outcome.stages[-1].sparsity:
+    if reached == last:
         return (
             "measured and predicted change since the dense network agree within a factor of two, or as far as the "
             "samples can tell, at every stage"

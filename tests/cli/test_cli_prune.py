@@ -153,13 +153,16 @@ def test_without_data_it_prunes_by_magnitude_and_says_what_it_cannot_know(
     assert report["sparsity"]["obtained"] == pytest.approx(0.5, abs=1e-4)
 
 
-def test_weights_stored_in_half_precision_are_widened_and_it_is_said(demo_model: Path, inline, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_weights_stored_in_another_precision_are_converted_and_it_is_said(
+    kind: torch.dtype, demo_model: Path, inline, tmp_path: Path
+) -> None:
     content = torch.load(demo_model, weights_only=True)
-    content["state_dict"] = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
-    torch.save(content, tmp_path / "half.pt")
-    code, stdout, stderr = inline("prune", "half.pt", "--dry-run", "--json")
+    content["state_dict"] = {k: v.to(kind) if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    torch.save(content, tmp_path / "other.pt")
+    code, stdout, stderr = inline("prune", "other.pt", "--dry-run", "--json")
     assert code == 0, stderr
-    assert any("torch.float16 in the file, torch.float32 from here on" in line for line in json.loads(stdout)["plan"])
+    assert any(f"{kind} in the file, torch.float32 from here on" in line for line in json.loads(stdout)["plan"])
 
 
 def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> None:

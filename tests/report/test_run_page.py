@@ -9,7 +9,7 @@ import pytest
 from documents import report
 from rich.console import Console
 
-from prunetaylor.outcome import ClassDrop, Drop, LayerOutcome, Skipped
+from prunetaylor.outcome import ClassDrop, Drop, LayerOutcome, Skipped, Stage, believed_to
 from prunetaylor.report import figures
 from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
 from prunetaylor.report.run_page import run_page
@@ -88,6 +88,26 @@ def test_everything_is_there() -> None:
         assert said in text, said
     assert page.tags.count("svg") == 6
     assert page.tags.count("figure") == 6
+
+
+@pytest.mark.parametrize(
+    ("believed", "said"),
+    [
+        ([True] * 6, "Measured and predicted change since the dense network agree within a factor of two"),
+        ([True, True, False, True, False, True], "Beyond 62.00 % sparsity predicted changes are wrong"),
+        ([False] * 6, "from the first stage on: do not believe its predictions"),
+        ([None] * 6, "Nothing was predicted, so nothing could be checked"),
+    ],
+)
+def test_a_page_says_from_where_on_the_model_should_not_be_believed(believed: list[bool | None], said: str) -> None:
+    usual = report()
+    for stage, right in zip(usual["stages"], believed, strict=True):
+        stage["believed"] = right
+        if right is None:
+            stage["cumulative_predicted"] = None
+    # As it stands in a run's report.json.
+    usual["believed_to"] = believed_to([Stage(**stage) for stage in usual["stages"]])
+    assert said in " ".join(assert_self_contained(run_page(usual, "run")).text.split())
 
 
 def test_without_data_stages_epochs_or_gate() -> None:
