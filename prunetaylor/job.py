@@ -54,7 +54,7 @@ class Job:
             return asked
         if self.samples is None:
             return "magnitude"
-        # ExactOBS counts on least squares behind it; who asks for labels gets steps towards them in its place.
+        # Where labels are asked for, OBS is measured better on the network of benchmarks/README.md.
         told = self.config.calibration.labels is True
         worth = WORTH.get(self.device.type, WORTH["cpu"])
         return "obs" if told or exact_obs.work(self.network.layers) > worth else "exact_obs"

@@ -115,9 +115,9 @@ def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
 def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunetaylor import job as room
 
-    # C^3 for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
-    assert exact_obs.work(Network.of(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**3
-    assert exact_obs.work(Network.of(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**3
+    # C^2 (C + 1000) for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
+    assert exact_obs.work(Network.of(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
+    assert exact_obs.work(Network.of(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
