@@ -6,7 +6,8 @@
 
 Each result is added to benchmarks/one_shot-NAME.jsonl as soon as it is there; what is there is not run again. With
 "+ repairs" every method goes through the stages that the default took for the same sparsity and seed, which therefore
-comes first.
+comes first; with "+ refinement" it is as it is known, and refined at the end. A run that is refined at the end is
+measured before that too: its row keeps both, and is the row without refinement besides.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from prunetaylor.config.resolve import from_values
+from prunetaylor.job import Job
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline import open_job, run
@@ -44,7 +47,12 @@ ALONE: dict[str, dict[str, Any]] = {
     "ExactOBS in stages": {"prune.method": "exact_obs"},
 }
 # What scoring gives and what repair gives, told apart: the same stages and repairs for all.
-METHODS = [*ALONE, *(f"{name} + repairs" for name in ALONE if not name.startswith("magnitude +"))]
+REPAIRS, REFINEMENT = " + repairs", " + refinement"
+METHODS = [
+    *ALONE,
+    *(name + REFINEMENT for name in ALONE),
+    *(name + REPAIRS for name in ALONE if not name.startswith("magnitude +")),
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Case:
     @property
     def judged(self) -> tuple[str, str]:
         """Whose predictions are held against what was measured: the default's, without refinement too."""
-        return self.default, self.default.removesuffix(" + repairs")
+        return self.default, self.default.removesuffix(REPAIRS)
 
     @property
     def methods(self) -> list[str]:
@@ -67,8 +75,15 @@ class Case:
 
     def of(self, method: str) -> dict[str, Any]:
         """The settings of a row."""
-        name = method.removesuffix(" + repairs")
-        return self.settings | ALONE[name] | ({"prune.refine": "none"} if name == method else self.repairs)
+        name = _name(method)
+        more = self.repairs if method.endswith(REPAIRS) else {"prune.refine": "none"}
+        return self.settings | ALONE[name] | ({"prune.refine": "last"} if method.endswith(REFINEMENT) else more)
+
+    def without(self, method: str) -> str | None:
+        """The row that a run is before it is refined at the end, if it is one."""
+        if method.endswith(REFINEMENT) or (method == self.default and self.repairs["prune.refine"] == "last"):
+            return _name(method)
+        return None
 
 
 CASES = {
@@ -105,38 +120,65 @@ def main() -> None:
     show(case, results, HERE / f"one_shot-{args.network}.svg")
 
 
+class Before(Silent):
+    """Measures the network on the test samples at the end of the stages, before it is refined."""
+
+    def __init__(self, job: Job, sparsity: float) -> None:
+        self.job, self.sparsity = job, sparsity
+        self.start = time.perf_counter()
+        self.top1: float | None = None
+        self.seconds = 0.0
+        self.measuring = 0.0
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        if values.get("sparsity") != self.sparsity:
+            return
+        start = time.perf_counter()
+        # A last stage that is taken back is followed by another, whose value stands.
+        self.top1 = top1_of(self.job).metrics["top1"]
+        self.seconds = time.perf_counter() - self.start - self.measuring
+        self.measuring += time.perf_counter() - start
+
+
+def top1_of(job: Job) -> Evaluation:
+    assert job.samples is not None
+    return evaluate(job.network.module, job.batches(job.samples.test), job.kind)
+
+
 def measure(
     results: Path, case: Case, common: dict[str, Any], methods: list[str], sparsities: list[float], seeds: list[int]
 ) -> None:
-    done = {(r["method"], r["sparsity"], r["seed"]) for r in read(results)}
     dense: Evaluation | None = None
     dense_seconds = 0.0
     for seed in seeds:
         for sparsity in sparsities:
             for method in methods:
+                done = {(r["method"], r["sparsity"], r["seed"]) for r in read(results)}
                 if (method, sparsity, seed) in done:
                     continue
                 settings = {**common, **case.of(method), "prune.sparsity": sparsity, "seed": seed}
-                if method.endswith("+ repairs") and method != case.default and "one stage" not in method:
+                if method.endswith(REPAIRS) and method != case.default and "one stage" not in method:
                     settings["prune.stages"] = stages_of(case.default, results, sparsity, seed)
                 config = from_values(settings).config
                 start = time.perf_counter()
                 job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
                 if dense is None:  # the same for all rows
-                    assert job.samples is not None
                     opened = time.perf_counter()
                     with laid_out(job, job.network.module):
-                        dense = evaluate(job.network.module, job.batches(job.samples.test), job.kind)
+                        dense = top1_of(job)
                     dense_seconds = time.perf_counter() - opened
                     start += dense_seconds  # every row has them, this one too
-                outcome = run(job, Silent(), dense_found=dense)
+                refined = config.prune.refine == "last"
+                before = Before(job, sparsity) if refined else None
+                outcome = run(job, before or Silent(), dense_found=dense)
+                seconds = time.perf_counter() - start + dense_seconds - (before.measuring if before else 0.0)
                 row = {
                     "method": method,
                     "sparsity": sparsity,
                     "seed": seed,
                     "dense": outcome.dense.metrics["top1"],
                     "top1": outcome.pruned.metrics["top1"],
-                    "seconds": round(time.perf_counter() - start + dense_seconds, 1),
+                    "seconds": round(seconds, 1),
                     "threads": torch.get_num_threads(),
                     # all of them, those taken back too; cumulative: from the dense network
                     "stages": [
@@ -144,8 +186,16 @@ def measure(
                         for s in outcome.stages
                     ],
                 }
+                found = [row]
+                if before is not None:
+                    row["unrefined"] = before.top1
+                    name = case.without(method)
+                    if name is not None and (name, sparsity, seed) not in done:
+                        evaluated = 2 * dense_seconds
+                        own = {"top1": before.top1, "seconds": round(before.seconds + evaluated, 1)}
+                        found.append({**row, "method": name, **own, "unrefined": None})
                 with results.open("a") as out:
-                    out.write(json.dumps(row) + "\n")
+                    out.writelines(json.dumps(one) + "\n" for one in found)
                 print(method, sparsity, seed, f"{row['top1']:.2f} in {row['seconds']:.0f} s", flush=True)
 
 
@@ -162,20 +212,27 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 
 def show(case: Case, results: Path, picture: Path) -> None:
-    """Print the table (top-1 in percent, mean and spread over seeds) and draw the plot."""
+    """Print the tables (top-1 in percent, mean and spread over seeds) and draw the plot.
+
+    Of a method with repairs or refinement a cell has both: before it is refined at the end, and after.
+    """
     rows = read(results)
-    cells: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    cells, before = (defaultdict[str, dict[float, list[float]]](lambda: defaultdict(list)) for _ in range(2))
     for row in rows:
         cells[row["method"]][row["sparsity"]].append(row["top1"])
+        if row.get("unrefined") is not None:
+            before[row["method"]][row["sparsity"]].append(row["unrefined"])
     sparsities = sorted({row["sparsity"] for row in rows})
     dense = statistics.mean(row["dense"] for row in rows)
     print(f"dense {dense:.2f}\n")
-    for repaired in (False, True):
+    for suffix in ("", REFINEMENT, REPAIRS):
+        shown = [m for m in case.methods if m in cells and m == _name(m) + suffix]
         print("| method | " + " | ".join(f"{s:.0%}" for s in sparsities) + " |")
         print("| --- |" + " ---: |" * len(sparsities))
-        for method in case.methods:
-            if method in cells and method.endswith("+ repairs") == repaired:
-                print(f"| {method} | " + " | ".join(_cell(cells[method].get(s, [])) for s in sparsities) + " |")
+        for method in shown:
+            both = [[before[method].get(s, []), cells[method].get(s, [])] for s in sparsities]
+            texts = [" → ".join(_cell(values) for values in cell if values) for cell in both]
+            print(f"| {_name(method)} | " + " | ".join(texts) + " |")
         print()
     print("measured / predicted change of all stages, those taken back too; cumulative: since the dense network")
     print(
@@ -192,6 +249,10 @@ def show(case: Case, results: Path, picture: Path) -> None:
                     f"{min(ratios):.2f} | {max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
                 )
     _draw(case, cells, rows, dense, picture)
+
+
+def _name(method: str) -> str:
+    return method.removesuffix(REPAIRS).removesuffix(REFINEMENT)
 
 
 def _cell(values: list[float]) -> str:
@@ -216,10 +277,10 @@ def _draw(
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for method in case.methods:
-        if method in cells:
+        if method in cells and not method.endswith(REFINEMENT):
             points = sorted((100 * s, statistics.mean(v)) for s, v in cells[method].items())
             strong = {"linewidth": 2.5, "color": "black"} if method == case.default else {"linewidth": 1.2}
-            line = {"linestyle": "-" if method.endswith("repairs") else "--", **strong}
+            line = {"linestyle": "-" if method != _name(method) else "--", **strong}
             left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **line)
     left.axhline(dense, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")

@@ -34,7 +34,7 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, check_outputs
 from prunetaylor.selection.schedule import Fixed, sparsities
-from prunetaylor.selection.trust import FRESH, LARGEST, TrustRegion, believed
+from prunetaylor.selection.trust import FRESH, TrustRegion, believed
 
 
 @dataclass
@@ -128,11 +128,11 @@ class Stages:
 
     def _plan(self) -> Fixed | TrustRegion:
         config = self.job.config.prune
-        if config.stages != "auto" or not self.criterion.STAGED:
+        if config.stages != "auto" or self.criterion.REACH is None:
             return Fixed(self._levels(), config.damping)
         fresh = self.job.config.calibration.resample and self.aim.refinement.when == "stages"
         scale = self.calibration.spread(self.job.kind)
-        return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else LARGEST)
+        return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else self.criterion.REACH)
 
     def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
         """All that the stages to come depend on, at a ``moment``; ``weights``: the network's too."""
@@ -177,7 +177,7 @@ class Stages:
     def _levels(self) -> list[float]:
         """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
         config = self.job.config.prune
-        levels = sparsities(config.sparsity, config.stages, self.criterion.STAGED)
+        levels = sparsities(config.sparsity, config.stages, self.criterion.REACH is not None)
         return [level for level in levels if round(level * self.job.network.prunable) > self.removed]
 
     def _calibrate(self) -> None:

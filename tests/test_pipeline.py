@@ -26,7 +26,8 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
-from prunetaylor.selection.trust import LARGEST, REJECT, SMALLEST
+from prunetaylor.saliency import exact_obs
+from prunetaylor.selection.trust import REJECT, SMALLEST
 
 
 def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -201,7 +202,9 @@ def test_stages_within_a_trust_region(conv: nn.Module) -> None:
     kept = [stage for stage in outcome.stages if stage.accepted]
     levels = [0.0, *(stage.sparsity for stage in kept)]
     assert levels[-1] == 0.8
-    assert all(1 - after >= (1 - before) * (1 - LARGEST) * (1 - SMALLEST) - 1e-9 for before, after in pairwise(levels))
+    assert all(
+        1 - after >= (1 - before) * (1 - exact_obs.REACH) * (1 - SMALLEST) - 1e-9 for before, after in pairwise(levels)
+    )
     # Cumulative changes are of all stages together: the first stage's are its own.
     assert kept[0].cumulative_predicted == pytest.approx(kept[0].predicted_change, rel=1e-4)
     assert kept[-1].cumulative_measured > kept[0].cumulative_measured

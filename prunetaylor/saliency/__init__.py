@@ -9,7 +9,7 @@ Step`` instead, with ``removed`` the number of weights that are gone after it. B
 
     NEEDS    "nothing", "samples" or "labels": what it cannot do without
     REPAIR   what ``prune.repair: auto`` means for it
-    STAGED   whether ``prune.stages: auto`` takes more than one stage
+    REACH    the share of the weights left that one stage of ``prune.stages: auto`` removes, at most; None: all at once
 
 and ``memory(sizes: Sizes) -> [Phase]`` says what is held while it scores or solves (see ``prunetaylor.memory``).
 """

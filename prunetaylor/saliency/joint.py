@@ -35,7 +35,7 @@ from prunetaylor.selection.step import Step
 
 NEEDS = "samples"
 REPAIR = "least-squares"
-STAGED = True
+REACH = 0.35
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
 

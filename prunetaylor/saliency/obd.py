@@ -20,7 +20,7 @@ from prunetaylor.network.network import Network
 
 NEEDS = "samples"
 REPAIR = "none"
-STAGED = False
+REACH = None
 
 
 def memory(sizes: Sizes) -> list[Phase]:

@@ -27,7 +27,7 @@ from prunetaylor.saliency._units import ranking_unit
 
 NEEDS = "samples"
 REPAIR = "least-squares"
-STAGED = True
+REACH = 0.35
 
 
 def memory(sizes: Sizes) -> list[Phase]:

@@ -34,7 +34,7 @@ from prunetaylor.selection.step import Step
 
 NEEDS = "samples"
 REPAIR = "none"
-STAGED = True
+REACH = 0.35
 
 BLOCK = 256
 """Weights in a block."""

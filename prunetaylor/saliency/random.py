@@ -16,7 +16,7 @@ from prunetaylor.network.network import Network
 
 NEEDS = "nothing"
 REPAIR = "none"
-STAGED = False
+REACH = None
 
 
 def memory(sizes: Sizes) -> list[Phase]:

@@ -33,10 +33,10 @@ NEGLIGIBLE = 1e-5
 then still nothing that anybody could see."""
 START = 0.01
 """The first radius, as a share of the error of a constant answer."""
-LARGEST, SMALLEST = 0.35, 0.02
-"""The shares of the weights left that one stage removes, at most and at least."""
+SMALLEST = 0.02
+"""The share of the weights left that one stage removes, at least; the most is the criterion's ``REACH``."""
 FRESH = 0.06
-"""``LARGEST`` where every stage learns from fresh samples: the more stages, the more of them are seen."""
+"""The most where every stage learns from fresh samples: the more stages, the more of them are seen."""
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
 _PROBES = 5
@@ -66,7 +66,7 @@ class TrustRegion:
     target: float
     scale: float
     asked_damping: float
-    largest: float = LARGEST
+    largest: float
 
     def __post_init__(self) -> None:
         self.radius = START * self.scale

@@ -71,8 +71,8 @@ def test_it_says_what_it_needs_and_where_it_comes_from(criterion: str) -> None:
     module = registry.load("saliency", criterion)
     assert module.NEEDS in ("nothing", "samples", "labels")
     assert module.REPAIR in ("none", "batch-norm", "least-squares")
-    assert isinstance(module.STAGED, bool)
-    assert module.NEEDS != "nothing" or (module.REPAIR == "none" and not module.STAGED), "no repair without samples"
+    assert module.REACH is None or 0 < module.REACH < 1
+    assert module.NEEDS != "nothing" or (module.REPAIR == "none" and module.REACH is None), "no repair without samples"
     text = module.__doc__
     assert re.search(r"^ *s_j +[=~]", text, re.MULTILINE), "the formula"
     assert criterion == "random" or re.search(r"\b(19|20)\d\d\b", text), "the paper"

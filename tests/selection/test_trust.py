@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.trust import LARGEST, RAISES, SMALLEST, START, TrustRegion, believed
+from prunetaylor.selection.trust import RAISES, SMALLEST, START, TrustRegion, believed
+
+LARGEST = 0.35
 
 
 def region(target: float = 0.9) -> TrustRegion:
-    return TrustRegion(target, 2.0, 0.01)
+    return TrustRegion(target, 2.0, 0.01, LARGEST)
 
 
 @given(st.floats(0.05, 0.99), st.floats(0.0, 0.9), st.floats(0.01, 50))
