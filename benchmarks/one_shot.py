@@ -64,9 +64,9 @@ class Case:
     repairs: dict[str, Any]
 
     @property
-    def judged(self) -> tuple[str, str]:
-        """Whose predictions are held against what was measured: the default's, without refinement too."""
-        return self.default, self.default.removesuffix(REPAIRS)
+    def judged(self) -> tuple[str, ...]:
+        """Whose predictions are held against what was measured: the default's, and without refinement in its stages."""
+        return (self.default, _name(self.default))[: 1 + (self.repairs["prune.refine"] == "stages")]
 
     @property
     def methods(self) -> list[str]:
