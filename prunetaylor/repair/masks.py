@@ -20,9 +20,12 @@ def masks_of(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the weights that masks do not keep to zero, in place, whatever their value was (NaN included)."""
+    """Set the weights that masks do not keep to zero, in place, whatever their value was (NaN included).
+
+    A zero stays as it is, a negative one too: to the bit what is resumed is then what was interrupted.
+    """
     for parameter, mask in _paired(module, masks).values():
-        parameter.masked_fill_(~mask.to(parameter.device), 0)
+        parameter.masked_fill_(~mask.to(parameter.device) & (parameter != 0), 0)
 
 
 @torch.no_grad()

@@ -233,6 +233,16 @@ def test_applying_removes_any_value_and_keeps_the_rest():
     assert module.weight.requires_grad
 
 
+def test_applying_leaves_the_bits_of_what_is_zero_already():
+    """A training under masks leaves negative zeros; what is resumed from them must be the same to the bit."""
+    module = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[-0.0, 0.0, -1.0, float("nan")]]))
+    apply_masks(module, {"weight": torch.zeros(1, 4, dtype=torch.bool)})
+    assert torch.signbit(module.weight).tolist() == [[True, False, False, False]]
+    assert module.weight.count_nonzero() == 0
+
+
 def test_a_nan_in_a_removed_weight_is_not_zero():
     module = nn.Linear(2, 1)
     with torch.no_grad():
