@@ -66,7 +66,8 @@ class Case:
     @property
     def judged(self) -> tuple[str, ...]:
         """Whose predictions are held against what was measured: the default's, and without refinement in its stages."""
-        return (self.default, _name(self.default))[: 1 + (self.repairs["prune.refine"] == "stages")]
+        alone = [_name(self.default)] if self.repairs["prune.refine"] == "stages" else []
+        return (self.default, *alone)
 
     @property
     def methods(self) -> list[str]:
@@ -135,12 +136,12 @@ class Before(Silent):
             return
         start = time.perf_counter()
         # A last stage that is taken back is followed by another, whose value stands.
-        self.top1 = top1_of(self.job).metrics["top1"]
+        self.top1 = on_test_samples(self.job).metrics["top1"]
         self.seconds = time.perf_counter() - self.start - self.measuring
         self.measuring += time.perf_counter() - start
 
 
-def top1_of(job: Job) -> Evaluation:
+def on_test_samples(job: Job) -> Evaluation:
     assert job.samples is not None
     return evaluate(job.network.module, job.batches(job.samples.test), job.kind)
 
@@ -165,7 +166,7 @@ def measure(
                 if dense is None:  # the same for all rows
                     opened = time.perf_counter()
                     with laid_out(job, job.network.module):
-                        dense = top1_of(job)
+                        dense = on_test_samples(job)
                     dense_seconds = time.perf_counter() - opened
                     start += dense_seconds  # every row has them, this one too
                 refined = config.prune.refine == "last"
