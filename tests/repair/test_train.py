@@ -334,7 +334,7 @@ def test_same_seed_same_bits_on_a_gpu():
 def test_steps_do_not_wait_for_the_gpu():
     module = network().cuda()
     masks = half_masks(module)
-    data = [(x, y) for x, y in batches(torch.device("cuda"))]
+    data = list(batches(torch.device("cuda")).shares())
 
     class Ready:
         """Batches that are on the device already."""
@@ -342,7 +342,7 @@ def test_steps_do_not_wait_for_the_gpu():
         def __len__(self) -> int:
             return len(data)
 
-        def __iter__(self) -> Any:
+        def shares(self) -> Any:
             return iter(data)
 
     steps = train(module, masks, Ready(), options=FinetuneSection(precision="bf16"), epochs=2,  # type: ignore[arg-type]
