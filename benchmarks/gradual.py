@@ -76,6 +76,7 @@ def measure(checkpoint: str, data: str, goal: str, way: str, seed: int) -> None:
         "validation": [round(epoch.validation, 2) for epoch in outcome.epochs],
         "seconds": round(time.perf_counter() - start, 1),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     with RESULTS.open("a") as out:
         out.write(json.dumps(row) + "\n")
