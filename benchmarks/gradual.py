@@ -25,11 +25,13 @@ from prunetaylor.progress import Silent
 HERE = Path(__file__).parent
 RESULTS = HERE / "gradual.jsonl"
 GOALS = ["0.9:6", "0.8:4"]
+MAGNITUDE: dict[str, Any] = {"prune.method": "magnitude", "prune.schedule": "cubic", "prune.repair": "none"}
 WAYS: dict[str, dict[str, Any]] = {
     "ours, gradual": {"prune.schedule": "cubic"},
     "ours, one-shot, then the epochs": {},
-    # As it is known: no repair, the same schedule, optimiser, distillation and epochs.
-    "magnitude, gradual": {"prune.method": "magnitude", "prune.schedule": "cubic", "prune.repair": "none"},
+    # No repair; the same schedule, optimiser, distillation and epochs, and as it is known, without distillation.
+    "magnitude, gradual": MAGNITUDE,
+    "magnitude, gradual, labels alone": {**MAGNITUDE, "finetune.distill.weight": 0.0},
     "dense, the same epochs": {"prune.sparsity": 0.0},
 }
 

@@ -52,6 +52,7 @@ class Backward:
         self._forward = torch.compile(module) if options.compile else module
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._parameters = list(module.parameters())
         self.parts = 1
         """That a batch is split into, so that it fits in memory."""
 
@@ -62,18 +63,18 @@ class Backward:
         """
         largest = max(len(share.x) for share in group)
         while True:
-            self._module.zero_grad(set_to_none=True)
+            self._forget()
             size = max(1, -(-largest // self.parts))
             try:
-                total = torch.zeros((), device=self._device)
+                means: list[Tensor] = []
                 for share in group:
-                    # Evenly: no batch norm can train on one sample that is left over.
-                    parts = max(1, -(-len(share.x) // size))
-                    for x, y in zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True):
-                        value = self._value(like_weights(self._module, x), y) * (len(x) / count)
-                        self.scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-                        total = total + value.detach()
-                return total
+                    for x, y in _parts(share, size):
+                        mean = self._value(like_weights(self._module, x), y)
+                        if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
+                            mean = mean * (len(x) / count)
+                        self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+                        means.append(mean.detach())
+                return means[0] if len(means) == 1 else torch.stack(means).sum()
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
@@ -82,13 +83,18 @@ class Backward:
                         f"out of memory with {size} samples a process",
                         "lower data.batch_size, and raise finetune.accumulate for the same step",
                     ) from error
-            self._module.zero_grad(set_to_none=True)
+            self._forget()
             release()
             self.parts *= 2
             self._note(
                 f"out of memory: micro-batches of {-(-largest // self.parts)} samples from here on, with the same "
                 f"step of {count}; batch-norm statistics are those of a micro-batch"
             )
+
+    def _forget(self) -> None:
+        """No gradients, as ``module.zero_grad`` leaves none; that looks for the parameters at every step."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
         with self._autocast():
@@ -140,3 +146,11 @@ class Backward:
         if self._dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
+
+
+def _parts(share: Share, size: int) -> list[tuple[Tensor, Tensor]]:
+    """At most ``size`` samples each, evenly: no batch norm can train on one sample that is left over."""
+    parts = -(-len(share.x) // size)
+    if parts <= 1:
+        return [(share.x, share.y)]
+    return list(zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True))

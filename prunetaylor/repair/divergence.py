@@ -31,7 +31,7 @@ class Guard:
     def wants(self, value: Tensor) -> bool:
         """Whether it is time to look, after this step's loss."""
         self._sum, self._count = self._sum + value, self._count + 1
-        return self._count >= LOOK_EVERY or (self._device.type == "cpu" and not bool(torch.isfinite(value)))
+        return self._count >= LOOK_EVERY or (self._device.type == "cpu" and not math.isfinite(float(value)))
 
     def look(self, value: Tensor, lr: float, step: int, steps: int) -> None:
         """Diverged where the losses since the last look say so."""
