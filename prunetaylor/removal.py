@@ -55,11 +55,11 @@ class Removal:
         judge: TaylorModel,
         *,
         keep_first: bool,
-        repaired: float,
+        repaired: float | None,
     ) -> Removed:
         """As far as ``plan`` allows, by what ``judge``, the model on samples that nothing is fitted to, predicts.
 
-        ``repaired``: what repair is expected to leave of the change that removal alone makes.
+        ``repaired``: what repair is expected to leave of the change that removal alone makes; None: nobody knows yet.
         """
         gone = sum(int((~mask).sum()) for mask in masks.values())
         now = gone / self.network.prunable
@@ -85,7 +85,7 @@ class Removal:
             after = self.ranked(scores, masks, count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~after[x.parameter] for x in self.network.layers}
             alone[sparsity] = judge.predict(moves).change(keep_first)
-            return repaired * alone[sparsity]
+            return 0.0 if repaired is None else repaired * alone[sparsity]
 
         target = plan.propose(now, change)
         return self._apply(scores, masks, self.ranked(scores, masks, count(target)), target, alone.get(target))

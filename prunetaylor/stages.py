@@ -65,8 +65,8 @@ class Stages:
         self.removal = Removal(self.job.network, self.criterion, structure, self.generator)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
-        # What repair leaves of the change that removal alone would make, by the last stage; 1 until there was one.
-        self.repaired = 1.0
+        # What repair leaves of the change that removal alone would make, by the last stage; None until there was one.
+        self.repaired: float | None = None
         self.damping = config.prune.damping
         self.plan: Fixed | TrustRegion | None = None
         self.trained = 0
@@ -192,6 +192,7 @@ class Stages:
         )
         for text in self.aim.said:
             self._choose(text)
+        self.repaired = None if self.aim.repair in ("obs", "least-squares") else 1.0
 
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
@@ -240,7 +241,9 @@ class Stages:
         if not stands:
             restore(network.module, state)
             self.masks, self.histogram = masks, drawn
-            self.progress.note(f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted")
+            far = ", too far for one stage" if believed(predicted, measured, noise, 0.0) else ""
+            text = f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted"
+            self.progress.note(text + far)
         else:
             if self.aim.repair == "batch-norm":
                 fit = calibration.fit.batches

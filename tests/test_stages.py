@@ -15,6 +15,9 @@ from toys import ConvNet, trained
 from prunetaylor.errors import NumericsError
 from prunetaylor.removal import Removal, Removed
 from prunetaylor.selection.trust import RAISES, TrustRegion
+from prunetaylor.stages import Stages
+
+STAGED = {"prune__stages": "auto", "prune__method": "exact_obs", "prune__repair": "least-squares"}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,7 @@ def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: 
 
     monkeypatch.setattr(stages, "restore", moved)
     monkeypatch.setattr(stages.Stages, "_stage", watched)
-    outcome = quick(conv, sparsity=0.6, prune__stages="auto", prune__repair="least-squares")
+    outcome = quick(conv, sparsity=0.9, **STAGED)
     assert [s.accepted for s in outcome.stages][:2] == [True, False]
 
 
@@ -131,7 +134,7 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     step, found = Removal.step, []
 
     def watched(
-        self: Removal, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float, **more: Any
+        self: Removal, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float | None, **more: Any
     ) -> Removed:
         asked = []
 
@@ -147,11 +150,27 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
         return removed
 
     monkeypatch.setattr(Removal, "step", watched)
-    quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs", prune__repair="least-squares")
-    assert found[0][0] == 1.0
+    quick(conv, sparsity=0.9, **STAGED)
+    assert found[0] == (None, 0.0)  # nobody knows yet: as far as its reach
     assert len(found) > 1
-    assert all(0 < left < 1 for left, _ in found[1:])
-    assert [ratio for _, ratio in found] == pytest.approx([left for left, _ in found])
+    assert all(0 < left < 1 for left, _ in found[1:]), found
+    assert [ratio for _, ratio in found[1:]] == pytest.approx([left for left, _ in found[1:]])
+
+
+@pytest.mark.parametrize(("repair", "first"), [("none", 0.05), ("least-squares", 0.35)])
+def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
+    repair: str, first: float, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.6, 1e-6, 0.01, 0.35))
+    outcome = quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs", prune__repair=repair)
+    taken_back = [stage for stage in outcome.stages if not stage.accepted]
+    if repair == "none":
+        assert outcome.stages[0].sparsity <= first
+    else:  # and is taken back where that turns out to be far more than the radius
+        assert outcome.stages[0].sparsity == pytest.approx(first, abs=0.01)
+        assert taken_back[0] == outcome.stages[0]
+        assert outcome.stages[1].sparsity < first / 2
+    assert outcome.sparsity.obtained == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,15 @@ The radius is a predicted change of the error. A stage takes the largest sparsit
 and no more than its reach, a share of the weights left. The gain ratio, measured / predicted change, then says whether
 the model earned more:
 
-    within [1/2, 2]     radius and reach double, the damping returns towards the one asked for
+    within [1/2, 2]     the radius is twice what it was or what was predicted, if that is more; the reach doubles, the
+                        damping returns towards the one asked for
     better than that    nothing changes: the model promised too little, which harms nobody
     worse than that     the radius is half of what was just predicted, the damping rises tenfold
     far worse           the same; and if it cost more than the radius, the stage is taken back, and half of it is tried,
                         a smallest one anew while the damping can still rise
+
+What repair leaves of a change is known once a stage has been repaired: the first one goes as far as its reach, and is
+taken back too where far more than the radius is predicted for it then.
 
 A predicted gain that comes is a ratio like any other; whatever is better than predicted counts as better, and no two
 changes are told apart that noise might have made different.
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 LOW, HIGH = 0.5, 2.0
 """Gain ratios between which the model is believed."""
 REJECT = 4.0
-"""A stage whose change is so many times the predicted one is taken back."""
+"""A stage whose change is so many times the predicted one is taken back, and one predicted at so many radii."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
 NEGLIGIBLE = 1e-5
@@ -99,7 +103,11 @@ class TrustRegion:
         """
         taken = 1 - (1 - then) / (1 - now)
         if _within(predicted, measured):
-            self.radius *= 2
+            if predicted > REJECT * self.radius and taken >= 2 * SMALLEST:
+                # Nobody knew what repair would leave of it: right, and yet no small step.
+                self.reach = taken / 2
+                return False
+            self.radius = 2 * max(self.radius, predicted)
             self.reach = min(self.largest, 2 * self.reach)
             self.damping = max(self.asked_damping, self.damping / 10)
             return True

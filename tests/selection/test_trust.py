@@ -65,6 +65,24 @@ def test_a_predicted_gain_that_came_is_believed(measured: float, doubles: bool) 
     assert (trust.radius, trust.damping) == ((2 if doubles else 1) * radius, 0.01)
 
 
+def test_a_stage_far_beyond_the_radius_is_taken_back_though_the_model_was_right() -> None:
+    trust = region()
+    radius = trust.radius
+    assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0)
+    assert (trust.radius, trust.damping, trust.reach) == (radius, 0.01, pytest.approx(0.15))
+    assert trust.judge(0, 0.3, 3 * radius, 3 * radius, 0.0)
+    assert trust.judge(0, 0.3, 50 * radius, 2 * radius, 0.0)  # far better than predicted
+    assert trust.judge(0, SMALLEST, 50 * radius, 50 * radius, 0.0)  # there is no smaller one
+
+
+def test_it_arrives_where_repair_always_costs_far_more_than_the_radius() -> None:
+    trust, now = region(0.95), 0.0
+    for _ in range(400):
+        then = trust.propose(now, lambda _: 0.0)
+        now = then if trust.judge(now, then, 1e9, 1e9, 0.0) else now
+    assert now == 0.95
+
+
 def test_a_predicted_gain_that_became_a_loss_is_not() -> None:
     trust = region()
     radius = trust.radius
