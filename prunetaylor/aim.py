@@ -31,6 +31,11 @@ class Aim:
     first_order: FirstOrder | None = None  # None: nobody looked
     said: tuple[str, ...] = ()
 
+    @property
+    def solves(self) -> bool:
+        """Each stage's repair moves the kept weights: it solves the fitted Gram matrices for them."""
+        return self.repair in ("least-squares", "obs")
+
 
 def unseen(job: Job, criterion: Any) -> Aim:
     """Before the dense network was looked at, or without data to look at it with."""

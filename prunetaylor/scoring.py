@@ -42,8 +42,6 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Sparsities that are looked at."""
 BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Those at which each layer's part is predicted by itself, a forward-mode pass a layer."""
-SOLVED = ("least-squares", "obs")
-"""Repairs that one step can look ahead to: both solve the fitted Gram matrices."""
 
 
 def run(job: Job, progress: Progress) -> Scores:
@@ -137,7 +135,7 @@ class _Outlook(Stages):
         self.begin()
         calibration = self.calibration
         wanted = [level for level in LEVELS if round(level * network.prunable) > self.removed]
-        each = 1 + (len(network.layers) if self.aim.repair in SOLVED else 0)
+        each = 1 + (len(network.layers) if self.aim.solves else 0)
         self.progress.phase("score", each * len(wanted) + 1)
         fit = self._fit(calibration)
         self.progress.step("fitted")
@@ -158,7 +156,7 @@ class _Outlook(Stages):
         scores = None
         if self.aim.repair != "none" or not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
-        if self.aim.repair in SOLVED:
+        if self.aim.solves:
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
             model,
@@ -202,7 +200,7 @@ class _Outlook(Stages):
         """Remove so many weights and move the others, in place."""
         network = self.job.network
         masks, moving = self._select_once(removed, fit)
-        if self.aim.repair in SOLVED:
+        if self.aim.solves:
             self._compensate(fit.model, masks, fit.judge.state, fit.absorbers)
         else:
             for layer in network.layers:

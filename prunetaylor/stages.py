@@ -34,7 +34,7 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, check_outputs
 from prunetaylor.selection.schedule import Fixed, sparsities
-from prunetaylor.selection.trust import FRESH, TrustRegion, believed
+from prunetaylor.selection.trust import FRESH, Guess, TrustRegion, believed
 
 
 @dataclass
@@ -192,7 +192,7 @@ class Stages:
         )
         for text in self.aim.said:
             self._choose(text)
-        self.repaired = None if self.aim.repair in ("obs", "least-squares") else 1.0
+        self.repaired = None if self.aim.solves else 1.0
 
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
@@ -231,11 +231,13 @@ class Stages:
         measured, noise = _change(held, before)
         self.progress.step("measured")
         predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
-        stands = plan.judge(now, target, predicted, measured, noise)
+        stands = plan.judge(now, target, predicted, measured, noise, self._guess())
         if stands and not isfinite(measured):
             held.values()  # says what is wrong: there is no smaller step to take
         if found.alone is not None and found.alone > 0 < predicted:
             self.repaired = predicted / found.alone
+        elif self.repaired is None:
+            self.repaired = 1.0  # a gain: there is no share that is left of it
         self.progress.step("predicted")
         since = self._since_dense(calibration, held)
         if not stands:
@@ -276,6 +278,12 @@ class Stages:
             self.done[-1] = replace(done, seconds=time.perf_counter() - start)
         if stands:
             self._measure()
+
+    def _guess(self) -> Guess:
+        """How what the stage at work would change was known when it was proposed."""
+        if not self.aim.solves or hasattr(self.criterion, "solve"):
+            return "none needed"
+        return "none" if self.repaired is None else "by the last stage"
 
     def _compensate(
         self,

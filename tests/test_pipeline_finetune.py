@@ -68,7 +68,7 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
     monkeypatch.setattr(Finetuning, "_look_before", lambda self: None)  # nothing is left to choose between
     train = from_python(TRAIN).train
     order = draw(train, len(train), torch.Generator().manual_seed(0))
-    held, used = order[:24], order[24:]  # data.validation is a tenth
+    held, used = order[:24], order[24:]  # a tenth
     x, y = TRAIN[0].clone(), TRAIN[1].clone()
     x[held], y[held] = 5.0, 0
     how = {"sparsity": 0.7, "finetune__epochs": 1, "calibration__samples": 1000, "data__batch_size": 32}
@@ -80,6 +80,15 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
     x[used[0]] = 5.0
     changed = quick(conv, (x, y), **how)
     assert not torch.equal(changed.module.fc.weight, one.module.fc.weight)
+
+
+@pytest.mark.parametrize(("settings", "held"), [({}, 5), ({"data__validation": 0.5}, 120)])
+def test_no_more_samples_are_kept_out_than_choosing_takes(
+    settings: dict[str, float], held: int, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunetaylor.pipeline.ENOUGH", 5)
+    outcome = quick(conv, **CUT, finetune__epochs=1, **settings)
+    assert f"validation: {held} of the 240 training samples, kept out of calibration and fine-tuning" in outcome.choices
 
 
 def test_distillation_follows_the_dense_network_and_not_the_labels(conv: nn.Module) -> None:

@@ -157,7 +157,7 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     assert [ratio for _, ratio in found[1:]] == pytest.approx([left for left, _ in found[1:]])
 
 
-@pytest.mark.parametrize(("repair", "first"), [("none", 0.05), ("least-squares", 0.35)])
+@pytest.mark.parametrize(("repair", "first"), [("none", 0.05), ("least-squares", 0.35), ("obs", 0.35)])
 def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
     repair: str, first: float, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

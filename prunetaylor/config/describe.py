@@ -75,7 +75,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def _bounded(field: dict[str, Any]) -> dict[str, Any]:
-    """A fraction's bounds belong to its number; its text is a percentage. Pydantic leaves both beside the choice."""
+    """A fraction's bounds belong to its number; its text is a percentage. Pydantic leaves both beside the choice.
+
+    So they do in a choice or a list of fractions.
+    """
+    if "anyOf" in field:
+        field = {**field, "anyOf": [_bounded(one) for one in field["anyOf"]]}
+    if isinstance(field.get("items"), dict):
+        field = {**field, "items": _bounded(field["items"])}
     words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
     bounds = {words[k]: field[k] for k in words if k in field}
     if not bounds:

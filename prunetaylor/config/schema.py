@@ -95,8 +95,9 @@ class DataSection(Section):
     transforms.v2 in a list: [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples a step of fine-tuning, and a forward pass."""
-    validation: Annotated[Fraction, Field(gt=0, lt=1)] = 0.1
-    """Share of the training set kept out of fine-tuning to choose by, where the source has no validation split."""
+    validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"
+    """Share of the training set kept out of fine-tuning to choose by, where the source has no validation split; auto: a
+    tenth, though 2,000 samples at most to choose between epochs."""
     size: Annotated[int, Field(ge=1)] | None = None
     """Height and width that images are resized and cropped to; null: as they are, or 224 where they differ."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

@@ -61,7 +61,7 @@ class Fixed:
         self._done += 1
         return self.levels[self._done - 1]
 
-    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
+    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float, guess: str = "") -> bool:
         return True
 
     def state_dict(self) -> dict[str, int]:

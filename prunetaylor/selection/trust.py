@@ -4,15 +4,16 @@ The radius is a predicted change of the error. A stage takes the largest sparsit
 and no more than its reach, a share of the weights left. The gain ratio, measured / predicted change, then says whether
 the model earned more:
 
-    within [1/2, 2]     the radius is twice what it was or what was predicted, if that is more; the reach doubles, the
-                        damping returns towards the one asked for
+    within [1/2, 2]     radius and reach double, the damping returns towards the one asked for
     better than that    nothing changes: the model promised too little, which harms nobody
     worse than that     the radius is half of what was just predicted, the damping rises tenfold
     far worse           the same; and if it cost more than the radius, the stage is taken back, and half of it is tried,
                         a smallest one anew while the damping can still rise
 
-What repair leaves of a change is known once a stage has been repaired: the first one goes as far as its reach, and is
-taken back too where far more than the radius is predicted for it then.
+Where a repair follows, what it leaves of the change is guessed beforehand by what it left of the last stage's. Of the
+first there is no guess: it goes as far as its reach, and is taken back too where far more than the radius is predicted
+for it once it is repaired. What came as predicted has shown how far the model goes: the radius is twice that, if that
+is more.
 
 A predicted gain that comes is a ratio like any other; whatever is better than predicted counts as better, and no two
 changes are told apart that noise might have made different.
@@ -25,11 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 LOW, HIGH = 0.5, 2.0
 """Gain ratios between which the model is believed."""
 REJECT = 4.0
-"""A stage whose change is so many times the predicted one is taken back, and one predicted at so many radii."""
+"""A stage whose change is so many times the predicted one is taken back; so is one of so many radii, if none bound it."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
 NEGLIGIBLE = 1e-5
@@ -44,6 +46,9 @@ FRESH = 0.06
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
 _PROBES = 5
+
+Guess = Literal["none needed", "by the last stage", "none"]
+"""Of what repair would leave of a proposed stage's change: there is none, as of the last stage's, or nobody knows."""
 
 
 def believed(predicted: float, measured: float, noise: float, scale: float) -> bool:
@@ -95,19 +100,21 @@ class TrustRegion:
                 far = middle
         return self._snap(1 - near)
 
-    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float) -> bool:
+    def judge(
+        self, now: float, then: float, predicted: float, measured: float, noise: float, guess: Guess = "none needed"
+    ) -> bool:
         """Whether the stage from sparsity ``now`` to ``then`` stands; the radius and the damping follow its ratio.
 
-        ``noise`` is the standard error of the measured change. A stage that can be neither smaller nor more damped
-        stands.
+        ``noise`` is the standard error of the measured change, ``guess`` how its change was known when it was proposed.
+        A stage that can be neither smaller nor more damped stands.
         """
         taken = 1 - (1 - then) / (1 - now)
         if _within(predicted, measured):
-            if predicted > REJECT * self.radius and taken >= 2 * SMALLEST:
-                # Nobody knew what repair would leave of it: right, and yet no small step.
+            if guess == "none" and predicted > REJECT * self.radius and taken >= 2 * SMALLEST:
                 self.reach = taken / 2
                 return False
-            self.radius = 2 * max(self.radius, predicted)
+            shown = self.radius if guess == "none needed" else min(predicted, REJECT * self.radius)
+            self.radius = 2 * max(self.radius, shown)
             self.reach = min(self.largest, 2 * self.reach)
             self.damping = max(self.asked_damping, self.damping / 10)
             return True

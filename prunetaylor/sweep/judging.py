@@ -62,7 +62,8 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
         said = f"{len(samples.validation):,} validation samples rank, {len(samples.test):,} test samples report"
         ranked = dense.found("validation", samples.validation)
         return Judging(samples, samples.validation, ranked, dense.found("test", samples.test), said)
-    kept, held = _halves(samples.train, job.config.data.validation, seed)
+    share = job.config.data.validation
+    kept, held = _halves(samples.train, 0.1 if share == "auto" else share, seed)
     test = dense.found("test", samples.test)
     held_split = samples.train.subset(held)
 

@@ -44,3 +44,7 @@ def test_the_json_schema_knows_every_key_and_bounds_its_numbers() -> None:
     sparsity = schema["$defs"]["PruneSection"]["properties"]["sparsity"]
     assert sparsity["anyOf"][0] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
     assert sparsity["default"] == 0.5
+    text = json.dumps(schema)
+    assert not [word for word in ("gt", "ge", "lt", "le") if f'"{word}"' in text]
+    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+    assert schema["$defs"]["DataSection"]["properties"]["validation"]["anyOf"][1]["anyOf"][0] == share

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.trust import RAISES, SMALLEST, START, TrustRegion, believed
+from prunetaylor.selection.trust import RAISES, REJECT, SMALLEST, START, Guess, TrustRegion, believed
 
 LARGEST = 0.35
 
@@ -65,22 +65,48 @@ def test_a_predicted_gain_that_came_is_believed(measured: float, doubles: bool) 
     assert (trust.radius, trust.damping) == ((2 if doubles else 1) * radius, 0.01)
 
 
-def test_a_stage_far_beyond_the_radius_is_taken_back_though_the_model_was_right() -> None:
+def test_a_stage_that_nothing_bounded_is_taken_back_where_it_is_far_beyond_the_radius() -> None:
     trust = region()
     radius = trust.radius
-    assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0)
+    assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0, "none")  # though the model was right
     assert (trust.radius, trust.damping, trust.reach) == (radius, 0.01, pytest.approx(0.15))
-    assert trust.judge(0, 0.3, 3 * radius, 3 * radius, 0.0)
-    assert trust.judge(0, 0.3, 50 * radius, 2 * radius, 0.0)  # far better than predicted
-    assert trust.judge(0, SMALLEST, 50 * radius, 50 * radius, 0.0)  # there is no smaller one
+    assert trust.judge(0, 0.3, 50 * radius, 2 * radius, 0.0, "none")  # far better than predicted
+    assert trust.judge(0, SMALLEST, 50 * radius, 50 * radius, 0.0, "none")  # there is no smaller one
+    for guess in ("by the last stage", "none needed"):
+        assert region().judge(0, 0.3, 5 * radius, 5 * radius, 0.0, guess)
+
+
+@pytest.mark.parametrize(
+    ("guess", "predicted", "times"),
+    [
+        ("none needed", 3, 2),
+        ("none", 3, 6),
+        ("by the last stage", 3, 6),
+        ("by the last stage", 0.5, 2),
+        ("by the last stage", 50, 2 * REJECT),
+    ],
+)
+def test_the_radius_doubles_from_what_was_right_where_it_was_a_guess(
+    guess: Guess, predicted: float, times: float
+) -> None:
+    trust = region()
+    radius = trust.radius
+    assert trust.judge(0, 0.3, predicted * radius, predicted * radius, 0.0, guess)
+    assert trust.radius == pytest.approx(times * radius)
 
 
 def test_it_arrives_where_repair_always_costs_far_more_than_the_radius() -> None:
-    trust, now = region(0.95), 0.0
-    for _ in range(400):
+    trust, now, taken_back = region(0.95), 0.0, 0
+    for _ in range(200):
         then = trust.propose(now, lambda _: 0.0)
-        now = then if trust.judge(now, then, 1e9, 1e9, 0.0) else now
+        if trust.judge(now, then, 1e9, 1e9, 0.0, "none"):
+            now = then
+        else:
+            taken_back += 1
+        if now == 0.95:
+            break
     assert now == 0.95
+    assert taken_back < 40
 
 
 def test_a_predicted_gain_that_became_a_loss_is_not() -> None:
