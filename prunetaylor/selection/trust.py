@@ -31,7 +31,7 @@ from typing import Literal
 LOW, HIGH = 0.5, 2.0
 """Gain ratios between which the model is believed."""
 REJECT = 4.0
-"""A stage whose change is so many times the predicted one is taken back; so is one of so many radii, if none bound it."""
+"""A stage whose change is so many times the predicted one is taken back; so is an unbounded one of so many radii."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
 NEGLIGIBLE = 1e-5
