@@ -37,8 +37,8 @@ from prunetaylor.stages import Stages
 __all__ = ["Job", "evaluate", "open_job", "prune", "run"]
 
 ENOUGH = 2000
-"""Samples to choose between epochs by: two epochs differ in a twentieth of the answers, whose accuracies so many tell
-apart to half a point. Training on more of them is worth more than choosing by them."""
+"""Samples to choose between epochs by, at most: where two epochs differ in a twentieth of the answers, the standard
+error of the difference of their accuracies is half a point. The rest is left to train on."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,8 +154,24 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     quick(conv, sparsity=0.9, **STAGED)
     assert found[0] == (None, 0.0)  # nobody knows yet: as far as its reach
     assert len(found) > 1
-    assert all(0 < left < 1 for left, _ in found[1:]), found
+    assert all(0 < left < 1 for left, _ in found[1:])
     assert [ratio for _, ratio in found[1:]] == pytest.approx([left for left, _ in found[1:]])
+
+
+def test_after_a_first_stage_that_gained_the_radius_bounds_the_next(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, asked = Removal.step, []
+
+    def watched(self: Removal, *args: Any, repaired: float | None, **more: Any) -> Removed:
+        asked.append(repaired)
+        return replace(step(self, *args, repaired=repaired, **more), alone=-1.0)  # a gain, whatever it was
+
+    monkeypatch.setattr(Removal, "step", watched)
+    quick(conv, sparsity=0.9, **STAGED)
+    assert asked[0] is None
+    assert asked[1:]
+    assert set(asked[1:]) == {1.0}
 
 
 @pytest.mark.parametrize(("repair", "first"), [("none", 0.05), ("least-squares", 0.35), ("obs", 0.35)])

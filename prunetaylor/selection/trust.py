@@ -13,7 +13,7 @@ the model earned more:
 Where a repair follows, what it leaves of the change is guessed beforehand by what it left of the last stage's. Of the
 first there is no guess: it goes as far as its reach, and is taken back too where far more than the radius is predicted
 for it once it is repaired. What came as predicted has shown how far the model goes: the radius is twice that, if that
-is more.
+is more, and eight times what it was at most.
 
 A predicted gain that comes is a ratio like any other; whatever is better than predicted counts as better, and no two
 changes are told apart that noise might have made different.
