@@ -219,6 +219,8 @@ def _run(
                 write_page(folder, document)
             finally:
                 folder.commit()  # a finished run is kept, whatever becomes of its verdict
+            if keeper.stop is not None:  # it came after the last moment to stop at: there was nothing left to break off
+                raise keeper.stop
     except BaseException as err:
         state.remedy = _way_on(err, folder)
         raise

@@ -118,12 +118,8 @@ class Finetuning:
         """What is done between this step and the next."""
         self.stages.trained = state.step
         detail = f"epoch {state.epoch} of {self.job.epochs}"
-        if state.step % LOOK_EVERY == 0:
-            speed = {
-                "train/loss": state.loss,
-                "train/lr": state.lr,
-                "train/samples_per_second": state.samples_per_second,
-            }
+        if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):  # else training ends at its next look
+            speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
             self.progress.measured(state.step, speed)
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
         if state.epoch_done:
@@ -228,6 +224,8 @@ class Finetuning:
         """Prune where the schedule says so, after ``step`` steps."""
         if step not in self._levels:
             return
+        if self.training is not None:
+            self.training.check()  # what is not finite now was made so by training, not by pruning
         self.stages.to(self._levels[step])
         if self.training is not None:
             self.training.prune(self.stages.masks)
@@ -259,7 +257,9 @@ class Finetuning:
                 "leave one of them at its default",
             )
         if smoothing and self.job.kind != "classes":
-            raise UsageError("finetune.label_smoothing needs classes", "leave it at 0: the targets are values")
+            raise UsageError(
+                "finetune.label_smoothing needs classes, one for each sample", "leave it at 0 with this loss"
+            )
         if smoothing:
             return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
         objective = Objective(self.job.kind, "task")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -165,6 +165,8 @@ class _Run:
         self.stages.begin()
         if left is not None:
             self.stages.load_state_dict(left)
+        else:
+            self.moment()
 
     def _finetuning(self) -> Finetuning | None:
         if not self.job.epochs or self.training is None or self.validation is None:
@@ -213,7 +215,7 @@ def prune(
     sparsity: float = 0.5,
     validation: Any = None,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str | Sequence[Any] = "none",
+    augment: str | Sequence[Any] | Callable[[Tensor], Tensor] = "none",
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -227,8 +229,8 @@ def prune(
         sparsity: fraction of the prunable weights removed, in [0, 1).
         validation: chooses between epochs; else a share of ``train``.
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
-        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms by
-            name, as in ``data.augment``.
+        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms, by
+            name as in ``data.augment`` or themselves, one or a list; each image by itself, which takes its time.
         settings: any other key of the configuration, dotted: ``{"finetune.epochs": 2, "prune.exclude": ["fc2"]}``.
 
     Raises:

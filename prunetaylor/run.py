@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -323,7 +324,23 @@ def locked(file: IO[str]) -> bool:
         return False
     except OSError:
         return True
+    _own.add(file)
     return True
+
+
+_own: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+"""Files whose lock this process has. A forked child, such as one that decodes data, must not share them: it outlives
+this process by some seconds where that is killed, and nobody could go on meanwhile."""
+
+
+def _let_go() -> None:
+    for file in list(_own):
+        file.close()  # whatever is written is flushed at once, so that there is nothing to write twice
+    _own.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager

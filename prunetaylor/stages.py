@@ -86,6 +86,8 @@ class Stages:
             if left["plan"] is not None:
                 plan.load_state_dict(left["plan"])
         self.plan = plan
+        if left is None:
+            self.moment()
         if self.refining is not None:
             self._refine()
             self._measure()

@@ -10,11 +10,12 @@ from prunetaylor import prune
 from prunetaylor.outcome import Outcome
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
+_DIRECT = ("sparsity", "validation", "normalize", "augment", "progress")
 
 
 def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settings: object) -> Outcome:
     """A run with few samples; ``a__b`` is the setting a.b."""
-    direct = {key: settings.pop(key) for key in ("sparsity", "validation", "normalize", "augment") if key in settings}
+    direct = {key: settings.pop(key) for key in _DIRECT if key in settings}
     more = {key.replace("__", "."): value for key, value in settings.items()}
     usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
     usual["prune.refine_steps"] = 6

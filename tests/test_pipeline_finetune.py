@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from runs import TRAIN, assert_truthful, quick, same_bits, top1
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import draw
+from prunetaylor.data.samples import Share, draw
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.finetune import Finetuning
+from prunetaylor.progress import Silent
+from prunetaylor.repair.backward import Backward
+from prunetaylor.repair.divergence import Guard
 from prunetaylor.repair.optimizer import Rates
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
@@ -144,6 +151,73 @@ def test_training_that_diverges_later_leaves_the_last_good_epoch(
     assert outcome.pruned.metrics["top1"] > 50
     with pytest.raises(NumericsError, match="training loss is"):
         quick(conv, **{**how, "finetune__epochs": 1, "finetune__lr": 1e30, "finetune__warmup": 0.0})
+
+
+class Finite(Silent):
+    """As the log of a run: numbers that are not finite are no JSON."""
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        assert all(map(math.isfinite, values.values())), (step, values)
+
+
+def test_a_loss_that_is_not_finite_is_not_logged_before_it_is_found(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU is asked for its losses every 25 steps of an epoch; 25 steps of the run may come in between."""
+    rate = Rates.__call__
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 21 else 1e30)
+
+    def wants(self: Guard, value: Tensor) -> bool:
+        self._sum, self._count = self._sum + value, self._count + 1
+        return False  # at an epoch's end alone
+
+    monkeypatch.setattr(Guard, "wants", wants)
+    how = {**CUT, "data__batch_size": 24, "finetune__distill__weight": 0.0}
+    outcome = quick(conv, **how, finetune__epochs=4, progress=Finite())
+    assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]  # of 9 steps each
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "training loss is" in said
+
+
+@pytest.mark.parametrize("step", range(6, 12))
+def test_a_gradient_that_is_not_finite_leaves_the_last_good_epoch_whichever_step_it_comes_in(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    backward = Backward.__call__
+    seen = itertools.count()
+
+    def broken(self: Backward, group: Sequence[Share], count: int) -> Tensor:
+        value = backward(self, group, count)
+        if next(seen) == step:
+            for parameter in self._parameters:
+                parameter.grad = torch.full_like(parameter, math.nan)
+        return value
+
+    monkeypatch.setattr(Backward, "__call__", broken)
+    outcome = quick(conv, **CUT, finetune__epochs=2)  # 6 steps an epoch
+    assert_truthful(outcome, conv, 0.85)
+    assert [epoch.epoch for epoch in outcome.epochs] == [1]
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "epoch 1 is kept" in said or "before" in said
+
+
+def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = Backward.__call__
+    seen = itertools.count()
+
+    def broken(self: Backward, group: Sequence[Share], count: int) -> Tensor:
+        value = backward(self, group, count)
+        if next(seen) == 5:  # the next step's loss would tell
+            for parameter in self._parameters:
+                parameter.grad = torch.full_like(parameter, math.nan)
+        return value
+
+    monkeypatch.setattr(Backward, "__call__", broken)
+    how = {"prune__schedule": "linear", "prune__stages": 3, "prune__during": 2.0}
+    with pytest.raises(NumericsError, match=r"fine-tuning left values in .* that are not finite"):
+        quick(conv, **{**CUT, **how, "finetune__epochs": 3})
 
 
 def test_where_training_makes_things_worse_the_network_before_it_stays(

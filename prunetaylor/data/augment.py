@@ -64,14 +64,15 @@ def cut_mix(x: Tensor, draws: Draws) -> Tensor:
 _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": crop_flip}
 
 
-def resolve(name: str | Named, sample: Tensor) -> tuple[str | Named, Augment | None]:
+def resolve(name: str | Named | Callable[[Tensor], Tensor], sample: Tensor) -> tuple[str | Named, Augment | None]:
     """The augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
     "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise; a list names
     transforms of torchvision. UsageError for an unknown name, and for flips or crops of what is no image.
     """
     if not isinstance(name, str):
-        return name, chain(name, sample)
+        steps = [name] if callable(name) else name
+        return steps, chain(steps, sample)
     if name == "auto":
         colour = sample.ndim == 3 and sample.shape[0] == 3 and min(sample.shape[1:]) >= 8
         name = "crop-flip" if colour else "none"

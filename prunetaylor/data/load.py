@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def from_python(
     validation: Any = None,
     *,
     normalize: str | Mapping[str, Any] | None = None,
-    augment: str | Named = "none",
+    augment: str | Named | Callable[[Tensor], Tensor] = "none",
     classes: int | None = None,
 ) -> Samples:
     """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.

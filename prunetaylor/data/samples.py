@@ -97,6 +97,10 @@ class Checked(Split):
     def nbytes(self) -> int | None:
         return self._parent.nbytes()
 
+    @property
+    def held(self) -> bool:
+        return self._parent.held
+
 
 def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices: Sequence[int] | None = None) -> None:
     """Class ids (any shape) must be whole numbers in [0, outputs); DataError names the first that is not, and where.
@@ -119,8 +123,15 @@ def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices:
         )
 
 
+_TOGETHER = 1024
+"""Samples that are hashed at a time: what is fetched is a copy."""
+
+
 def fingerprint(*splits: Split | None, probes: int = 16) -> str:
-    """sha256 over each split's size, targets (where known without decoding) and ``probes`` evenly spaced inputs."""
+    """sha256 over each split's size, targets (where known without decoding) and inputs.
+
+    Of inputs that are in memory it sees all, of those that must be decoded or asked for ``probes``, evenly spaced.
+    """
     digest = hashlib.sha256()
     for split in splits:
         if split is None:
@@ -131,10 +142,11 @@ def fingerprint(*splits: Split | None, probes: int = 16) -> str:
         targets = split.targets()
         if targets is not None:
             _update(digest, targets)
-        taken = min(count, probes)
-        inputs, answers = split.fetch([i * count // taken for i in range(taken)])
-        _update(digest, inputs)
-        _update(digest, answers)
+        taken = count if split.held else min(count, probes)
+        for first in range(0, taken, _TOGETHER):
+            inputs, answers = split.fetch([i * count // taken for i in range(first, min(first + _TOGETHER, taken))])
+            _update(digest, inputs)
+            _update(digest, answers)
     return digest.hexdigest()
 
 

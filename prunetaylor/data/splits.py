@@ -49,6 +49,11 @@ class Split(ABC):
         """Bytes of all inputs once they are in memory, where that is known without decoding."""
         return None
 
+    @property
+    def held(self) -> bool:
+        """Whether all inputs are in memory already: to fetch one decodes nothing."""
+        return False
+
     def subset(self, indices: Sequence[int]) -> Split:
         """A view of these samples in this order; nothing is copied."""
         return Subset(self, indices)
@@ -90,6 +95,10 @@ class TensorSplit(Split):
     def nbytes(self) -> int:
         return self.inputs.nbytes
 
+    @property
+    def held(self) -> bool:
+        return True
+
     def in_memory(self) -> TensorSplit:
         return self
 
@@ -119,6 +128,10 @@ class WithTargets(Split):
 
     def nbytes(self) -> int | None:
         return self._parent.nbytes()
+
+    @property
+    def held(self) -> bool:
+        return self._parent.held
 
 
 def decoded_together(split: Split) -> TensorSplit:
@@ -155,6 +168,10 @@ class Subset(Split):
     def nbytes(self) -> int | None:
         whole = self._parent.nbytes()
         return None if whole is None else whole * len(self) // max(1, len(self._parent))
+
+    @property
+    def held(self) -> bool:
+        return self._parent.held
 
 
 Collate = Callable[[list[Any]], Any]

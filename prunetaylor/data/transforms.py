@@ -12,8 +12,12 @@ from prunetaylor.data.draws import Draws
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.vision import import_torchvision
 
-Named = Sequence[str | Mapping[str, Mapping[str, Any]]]
-"""Such as ["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}]."""
+Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]
+Named = Sequence[Entry]
+"""Such as ["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}]; from Python transforms themselves too.
+
+Transforms of transforms, such as RandomApply, have a list of this kind as their argument ``transforms``.
+"""
 _LABELLED = ("MixUp", "CutMix")
 
 
@@ -69,13 +73,15 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Tensor]:
+def _make(entry: Entry) -> Callable[[Tensor], Tensor]:
+    if callable(entry):
+        return entry
     import_torchvision()
     from torchvision.transforms import v2
 
     known = {name: one for name, one in vars(v2).items() if isinstance(one, type) and issubclass(one, v2.Transform)}
     pairs: Mapping[str, Mapping[str, Any]] = {entry: {}} if isinstance(entry, str) else entry
-    if len(pairs) != 1:
+    if not isinstance(pairs, Mapping) or len(pairs) != 1:
         raise UsageError(f"data.augment: {pairs} is not one transform", "give a list of NAME or {NAME: arguments}")
     [(name, arguments)] = pairs.items()
     if name in _LABELLED:
@@ -85,8 +91,11 @@ def _make(entry: str | Mapping[str, Mapping[str, Any]]) -> Callable[[Tensor], Te
             f"data.augment: there is no transform {name!r}{close_match(name, known)}",
             "names are those of torchvision.transforms.v2",
         )
+    given = dict(arguments or {})
+    if isinstance(inner := given.get("transforms"), Sequence) and not isinstance(inner, str):
+        given["transforms"] = [_make(one) for one in inner]
     try:
-        made: Callable[[Tensor], Tensor] = known[name](**(arguments or {}))
+        made: Callable[[Tensor], Tensor] = known[name](**given)
     except Exception as error:
         cause = f"data.augment: {name}: {_first_line(error)}"
         raise UsageError(cause, "see torchvision.transforms.v2 for its arguments") from error

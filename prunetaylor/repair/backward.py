@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -105,10 +106,12 @@ class Backward:
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
                 wanted = outputs_of(self._teacher(x)).float()
-        if self._guard.worst is None and len(x) > 1:
+        if self._guard.worst is None:
+            # Of zeros too: where these samples are of one class, their mean output is no bad answer.
+            same = outputs.detach().mean(0).expand_as(outputs), torch.zeros_like(outputs)
             with torch.no_grad():
-                constant = outputs.mean(0).expand_as(outputs)
-                self._guard.worst = float(self._mixed(constant, wanted, y))
+                losses = [float(self._mixed(answer, wanted, y)) for answer in same]
+            self._guard.worst = max(filter(math.isfinite, losses), default=math.nan)
         return self._mixed(outputs, wanted, y)
 
     def _outputs(self, x: Tensor) -> Tensor:

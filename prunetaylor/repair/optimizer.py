@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.errors import UsageError
 from prunetaylor.network.state import restore, snapshot
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 def peak_lr(options: FinetuneSection) -> tuple[float, str]:
@@ -69,13 +72,15 @@ class Rates:
 
 
 def make_optimizer(module: nn.Module, options: FinetuneSection, device: torch.device) -> torch.optim.Optimizer:
-    """No decay on vectors and scalars: norms and biases. UsageError where nothing is to train."""
+    """No decay on norms, and on vectors and scalars: biases. UsageError where nothing is to train."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise UsageError("no parameter of the network requires a gradient", "call requires_grad_() on what is to train")
+    norms = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    decaying = [p.dim() > 1 and id(p) not in norms for p in trained]
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": list(compress(trained, decaying)), "weight_decay": options.weight_decay},
+        {"params": [p for p, decays in zip(trained, decaying, strict=True) if not decays], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     fused = device.type == "cuda" and can_fuse(trained, precision(options, device)[0])

@@ -157,8 +157,12 @@ class Training:
         finally:
             self.module.eval()
             self.module.zero_grad(set_to_none=True)
+        self.check()
+
+    def check(self) -> None:
+        """Diverged where a weight is not finite, NumericsError where a removed one is not zero."""
+        check_finite(self.module)  # first: not even a mask makes a zero of a weight that is not a number
         check_masks(self.module, self.masks)
-        check_finite(self.module)
 
     def prune(self, masks: Mapping[str, Tensor]) -> None:
         """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
@@ -241,7 +245,7 @@ class Training:
             if done:
                 self.module.eval()
                 as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
-                check_masks(self.module, self.masks)
+                self.check()
             busy += time.perf_counter() - start
             rate = new / max(busy, 1e-9)
             left = (self.steps - self._step) * count / rate

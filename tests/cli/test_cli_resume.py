@@ -13,6 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from prunetaylor.cli.main import run
+from torch import nn
+
+from prunetaylor import pipeline
+from prunetaylor.job import Job
+from prunetaylor.measure.evaluate import Evaluation
+from prunetaylor.progress import Progress
 
 _RUN = ["--sparsity", "90%", "--epochs", "2", "calibration.samples=200", "prune.schedule=cubic", "prune.stages=4"]
 _EVERY = ["checkpoint.every=0"]
@@ -82,12 +89,16 @@ def test_kill_9_three_times_changes_nothing(command, whole: Path, tmp_path: Path
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
-def test_kill_9_twenty_times_changes_nothing(command, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", ["cubic", "one-shot"])
+def test_kill_9_twenty_times_changes_nothing(command, tmp_path: Path, schedule: str) -> None:
+    more, whole = (f"prune.schedule={schedule}", "--resume"), tmp_path / "whole"
+    _, errors = command(whole, *more).communicate(timeout=240)
+    assert (whole / "report.json").exists(), errors
     for turn in range(5):
         folder, chance = tmp_path / f"run-{turn}", random.Random(turn)
         for _ in range(4):
-            kill(command(folder, "--resume"), folder, chance.randint(0, 30), signal.SIGKILL, 3 * chance.random())
-        done = command(folder, "--resume")
+            kill(command(folder, *more), folder, chance.randint(0, 30), signal.SIGKILL, 3 * chance.random())
+        done = command(folder, *more)
         _, errors = done.communicate(timeout=240)
         assert done.returncode == 0, errors
         assert_same(folder, whole)
@@ -135,6 +146,27 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(command, whole: Path, tmp
     _, errors = first.communicate(timeout=240)
     assert first.returncode == 0, errors
     assert_same(folder, whole)
+
+
+def test_sigterm_after_the_last_moment_leaves_a_finished_run(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = pipeline._measure
+
+    def late(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
+        if phase == "measure the pruned network":
+            signal.raise_signal(signal.SIGTERM)
+        return measure(job, module, progress, phase)
+
+    monkeypatch.setattr(pipeline, "_measure", late)
+    words = [str(demo_model), "--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.refine=none"]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(["prune", *words, "-q", "-o", str(tmp_path / "run")]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "run" / "report.json").exists()
+    assert not (tmp_path / "run" / ".partial").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(command, whole: Path) -> None:

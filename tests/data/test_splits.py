@@ -189,6 +189,19 @@ def test_fingerprint_sees_inputs_targets_and_sizes():
     assert len(others) == 3
 
 
+def test_fingerprint_sees_every_input_that_is_in_memory():
+    x, y = torch.zeros(3000, 2), torch.zeros(3000, dtype=torch.long)
+    found = set()
+    for index in (None, 0, 1, 1023, 1024, 1100, 2999):
+        changed = x.clone()
+        if index is not None:
+            changed[index, 1] = 1
+        split = TensorSplit(changed, y)
+        found.add(fingerprint(split))
+        assert fingerprint(split.subset(range(3000))) == fingerprint(WithTargets(split, y)) == fingerprint(split)
+    assert len(found) == 7
+
+
 def test_data_paths_are_not_opened_by_wrapping(tmp_path: Path):
     with pytest.raises(DataError, match="is a str"):
         as_split(str(tmp_path), "train")

@@ -51,6 +51,19 @@ def test_transforms_come_one_after_another_with_their_arguments() -> None:
     assert bool((found == 7).flatten(1).any(1).all())
 
 
+def test_transforms_of_transforms_and_transforms_themselves() -> None:
+    from torchvision.transforms import v2
+
+    inner = [CROP, {"RandomApply": {"transforms": ["RandomHorizontalFlip"], "p": 0.5}}]
+    found = changed([{"RandomOrder": {"transforms": inner}}])
+    own = v2.RandomOrder([v2.RandomCrop(size=8, padding=2), v2.RandomApply([v2.RandomHorizontalFlip()], p=0.5)])
+    assert torch.equal(found, changed([own]))
+    assert not torch.equal(found, images())
+    steps, change = resolve(own, images()[0])
+    assert steps == [own]
+    assert torch.equal(found, change(images(), Draws(torch.Generator().manual_seed(0), 16)))
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [
@@ -60,6 +73,8 @@ def test_transforms_come_one_after_another_with_their_arguments() -> None:
         ([{"Resize": {"size": [4, 4]}}], r"makes torch.uint8 \(3, 4, 4\) of torch.uint8 \(3, 8, 8\)"),
         ([{"ToDtype": {"dtype": "x"}}], "data.augment"),
         ([{"A": {}, "B": {}}], "is not one transform"),
+        ([3], "3 is not one transform"),
+        ([{"RandomApply": {"transforms": ["RandomCorp"]}}], "no transform 'RandomCorp'.*RandomCrop"),
         (["Transform"], "does not work on samples of shape"),  # IndexError in torchvision
     ],
 )
@@ -72,7 +87,7 @@ def test_what_cannot_be_is_refused(named: list[object], said: str) -> None:
     ("named", "said"),
     [
         ([{"RandomZoomOut": {"p": 0.4}}], r"makes torch.uint8 \(3, \d+, \d+\) of torch.uint8 \(3, 8, 8\)"),
-        ([{"RandomApply": {"transforms": ["RandomHorizontalFlip"], "p": 0.4}}], "'str' object is not callable"),
+        ([{"RandomApply": {"transforms": [{"Resize": {"size": [4, 4]}}], "p": 0.4}}], r"makes torch.uint8 \(3, 4, 4\)"),
     ],
 )
 def test_what_fails_for_some_images_only_is_refused_there(named: list[object], said: str) -> None:

@@ -15,7 +15,7 @@ from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.network.state import channels_last
 from prunetaylor.repair.masks import apply_masks, check_masks
-from prunetaylor.repair.optimizer import can_fuse, learning_rate, peak_lr, precision
+from prunetaylor.repair.optimizer import can_fuse, learning_rate, make_optimizer, peak_lr, precision
 from prunetaylor.repair.train import TrainState, train
 
 CPU = torch.device("cpu")
@@ -164,6 +164,14 @@ def test_norms_and_biases_do_not_decay():
     for name, parameter in module.named_parameters():
         factor = 1 - 0.1 * 0.5 if parameter.dim() > 1 else 1.0
         torch.testing.assert_close(after[name], before[name] * factor)
+
+
+def test_a_norm_of_several_dimensions_does_not_decay_either() -> None:
+    module = nn.Sequential(nn.LayerNorm([3, 4]), nn.Flatten(), nn.Linear(12, 2))
+    decaying, others = make_optimizer(module, FinetuneSection(), CPU).param_groups
+    assert [id(p) for p in decaying["params"]] == [id(module[2].weight)]
+    assert {id(p) for p in others["params"]} == {id(p) for p in (*module[0].parameters(), module[2].bias)}
+    assert (decaying["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
 
 
 def test_frozen_parameters_stay():

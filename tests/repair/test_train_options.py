@@ -14,6 +14,7 @@ from test_train import CPU, batches, half_masks, network, run, weights
 from torch import Tensor, nn
 
 from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.repair.divergence import EXPLODED, LOOK_EVERY, Diverged
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.optimizer import Average, Rates, learning_rate
@@ -143,6 +144,20 @@ def test_a_loss_that_explodes_is_found_before_it_is_infinite() -> None:
     steps[0] = next(states).step + 1
     with pytest.raises(Diverged, match=r"training loss is \d+.* by step 25 of 25 (.|\n)*lower finetune\.lr"):
         list(states)
+
+
+def test_a_first_batch_of_one_class_makes_no_explosion_of_what_comes() -> None:
+    """The constant answer costs next to nothing there, so that ten times as much is no explosion."""
+    module = nn.Linear(2, 2, bias=False)
+    y = torch.zeros(2 * LOOK_EVERY, dtype=torch.long)
+    y[20:] = 1
+    x = 8 * torch.eye(2)[y]
+    x[30] = x[0]  # one that the network gets wrong
+    with torch.no_grad():
+        module.weight.copy_(torch.eye(2))
+    data = Batches(TensorSplit(x, y), Preprocess(), batch_size=2, device="cpu")
+    states = list(training(module, {}, epochs=1, data=data, options={"lr": 1e-6}).run())
+    assert 0.1 < states[-1].epoch_loss < 0.5
 
 
 def test_a_bad_start_is_no_explosion() -> None:
