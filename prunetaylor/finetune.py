@@ -189,7 +189,6 @@ class Finetuning:
         """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand."""
         config, each = self.job.config.prune, -(-len(self._batches) // self.job.config.finetune.accumulate)
         if config.schedule == "one-shot":
-            self._refuse_gradual_settings()
             return {}
         during = config.during if config.during != "auto" else self.job.epochs * 2 / 3
         if during > self.job.epochs:
@@ -210,15 +209,6 @@ class Finetuning:
                 )
             levels = gradual(config.sparsity, config.schedule, room)
         return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
-
-    def _refuse_gradual_settings(self) -> None:
-        """UsageError for what would do nothing where all is pruned before training."""
-        meant = {"finetune.rewind": self.options.rewind, "prune.during": self.job.config.prune.during != "auto"}
-        if idle := [key for key, there in meant.items() if there]:
-            raise UsageError(
-                f"{idle[0]} is about the steps of a gradual schedule, and prune.schedule is one-shot",
-                f"add prune.schedule=cubic, or leave {idle[0]} at its default",
-            )
 
     def _prune_at(self, step: int) -> None:
         """Prune where the schedule says so, after ``step`` steps."""
@@ -251,15 +241,6 @@ class Finetuning:
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         smoothing = self.job.config.finetune.label_smoothing
-        if smoothing and distillation_share(self.options.distill) == 1:
-            raise UsageError(
-                "finetune.label_smoothing smooths labels, and finetune.distill.weight=1 uses none",
-                "leave one of them at its default",
-            )
-        if smoothing and self.job.kind != "classes":
-            raise UsageError(
-                "finetune.label_smoothing needs classes, one for each sample", "leave it at 0 with this loss"
-            )
         if smoothing:
             return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
         objective = Objective(self.job.kind, "task")

@@ -25,6 +25,7 @@ from prunetaylor.network.state import evaluating
 from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
+from prunetaylor.settings import check_finetuning
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take in a first stage where nobody asked for it: minutes."""
@@ -199,6 +200,7 @@ def make_job(
             why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
         job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)
+    job.choices += check_finetuning(config, job.epochs, job.kind, labelled=job.labelled)
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)
     return job

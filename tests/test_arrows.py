@@ -28,6 +28,7 @@ ROOMS = [
     "prunetaylor.calibration",
     "prunetaylor.layout",
     "prunetaylor.job",
+    "prunetaylor.settings",
     "prunetaylor.resume",
     "prunetaylor.track",
     "prunetaylor.run",

@@ -172,6 +172,9 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
     code, stdout, _ = inline("prune", str(demo_model), "--dry-run", "--sparsity", "80%")
     assert code == 0
     assert "71,706 weights" in stdout
+    code, _, stderr = inline("prune", str(demo_model), "--dry-run", "--epochs", "1", "finetune.rewind=true")
+    assert code == 2
+    assert "finetune.rewind is about the steps of a gradual schedule" in stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,46 @@
+"""Settings of fine-tuning that contradict one another are refused before any work, and what does nothing is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from prunetaylor.config.resolve import from_values
+from prunetaylor.errors import UsageError
+from prunetaylor.objective import Kind
+from prunetaylor.settings import check_finetuning
+
+
+def said(values: dict[str, object], epochs: int = 1, kind: Kind = "classes", *, labelled: bool = True) -> list[str]:
+    return check_finetuning(from_values(values).config, epochs, kind, labelled=labelled)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"finetune.rewind": True}, r"finetune\.rewind is about .* a gradual schedule.*\n.*cubic"),
+        ({"prune.during": 2.0}, r"prune\.during is about .* a gradual schedule.*\n.*cubic"),
+        ({"finetune.optimizer": "adamw", "finetune.momentum": 0.5}, r"momentum is of sgd, and .* is adamw"),
+    ],
+)
+def test_what_cannot_both_be_meant_is_refused(values: dict[str, object], message: str, epochs: int) -> None:
+    with pytest.raises(UsageError, match=message):
+        said(values, epochs)
+
+
+def test_smoothing_needs_labels_that_are_classes() -> None:
+    smooth = {"finetune.label_smoothing": 0.1}
+    assert said(smooth) == []
+    with pytest.raises(UsageError, match=r"smooths labels, and finetune\.distill\.weight=1 uses none"):
+        said({**smooth, "finetune.distill.weight": 1.0})
+    with pytest.raises(UsageError, match="smooths labels, and there are none"):
+        said(smooth, labelled=False)
+    with pytest.raises(UsageError, match="needs classes"):
+        said(smooth, kind="binary")
+
+
+def test_what_has_no_effect_without_epochs_is_named() -> None:
+    [line] = said({"finetune.ema": 0.9, "finetune.distill.weight": 0.5, "finetune.label_smoothing": 0.1}, 0)
+    for name in ("finetune.ema", "finetune.distill", "finetune.label_smoothing", "--epochs"):
+        assert name in line
+    assert said({}, 0) == said({"finetune.lr": 0.05}, 1) == said({"prune.schedule": "cubic", "prune.during": 1.0}) == []
