@@ -69,10 +69,12 @@ def measure(checkpoint: str, data: str, goal: str, way: str, seed: int) -> None:
     }
     config = from_values(values | WAYS[way]).config
     outcome = run(open_job(config, trusted_arch=True, trusted_data=True, progress=Silent()), Silent())
+    [said] = [line for line in outcome.choices if line.startswith("validation: ")]
     row = {
         "goal": goal,
         "way": way,
         "seed": seed,
+        "held": int(said.split()[1]),  # training samples kept out to choose between epochs by
         "dense": outcome.dense.metrics["top1"],
         "top1": outcome.pruned.metrics["top1"],
         "validation": [round(epoch.validation, 2) for epoch in outcome.epochs],
