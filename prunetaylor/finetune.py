@@ -75,6 +75,8 @@ class Finetuning:
 
     def run(self, left: Mapping[str, Any] | None = None) -> list[Epoch]:
         """Train, prune and choose; from ``left``, a state, on."""
+        if left is not None:
+            self.choices = list(left["choices"])
         self._say_choices()
         if left is None:
             self._prune_at(0)
@@ -112,6 +114,7 @@ class Finetuning:
             "training": self.training.state_dict(),
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": self._best,
+            "choices": self.choices,
         }
 
     def _after(self, training: Training, state: TrainState) -> None:

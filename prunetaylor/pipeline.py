@@ -124,6 +124,10 @@ class _Run:
             with clock.time("measure"):
                 pruned_found = _measure(job, module, progress, "measure the pruned network")
                 pruned_side = _side(job, module, pruned_found)
+            sides = {"dense": dense_side, "pruned": pruned_side}
+            told = {f"test/{side}/{name}": value for side in sides for name, value in sides[side].metrics.items()}
+            if told:
+                progress.measured(stages.trained, told)
         return Outcome(
             module=module,
             masks=stages.masks,

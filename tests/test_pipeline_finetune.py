@@ -156,8 +156,21 @@ def test_training_that_diverges_later_leaves_the_last_good_epoch(
 class Finite(Silent):
     """As the log of a run: numbers that are not finite are no JSON."""
 
+    def __init__(self) -> None:
+        self.last: tuple[int, Mapping[str, float]] | None = None
+
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         assert all(map(math.isfinite, values.values())), (step, values)
+        self.last = step, values
+
+
+def test_trackers_get_what_it_all_came_to(conv: nn.Module) -> None:
+    told = Finite()
+    outcome = quick(conv, **CUT, finetune__epochs=2, progress=told)
+    sides = {"dense": outcome.dense, "pruned": outcome.pruned}
+    expected = {f"test/{side}/{name}": value for side in sides for name, value in sides[side].metrics.items()}
+    assert {"test/dense/top1", "test/pruned/loss"} <= set(expected)
+    assert told.last == (12, expected)
 
 
 def test_a_loss_that_is_not_finite_is_not_logged_before_it_is_found(

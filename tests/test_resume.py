@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -15,11 +15,13 @@ from torch import nn
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import Share
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
+from prunetaylor.repair.backward import Backward
 
 
 class Stopped(Exception):
@@ -149,6 +151,30 @@ def test_a_run_may_be_stopped_again_and_again(conv: nn.Module) -> None:
             left, times = keeper.kept, times + 1
     assert times >= 4
     assert_same(expected, outcome)
+
+
+def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward, steps = Backward.__call__, []
+
+    def telling(self: Backward, group: Sequence[Share], count: int) -> torch.Tensor:
+        steps.append(count)
+        if len(steps) == 2:
+            self._note("micro-batches from here on")
+        return backward(self, group, count)
+
+    monkeypatch.setattr(Backward, "__call__", telling)
+    settings = {**CASES["fine-tuning with sgd"], "prune.method": "magnitude"}
+    expected = pruned(conv, settings)
+    steps.clear()
+    keeper = Memory(6)
+    with pytest.raises(Stopped):
+        pruned(conv, settings, keeper)
+    assert len(steps) >= 2
+    outcome = pruned(conv, settings, Memory(10**9, keeper.kept))
+    assert "micro-batches from here on" in outcome.choices
+    assert outcome.choices == expected.choices
 
 
 def test_what_was_measured_of_the_dense_network_is_not_measured_again(
