@@ -13,15 +13,20 @@ import torch
 from runs import TEST, TRAIN
 from torch import nn
 
+from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
+from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
+from prunetaylor.network.network import Network
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
 from prunetaylor.repair.backward import Backward
+from prunetaylor.risk import Risk
+from prunetaylor.stages import Stages
 
 
 class Stopped(Exception):
@@ -211,7 +216,18 @@ def test_one_step_of_a_gradual_schedule_always_fits(conv: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cubic", "linear", "constant"])
-def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(conv: nn.Module, schedule: str) -> None:
+def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    fitted: dict[int, set[float]] = {}  # what Taylor models of each stage are fitted at: a sum over all weights
+    model = Stages._model
+
+    def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
+        at = sum(float(p.detach().double().abs().sum()) for p in network.module.parameters())
+        fitted.setdefault(len(self.done), set()).add(at)
+        return model(self, network, risk, calibration)
+
+    monkeypatch.setattr(Stages, "_model", seen)
     how = {"prune.schedule": schedule, "finetune.epochs": 3, "prune.during": 2.0, "prune.stages": 4}
     outcome = pruned(conv, {**how, "prune.sparsity": 0.8})
     expected = {
@@ -220,6 +236,13 @@ def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(co
         "constant": [1 - 0.2 ** (k / 4) for k in (1, 2, 3, 4)],
     }[schedule]
     assert [stage.sparsity for stage in outcome.stages] == pytest.approx(expected)
+    # Each at the weights that training came to, besides the dense ones, since which all stages are predicted.
+    dense = set.intersection(*fitted.values())
+    own = [found - dense for found in fitted.values()]
+    assert len(own) == 4
+    assert len(dense) == 1
+    assert [len(found) for found in own] == [0, 1, 1, 1]  # the first one starts from the dense weights
+    assert len(set.union(*own)) == 3
     # An epoch is measured before it ends in a step: the four come at 0, 1/2, 1 and 3/2 epochs.
     assert [epoch.sparsity for epoch in outcome.epochs] == pytest.approx(
         [expected[1], 0.8, 0.8], abs=1 / outcome.sparsity.prunable
