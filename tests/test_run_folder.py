@@ -123,7 +123,7 @@ import os, time
 from pathlib import Path
 from prunetaylor.run import RunFolder
 folder = RunFolder.create(Path({str(path)!r}), "m")
-if os.fork():  # a child, such as one that decodes data, outlives the run that is killed
+if not os.fork():  # a child, such as one that decodes data, outlives the run that is killed
     print("ready", flush=True)
 time.sleep(20)
 """
