@@ -181,6 +181,7 @@ def make_job(
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
+        job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
         job.choices.append(
             f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
         )

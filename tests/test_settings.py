@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from toys import mlp
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import UsageError
+from prunetaylor.job import make_job
 from prunetaylor.objective import Kind
 from prunetaylor.settings import check_finetuning
 
@@ -43,4 +46,8 @@ def test_what_has_no_effect_without_epochs_is_named() -> None:
     [line] = said({"finetune.ema": 0.9, "finetune.distill.weight": 0.5, "finetune.label_smoothing": 0.1}, 0)
     for name in ("finetune.ema", "finetune.distill", "finetune.label_smoothing", "--epochs"):
         assert name in line
+    config = from_values({"finetune.ema": 0.9, "prune.method": "magnitude"}).config
+    assert any(
+        "finetune.ema" in line for line in make_job(config, mlp(), None, torch.device("cpu"), choices=[]).choices
+    )
     assert said({}, 0) == said({"finetune.lr": 0.05}, 1) == said({"prune.schedule": "cubic", "prune.during": 1.0}) == []

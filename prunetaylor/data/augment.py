@@ -68,7 +68,8 @@ def resolve(name: str | Named | Callable[[Tensor], Tensor], sample: Tensor) -> t
     """The augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
     "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise; a list names
-    transforms of torchvision. UsageError for an unknown name, and for flips or crops of what is no image.
+    transforms of torchvision, or has them; one by itself is a list of one. UsageError for an unknown name, and for
+    flips or crops of what is no image.
     """
     if not isinstance(name, str):
         steps = [name] if callable(name) else name
