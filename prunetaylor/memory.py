@@ -94,6 +94,16 @@ class Activations:
     kept: int = 0  # what a forward pass leaves for the backward one
     live: int = 0  # what goes in and out of one module, at most
     settled: tuple[int, ...] = ()  # outputs kept by ``repair/replay.py`` while each of the layers is solved
+    passing: int = 0  # what is alive at a time in a pass without gradients, between modules and inside of them
+    moving: int = 0  # the same in a forward-mode pass
+
+    @property
+    def at_work(self) -> int:
+        """In a pass without gradients: what goes in and out of one module, or a third of what is alive if that is more.
+
+        Three times that is what is planned: kernels take room that no tensor shows.
+        """
+        return max(self.live, self.passing // 3)
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class Phase:
 
 def forward(sizes: Sizes) -> int:
     """A batch in a pass without gradients: its samples, a module at work and what waits beside it."""
-    return _of_batch(sizes, 2 * sizes.activations.sample + 3 * sizes.activations.live)
+    return _of_batch(sizes, 2 * sizes.activations.sample + 3 * sizes.activations.at_work)
 
 
 def backward(sizes: Sizes) -> int:
@@ -174,12 +184,13 @@ def _unfolded(layer: LayerSize) -> int:
 
 def directional(sizes: Sizes) -> int:
     """A batch in a forward-mode pass: values and derivatives, batch norm as plain arithmetic."""
-    return _of_batch(sizes, 2 * sizes.activations.sample + 6 * sizes.activations.live)
+    at_work = max(sizes.activations.at_work, sizes.activations.moving // 6)
+    return _of_batch(sizes, 2 * sizes.activations.sample + 6 * at_work, at_work)
 
 
-def _of_batch(sizes: Sizes, each: int) -> int:
+def _of_batch(sizes: Sizes, each: int, at_work: int = 0) -> int:
     """So many bytes a sample. Tensors of a pass come and go in all sizes, and leave gaps between them."""
-    mapped = sizes.batch * sizes.activations.live >= 2 * _MAPPED
+    mapped = sizes.batch * max(at_work, sizes.activations.at_work) >= 2 * _MAPPED
     return int((1.1 if mapped else SLACK) * sizes.batch * each)
 
 
@@ -192,7 +203,8 @@ def largest_of(layers: Sequence[LayerSize], need: Callable[[LayerSize], int]) ->
 def measure(network: Network, x: Tensor, settled: Callable[[Mapping[nn.Module, int]], Sequence[int]]) -> _Measured:
     """What one sample ``x`` (1, ...) needs, from one forward pass with its graph and one look at what it left.
 
-    ``settled`` makes of every module's output bytes what repair keeps while each layer is solved.
+    ``settled`` makes of every module's output bytes what repair keeps while each layer is solved. What is alive inside
+    of modules is for ``curvature/alive.py`` to say.
     """
     module, owner = network.module, {m: layer.name for layer in network.layers for m in layer.modules}
     live, outputs = 0, dict[nn.Module, int]()

@@ -15,6 +15,7 @@ from prunetaylor import registry
 from prunetaylor.calibration import chunk
 from prunetaylor.config.schema import Config
 from prunetaylor.config.sizes import show_size
+from prunetaylor.curvature.alive import alive_in_forward_mode, alive_without_gradients
 from prunetaylor.curvature.gradients import norms_bytes
 from prunetaylor.curvature.gram import grams_bytes
 from prunetaylor.curvature.tape import chunk_elements
@@ -133,8 +134,14 @@ class _Planner:
             self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.on_the_fly)
         x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
         found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
+        trial = network.copy()  # hooks may leave in it what a pass has made
+        activations = replace(
+            found.activations,
+            passing=alive_without_gradients(trial.module, x),
+            moving=alive_in_forward_mode(trial.module, x, trial.layers),
+        )
         self.sizes = replace(
-            self.sizes, layers=found.layers, activations=found.activations, outputs=found.outputs, cached=True
+            self.sizes, layers=found.layers, activations=activations, outputs=found.outputs, cached=True
         )
 
     def batch(self, config: Config) -> int:

@@ -310,3 +310,33 @@ def test_large_tensors_leave_no_gaps() -> None:
     assert memory.forward(sizes) == int(memory.SLACK * 30_000)
     large = Sizes(sizes.layers, 4, 1, batch=10, activations=Activations(0, 0, 7 * MIB))
     assert memory.forward(large) == pytest.approx(1.1 * 210 * MIB)
+
+
+def test_what_is_alive_inside_of_modules_counts_where_it_is_more_than_they_show() -> None:
+    def planned(**more: int) -> tuple[int, int, int]:
+        activations = Activations(0, 100, 1000, **more)
+        sizes = Sizes((LayerSize("x", 1, 1, 1),), 4, 1, batch=10, activations=activations)
+        return memory.forward(sizes), memory.backward(sizes) - memory.graph(sizes), memory.directional(sizes)
+
+    shown = planned()
+    assert planned(passing=3000, moving=6000) == shown
+    forward, backward, directional = planned(passing=30_000, moving=6000)
+    assert forward == backward == int(memory.SLACK * 300_000)
+    assert directional == 2 * forward
+    assert planned(moving=120_000) == (*shown[:2], int(memory.SLACK * 1_200_000))
+    large = planned(moving=42 * MIB)  # large tensors in forward mode alone
+    assert large[:2] == shown[:2]
+    assert large[2] == pytest.approx(1.1 * 420 * MIB)
+
+
+def test_attention_by_hand_is_kept_for_the_backward_pass() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.into(x)
+            return self.head((x @ x.mT).softmax(2) @ x).mean(1)
+
+    assert sizes_of(Mixing(), rand(2, 50, 4), 2).activations.kept >= 4 * 50 * 50

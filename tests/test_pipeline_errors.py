@@ -154,6 +154,16 @@ def test_networks_that_cannot_be_pruned() -> None:
         quick(nn.Sequential(nn.Flatten(), bad), sparsity=0.5)
 
 
+def test_networks_whose_weights_are_not_there_yet() -> None:
+    network = ConvNet()
+    network.fc = nn.LazyLinear(4)
+    with pytest.raises(UsageError, match=r"fc\.weight has no shape yet, as its module is lazy\nrun the network"):
+        quick(network, sparsity=0.5)
+    network.fc = nn.Linear(72, 4, device="meta")
+    with pytest.raises(UsageError, match=r"fc\.weight is on the meta device .*\n.*to_empty.*load_state_dict"):
+        quick(network, sparsity=0.5)
+
+
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
 def test_weights_of_another_type_than_the_inputs_are_told_from_data_that_does_not_fit(kind: torch.dtype) -> None:
     with pytest.raises(DataError, match=rf"weights are {kind}, and its inputs torch.float32") as found:

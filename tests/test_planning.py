@@ -15,6 +15,7 @@ from toys import ConvNet, trained
 from prunetaylor import memory, planning
 from prunetaylor.config.resolve import from_values
 from prunetaylor.config.sizes import parse_size, show_size
+from prunetaylor.curvature.alive import alive_in_forward_mode
 from prunetaylor.data.load import from_python
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job, make_job
@@ -95,6 +96,34 @@ def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> N
         assert torch.equal(mask, tight.masks[name]), name
     for name, value in usual.module.state_dict().items():
         torch.testing.assert_close(tight.module.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+
+
+class Tokens(nn.Module):
+    """Images of 6 x 6 read as 96 tokens, whose products with each other are far larger than what modules show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(96, 8))
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.layer = nn.TransformerEncoderLayer(8, 8, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.embed(x.squeeze(1)).repeat(1, 16, 1) + self.place).mean(1))
+
+
+def test_attention_is_planned_for_and_fits_its_limit() -> None:
+    torch.manual_seed(0)
+    model = trained(Tokens(), TRAIN, cross_entropy, 20)
+    settings = {"prune__method": "obd", "prune__refine": "none"}
+    usual, tight = pruned(model, **settings), pruned(model, **settings, memory="80MiB")
+    assert usual.memory is not None
+    assert tight.memory is not None
+    assert tight.memory.planned <= 80 * MIB < usual.memory.planned
+    assert 1 < tight.memory.batch < 32
+    alive = alive_in_forward_mode(model, TRAIN[0][: tight.memory.batch], Network.of(model).layers)
+    assert alive <= tight.memory.parts["activations"] <= 2 * alive
+    for name, mask in usual.masks.items():
+        assert torch.equal(mask, tight.masks[name]), name
 
 
 def test_scoring_has_a_plan_too(conv: nn.Module) -> None:

@@ -44,19 +44,33 @@ def cholesky(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> 
     columns, valid = kept_columns(keep)
     filler = (~valid).to(h.dtype)
     pair = valid.unsqueeze(2) & valid.unsqueeze(1)
-    used = damping
-    for _ in range(_RAISES + 1):
+    for used in _raised(damping):
         restricted = damped(h, used)[columns.unsqueeze(2), columns.unsqueeze(1)]
         restricted.masked_fill_(~pair, 0).diagonal(dim1=-2, dim2=-1).add_(filler)
         factor: Tensor
         factor, info = torch.linalg.cholesky_ex(restricted)
         if not bool(info.any()):
-            if used != damping:
-                note(f"{name}: damping raised from {damping:g} to {used:g} for a positive definite Gram matrix")
+            _report(damping, used, name, note)
             return factor
+    raise _hopeless(used, name)
+
+
+def _raised(damping: float) -> Iterator[float]:
+    """The damping asked for, and what it is raised to where that is too little."""
+    used = damping
+    for _ in range(_RAISES + 1):
+        yield used
         used *= 10
-    raise NumericsError(
-        f"{name}: the Gram matrix is not positive definite even with damping {used / 10:g}",
+
+
+def _report(damping: float, used: float, name: str, note: Note) -> None:
+    if used != damping:
+        note(f"{name}: damping raised from {damping:g} to {used:g} for a positive definite Gram matrix")
+
+
+def _hopeless(used: float, name: str) -> NumericsError:
+    return NumericsError(
+        f"{name}: the Gram matrix is not positive definite even with damping {used:g}",
         "raise prune.damping or calibration.samples",
     )
 
@@ -137,6 +151,7 @@ def restricted_least_squares(
 
     The ridge pulls towards ``start``, not towards zero, so that directions without data stay where they were. Where
     rows keep up to BLOCK columns by Cholesky, row by row; wider ones by conjugate gradients on all rows at once.
+    Either raises the damping where ``h`` is not positive definite with it.
     """
     _check_finite(h, name, "the Gram matrix of its inputs")
     _check_finite(cross, name, "the product of its inputs with the outputs it should have")
@@ -144,7 +159,7 @@ def restricted_least_squares(
     # With v = w - start on the kept columns:  (H + ridge) v = c - H start.
     right = (cross - masked @ h) * keep
     if int(keep.sum(1).max()) > BLOCK:
-        return masked + conjugate_gradients(damped(h, damping), right, keep, name, note)
+        return masked + _wide(h, right, keep, damping, name, note)
     step = torch.zeros_like(cross)
     for rows in row_batches(keep):
         factor = cholesky(h, keep[rows], damping, name, note)
@@ -152,6 +167,16 @@ def restricted_least_squares(
         solved = torch.cholesky_solve((right[rows].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
         step[rows] = step[rows].scatter(1, columns, solved * valid)
     return masked + step
+
+
+def _wide(h: Tensor, right: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """By conjugate gradients, with the damping raised as in :func:`cholesky`."""
+    for used in _raised(damping):
+        found = conjugate_gradients(damped(h, used), right, keep, name, note)
+        if found is not None:
+            _report(damping, used, name, note)
+            return found
+    raise _hopeless(used, name)
 
 
 def conjugate_gradients(
@@ -163,14 +188,17 @@ def conjugate_gradients(
     *,
     tolerance: float = 1e-4,
     limit: int = 300,
-) -> Tensor:
+) -> Tensor | None:
     """Solve (H restricted to ``keep``) v = ``right`` for every row at once, (R, C); right is zero where not kept.
 
     Preconditioned by the diagonal (Hestenes & Stiefel 1952). Stops when every row's residual has fallen to
     ``tolerance`` of its right-hand side, or after ``limit`` steps, which ``note`` says: each step only improves the
-    objective.
+    objective. None where H turns out not to be positive definite: the objective falls for ever along a direction, or a
+    residual is larger in the end than the right-hand side.
     """
     scale = h.diagonal().unsqueeze(0)
+    if bool((scale <= 0).any()):
+        return None
     solution = torch.zeros_like(right)
     residual = right.clone()
     z = residual / scale
@@ -179,14 +207,20 @@ def conjugate_gradients(
     size = right.norm(dim=1, keepdim=True)
     for step in range(limit + 1):
         left = residual.norm(dim=1, keepdim=True)
-        if bool((left <= tolerance * size).all()):
+        done = left <= tolerance * size
+        if bool(done.all()):
             break
         if step == limit:
-            worst = float((left / size).nan_to_num().max())
+            worst = float(torch.where(size > 0, left / size, left).max())
+            if not worst <= 1:  # nor where it is not finite
+                return None
             note(f"{name}: its least squares stopped after {limit} steps, {worst:.1g} of a right-hand side left")
             break
         moved = (direction @ h) * keep
         curvature = (direction * moved).sum(1, keepdim=True)
+        # Of rows that are done nothing but rounding is left.
+        if bool((~done & (rho > 0) & (curvature <= 0)).any()):
+            return None
         alpha = torch.where(curvature > 0, rho / curvature, torch.zeros_like(rho))
         solution += alpha * direction
         residual -= alpha * moved

@@ -9,7 +9,9 @@ Of the output factor the diagonal: what makes up for a removal is the rest of it
 squares does it row by row, and H can be restricted to what each row keeps. t is the weight; where the first-order term
 is kept, where Newton's step would take it, t = w - e (a H)^-1 g (Singh & Alistarh 2020, WoodTaylor, with e = 1; here e
 is where the whole network's model has its minimum along the steps of all layers). The intercepts take part in making up
-for a removal, so that H is centred there; in Newton's step they stay, and it is not.
+for a removal, so that H is centred there; in Newton's step they stay, and it is not. There the mean of a row's
+curvature a diag(H) counts as no less than the damping x _SEEN of the largest in the network: a layer that is nearly
+dead has little of either, and would move without bound.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from prunetaylor.saliency._units import error_unit
 NEEDS = "samples"
 REPAIR = "least-squares"
 REACH = 0.35
+
+_SEEN = torch.finfo(torch.float32).eps
+"""Of the largest curvature in the network: gradients are in float32, and tell nothing of one that is smaller."""
 
 
 def memory(sizes: Sizes) -> list[Phase]:
@@ -57,7 +62,7 @@ def score(
     assert model is not None
     targets = {layer.parameter: layer.weight.detach() for layer in network.layers}
     if model.keep_first:
-        steps = {layer.parameter: _newton_step(model, layer, masks[layer.parameter]) for layer in network.layers}
+        steps = _newton_steps(model, network, masks)
         share = newton_share(model, steps)
         targets = {name: w + share * steps[name] for name, w in targets.items()}
     scores = {}
@@ -70,13 +75,30 @@ def score(
     return scores
 
 
-def _newton_step(model: TaylorModel, layer: Layer, mask: Tensor) -> Tensor:
-    """-(a H)^-1 g on the kept weights, in the weight's shape."""
+def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of each layer by itself, by parameter name."""
+    least = model.damping * _SEEN * max(float(_curvature(model, layer).max()) for layer in network.layers)
+    return {layer.parameter: _newton_step(model, layer, masks[layer.parameter], least) for layer in network.layers}
+
+
+def _curvature(model: TaylorModel, layer: Layer) -> Tensor:
+    """The mean of a diag(H) in each of the layer's rows, (G, R, 1)."""
+    return 2 * error_unit(model, layer) * _mean_square(model, layer)
+
+
+def _mean_square(model: TaylorModel, layer: Layer) -> Tensor:
+    """Of the layer's inputs, (G, 1, 1)."""
     h, _ = model.moments[layer.name].plain()
-    keep, unit = layer.matrix(mask), error_unit(model, layer)
+    return h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+
+
+def _newton_step(model: TaylorModel, layer: Layer, mask: Tensor, least: float) -> Tensor:
+    """-(a H)^-1 g on the kept weights, in the weight's shape; a row's curvature counts as no less than ``least``."""
+    h, _ = model.moments[layer.name].plain()
+    keep, curvature = layer.matrix(mask), _curvature(model, layer)
     g = layer.matrix(model.gradient[layer.parameter]).to(h.dtype)
     # Rows that the outputs do not depend on have neither a gradient nor anywhere to go.
-    wanted = torch.where(unit > 0, -g / (2 * unit), 0)
+    wanted = torch.where(curvature > 0, -g * _mean_square(model, layer) / curvature.clamp_min(least), 0)
     start = torch.zeros_like(wanted)
     rows = [
         restricted_least_squares(h[i], wanted[i], start[i], keep[i], model.damping, layer.name, model.note)

@@ -166,6 +166,30 @@ def test_too_little_damping_is_raised_and_reported() -> None:
         torch.linalg.cholesky(ridged(h, used / 10))
 
 
+@pytest.mark.parametrize("least", [-0.5, -1e-3])
+def test_conjugate_gradients_raise_the_damping_as_cholesky_does(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, vectors = torch.linalg.eigh(positive())
+    h = vectors @ torch.diag(torch.cat([values.new_tensor([least]), values[1:]])) @ vectors.T
+    cross, start, keep = rand(R, C, seed=1).double(), rand(R, C, seed=2).double(), torch.ones(R, C, dtype=torch.bool)
+    found = []
+    for block in (1024, 4):
+        monkeypatch.setattr(solve, "BLOCK", block)
+        notes: list[str] = []
+        found.append((restricted_least_squares(h, cross, start, keep, 1e-6, "features.3", notes.append), notes))
+    (by_cholesky, said), (by_gradients, said_too) = found
+    assert said == said_too
+    assert said[0].startswith("features.3: damping raised from 1e-06 to ")
+    torch.testing.assert_close(by_gradients, by_cholesky, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("h", [-1e9 * torch.eye(C), 1e9 * (1.1 * torch.eye(C) - torch.ones(C, C))])
+def test_a_wide_hopeless_matrix_is_an_error_that_names_the_layer(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "BLOCK", 4)
+    right = torch.ones(R, C).double()
+    with pytest.raises(NumericsError, match=r"features\.3: .* not positive definite even with damping 0\.01"):
+        restricted_least_squares(h.double(), right, 0 * right, right > 0, 1e-10, "features.3", lambda _: None)
+
+
 def test_singular_matrices_need_no_more_than_the_damping_asked_for() -> None:
     one = torch.ones(C, C).double()
     for h in (one, torch.zeros(C, C).double()):

@@ -1,5 +1,7 @@
 """OBS with K-FAC's factors against the minimum of each row's quadratic model, solved densely for every weight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import rand, taylor
@@ -88,6 +90,36 @@ def test_rows_that_the_outputs_do_not_depend_on_cost_nothing() -> None:
     scores = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
     assert bool((scores["0.weight"][0] == 0).all())
     assert bool((scores["0.weight"][1:] > 0).all())
+
+
+def shrink(model: TaylorModel, by: float) -> None:
+    """As if the last layer's inputs were nearly zero at all positions that its Gram has seen; its gradient stays."""
+    model.moments["3"] = replace(model.moments["3"], xx=by * model.moments["3"].xx)
+
+
+@pytest.mark.parametrize("by", [0.0, 1e-300])
+def test_a_layer_that_is_dead_does_not_move(by: float) -> None:
+    model, still = fitted("task"), fitted("task")
+    shrink(model, by)
+    shrink(still, by)
+    still.gradient["3.weight"].zero_()
+    found, wanted = (obs_kfac.score(m, m.network, m.network.masks(), torch.Generator()) for m in (model, still))
+    for name, values in wanted.items():
+        torch.testing.assert_close(found[name], values)
+
+
+@pytest.mark.parametrize("by", [1e-14, 1e-80])
+def test_more_damping_holds_a_layer_back_that_is_nearly_dead(by: float) -> None:
+    model, sizes = fitted("task"), []
+    shrink(model, by)
+    for damping in (1e-2, 1.0, 1e2):
+        model.damping = damping
+        masks = model.network.masks()
+        assert all(
+            bool(s.isfinite().all()) for s in obs_kfac.score(model, model.network, masks, torch.Generator()).values()
+        )
+        sizes.append(float(obs_kfac._newton_steps(model, model.network, masks)["3.weight"].abs().max()))
+    assert 1e12 > sizes[0] > 100 * sizes[1] > 1000 * sizes[2] > 0
 
 
 def test_scores_are_in_units_of_the_error() -> None:
