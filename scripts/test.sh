@@ -31,4 +31,5 @@ echo "ruff format --check"
 echo "mypy --strict"
 "$bin/mypy"
 echo "pytest"
-"$bin/python" -m pytest -n 2 ${tier[@]+"${tier[@]}"} "$@"
+# the tests of a file share what they set up, so one worker has all of them
+"$bin/python" -m pytest -n 2 --dist loadfile ${tier[@]+"${tier[@]}"} "$@"

@@ -25,16 +25,16 @@ def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cl
     assert isinstance(load(demo_model), nn.Module)
 
 
-def test_the_demo_replaces_its_own_file_only(cli, tmp_path: Path) -> None:
+def test_the_demo_replaces_its_own_file_only(inline, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"mine")
-    refused = cli("demo")
-    assert refused.returncode == 1
-    assert "did not make it" in refused.stderr
-    assert "--force" in refused.stderr
+    code, _, stderr = inline("demo")
+    assert code == 1
+    assert "did not make it" in stderr
+    assert "--force" in stderr
     assert (tmp_path / "model.pt").read_bytes() == b"mine"
-    forced = cli("demo", "--force", "--seed", "1")
-    assert forced.returncode == 0, forced.stderr
-    assert forced.stdout.splitlines()[-1] == "next: prunetaylor prune model.pt"
+    code, stdout, stderr = inline("demo", "--force", "--seed", "1")
+    assert code == 0, stderr
+    assert stdout.splitlines()[-1] == "next: prunetaylor prune model.pt"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt"]
     check_path(tmp_path / "model.pt", force=False)  # its own now
 

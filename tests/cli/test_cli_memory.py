@@ -9,22 +9,22 @@ import pytest
 
 
 @pytest.mark.parametrize("command", ["prune", "score"])
-def test_what_does_not_fit_is_refused_before_anything_is_done(demo_model: Path, cli, tmp_path, command: str) -> None:
-    done = cli(command, str(demo_model), "--memory", "1MiB")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    *_, cause, remedy = done.stderr.splitlines()
+def test_what_does_not_fit_is_refused_before_anything_is_done(demo_model: Path, inline, tmp_path, command: str) -> None:
+    code, stdout, stderr = inline(command, str(demo_model), "--memory", "1MiB")
+    assert code == 2
+    assert stdout == ""
+    *_, cause, remedy = stderr.splitlines()
     assert "would take" in cause
     assert "the limit is 1.0 MiB" in cause
     assert remedy.strip().startswith("what would fit: --memory ")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_an_amount_that_is_none(demo_model: Path, cli) -> None:
-    done = cli("prune", str(demo_model), "--memory", "3G")
-    assert done.returncode == 2
-    assert "memory: '3G' is not an amount of memory, such as 3GiB" in done.stderr
+def test_an_amount_that_is_none(demo_model: Path, inline) -> None:
+    code, _, stderr = inline("prune", str(demo_model), "--memory", "3G")
+    assert code == 2
+    assert "memory: '3G' is not an amount of memory, such as 3GiB" in stderr
 
 
 def test_a_dry_run_says_it(demo_model: Path, inline) -> None:

@@ -101,7 +101,7 @@ def test_progress_on_a_pipe_is_one_plain_line_a_phase_and_is_kept_in_the_log(pru
     assert len(phases) >= 3
 
 
-def test_eval_measures_what_the_report_says(pruned, cli) -> None:
+def test_eval_measures_what_the_report_says(pruned, cli, inline) -> None:
     here, document, _ = pruned
     done = cli("eval", "runs/model-1", "--json", cwd=here)
     assert done.returncode == 0, done.stderr
@@ -110,32 +110,35 @@ def test_eval_measures_what_the_report_says(pruned, cli) -> None:
     assert measured["metrics"]["loss"] == pytest.approx(document["pruned"]["metrics"]["loss"], rel=1e-4)
     for key in ("parameters", "nonzero", "flops", "flops_nonzero"):
         assert measured[key] == document["pruned"][key]
-    table = cli("eval", "runs/model-1/model.safetensors", "-q", cwd=here)
-    assert table.returncode == 0
-    assert table.stderr == ""
-    assert any(line.split()[:1] == ["top1"] for line in table.stdout.splitlines())
+    code, stdout, stderr = inline("eval", str(here / "runs" / "model-1" / "model.safetensors"), "-q")
+    assert code == 0
+    assert stderr == ""
+    assert any(line.split()[:1] == ["top1"] for line in stdout.splitlines())
 
 
-def test_the_same_seed_gives_the_same_weights(pruned, demo_model: Path, cli, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights(pruned, demo_model: Path, inline, tmp_path: Path) -> None:
     here, _, _ = pruned
-    done = cli("prune", str(demo_model), "-c", str(here / "runs" / "model-1" / "config.yaml"), "-o", "again", "-q")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{(tmp_path / 'again').resolve()}\n"
-    assert done.stderr == ""
+    config = str(here / "runs" / "model-1" / "config.yaml")
+    code, stdout, stderr = inline("prune", str(demo_model), "-c", config, "-o", "again", "-q")
+    assert code == 0, stderr
+    assert stdout == f"{(tmp_path / 'again').resolve()}\n"
+    assert stderr == ""
     first, second = load(here / "runs" / "model-1").state_dict(), load(tmp_path / "again").state_dict()
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=0)
 
 
-def test_a_table_for_people_fine_tuning_and_the_next_number(demo_model: Path, cli, tmp_path: Path) -> None:
+def test_a_table_for_people_fine_tuning_and_the_next_number(demo_model: Path, inline, tmp_path: Path) -> None:
     (tmp_path / "runs" / "model-4").mkdir(parents=True)
-    done = cli("prune", str(demo_model), "--sparsity", "0.9", "--epochs", "1", "prune.method=magnitude")
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "\x1b" not in done.stdout
-    labels = {line.split("  ")[0] for line in done.stdout.splitlines()}
+    code, stdout, stderr = inline(
+        "prune", str(demo_model), "--sparsity", "0.9", "--epochs", "1", "prune.method=magnitude"
+    )
+    assert code == 0, stderr
+    assert max(map(len, stdout.splitlines())) <= 80
+    assert "\x1b" not in stdout
+    labels = {line.split("  ")[0] for line in stdout.splitlines()}
     assert {"top1", "parameters", "non-zero", "sparsity", "drop", "layer", "epoch", "written"} <= labels
-    assert "  runs/model-5/model.safetensors" in done.stdout.splitlines()
+    assert "  runs/model-5/model.safetensors" in stdout.splitlines()
     report = json.loads((tmp_path / "runs" / "model-5" / "report.json").read_text())
     assert len(report["epochs"]) == 1
     assert report["sparsity"]["removed"] == round(0.9 * report["sparsity"]["prunable"])

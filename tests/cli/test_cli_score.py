@@ -8,7 +8,9 @@ import pytest
 _KEPT = ["cache.dir=kept", "calibration.holdout=5%"]  # few to predict on: it is what takes time
 
 
-def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(demo_model: Path, cli, tmp_path) -> None:
+def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(
+    demo_model: Path, cli, inline, tmp_path: Path
+) -> None:
     first = cli("score", str(demo_model), "--json", *_KEPT)
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
@@ -19,16 +21,16 @@ def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(demo_m
     assert set(document["hashes"]) == {"checkpoint", "data"}
     assert document["configuration"]["cache"]["dir"] == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    second = cli("score", str(demo_model), "-v", *_KEPT)
-    assert second.returncode == 0, second.stderr
-    assert "layer Grams of stage 1 taken from the cache" in second.stderr
-    lines = second.stdout.splitlines()
+    code, stdout, stderr = inline("score", str(demo_model), "-v", *_KEPT)
+    assert code == 0, stderr
+    assert "layer Grams of stage 1 taken from the cache" in stderr
+    lines = stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "\x1b" not in second.stdout
+    assert "\x1b" not in stdout
     [row] = [line.split() for line in lines if line.startswith("50%")]
     [level] = [level for level in document["levels"] if level["sparsity"] == 0.5]
     assert float(row[1]) == pytest.approx(level["predicted_change"], rel=0.01)
-    assert "`prunetaylor prune` goes in stages" in " ".join(second.stdout.split())
+    assert "`prunetaylor prune` goes in stages" in " ".join(stdout.split())
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
