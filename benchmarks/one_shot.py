@@ -242,11 +242,13 @@ def show(case: Case, results: Path, picture: Path) -> None:
     for method in case.judged:
         for sparsity in sparsities:
             found = [row["stages"] for row in rows if row["method"] == method and row["sparsity"] == sparsity]
-            ratios = [m / p for stages in found for _, p, m, *_ in stages]
-            last = [stages[-1][4] for stages in found if len(stages[-1]) > 4]
+            count = sum(len(stages) for stages in found)
+            # A stage that took the outputs out of range has no measured change: it is counted alone.
+            ratios = [m / p for stages in found for _, p, m, *_ in stages if m is not None and p]
+            last = [stages[-1][4] for stages in found if stages and len(stages[-1]) > 4 and stages[-1][4] is not None]
             if ratios:
                 print(
-                    f"| {method} | {sparsity:.0%} | {len(ratios)} | {statistics.median(ratios):.2f} | "
+                    f"| {method} | {sparsity:.0%} | {count} | {statistics.median(ratios):.2f} | "
                     f"{min(ratios):.2f} | {max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
                 )
     _draw(case, cells, rows, dense, picture)

@@ -16,7 +16,8 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder
-from prunetaylor.refinement import Refinement, settle
+from prunetaylor.refinement import Refinement, alone, settle
+from prunetaylor.repair import batch_norm
 from prunetaylor.risk import Risk
 
 
@@ -38,17 +39,27 @@ class Aim:
 
 
 def unseen(job: Job, criterion: Any) -> Aim:
-    """Before the dense network was looked at, or without data to look at it with."""
+    """Before the dense network was looked at, or without data to look at it with. UsageError where it needs some."""
+    refine = job.config.prune.refine
+    if job.samples is None and refine not in ("auto", "none"):
+        raise UsageError(f"prune.refine={refine} needs samples", "name them with --data, or say prune.refine=none")
     return Aim(Objective(job.kind, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
 
 
 def look(
-    job: Job, criterion: Any, calibration: Calibration, dense: nn.Module, model: Callable[[Risk], TaylorModel]
+    job: Job,
+    criterion: Any,
+    calibration: Calibration,
+    dense: nn.Module,
+    model: Callable[[Risk], TaylorModel],
+    *,
+    idle: bool = False,
 ) -> Aim:
     """Labels or not, first-order term or not, from what the user forces and the convergence check.
 
     Args:
         model: the Taylor model of the dense network for an error.
+        idle: nothing is to be removed.
 
     Raises:
         UsageError: the criterion needs labels, and they are ruled out.
@@ -58,8 +69,11 @@ def look(
     if not job.labelled:
         usual = unseen(job, criterion)
         refinement = settle(job, criterion.REPAIR, far=False, example=example)
+        if idle:
+            refinement = alone(job, labelled=False)
         why = "the training samples have no labels"
-        said = (_repair_said(job, usual.repair), _said(refinement), f"error: {usual.objective.describe()} ({why})")
+        error = f"error: {usual.objective.describe()} ({why})"
+        said = (_repair_said(job, usual.repair, idle), _said(refinement), error)
         return replace(usual, refinement=refinement, said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
     usual, labels = unseen(job, criterion), config.calibration.labels
@@ -82,6 +96,8 @@ def look(
         if labelled and config.prune.first_order == "auto":
             # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
             keep_first = True
+    if idle:
+        refinement = alone(job, labelled)
     objective = task if labelled else usual.objective
     kept = labelled and keep_first
     return Aim(
@@ -91,7 +107,7 @@ def look(
         refinement,
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, kept),
         (
-            _repair_said(job, repair),
+            _repair_said(job, repair, idle),
             _said(refinement),
             f"error: {objective.describe()} ({found.describe()})",
             f"first-order term of the task error: {'kept' if kept else 'not kept'}",
@@ -105,8 +121,12 @@ def _said(refinement: Refinement) -> str:
     return f"refinement: {when[refinement.when]} ({refinement.why})"
 
 
-def _repair_said(job: Job, repair: str) -> str:
+def _repair_said(job: Job, repair: str, idle: bool) -> str:
     """What each stage is repaired by, and what decided."""
+    if idle and job.config.prune.repair != "none":
+        return "repair: none (nothing is removed, so that there is nothing to make up for)"
+    if repair == "batch-norm" and not batch_norm.norms(job.network.module):
+        return "repair: batch-norm has no effect, as the network has no batch norm with statistics"
     if job.config.prune.repair != "auto":
         return f"repair: {repair} (as asked)"
     usual = registry.load("saliency", job.method).REPAIR

@@ -14,9 +14,8 @@ from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, d
 from prunetaylor.errors import DataError
 from prunetaylor.job import Job
 from prunetaylor.memory import chunks
-from prunetaylor.network.network import Network
 from prunetaylor.objective import Kind, Objective, loss_of
-from prunetaylor.risk import Risk, Watcher, all_outputs, check_deterministic, first_pass
+from prunetaylor.risk import Risk, all_outputs, check_deterministic
 
 CHUNK_ELEMENTS = 1 << 21
 """Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many."""
@@ -25,8 +24,6 @@ SMALL_ELEMENTS = 1 << 18
 
 13 images of 3 x 224 x 224, 85 of 3 x 32 x 32, 334 of 28 x 28. No result depends on it beyond rounding.
 """
-
-UNREACHED = "no calibration sample reaches it as a module of its own"
 
 
 def chunk(elements: int, batch_size: int) -> int:
@@ -134,18 +131,3 @@ def answered(job: Job, dense: nn.Module, split: Split) -> Split:
 def _answers(job: Job, outputs: Tensor) -> Tensor:
     """What the network says, in the form of targets."""
     return loss_of(job.kind).apart.answers(outputs)
-
-
-def running_order(network: Network, batches: Batches) -> list[str]:
-    """Names of the layers that a batch reaches, in the order in which they first run."""
-    order: dict[str, None] = {}
-
-    def watcher(name: str) -> Watcher:
-        def note(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            order.setdefault(name)
-
-        return note
-
-    watch: dict[nn.Module, Watcher] = {m: watcher(layer.name) for layer in network.layers for m in layer.modules}
-    first_pass(network.module, batches, watch)
-    return list(order)

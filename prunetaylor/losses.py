@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, vmap
+from torch.func import grad, hessian, jvp, vmap
 from torch.nn import functional
 
 from prunetaylor.errors import UsageError
@@ -235,7 +235,7 @@ class Own(Loss):
     """
 
     name: str
-    source: str  # tells one content of its file from another: fits are kept by it
+    source: str  # tells one content of its file from another: fits are kept by it, and by what ``said`` gives
     function: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
 
     @classmethod
@@ -287,6 +287,11 @@ class Own(Loss):
         values, vectors = torch.linalg.eigh(vmap(hessian(self._one))(outputs, targets))
         root: Tensor = values.clamp_min(0).sqrt()
         return torch.mul(vectors, root.unsqueeze(1))
+
+    def said(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Values, gradients and second derivatives along fixed vectors: what the function imports shows in these."""
+        along = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+        return [self.values(outputs, targets), *jvp(lambda z: self.gradient(z, targets), (outputs,), (along,))]
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Where the targets are class ids."""

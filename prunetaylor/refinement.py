@@ -178,6 +178,27 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
     return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")
 
 
+def alone(job: Job, labelled: bool) -> Refinement:
+    """Where nothing is removed: towards labels, as the dense network that all else goes towards is the network itself.
+
+    ``labelled``: the error is the one with labels.
+    """
+    asked, nothing = job.config.prune, "nothing is removed"
+    if asked.refine == "none":
+        return Refinement(why="as asked")
+    if asked.refine == "auto":
+        return Refinement(why=nothing)
+    if asked.schedule != "one-shot":
+        return Refinement(why=f"{nothing}, and fine-tuning follows")
+    if not labelled:
+        remedy = "; calibration.labels=true asks for them" if job.labelled else ""
+        return Refinement(why=f"{nothing}, and labels alone could say more than the network does{remedy}")
+    if asked.refine_by == "features":
+        return Refinement(why=f"{nothing}, and the features are the network's own; gauss-newton goes by labels")
+    steps = GAUSS_NEWTON_STEPS if asked.refine_steps == "auto" else asked.refine_steps
+    return Refinement(asked.refine, "gauss-newton", steps, "as asked", asked=True)
+
+
 def _told(job: Job, example: Tensor) -> bool:
     """Whether labels are asked for, every stage draws fresh samples, and learning from them at each is worth its time.
 

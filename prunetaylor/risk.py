@@ -10,8 +10,8 @@ Of several processes each goes through its own part of the samples; whoever take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -61,10 +61,21 @@ def sweep(
             yield _pass(module, start, x, targets, watch or {}, until)
 
 
-def first_pass(module: nn.Module, batches: Batches, watch: Mapping[nn.Module, Watcher] | None = None) -> Pass:
-    """As :func:`sweep`, but the first batch alone, all of it on every process."""
+def passes(
+    module: nn.Module, batches: Batches, watch: Mapping[nn.Module, Watcher] | None = None
+) -> Generator[Pass, None, None]:
+    """As :func:`sweep`, but all batches on every process: for whom some may do, the same ones everywhere."""
+    start = 0
     with evaluating(module):
-        return _pass(module, 0, *next(iter(batches)), watch or {}, None)
+        for x, targets in batches:
+            yield _pass(module, start, x, targets, watch or {}, None)
+            start += len(x)
+
+
+def first_pass(module: nn.Module, batches: Batches) -> Pass:
+    """As :func:`passes`, but the first batch alone."""
+    with closing(passes(module, batches)) as each:
+        return next(each)
 
 
 def _pass(
@@ -214,7 +225,9 @@ def _hooked(watch: Mapping[nn.Module, Watcher], until: nn.Module | None, start: 
         def show(
             _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], y: Any, watcher: Watcher = watcher
         ) -> None:
-            watcher(start, samples, inputs[0] if inputs else named["input"], y)
+            x = inputs[0] if inputs else named["input"]
+            if x.numel():  # a call with no entries, of a batch that a network shares out among layers, says nothing
+                watcher(start, samples, x, y)
 
         handles.append(watched.register_forward_hook(show, with_kwargs=True))
     if until is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from prunetaylor import registry
 from prunetaylor.aim import look, unseen
-from prunetaylor.calibration import UNREACHED, Calibration, Part, running_order
+from prunetaylor.calibration import Calibration, Part
 from prunetaylor.curvature.cache import open_cache
-from prunetaylor.curvature.gram import Positions
+from prunetaylor.curvature.gram import Moments, Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Split
 from prunetaylor.distributed.exchange import as_in_main
-from prunetaylor.errors import NumericsError
+from prunetaylor.errors import DataError, NumericsError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
@@ -34,7 +35,11 @@ from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, check_outputs
 from prunetaylor.selection.schedule import Fixed, sparsities
-from prunetaylor.selection.trust import FRESH, Guess, TrustRegion, believed
+from prunetaylor.selection.trust import FRESH, TrustRegion, believed
+from prunetaylor.usage import examine, unreached
+
+_DRAWS = 10
+"""Tries to draw samples that reach each layer, where a network chooses by the sample which layers it runs."""
 
 
 @dataclass
@@ -71,9 +76,12 @@ class Stages:
         self.plan: Fixed | TrustRegion | None = None
         self.trained = 0
         """Steps of training that the network has had since it was dense."""
+        self.settled = config.prune.schedule != "one-shot"
+        """Whether it is the sparsity asked for that is gone to: the network may have it already."""
 
     def run(self, left: Mapping[str, Any] | None = None) -> None:
         """Prune ``job.network`` in place, to the sparsity asked for; from ``left``, a state, on."""
+        self.settled = True
         if self.pool is None:
             self._start()
             for target in self._levels():
@@ -88,9 +96,15 @@ class Stages:
         self.plan = plan
         if left is None:
             self.moment()
+        if self.idle and self.aim.refinement.when != "none":  # a stage that removes nothing
+            self.progress.phase("stage 1")
+            self.done.append(Stage(self.removed / self.job.network.prunable, None, None, None, 0.0))
+            self.refining = {}
         if self.refining is not None:
+            start = time.perf_counter()
             self._refine()
             self._measure()
+            self.done[-1] = replace(self.done[-1], seconds=self.done[-1].seconds + time.perf_counter() - start)
         while self.removed < self.wanted:
             self._next(plan)
             self.moment()
@@ -122,7 +136,17 @@ class Stages:
         """Fresh calibration samples."""
         assert self.pool is not None
         state = self.generator.get_state()
-        self.calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
+        for _ in range(_DRAWS):
+            self.calibration = Calibration.draw(self.job, self.dense.module, self.pool, self.generator)
+            # The first draw settles which layers take part; those after it must reach them too.
+            missing = unreached(self.dense, self.calibration.fit.batches) if self.masks else []
+            if not missing:
+                break
+        else:
+            raise DataError(
+                f"{missing[0]} is reached by no sample of {_DRAWS} draws, as it was by those drawn first",
+                "give more calibration.samples, or leave it alone (prune.exclude)",
+            )
         for part in (self.calibration.fit, self.calibration.holdout):
             check_outputs(self.dense.module, part.batches, part.dense_outputs)
         self.drawn = [*self.drawn, state][-REMEMBERED:]
@@ -176,6 +200,11 @@ class Stages:
     def removed(self) -> int:
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be removed: as it was given, the network has the sparsity asked for, or more."""
+        return self.settled and not self.done and self.removed >= self.wanted
+
     def _levels(self) -> list[float]:
         """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
         config = self.job.config.prune
@@ -184,14 +213,16 @@ class Stages:
 
     def _calibrate(self) -> None:
         network, calibration = self.job.network, self.calibration
-        order = running_order(network, calibration.fit.batches)
-        network.keep_only(order, UNREACHED)
-        self.dense.keep_only(order, UNREACHED)
+        fitted = self.criterion.NEEDS != "nothing" or self.job.config.prune.repair in ("least-squares", "obs")
+        usage = examine(network, calibration.fit.batches, fitted=fitted)
+        for each in (network, self.dense):
+            each.keep_only(usage.order, usage.why)
+        for text in usage.said:
+            self._choose(text)
         self._start()
-        dense = self.dense
-        self.aim = look(
-            self.job, self.criterion, calibration, dense.module, lambda risk: self._model(dense, risk, calibration)
-        )
+        dense = self.dense.module
+        model = partial(self._model, self.dense, calibration=calibration)
+        self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle)
         for text in self.aim.said:
             self._choose(text)
         self.repaired = None if self.aim.solves else 1.0
@@ -199,9 +230,9 @@ class Stages:
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
         self.masks = self.job.network.masks()
-        if self.removed > self.wanted:
-            already = self.removed / self.job.network.prunable
-            self._choose(f"nothing to remove: {already:.2%} of the prunable weights are zero already")
+        if self.idle:
+            asked, already = self.job.config.prune.sparsity, self.removed / self.job.network.prunable
+            self._choose(f"nothing to remove: {asked:.2%} was asked for, {already:.2%} is zero already")
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
@@ -215,6 +246,8 @@ class Stages:
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
         model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
+        # Fitted before the removal, which moves the network in place: repair starts from what it was.
+        moments = model.moments if self.aim.repair == "obs" else {}
         found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
         target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
         # Of a small network one weight may be more than what was proposed.
@@ -223,8 +256,8 @@ class Stages:
         self._as_in_main()
         self.progress.step("selected")
         if self.aim.repair == "obs":
-            self._compensate(model, self.masks, state, absorbers)
-        del model  # its curvature, before repair and the next phases need the room
+            self._compensate(moments, self.masks, state, absorbers)
+        del model, moments  # its curvature, before repair and the next phases need the room
         release()
         if self.aim.repair == "least-squares":
             self._least_squares(calibration, absorbers, towards)
@@ -233,7 +266,8 @@ class Stages:
         measured, noise = _change(held, before)
         self.progress.step("measured")
         predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
-        stands = plan.judge(now, target, predicted, measured, noise, self._guess())
+        unsure = self.aim.solves or hasattr(self.criterion, "solve")
+        stands = plan.judge(now, target, predicted, measured, noise, "needed" if unsure else "none needed")
         if stands and not isfinite(measured):
             held.values()  # says what is wrong: there is no smaller step to take
         if found.alone is not None and found.alone > 0 < predicted:
@@ -281,21 +315,14 @@ class Stages:
         if stands:
             self._measure()
 
-    def _guess(self) -> Guess:
-        """How what the stage at work would change was known when it was proposed."""
-        if not self.aim.solves or hasattr(self.criterion, "solve"):
-            return "none needed"
-        return "none" if self.repaired is None else "by the last stage"
-
     def _compensate(
         self,
-        model: TaylorModel,
+        moments: Mapping[str, Moments],
         masks: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
         absorbers: Mapping[str, Absorber],
     ) -> None:
         network = self.job.network
-        moments = {layer.name: model.moments[layer.name] for layer in network.layers}
         solved = compensate.repair(
             network.module,
             network.layers,
@@ -377,7 +404,7 @@ class Stages:
             seed=seed,
             note=self._choose,
             cache=self.cache,
-            stage=len(self.done) + 1,
+            stage=1 + sum(stage.accepted for stage in self.done),  # one taken back has left the weights as they were
         )
         model.keep_first = self.aim.keep_first
         return model

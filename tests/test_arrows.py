@@ -25,6 +25,7 @@ ROOMS = [
     "prunetaylor.removal",
     "prunetaylor.aim",
     "prunetaylor.refinement",
+    "prunetaylor.usage",
     "prunetaylor.calibration",
     "prunetaylor.layout",
     "prunetaylor.job",

@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, trained
 
+from prunetaylor.config.resolve import from_values
+from prunetaylor.errors import UsageError
+from prunetaylor.job import make_job
 from prunetaylor.measure.cost import flops
+from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline import run
+from prunetaylor.progress import Silent
 
 
 def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: nn.Module) -> None:
@@ -100,3 +106,87 @@ def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
         assert not any("gauss-newton" in line for line in quick(conv, **how | other).choices)
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 1e9})  # FLOPs
     assert not any("gauss-newton" in line for line in quick(conv, **how).choices)
+
+
+@pytest.fixture(scope="module")
+def sparse(conv: nn.Module) -> Outcome:
+    """Pruned by magnitude alone: with much to make up for."""
+    return quick(conv, sparsity=0.8, prune__method="magnitude", prune__refine="none")
+
+
+def line(outcome: Outcome, what: str) -> str:
+    [found] = [choice for choice in outcome.choices if choice.startswith(f"{what}: ")]
+    return found
+
+
+@pytest.mark.parametrize("when", ["last", "stages"])
+@pytest.mark.parametrize("sparsity", [0.8, 0.3])
+def test_where_nothing_is_to_be_removed_a_refinement_asked_for_goes_towards_labels(
+    sparse: Outcome, when: str, sparsity: float
+) -> None:
+    how = {"prune__refine": when, "prune__repair": "least-squares", "calibration__labels": True}
+    refined = quick(sparse.module, sparsity=sparsity, prune__method="magnitude", **how)
+    assert refined.pruned.metrics["loss"] < 0.5 * sparse.pruned.metrics["loss"]
+    assert refined.sparsity.removed == sparse.sparsity.removed
+    for name, mask in sparse.masks.items():
+        assert torch.equal(refined.masks[name], mask)
+    [stage] = refined.stages
+    assert stage.sparsity == sparse.sparsity.obtained
+    assert (stage.predicted_change, stage.measured_change) == (None, None)
+    assert stage.metric is not None
+    assert stage.seconds > 0
+    assert line(refined, "repair") == "repair: none (nothing is removed, so that there is nothing to make up for)"
+    assert line(refined, "refinement").endswith("6 steps of gauss-newton (as asked)")
+
+
+def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
+    far = trained(ConvNet(), TRAIN, cross_entropy, 12)
+    refined = quick(far, sparsity=0.0, prune__refine="last", calibration__labels=True)
+    assert_truthful(refined, far, 0.0)
+    assert refined.pruned.metrics["loss"] < refined.dense.metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "none (nothing is removed)"),
+        ({"prune__refine": "none"}, "none (as asked)"),
+        ({"prune__refine": "last", "calibration__labels": False}, "calibration.labels=true asks for them)"),
+        ({"prune__refine": "last", "prune__refine_by": "features"}, "the features are the network's own;"),
+        (
+            {"prune__refine": "last", "prune__schedule": "cubic", "finetune__epochs": 1},
+            "none (nothing is removed, and fine-tuning follows)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("repair", ["auto", "least-squares", "batch-norm", "none"])
+def test_where_nothing_is_removed_what_has_no_effect_is_named(
+    sparse: Outcome, how: dict[str, object], said: str, repair: str
+) -> None:
+    outcome = quick(sparse.module, sparsity=0.8, prune__repair=repair, **{"calibration__labels": True, **how})
+    assert outcome.stages == []
+    assert said in line(outcome, "refinement")
+    why = "as asked" if repair == "none" else "nothing is removed, so that there is nothing to make up for"
+    assert line(outcome, "repair") == f"repair: none ({why})"
+    if not outcome.epochs:
+        for name, tensor in sparse.module.state_dict().items():
+            assert torch.equal(outcome.module.state_dict()[name], tensor)
+
+
+def test_without_labels_there_is_nothing_to_refine_towards(sparse: Outcome) -> None:
+    outcome = quick(sparse.module, TRAIN[0], sparsity=0.8, prune__refine="last")
+    assert line(outcome, "refinement").endswith("labels alone could say more than the network does)")
+
+
+def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    how = {"sparsity": 0.3, "prune__method": "magnitude", "prune__repair": "batch-norm"}
+    assert line(quick(plain, **how), "repair").startswith("repair: batch-norm has no effect, as the network has no")
+    assert line(quick(conv, **how), "repair") == "repair: batch-norm (as asked)"
+
+
+def test_refinement_needs_samples() -> None:
+    config = from_values({"data.source": "none", "prune.refine": "last", "finetune.epochs": 0}).config
+    job = make_job(config, ConvNet(), None, torch.device("cpu"), choices=[])
+    with pytest.raises(UsageError, match=r"prune\.refine=last needs samples\n.*--data"):
+        run(job, Silent())

@@ -123,6 +123,12 @@ CASES = {
         "finetune.rewind": True,
         "finetune.ema": 0.5,
     },
+    "a refinement alone, then fine-tuning": {
+        "prune.sparsity": 0.0,
+        "prune.refine": "last",
+        "calibration.labels": True,
+        "finetune.epochs": 1,
+    },
     "half precision": {"prune.sparsity": 0.5, "prune.stages": 1, "finetune.epochs": 1, "finetune.precision": "bf16"},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, trained
 
+from prunetaylor.curvature import taylor
+from prunetaylor.curvature.gram import Moments
 from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import Layer
 from prunetaylor.removal import Removal, Removed
 from prunetaylor.selection.trust import RAISES, TrustRegion
 from prunetaylor.stages import Stages
@@ -188,6 +191,41 @@ def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
         assert taken_back[0] == outcome.stages[0]
         assert outcome.stages[1].sparsity < first / 2
     assert outcome.sparsity.obtained == pytest.approx(0.6, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ["obd", "magnitude", "obs"])
+def test_what_repair_by_obs_solves_is_fitted_before_anything_is_removed(
+    conv: nn.Module, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, gone = taylor.layer_moments, []
+
+    def watched(module: nn.Module, layers: Sequence[Layer], *how: Any) -> dict[str, Moments]:
+        gone.append(sum(int((layer.weight == 0).sum()) for layer in layers))
+        return fit(module, layers, *how)
+
+    monkeypatch.setattr(taylor, "layer_moments", watched)
+    how = {"prune__method": method, "prune__repair": "obs", "prune__refine": "none", "cache__enabled": False}
+    outcome = quick(conv, sparsity=0.7, prune__stages=[0.4, 0.7], **how)
+    assert gone == [0, round(0.4 * outcome.sparsity.prunable)]
+
+
+@pytest.mark.parametrize(
+    ("method", "repair", "guess"),
+    [("obd", "none", "none needed"), ("obd", "least-squares", "needed"), ("obs_fisher", "none", "needed")],
+)
+def test_where_weights_move_what_a_stage_changes_is_a_guess_beforehand(
+    conv: nn.Module, method: str, repair: str, guess: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, heard = TrustRegion.judge, []
+
+    def watched(self: TrustRegion, *found: Any) -> bool:
+        heard.append(found[-1])
+        return judge(self, *found)
+
+    monkeypatch.setattr(TrustRegion, "judge", watched)
+    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.3, 2.0, 0.01, 0.35))
+    quick(conv, sparsity=0.3, prune__method=method, prune__repair=repair)
+    assert set(heard) == {guess}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 A fit is kept under the sha256 of everything that it is made of: the network's tensors as they are at that moment, its
 printed form and its outputs for the first batch (which tell apart code that names and shapes do not), the samples as
-they reach the network, batch by batch, what else the fit depends on (error, reference, seed, positions), and the
-arithmetic: this package's own code, torch, the kind of device, its threads. A hit is therefore what fitting would have
-given, bit for bit, and "same checkpoint, samples and stage" needs no bookkeeping: a stage is the state it starts from.
-Settings that no fit depends on (sparsity, criterion, damping, repair) are not in the key.
+they reach the network, batch by batch, what else the fit depends on (error, reference, seed, positions; what a loss of
+the user's says of the first batch, which tells apart what its file imports), and the arithmetic: this package's own
+code, torch, the kind of device, its threads. A hit is therefore what fitting would have given, bit for bit, and "same
+checkpoint, samples and stage" needs no bookkeeping: a stage is the state it starts from. Settings that no fit depends
+on (sparsity, criterion, damping, repair) are not in the key.
 
 The fit at the weights that a run starts from serves every sparsity and criterion; those of later stages serve only a
 repetition of the same run, and are as large: the layer Grams of a ResNet-50 take about a gigabyte a stage. Both are
@@ -42,6 +43,7 @@ from prunetaylor.curvature.solve import Note
 from prunetaylor.data.samples import Batches
 from prunetaylor.distributed.exchange import tensors_from_main
 from prunetaylor.distributed.group import main_process, world
+from prunetaylor.losses import Own
 from prunetaylor.network.layer import Layer
 from prunetaylor.risk import Risk, first_pass
 
@@ -101,6 +103,9 @@ class Cache:
         }
         outputs = first_pass(risk.module, risk.batches).outputs
         assert outputs is not None
+        loss = risk.objective.loss
+        if isinstance(loss, Own) and "objective" in settings:  # the error enters the fit
+            tensors = [*tensors, *loss.said(outputs.float(), risk.reference[: len(outputs)])]
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
         return hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from prunetaylor.curvature.finite import check_finite
-from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording
+from prunetaylor.curvature.solve import Note
+from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording, sample_cuts
 from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, chunks, sample_gradients
@@ -73,6 +74,7 @@ class FisherRows:
     labels: Labels
     seed: int
     elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
+    note: Note | None = None  # told of layers whose rows are zeros
     _kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
@@ -82,6 +84,9 @@ class FisherRows:
             if len(parts) == 1:
                 self._kept = rows
             for layer in part:
+                if self.note and not bool(rows[layer.parameter].any()):
+                    text = "the gradient is zero on all samples, so that its weights seem to cost nothing"
+                    self.note(f"{layer.parameter}: {text}")
                 yield layer, rows[layer.parameter]
             del rows  # or the next ones would be made beside them
 
@@ -117,8 +122,9 @@ def _backward(
 ) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
     """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
+    weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
-        for start, x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+        for start, x, outputs, reference in risk.backward_batches(weights, cuts):
             if labels == "sampled":
                 vector = factors.of(outputs.detach(), reference, start)
             else:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.gram import accumulate_type
-from prunetaylor.curvature.tape import layer_squares, recording
+from prunetaylor.curvature.tape import layer_squares, recording, sample_cuts
 from prunetaylor.distributed.exchange import all_sum, sum_numbers
 from prunetaylor.memory import FLOAT, Sizes, backward, sample_gradients
-from prunetaylor.network.layer import Layer
+from prunetaylor.network.layer import Layer, with_entries
 from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
 
@@ -155,8 +155,9 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     # Seeds far apart: neighbouring ones are other runs'.
     drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
+    weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
-        for start, x, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+        for start, x, outputs, reference in risk.backward_batches(weights, cuts):
             for vector, scale, last in _directions(risk, outputs.detach(), reference, start, drawn):
                 grads = torch.autograd.grad(
                     (outputs * vector).sum(), tape.outputs(), allow_unused=True, retain_graph=not last
@@ -177,14 +178,15 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     """
     total: dict[str, Tensor] = {}
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
+    weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
-        for start, _, outputs, reference in risk.backward_batches([layer.weight for layer in layers]):
+        for start, _, outputs, reference in risk.backward_batches(weights, cuts):
             vector = factors.of(outputs.detach(), reference, start)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
                     continue
-                squares = g.float().square()
+                squares = with_entries(call.module, g).float().square()
                 by_channel = squares.flatten(0, -2).sum(0) if isinstance(call.module, nn.Linear) else _channels(squares)
                 rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
                 name = call.layer.name

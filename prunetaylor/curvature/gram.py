@@ -21,7 +21,7 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.distributed.exchange import all_sum, first_of
 from prunetaylor.distributed.group import world
 from prunetaylor.memory import FLOAT, LayerSize, Sizes, forward
-from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions
+from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions, with_entries
 from prunetaylor.risk import Watcher, sweep
 
 POSITIONS = 32
@@ -143,14 +143,8 @@ def sampled_rows(
     module: Prunable, x: Tensor, y: Tensor, where: Positions, start: int, samples: int
 ) -> tuple[Tensor, Tensor]:
     """Inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
-    if isinstance(module, nn.Linear):
-        x, y = (x.unsqueeze(0), y.unsqueeze(0)) if x.dim() == 1 else (x, y)
-        entries = x.shape[0]
-    elif x.dim() == len(module.kernel_size) + 1:  # an unbatched input
-        x, y, entries = x.unsqueeze(0), y.unsqueeze(0), 1
-    else:
-        entries = x.shape[0]
-    at = where.pick(start, samples, entries, positions(module, x, y), x.device)
+    x, y = with_entries(module, x), with_entries(module, y)
+    at = where.pick(start, samples, len(x), positions(module, x, y), x.device)
     spatial = y.shape[2:] if not isinstance(module, nn.Linear) else torch.Size()
     return input_rows(module, x, *at, spatial), output_rows(module, y, *at)
 

@@ -1,12 +1,13 @@
 """Gradients of single samples, from each layer's inputs and output gradients, caught by hooks.
 
 For y = W x at positions p the gradient of one sample is sum_p dy_p x_p', a matrix product. Nothing is written into the
-user's ``p.grad``.
+user's ``p.grad``. Where a network does not keep its samples apart in the first dimension of what its layers read, they
+pass one at a time (:func:`sample_cuts`): one pass a sample always tells whose a gradient is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.errors import DataError
-from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions
+from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
+from prunetaylor.network.state import evaluating
+from prunetaylor.risk import Risk
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -68,8 +71,10 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
                 m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
             ) -> None:
                 x = inputs[0] if inputs else named["input"]
-                if tape.open and y.requires_grad:  # a call without a graph has no part in any gradient
-                    tape.calls.append(Call(layer, m, x.detach(), get_gradient_edge(y)))  # type: ignore[arg-type]
+                # A call without a graph, or without entries, has no part in any gradient.
+                if tape.open and y.requires_grad and x.numel():
+                    x = with_entries(m, x.detach())  # type: ignore[arg-type]
+                    tape.calls.append(Call(layer, m, x, get_gradient_edge(y)))  # type: ignore[arg-type]
 
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
@@ -77,6 +82,73 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+_ALIKE = 1e-2  # of the norm: inputs that differ by less are the same up to rounding, that of TF32 among it
+
+
+def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
+    """Where batches have to be split so that each layer's input has its rows sample by sample: nowhere, or everywhere.
+
+    A network may turn its batch round, (time, batch, features), pick the samples that a layer gets to see, or show it
+    rows that are no sample's. Tried on the first batch: its first and its last sample must have the rows in it that
+    they have in a pass of their own.
+    """
+    x, _ = next(iter(risk.batches))
+    if len(x) > 1 and not _by_sample(risk.module, layers, x):
+        return range(risk.batches.samples + 1)
+    return ()
+
+
+def _by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
+    first, last = (_inputs(module, layers, x[i : i + 1]) for i in (0, len(x) - 1))
+    whole = iter(zip(first, last, strict=False))
+    same = len(first) == len(last)
+
+    def compare(entries: Tensor) -> None:
+        nonlocal same
+        a, b = next(whole, (None, None))
+        same = (
+            same
+            and a is not None
+            and b is not None
+            and len(a) == len(b) == len(entries) / len(x)
+            and all(_alike(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
+        )
+
+    _inputs(module, layers, x, compare)
+    return same and next(whole, None) is None
+
+
+def _inputs(
+    module: nn.Module, layers: Sequence[Layer], x: Tensor, look: Callable[[Tensor], object] | None = None
+) -> list[Tensor]:
+    """What the layers read, call by call; with ``look`` it is shown instead of being kept."""
+    found: list[Tensor] = []
+    handles = []
+
+    def hook(m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], _: object) -> None:
+        (look or found.append)(with_entries(m, inputs[0] if inputs else named["input"]))  # type: ignore[arg-type]
+
+    for layer in layers:
+        handles += [used.register_forward_hook(hook, with_kwargs=True) for used in layer.modules]
+    try:
+        with evaluating(module), torch.no_grad():
+            module(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).float().norm() <= _ALIKE * b.float().norm())
+
+
+def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tuple[Layer, Tensor]]:
+    """(layer, the gradient (G, R, C) of all rows together), from the outputs' ``grads``."""
+    for layer, uses in _by_layer(tape, grads).values():
+        yield layer, _sum_of_calls(uses, 0, 1, 1)[0]
 
 
 def layer_gradients(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, int, Tensor]]:
@@ -110,7 +182,7 @@ def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Lay
     found: dict[str, tuple[Layer, list[tuple[Call, Tensor]]]] = {}
     for call, g in zip(tape.calls, grads, strict=True):
         if g is not None:
-            found.setdefault(call.layer.parameter, (call.layer, []))[1].append((call, g))
+            found.setdefault(call.layer.parameter, (call.layer, []))[1].append((call, with_entries(call.module, g)))
     return found
 
 
@@ -124,7 +196,7 @@ def _chunks(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iter
 def _row_elements(call: Call, g: Tensor, samples: int) -> int:
     """Elements of one sample's unfolded input; DataError where the rows of the input are no sample's own."""
     entries = call.x.shape[0]
-    if call.x.dim() == 1 or entries % samples:
+    if entries % samples:
         raise DataError(
             f"{call.layer.name}: an input of {entries} rows for {samples} samples cannot be told apart by sample",
             "leave it alone (prune.exclude), or choose a criterion that needs no gradients of single samples",

@@ -122,7 +122,7 @@ class TaylorModel:
     @cached_property
     def fisher_rows(self) -> FisherRows:
         """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
-        return FisherRows(self.risk, self.network.layers, "sampled", self.seed)
+        return FisherRows(self.risk, self.network.layers, "sampled", self.seed, note=self.note)
 
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:

@@ -70,6 +70,33 @@ class Layer:
         return vector.reshape(self.groups, -1)
 
 
+def with_entries(module: Prunable, tensor: Tensor) -> Tensor:
+    """An input or output of a module with a first dimension of entries, which a single one may come without."""
+    alone = 1 if isinstance(module, nn.Linear) else len(module.kernel_size) + 1
+    return tensor.unsqueeze(0) if tensor.dim() == alone else tensor
+
+
+def fits(module: Prunable, x: Tensor, y: Tensor) -> bool:
+    """Whether ``y`` has the shape of a call with ``x``, or of one padded to TensorFlow's SAME; both with entries."""
+    if isinstance(module, nn.Linear):
+        return x.shape[-1] == module.in_features and y.shape == (*x.shape[:-1], module.out_features)
+    axes = len(module.kernel_size)
+    if not x.dim() == y.dim() == axes + 2 or (len(x), module.out_channels) != tuple(y.shape[:2]):
+        return False
+    for i in range(axes):
+        reach, stride, have = module.dilation[i] * (module.kernel_size[i] - 1), module.stride[i], y.shape[2 + i]
+        if isinstance(module, _ConvTransposeNd):
+            least = (x.shape[2 + i] - 1) * stride + reach + 1 - 2 * int(module.padding[i])
+            # output_padding, or an output_size in the call, may add up to a step
+            if not least <= have < least + max(stride, module.dilation[i]):
+                return False
+        else:
+            size, pad = x.shape[2 + i], module._reversed_padding_repeated_twice[2 * (axes - 1 - i) :][:2]
+            if have not in ((size + sum(pad) - reach - 1) // stride + 1, -(-size // stride)):
+                return False
+    return x.shape[1] == module.in_channels
+
+
 def positions(module: Prunable, x: Tensor, y: Tensor) -> int:
     """L, the number of output positions in one entry of ``x``'s first dimension."""
     if isinstance(module, nn.Linear):
@@ -145,6 +172,12 @@ def _padded(module: _ConvNd, x: Tensor, out: torch.Size) -> tuple[Tensor, tuple[
             pad += [edge, out[i] + reach - edge - spread.shape[2 + i]]
         return nn.functional.pad(spread, pad), (1,) * len(module.kernel_size)
     pad = list(module._reversed_padding_repeated_twice)
+    for i, n in enumerate(reversed(out)):
+        # What a forward of its own pads with zeros before it calls the convolution (TensorFlow's SAME): ends first.
+        reach, have = module.dilation[-1 - i] * (module.kernel_size[-1 - i] - 1) + 1, x.shape[-1 - i]
+        lack = max(0, (n - 1) * module.stride[-1 - i] + reach - have - pad[2 * i] - pad[2 * i + 1])
+        pad[2 * i] += lack // 2
+        pad[2 * i + 1] += lack - lack // 2
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     return (nn.functional.pad(x, pad, mode=mode) if any(pad) else x), tuple(module.stride)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import cast
@@ -29,25 +29,33 @@ class Network:
     def of(cls, module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Network:
         """Find the weights of convolutions and linear layers whose names match a pattern (shell style)."""
         _check_patterns(module, [*include, *exclude])
-        layers, skipped = _find(module, include, exclude)
-        if not layers:
+        network = cls(module, *_find(module, include, exclude))
+        network._check_any()
+        return network
+
+    def _check_any(self) -> None:
+        if not self.layers:
+            # The last reason: whatever left alone the rest came after what left alone the first.
+            last = self.skipped[-1:]
             raise UsageError(
-                "the network has no prunable weights"
-                + (f": {skipped[0].name} was left alone ({skipped[0].why})" if skipped else ""),
+                "the network has no prunable weights" + "".join(f": {s.name} was left alone ({s.why})" for s in last),
                 "prunable are the weights of convolutions and linear layers; see prune.include and prune.exclude",
             )
-        return cls(module, layers, skipped)
 
     @property
     def prunable(self) -> int:
         """The number of prunable weights."""
         return sum(layer.weight.numel() for layer in self.layers)
 
-    def keep_only(self, names: Sequence[str], why: str) -> None:
-        """Reorder the layers by ``names``; a layer that is not named is skipped for the reason given."""
+    def keep_only(self, names: Sequence[str], why: Mapping[str, str]) -> None:
+        """Reorder the layers by ``names``; the others are skipped, ``why`` by their names.
+
+        UsageError where none is left.
+        """
         known = {layer.name: layer for layer in self.layers}
-        self.skipped += [Skipped(name, why) for name in known if name not in set(names)]
+        self.skipped += [Skipped(name, why[name]) for name in known if name not in set(names)]
         self.layers = [known[name] for name in names]
+        self._check_any()
 
     def copy(self) -> Network:
         """A network of its own, with the same layers in the same order."""

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prunetaylor.curvature.block_fisher import relative_ridge
 from prunetaylor.curvature.fisher import FisherRows, rows_bytes
 from prunetaylor.curvature.gradients import gradient_bytes
 from prunetaylor.curvature.gram import accumulate_type
@@ -113,17 +114,20 @@ def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Q
     x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
     start, squares = 0, 0.0
     with torch.enable_grad():
-        for layer, rows in FisherRows(model.risk, network.layers, "sampled", model.seed, _ELEMENTS):
+        for layer, rows in FisherRows(model.risk, network.layers, "sampled", model.seed, _ELEMENTS, note=model.note):
             part = rows[:, keep[layer.parameter]]
             x[:, start : start + part.shape[1]] = part
             start += part.shape[1]
             squares += float(part.square().sum(0).sum(dtype=accumulate_type(w.device)))
-    if squares == 0:
+    if squares == 0 and model.stage > 1:
+        model.note("no sample's error depends on any weight that is left: the smallest go, as nothing tells them apart")
+    elif squares == 0:
         raise NumericsError(
             "no sample's error has a gradient in any weight: there is no curvature to choose by",
             "check that the samples are normalised as in training (data.normalize)",
         )
-    quadratic = Quadratic(x, w, torch.zeros_like(w), model.damping * squares / max(1, x.numel()))
+    ridge = relative_ridge(squares / max(1, x.numel()), model.damping, x.dtype)
+    quadratic = Quadratic(x, w, torch.zeros_like(w), ridge)
     if not model.keep_first:
         return quadratic
     # Outside the directions in which F is larger than the ridge, nothing would hold a step along g back.

@@ -11,9 +11,10 @@ the model earned more:
                         a smallest one anew while the damping can still rise
 
 Where a repair follows, what it leaves of the change is guessed beforehand by what it left of the last stage's. Of the
-first there is no guess: it goes as far as its reach, and is taken back too where far more than the radius is predicted
-for it once it is repaired. What came as predicted has shown how far the model goes: the radius is twice that, if that
-is more, and eight times what it was at most.
+first there is no guess, nor of what a solver will find: these go as far as their reach. Whatever the guess was, a stage
+is taken back too where far more than the radius is predicted for it once all is moved, unless it cost less than that.
+What came as predicted has shown how far the model goes: the radius is twice that, if that is more, and eight times what
+it was at most.
 
 A predicted gain that comes is a ratio like any other; whatever is better than predicted counts as better, and no two
 changes are told apart that noise might have made different.
@@ -31,7 +32,7 @@ from typing import Literal
 LOW, HIGH = 0.5, 2.0
 """Gain ratios between which the model is believed."""
 REJECT = 4.0
-"""A stage whose change is so many times the predicted one is taken back; so is an unbounded one of so many radii."""
+"""A stage whose change is so many times the predicted one is taken back; so is one of so many radii."""
 NOISE = 2.0
 """Measured and predicted changes that differ by fewer standard errors are not told apart."""
 NEGLIGIBLE = 1e-5
@@ -47,8 +48,8 @@ RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
 _PROBES = 5
 
-Guess = Literal["none needed", "by the last stage", "none"]
-"""Of what repair would leave of a proposed stage's change: there is none, as of the last stage's, or nobody knows."""
+Guess = Literal["none needed", "needed"]
+"""Of what a proposed stage will change: where repair follows, or a solver moves the weights, nobody knows it yet."""
 
 
 def believed(predicted: float, measured: float, noise: float, scale: float) -> bool:
@@ -108,20 +109,26 @@ class TrustRegion:
         ``noise`` is the standard error of the measured change, ``guess`` how its change was known when it was proposed.
         A stage that can be neither smaller nor more damped stands.
         """
-        taken = 1 - (1 - then) / (1 - now)
-        if _within(predicted, measured):
-            if guess == "none" and predicted > REJECT * self.radius and taken >= 2 * SMALLEST:
-                self.reach = taken / 2
-                return False
+        taken, negligible = 1 - (1 - then) / (1 - now), NEGLIGIBLE * self.scale
+        right = _within(predicted, measured)
+        worse = not right and measured - predicted > max(NOISE * noise, negligible)
+        # What came far better than predicted is as far as it cost.
+        change = predicted if right else min(predicted, measured)
+        far = change > max(REJECT * self.radius, negligible) and taken >= 2 * SMALLEST
+        if far and not worse:  # the model was right: it is no reason to trust it less
+            self.reach = taken / 2
+            return False
+        if right:
             shown = self.radius if guess == "none needed" else min(predicted, REJECT * self.radius)
             self.radius = 2 * max(self.radius, shown)
             self.reach = min(self.largest, 2 * self.reach)
             self.damping = max(self.asked_damping, self.damping / 10)
             return True
-        if measured - predicted <= max(NOISE * noise, NEGLIGIBLE * self.scale):
+        if not worse:
             return True
         most = self.asked_damping * 10**RAISES
-        stands = measured <= max(REJECT * predicted, self.radius) or (taken < 2 * SMALLEST and self.damping >= most)
+        small = taken < 2 * SMALLEST and self.damping >= most
+        stands = not far and (measured <= max(REJECT * predicted, self.radius) or small)
         self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
         self.damping = min(self.damping * 10, most)
         if not stands:

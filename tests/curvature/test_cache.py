@@ -20,7 +20,7 @@ from networks import NETWORKS, case
 from safetensors.torch import save_file
 from tiny import FITS, rand, taylor
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, huber_loss
 from toys import ConvNet, quadrants, trained
 
 import prunetaylor
@@ -30,6 +30,9 @@ from prunetaylor.curvature.cache import Cache, open_cache
 from prunetaylor.curvature.gram import layer_moments, pack, unpack
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.errors import NumericsError
+from prunetaylor.losses import Own
+from prunetaylor.selection.trust import TrustRegion
+from prunetaylor.stages import Stages
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,38 @@ def test_what_was_fitted_is_found_again(tmp_path: Path, kind: str, network: str)
     again.cache = None
     del again.__dict__[kind]
     same(fitted, getattr(again, kind))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FITS if kind != "moments"])
+def test_a_loss_of_ones_own_is_known_by_what_it_says(tmp_path: Path, kind: str) -> None:
+    """What its file imports may change, and the file not."""
+    module, x, _ = case("mlp")
+
+    def fitted(function: Callable[[Tensor, Tensor], Tensor]) -> list[str]:
+        own = Own("mine.py:loss", "the same file", function)
+        made = taylor(module, x, torch.full((len(x), 3), 0.5), kind=own, of="task")
+        made.cache = Cache(tmp_path, 10**9)
+        assert getattr(made, kind)
+        assert made.moments
+        return [note.split(":")[1] for note in made.notes if "taken from the cache" in note]
+
+    def huber(width: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda z, y: huber_loss(z, y, reduction="sum", delta=width)
+
+    assert fitted(huber(1.0)) == []
+    assert len(fitted(huber(1.0))) == 2
+    [grams] = fitted(huber(0.5))  # no error enters them
+    assert "layer Grams" in grams
+
+
+@pytest.mark.parametrize("function", [lambda z, y: (z * y).sum(), lambda z, y: (z - y).square().mean(1)])
+def test_a_loss_of_ones_own_says_values_gradients_and_curvature(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    own, z, y = Own("mine.py:loss", "", function), rand(5, 3), rand(5, 3, seed=1)
+    values, gradients, bent = own.said(z, y)
+    one_by_one = [function(a[None], b[None]).sum() for a, b in zip(z, y, strict=True)]
+    torch.testing.assert_close(values, torch.stack(one_by_one))
+    torch.testing.assert_close(gradients, own.gradient(z, y))
+    torch.testing.assert_close(bent, own.product(z, y, rand(5, 3)))
 
 
 def test_no_cache_no_files(tmp_path: Path) -> None:
@@ -257,6 +292,18 @@ def test_moments_unpack_to_what_was_packed() -> None:
     again = unpack(pack(found))
     same(found, again)
     assert [m.rows for m in again.values()] == [m.rows for m in found.values()]
+
+
+def test_after_a_first_stage_taken_back_its_fit_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.6, 1e-6, 0.01, 0.35))
+    train = quadrants(120, 1)
+    how = {"calibration.samples": 60, "finetune.epochs": 0, "data.workers": 0, "device": "cpu", "prune.refine": "none"}
+    how |= {"prune.method": "obs", "cache.dir": str(tmp_path / "cache")}
+    outcome = prunetaylor.prune(trained(ConvNet(), train, cross_entropy, 30), train, settings=how)
+    assert not outcome.stages[0].accepted
+    assert any("layer Grams of stage 1 taken from the cache" in choice for choice in outcome.choices)
+    keys = [file.stem.partition("-")[2] for file in files(tmp_path / "cache")]
+    assert len(keys) == len(set(keys))
 
 
 @pytest.mark.parametrize("method", ["obs", "obd"])

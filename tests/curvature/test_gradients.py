@@ -15,7 +15,8 @@ from prunetaylor.curvature.gradients import (
     output_sensitivity,
     sampled_diagonal,
 )
-from prunetaylor.errors import DataError, NumericsError
+from prunetaylor.errors import NumericsError
+from prunetaylor.network.layer import with_entries
 from prunetaylor.network.network import Network
 
 
@@ -51,6 +52,44 @@ class Windows(nn.Module):
         return self.head(self.a(x.reshape(-1, 2)).tanh().reshape(len(x), -1))
 
 
+class TimeFirst(nn.Module):
+    """Whose layers read (time, samples, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x.transpose(0, 1)).tanh().mean(0))
+
+
+class Queries(nn.Module):
+    """A layer that reads rows which are no sample's, and one that reads a row without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.mix, self.shift = nn.Parameter(rand(3, 4)), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mix(self.queries).tanh()
+        return self.head((mixed.mean(0) + self.shift(mixed[0]) + x).tanh())
+
+
+class Routed(nn.Module):
+    """Of two layers each sample goes through one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = (x[:, 0] > 0).nonzero().flatten()
+        there = (x[:, 0] <= 0).nonzero().flatten()
+        both = torch.cat([self.a(x[here]), self.b(x[there])])
+        return self.head(both.tanh())[torch.cat([here, there]).argsort()]
+
+
 NETWORKS = {
     "linear": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,)),
     "sequence": (lambda: nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3)), (3, 4)),
@@ -79,6 +118,9 @@ NETWORKS = {
     "tied": (Tied, (4,)),
     "twice": (Twice, (4,)),
     "windows": (Windows, (4,)),
+    "time first": (TimeFirst, (3, 4)),
+    "queries": (Queries, (4,)),
+    "routed": (Routed, (4,)),
 }
 
 
@@ -175,6 +217,7 @@ def sensitivity_oracle(module: nn.Module, x: Tensor, kind: str) -> dict[str, Ten
         for value, vector in zip(values, vectors.T, strict=True):
             grads = torch.autograd.grad((outputs[0] * vector).sum(), [y for *_, y in made], retain_graph=True)
             for (layer, m, _), g in zip(made, grads, strict=True):
+                g = with_entries(m, g)
                 by_channel = (
                     g.square().flatten(0, -2).sum(0) if isinstance(m, nn.Linear) else g.square().flatten(2).sum((0, 2))
                 )
@@ -286,20 +329,6 @@ def test_a_part_without_gradients_has_no_curvature() -> None:
     assert bool((found["body.weight"] == 0).all())
     assert bool((found["head.weight"] > 0).all())
     assert list(output_sensitivity(at, layers, 0)) == ["head"]
-
-
-def test_rows_that_are_no_sample_s_own_are_refused_by_name() -> None:
-    class Queries(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.queries, self.mix, self.head = nn.Parameter(rand(3, 4)), nn.Linear(4, 4), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head((self.mix(self.queries).mean(0) + x).tanh())
-
-    module, x = Queries(), rand(8, 4)
-    with pytest.raises(DataError, match="mix: an input of 3 rows for 4 samples"):
-        gauss_newton_diagonal(risk(module, x), Network.of(module).layers, 0)
 
 
 def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:

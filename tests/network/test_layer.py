@@ -8,7 +8,7 @@ from tiny import rand
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Positions, sampled_rows
-from prunetaylor.network.layer import Layer, input_columns, input_rows, output_columns, output_rows, positions
+from prunetaylor.network.layer import Layer, fits, input_columns, input_rows, output_columns, output_rows, positions
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -18,6 +18,7 @@ def check(module: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     """At all positions of all entries, W x + b == y, and as columns (B, G, C, L) they are the same."""
     layer = Layer("layer", (module,))
     y = module(x) if y is None else y
+    assert fits(module, x, y)
     each = positions(module, x, y)
     flat = torch.arange(x.shape[0] * each)
     entries, at = flat // each, flat % each
@@ -31,6 +32,41 @@ def check(module: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     for columns, same in ((input_columns(module, x, y.shape[2:]), rows), (output_columns(module, y), wanted)):
         torch.testing.assert_close(columns.permute(1, 0, 3, 2).flatten(1, 2), same, rtol=0, atol=0)
     torch.testing.assert_close(layer.tensor(layer.matrix(layer.weight)), layer.weight, rtol=0, atol=0)
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad: list[int] = []
+        for size, kernel, stride, dilation in zip(
+            x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            lack = max(0, (-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size)
+            pad = [lack // 2, lack - lack // 2, *pad]
+        return super().forward(nn.functional.pad(x, pad))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_convolution_that_pads_by_itself(data: st.DataObject) -> None:
+    pairs = [(data.draw(st.integers(1, high)), data.draw(st.integers(1, high))) for high in (4, 3, 2)]
+    module = Same(2, 4, pairs[0], stride=pairs[1], dilation=pairs[2], groups=2).double()
+    check(module, rand(2, 2, data.draw(st.integers(4, 9)), data.draw(st.integers(4, 9))).double())
+
+
+def test_what_is_no_plain_call_is_told() -> None:
+    linear, conv, up = nn.Linear(3, 4), nn.Conv2d(2, 4, 3, stride=2), nn.ConvTranspose2d(2, 4, 3, stride=2)
+    assert fits(linear, rand(2, 5, 3), rand(2, 5, 4))
+    assert not fits(linear, rand(2, 5, 3), rand(2, 4, 5))
+    assert not fits(linear, rand(2, 5, 4), rand(2, 5, 4))
+    x = rand(2, 2, 9, 9)
+    assert fits(conv, x, rand(2, 4, 4, 4))
+    for shape in ((2, 4, 4, 6), (2, 3, 4, 4), (1, 4, 4, 4), (2, 4, 4)):
+        assert not fits(conv, x, rand(*shape))
+    assert fits(up, x, rand(2, 4, 19, 20))
+    assert not fits(up, x, rand(2, 4, 19, 21))
+    assert not fits(up, rand(2, 3, 9, 9), rand(2, 4, 19, 19))
 
 
 def spatial(dims: int, *sizes: int) -> tuple[int, ...]:

@@ -137,7 +137,7 @@ def test_recurrent_and_embedding_weights_are_named_as_left_alone() -> None:
 
 def test_keep_only_orders_and_names_the_rest() -> None:
     network = Network.of(plain())
-    network.keep_only(["head", "conv1"], "not reached")
+    network.keep_only(["head", "conv1"], {"conv2": "not reached"})
     assert names(network) == ["head", "conv1"]
     assert skipped(network) == {"conv2": "not reached"}
 

@@ -261,6 +261,25 @@ def test_fewer_than_are_gone_is_refused_and_so_is_no_curvature() -> None:
         solve(taylor(module, torch.zeros(9, 3)), model.network.masks(), 4)
 
 
+def test_once_earlier_stages_have_cut_the_network_through_the_smallest_go() -> None:
+    module, x = mlp(), torch.zeros(9, 3)
+    with torch.no_grad():
+        module[0].bias.zero_()  # then nothing comes through, and no weight has a gradient
+    model = taylor(module, x)
+    with pytest.raises(NumericsError, match="no curvature to choose by"):
+        solve(model, model.network.masks(), 8)
+    model.stage = 2
+    step = solve(model, model.network.masks(), 8)
+    kept = torch.cat([step.masks[layer.parameter].flatten() for layer in model.network.layers])
+    sizes = torch.cat([layer.weight.detach().flatten().abs() for layer in model.network.layers])
+    assert torch.equal(kept, sizes > sizes.sort().values[7])
+    for layer in model.network.layers:
+        assert not bool(step.displacement[layer.parameter][step.masks[layer.parameter]].any())
+    assert step.predicted_change == pytest.approx(0, abs=1e-12)
+    text = "no sample's error depends on any weight that is left: the smallest go, as nothing tells them apart"
+    assert text in model.notes
+
+
 def test_a_layer_that_would_keep_nothing_keeps_its_largest_weight() -> None:
     """The last layer's weights are so small that they would all go."""
     module = mlp()

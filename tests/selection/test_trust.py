@@ -1,5 +1,7 @@
 """How far stages go, against a model whose believability is known."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,41 +67,47 @@ def test_a_predicted_gain_that_came_is_believed(measured: float, doubles: bool) 
     assert (trust.radius, trust.damping) == ((2 if doubles else 1) * radius, 0.01)
 
 
-def test_a_stage_that_nothing_bounded_is_taken_back_where_it_is_far_beyond_the_radius() -> None:
+@pytest.mark.parametrize("guess", get_args(Guess))
+def test_a_stage_is_taken_back_where_it_is_far_beyond_the_radius(guess: Guess) -> None:
     trust = region()
     radius = trust.radius
-    assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0, "none")  # though the model was right
+    assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0, guess)  # though the model was right
     assert (trust.radius, trust.damping, trust.reach) == (radius, 0.01, pytest.approx(0.15))
-    assert trust.judge(0, 0.3, 50 * radius, 2 * radius, 0.0, "none")  # far better than predicted
-    assert trust.judge(0, SMALLEST, 50 * radius, 50 * radius, 0.0, "none")  # there is no smaller one
-    for guess in ("by the last stage", "none needed"):
-        assert region().judge(0, 0.3, 5 * radius, 5 * radius, 0.0, guess)
+    assert trust.judge(0, 0.3, 50 * radius, 2 * radius, 0.0, guess)  # far better than predicted
+    assert not trust.judge(0, 0.3, 50 * radius, 20 * radius, 0.0, guess)  # and yet too far
+    assert not trust.judge(0, 0.3, 5 * radius, 15 * radius, 6 * radius, guess)  # perhaps as predicted
+    assert trust.judge(0, SMALLEST, 50 * radius, 50 * radius, 0.0, guess)  # there is no smaller one
+    assert not trust.judge(0, 0.3, 50 * trust.radius, 125 * trust.radius, 0.0, guess)  # worse, and too far
+    assert trust.damping == pytest.approx(0.1)
+
+
+def test_no_radius_is_so_small_that_what_nobody_can_see_is_beyond_it() -> None:
+    trust = region()
+    trust.radius = 1e-9
+    assert trust.judge(0, 0.3, 1e-5, 1e-5, 0.0)  # of an error of 2 that a constant answer makes
+    trust.radius = 1e-9
+    assert not trust.judge(0, 0.3, 1e-4, 1e-4, 0.0)
 
 
 @pytest.mark.parametrize(
     ("guess", "predicted", "times"),
-    [
-        ("none needed", 3, 2),
-        ("none", 3, 6),
-        ("by the last stage", 3, 6),
-        ("by the last stage", 0.5, 2),
-        ("by the last stage", 50, 2 * REJECT),
-    ],
+    [("none needed", 3, 2), ("needed", 3, 6), ("needed", 0.5, 2), ("needed", 50, 2 * REJECT)],
 )
 def test_the_radius_doubles_from_what_was_right_where_it_was_a_guess(
     guess: Guess, predicted: float, times: float
 ) -> None:
     trust = region()
     radius = trust.radius
-    assert trust.judge(0, 0.3, predicted * radius, predicted * radius, 0.0, guess)
+    assert trust.judge(0, SMALLEST, predicted * radius, predicted * radius, 0.0, guess)
     assert trust.radius == pytest.approx(times * radius)
 
 
-def test_it_arrives_where_repair_always_costs_far_more_than_the_radius() -> None:
+@pytest.mark.parametrize("guess", get_args(Guess))
+def test_it_arrives_where_each_stage_costs_far_more_than_the_radius(guess: Guess) -> None:
     trust, now, taken_back = region(0.95), 0.0, 0
     for _ in range(200):
         then = trust.propose(now, lambda _: 0.0)
-        if trust.judge(now, then, 1e9, 1e9, 0.0, "none"):
+        if trust.judge(now, then, 1e9, 1e9, 0.0, guess):
             now = then
         else:
             taken_back += 1

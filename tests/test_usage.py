@@ -1,0 +1,157 @@
+"""What a network does with its layers: those that are not what everything fitted takes them for are left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from runs import quick
+from tiny import batches, rand
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy, linear
+from toys import Idle, mlp, quadrants, trained
+
+from prunetaylor import stages
+from prunetaylor.data.samples import Batches
+from prunetaylor.errors import DataError
+from prunetaylor.network.network import Network
+from prunetaylor.usage import ELSEWHERE, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        return conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.1 * super().forward(x)
+
+
+class Both(nn.Linear):
+    """Returns more than its output."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        return x[0]
+
+
+class Autoencoder(nn.Module):
+    """Decodes with the encoder's weight, not through its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.head = nn.Linear(6, 4), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(linear(self.encode(x).tanh(), self.encode.weight.T))
+
+
+class Heads(nn.Module):
+    """Two outputs, and a part that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.aux = nn.Linear(36, 12), nn.Linear(12, 4), nn.Linear(12, 4)
+        self.cut = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(x.flatten(1)).tanh()
+        return self.head(h) + self.cut(h).detach(), self.aux(h)
+
+
+class Routed(nn.Module):
+    """Bright images, by their mean, go through another layer than the rest."""
+
+    def __init__(self, bright: float) -> None:
+        super().__init__()
+        self.bright, self.a, self.b = bright, nn.Linear(36, 4), nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        here, flat = x.mean((1, 2, 3)) > self.bright, x.flatten(1)
+        out = flat.new_zeros(len(x), 4)
+        for chosen, layer in ((here, self.a), (~here, self.b)):
+            if chosen.any():
+                out[chosen] = layer(flat[chosen])
+        return out
+
+
+LEFT = {
+    "standardised": (lambda: nn.Sequential(Standardised(1, 3, 3), nn.Flatten(), nn.Linear(48, 3)), "0", NO_MATRIX),
+    "scaled": (lambda: nn.Sequential(nn.Flatten(), Scaled(36, 5), nn.Tanh(), nn.Linear(5, 3)), "1", NO_MATRIX),
+    "two outputs": (lambda: nn.Sequential(nn.Flatten(), Both(36, 5), First(), nn.Linear(5, 3)), "1", NO_MATRIX),
+    "unused": (lambda: Idle(nn.Sequential(nn.Flatten(), nn.Linear(36, 3))), "idle", UNREACHED),
+    "tied by hand": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6), Autoencoder()), "2.encode", ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_not_as_taken_is_left_alone_with_the_reason(name: str) -> None:
+    make, layer, reason = LEFT[name]
+    network = Network.of(make())
+    found = examine(network, batches(rand(8, 1, 6, 6)), fitted=True)
+    assert found.why == {layer: reason}
+    assert found.order == [one.name for one in network.layers if one.name != layer]
+    plain = examine(network, batches(rand(8, 1, 6, 6)), fitted=False)
+    assert plain.why == ({layer: reason} if reason == UNREACHED else {})
+
+
+@pytest.mark.parametrize("method", ["exact_obs", "obd", "joint"])
+def test_a_run_reports_them_and_leaves_their_weights(method: str) -> None:
+    data = quadrants(120, 0)
+    module = nn.Sequential(Standardised(1, 4, 3), nn.Tanh(), nn.Flatten(), Scaled(64, 8), nn.Tanh(), nn.Linear(8, 4))
+    outcome = quick(trained(module, data, cross_entropy, 30), prune__method=method, sparsity=0.5)
+    assert {one.name: one.why for one in outcome.skipped} == {"0": NO_MATRIX, "3": NO_MATRIX}
+    assert [one.name for one in outcome.layers] == ["5"]
+    for name in ("0.weight", "3.weight"):
+        assert torch.equal(outcome.module.state_dict()[name], module.state_dict()[name])
+
+
+def test_other_outputs_are_said_and_what_feeds_them_alone_is_left() -> None:
+    data = quadrants(120, 0)
+    module = trained(Heads(), data, lambda z, y: cross_entropy(z[0], y) + cross_entropy(z[1], y), 30)
+    outcome = quick(module, sparsity=0.5)
+    assert {one.name: one.why for one in outcome.skipped} == {"aux": NO_PART, "cut": NO_PART}
+    assert any(
+        choice.startswith("the network returns 2 tensors: the error is that of the first") for choice in outcome.choices
+    )
+    assert quick(module, sparsity=0.5, prune__method="magnitude").skipped == []
+
+
+def test_layers_are_looked_for_until_a_sample_reaches_them() -> None:
+    x = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 6, 6)
+    network = Network.of(Routed(4.5))
+    found = examine(network, batches(x, size=1), fitted=True)
+    assert (found.order, found.why) == (["b", "a"], {})
+    assert unreached(network, batches(x[:5], size=1)) == ["a"]
+
+
+def test_fresh_draws_reach_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = quadrants(240, 1)
+    bright = float(x.mean((1, 2, 3)).sort().values[-8])  # so that a draw of few may have none of those
+    again = {"calibration__resample": True, "calibration__samples": 50, "prune__stages": 6, "prune__refine": "none"}
+    module = trained(Routed(bright), (x, y), cross_entropy, 30)
+    drawn: list[bool] = []
+
+    def looked(network: Network, found: Batches) -> list[str]:
+        missing = unreached(network, found)
+        drawn.append(not missing)
+        return missing
+
+    monkeypatch.setattr(stages, "unreached", looked)
+    outcome = quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
+    assert (len(outcome.stages), outcome.skipped) == (6, [])
+    assert drawn.count(True) == 5
+    assert False in drawn  # a draw was done again
+    monkeypatch.setattr(stages, "unreached", lambda network, found: ["a"])
+    with pytest.raises(DataError, match="a is reached by no sample of 10 draws"):
+        quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
+
+
+def test_an_mlp_is_as_taken() -> None:
+    network = Network.of(mlp())
+    assert examine(network, batches(rand(8, 6)), fitted=True).order == [one.name for one in network.layers]
