@@ -72,6 +72,12 @@ def passes(
             start += len(x)
 
 
+def show(module: nn.Module, x: Tensor, watch: Mapping[nn.Module, Watcher]) -> None:
+    """As :func:`sweep`, but ``x`` alone."""
+    with evaluating(module), torch.no_grad(), _hooked(watch, None, 0, len(x)):
+        module(x)
+
+
 def first_pass(module: nn.Module, batches: Batches) -> Pass:
     """As :func:`passes`, but the first batch alone."""
     with closing(passes(module, batches)) as each:

@@ -17,8 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.errors import DataError
 from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
-from prunetaylor.network.state import evaluating
-from prunetaylor.risk import Risk
+from prunetaylor.risk import Risk, Watcher, show
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -125,19 +124,14 @@ def _inputs(
 ) -> list[Tensor]:
     """What the layers read, call by call; with ``look`` it is shown instead of being kept."""
     found: list[Tensor] = []
-    handles = []
 
-    def hook(m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], _: object) -> None:
-        (look or found.append)(with_entries(m, inputs[0] if inputs else named["input"]))  # type: ignore[arg-type]
+    def watcher(used: Prunable) -> Watcher:
+        def seen(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+            (look or found.append)(with_entries(used, x))
 
-    for layer in layers:
-        handles += [used.register_forward_hook(hook, with_kwargs=True) for used in layer.modules]
-    try:
-        with evaluating(module), torch.no_grad():
-            module(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+        return seen
+
+    show(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
     return found
 
 
