@@ -1,7 +1,7 @@
 """How a network uses its layers: in which order, and whether each is what it is taken for.
 
 All that is fitted takes a layer for y = W x + b (``network/layer.py``), used as a module, with a part in the error. A
-module may do something else with its weight: pad or scale within, standardise the weight, be called through its weight
+module may do something else with its weight: scale what comes out, standardise it, be called through its weight
 alone, or feed another output than the one that the error is of. Such a layer is left alone, with the reason.
 """
 

@@ -75,7 +75,7 @@ def test_resnet20_on_a_few_images(
     monkeypatch.chdir(tmp_path)
     checkpoint = str(shared / "resnet20-cifar10-jpeg.pt")
     source = ["--arch", ARCH, "--data", f"folder:{few}", "data.normalize=imagenet", "data.workers=0", "--device", "cpu"]
-    how = ["--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.stages=2", "prune.refine_steps=10"]
+    how = ["--sparsity", "50%", "--epochs", "0", "calibration.samples=60", "prune.stages=1", "prune.refine_steps=10"]
     how += ["-o", "run", "--json"]
     assert run(["prune", checkpoint, *source, *how]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -91,7 +91,7 @@ def test_resnet20_on_a_few_images(
     assert report["drop_pp"]["value"] < 6
     assert report["dense"]["flops"] == pytest.approx(81.1e6, rel=0.02)  # 40.6 M multiply-adds (He et al. 2016)
     assert 0.2 < report["pruned"]["flops_nonzero"] / report["pruned"]["flops"] < 0.9
-    assert [stage["sparsity"] for stage in report["stages"]] == pytest.approx([1 - 0.5**0.5, 0.5], abs=1e-4)
+    assert [stage["sparsity"] for stage in report["stages"]] == pytest.approx([0.5], abs=1e-4)
     assert all(stage["predicted_change"] > 0 and stage["seconds"] > 0 for stage in report["stages"])
     assert sum(stage["measured_change"] for stage in report["stages"]) > 0
     assert len(report["layers"]) == 20

@@ -177,12 +177,14 @@ def test_after_a_first_stage_that_gained_the_radius_bounds_the_next(
     assert set(asked[1:]) == {1.0}
 
 
-@pytest.mark.parametrize(("repair", "first"), [("none", 0.05), ("least-squares", 0.35), ("obs", 0.35)])
+@pytest.mark.parametrize(
+    ("repair", "first", "to"), [("none", 0.05, 0.2), ("least-squares", 0.35, 0.6), ("obs", 0.35, 0.6)]
+)
 def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
-    repair: str, first: float, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+    repair: str, first: float, to: float, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.6, 1e-6, 0.01, 0.35))
-    outcome = quick(conv, sparsity=0.6, prune__stages="auto", prune__method="obs", prune__repair=repair)
+    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(to, 1e-6, 0.01, 0.35))
+    outcome = quick(conv, sparsity=to, prune__stages="auto", prune__method="obs", prune__repair=repair)
     taken_back = [stage for stage in outcome.stages if not stage.accepted]
     if repair == "none":
         assert outcome.stages[0].sparsity <= first
@@ -190,7 +192,7 @@ def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
         assert outcome.stages[0].sparsity == pytest.approx(first, abs=0.01)
         assert taken_back[0] == outcome.stages[0]
         assert outcome.stages[1].sparsity < first / 2
-    assert outcome.sparsity.obtained == pytest.approx(0.6, abs=0.01)
+    assert outcome.sparsity.obtained == pytest.approx(to, abs=0.01)
 
 
 @pytest.mark.parametrize("method", ["obd", "magnitude", "obs"])

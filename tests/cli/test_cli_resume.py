@@ -104,7 +104,9 @@ def test_kill_9_twenty_times_changes_nothing(command, tmp_path: Path, schedule: 
         assert_same(folder, whole)
 
 
-def test_sigterm_keeps_the_state_and_says_how_to_go_on(command, whole: Path, tmp_path: Path, environment) -> None:
+def test_sigterm_keeps_the_state_and_says_how_to_go_on(
+    command, inline, demo_model: Path, whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     process = command(folder, "checkpoint.every=1000")
     deadline = time.monotonic() + 200
@@ -122,16 +124,15 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(command, whole: Path, tmp
     two = torch.load(state, weights_only=True)
     two["identity"]["processes"] = 2  # as if it had been started with --nproc 2
     torch.save(two, state)
-    changed = command(folder, "--resume", "finetune.lr=0.01", "seed=3")
-    _, errors = changed.communicate(timeout=60)
+    words = ["prune", str(demo_model), "-o", str(folder), *_RUN, *_EVERY]
+    code, _, errors = inline(*words, "--resume", "finetune.lr=0.01", "seed=3")
     state.write_bytes(kept)
-    assert changed.returncode == 2
+    assert code == 2
     assert "finetune.lr was auto and is 0.01" in errors
     assert "seed was 0 and is 3" in errors
     assert "processes was 2 and is 1" in errors
-    anew = command(folder)
-    _, errors = anew.communicate(timeout=60)
-    assert anew.returncode == 1
+    code, _, errors = inline(*words)
+    assert code == 1
     assert "holds a run that was interrupted" in errors
     assert "--resume" in errors
 
@@ -169,15 +170,14 @@ def test_sigterm_after_the_last_moment_leaves_a_finished_run(
     assert not (tmp_path / "run" / ".partial").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(command, whole: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(inline, demo_model: Path, whole: Path) -> None:
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in whole.iterdir()}
-    done = command(whole, "--resume", "--json")
-    out, errors = done.communicate(timeout=120)
-    assert done.returncode == 0, errors
+    words = ["prune", str(demo_model), "-o", str(whole), *_RUN, *_EVERY, "--resume"]
+    code, out, errors = inline(*words, "--json")
+    assert code == 0, errors
     assert json.loads(out) == json.loads((whole / "report.json").read_text())
-    other = command(whole, "--resume", "--seed", "1")
-    _, errors = other.communicate(timeout=120)
-    assert other.returncode == 2
+    code, _, errors = inline(*words, "--seed", "1")
+    assert code == 2
     assert "seed was 0 and is 1" in errors
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in whole.iterdir()} == before
 
