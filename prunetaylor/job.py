@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from prunetaylor import registry
 from prunetaylor.checkpoint.architecture import known_network, resolve
@@ -22,7 +21,7 @@ from prunetaylor.errors import DataError, UsageError
 from prunetaylor.losses import Own
 from prunetaylor.network.code import load_object
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import evaluating
+from prunetaylor.network.state import check_present, evaluating
 from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
@@ -167,7 +166,7 @@ def make_job(
     args: dict[str, Any] | None = None,
 ) -> Job:
     """Put a job together from opened parts, and check them against each other."""
-    _check_present(module)
+    check_present(module)
     network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
     job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
     if world() > 1:
@@ -207,16 +206,6 @@ def make_job(
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)
     return job
-
-
-def _check_present(module: nn.Module) -> None:
-    """UsageError where a parameter or buffer has no values yet."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise UsageError(f"{name} has no shape yet, as its module is lazy", "run the network on a sample first")
-        if tensor.is_meta:
-            remedy = "give it some first: module.to_empty(device='cpu'), then load_state_dict"
-            raise UsageError(f"{name} is on the meta device and has no values", remedy)
 
 
 def _do_without_labels(job: Job, needs: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Positions, sampled_rows
-from prunetaylor.curvature.tape import recording, summed_gradients
+from prunetaylor.curvature.tape import alike, by_sample, recording, summed_gradients
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable, fits, with_entries
 from prunetaylor.network.network import Network
@@ -27,9 +27,8 @@ from prunetaylor.risk import Watcher, passes
 UNREACHED = "no calibration sample reaches it as a module of its own"
 NO_MATRIX = "its module does not put out W x + b"
 ELSEWHERE = "its weight is used elsewhere too, not through its module"
+MIXED = "layers do not read a batch sample by sample: what needs gradients of single samples passes them one at a time"
 NO_PART = "the error does not depend on it: it feeds another output, or is cut off from the gradient"
-
-_ALIKE = 1e-2  # of the norm: what differs by less is the same up to rounding, that of TF32 among it
 
 
 @dataclass
@@ -45,15 +44,18 @@ def examine(network: Network, batches: Batches, *, fitted: bool) -> Usage:
     """Look at the layers; where nothing is ``fitted`` to them, whether they run is all that matters."""
     seen = _forward(network, batches)
     why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
+    said = []
     if fitted:
         why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
         for x, names in seen.batches:
             some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
             why |= _backward(network.module, some, x)
-    said = []
+        taken = [layer for layer in network.layers if layer.name not in why]
+        if taken and not by_sample(network.module, taken, next(iter(batches))[0]):
+            said.append(MIXED)
     if seen.others > 0:
         which = "the first of them, or of logits or out where they are called so"
-        said = [f"the network returns {seen.others + 1} tensors: the error is that of {which}"]
+        said.append(f"the network returns {seen.others + 1} tensors: the error is that of {which}")
     return Usage([name for name in seen.right if name not in why], why, said)
 
 
@@ -103,7 +105,7 @@ def _is_matrix(layer: Layer, used: Prunable, x: Tensor, y: Any, where: Positions
     wanted = rows @ layer.matrix(used.weight.detach()).float().mT
     if used.bias is not None:
         wanted += layer.rows(used.bias.detach().float()).unsqueeze(1)
-    return _alike(found, wanted)
+    return alike(found, wanted)
 
 
 def _tensors(result: Any) -> int:
@@ -132,10 +134,6 @@ def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, st
     for layer, whole in zip(layers, by_weight, strict=True):
         if whole is None:
             why[layer.name] = NO_PART
-        elif layer not in own or not _alike(layer.matrix(whole).float(), own[layer]):
+        elif layer not in own or not alike(layer.matrix(whole).float(), own[layer]):
             why[layer.name] = ELSEWHERE
     return why
-
-
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).norm() <= _ALIKE * torch.maximum(found.norm(), wanted.norm()))

@@ -14,7 +14,7 @@ from prunetaylor import stages
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import DataError
 from prunetaylor.network.network import Network
-from prunetaylor.usage import ELSEWHERE, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
+from prunetaylor.usage import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
 
 
 class Standardised(nn.Conv2d):
@@ -152,6 +152,22 @@ def test_fresh_draws_reach_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
 
 
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x.squeeze(1).transpose(0, 1)).tanh().mean(0))
+
+
+def test_that_samples_pass_one_at_a_time_is_said() -> None:
+    found = examine(Network.of(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=True)
+    assert (found.order, found.why, found.said) == (["a", "head"], {}, [MIXED])
+    assert examine(Network.of(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).said == []
+
+
 def test_an_mlp_is_as_taken() -> None:
     network = Network.of(mlp())
-    assert examine(network, batches(rand(8, 6)), fitted=True).order == [one.name for one in network.layers]
+    found = examine(network, batches(rand(8, 6)), fitted=True)
+    assert (found.order, found.why, found.said) == ([one.name for one in network.layers], {}, [])

@@ -83,7 +83,7 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
             handle.remove()
 
 
-_ALIKE = 1e-2  # of the norm: inputs that differ by less are the same up to rounding, that of TF32 among it
+_ALIKE = 1e-2  # of the norm: what differs by less is the same up to rounding, that of TF32 among it
 
 
 def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
@@ -94,12 +94,15 @@ def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
     they have in a pass of their own.
     """
     x, _ = next(iter(risk.batches))
-    if len(x) > 1 and not _by_sample(risk.module, layers, x):
+    if not by_sample(risk.module, layers, x):
         return range(risk.batches.samples + 1)
     return ()
 
 
-def _by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
+def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
+    """Whether each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
+    if len(x) == 1:
+        return True
     first, last = (_inputs(module, layers, x[i : i + 1]) for i in (0, len(x) - 1))
     whole = iter(zip(first, last, strict=False))
     same = len(first) == len(last)
@@ -112,7 +115,7 @@ def _by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
             and a is not None
             and b is not None
             and len(a) == len(b) == len(entries) / len(x)
-            and all(_alike(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
+            and all(alike(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
         )
 
     _inputs(module, layers, x, compare)
@@ -135,8 +138,12 @@ def _inputs(
     return found
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).float().norm() <= _ALIKE * b.float().norm())
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same up to rounding."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.float(), b.float()
+    return bool((a - b).norm() <= _ALIKE * torch.maximum(a.norm(), b.norm()))
 
 
 def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tuple[Layer, Tensor]]:

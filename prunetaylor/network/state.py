@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from prunetaylor.errors import NumericsError, UsageError
 
@@ -90,6 +91,16 @@ def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
     current = module.state_dict()
     for name, tensor in state.items():
         current[name].copy_(tensor)
+
+
+def check_present(module: nn.Module) -> None:
+    """UsageError where a parameter or buffer has no values yet."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet, as its module is lazy", "run the network on a sample first")
+        if tensor.is_meta:
+            remedy = "give it some first: module.to_empty(device='cpu'), then load_state_dict"
+            raise UsageError(f"{name} is on the meta device and has no values", remedy)
 
 
 def check_values(module: nn.Module) -> None:
