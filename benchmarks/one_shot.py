@@ -181,6 +181,7 @@ def measure(
                     "top1": outcome.pruned.metrics["top1"],
                     "seconds": round(seconds, 1),
                     "threads": torch.get_num_threads(),
+                    "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                     # all of them, those taken back too; cumulative: from the dense network
                     "stages": [
                         [s.sparsity, s.predicted_change, s.measured_change, s.accepted, s.cumulative_ratio]

@@ -269,7 +269,11 @@ class Stages:
         unsure = self.aim.solves or hasattr(self.criterion, "solve")
         stands = plan.judge(now, target, predicted, measured, noise, "needed" if unsure else "none needed")
         if stands and not isfinite(measured):
-            held.values()  # says what is wrong: there is no smaller step to take
+            repairs = "" if self.aim.repair == "least-squares" else "prune.repair=least-squares, or "
+            raise NumericsError(
+                f"pruned from {now:.2%} to {reached:.2%} the outputs are out of range, and no smaller stage is left",
+                f"try {repairs}a sparsity nearer to {now:.2%}",
+            )
         if found.alone is not None and found.alone > 0 < predicted:
             self.repaired = predicted / found.alone
         elif self.repaired is None:
