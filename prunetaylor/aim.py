@@ -40,9 +40,6 @@ class Aim:
 
 def unseen(job: Job, criterion: Any) -> Aim:
     """Before the dense network was looked at, or without data to look at it with. UsageError where it needs some."""
-    refine = job.config.prune.refine
-    if job.samples is None and refine not in ("auto", "none"):
-        raise UsageError(f"prune.refine={refine} needs samples", "name them with --data, or say prune.refine=none")
     return Aim(Objective(job.kind, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
 
 
@@ -110,7 +107,8 @@ def look(
             _repair_said(job, repair, idle),
             _said(refinement),
             f"error: {objective.describe()} ({found.describe()})",
-            f"first-order term of the task error: {'kept' if kept else 'not kept'}",
+            f"first-order term of the task error: {'kept' if kept else 'not kept'}"
+            f"{'' if labelled else ' (labels are not used)'}",
         ),
     )
 
@@ -139,8 +137,6 @@ def usual_repair(job: Job, criterion: Any) -> str:
     asked = job.config.prune.repair
     if asked == "auto":
         return str(criterion.REPAIR)
-    if asked != "none" and job.samples is None:
-        raise UsageError(f"prune.repair={asked} needs samples", "name them with --data, or say prune.repair=none")
     if asked == "obs" and hasattr(criterion, "solve"):
         raise UsageError(
             f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"

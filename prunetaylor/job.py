@@ -23,9 +23,10 @@ from prunetaylor.network.code import load_object
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present, evaluating
 from prunetaylor.objective import Kind, loss_of, outputs_of
+from prunetaylor.outcome import removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
-from prunetaylor.settings import check_finetuning
+from prunetaylor.settings import check_finetuning, check_pruning
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take in a first stage where nobody asked for it: minutes."""
@@ -108,7 +109,7 @@ class Job:
         lines = [
             f"network    {self.arch or type(self.network.module).__name__}, {self.network.prunable:,} prunable weights "
             f"in {len(self.network.layers)} layers",
-            f"remove     {cfg.prune.sparsity:.2%} = {round(cfg.prune.sparsity * self.network.prunable):,} weights "
+            f"remove     {cfg.prune.sparsity:.2%} = {removed_at(cfg.prune.sparsity, self.network.prunable):,} weights "
             f"by {self.method}",
             f"device     {self.device}",
             f"fine-tune  {self.epochs} epochs",
@@ -182,6 +183,7 @@ def make_job(
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
+        job.choices += check_pruning(config, criterion.NEEDS, data=False)
         job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
         job.choices.append(
             f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
@@ -202,6 +204,7 @@ def make_job(
             why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
         job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)
+    job.choices += check_pruning(config, criterion.NEEDS, data=True)
     job.choices += check_finetuning(config, job.epochs, job.kind, labelled=job.labelled)
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)

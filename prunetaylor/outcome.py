@@ -21,9 +21,14 @@ class Side:
     bytes: int  # of the network as a safetensors file
 
 
+def removed_at(sparsity: float, prunable: int) -> int:
+    """How many of ``prunable`` weights a sparsity in [0, 1) removes: the nearest number, though one always stays."""
+    return min(round(sparsity * prunable), prunable - 1)
+
+
 @dataclass(frozen=True)
 class Sparsity:
-    """``asked`` and ``obtained`` are fractions of ``prunable``; ``removed == round(asked * prunable)``."""
+    """``asked`` and ``obtained`` are fractions of ``prunable``; ``removed == removed_at(asked, prunable)``."""
 
     asked: float
     obtained: float

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import Histogram
+from prunetaylor.outcome import Histogram, removed_at
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.selection.histogram import histogram
 from prunetaylor.selection.rank import keep_best
@@ -66,7 +66,7 @@ class Removal:
 
         def count(sparsity: float) -> int:
             # The smallest step of a small network may be less than one weight.
-            return max(round(sparsity * self.network.prunable), gone + 1)
+            return max(removed_at(sparsity, self.network.prunable), gone + 1)
 
         if hasattr(self.criterion, "solve"):
             # What a solver would do is known only once it has: its steps are as long as they have proved right.

@@ -27,7 +27,7 @@ from prunetaylor.layout import laid_out
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import copied, displacement, restore
-from prunetaylor.outcome import LayerScore, Level, Scores
+from prunetaylor.outcome import LayerScore, Level, Scores, removed_at
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
 from prunetaylor.progress import Progress, Silent
@@ -134,7 +134,7 @@ class _Outlook(Stages):
         network = self.job.network
         self.begin()
         calibration = self.calibration
-        wanted = [level for level in LEVELS if round(level * network.prunable) > self.removed]
+        wanted = [level for level in LEVELS if removed_at(level, network.prunable) > self.removed]
         each = 1 + (len(network.layers) if self.aim.solves else 0)
         self.progress.phase("score", each * len(wanted) + 1)
         fit = self._fit(calibration)
@@ -170,7 +170,7 @@ class _Outlook(Stages):
     def _try(self, sparsity: float, fit: _Fit, layers: list[LayerScore], before: list[Level]) -> Level:
         """Take the step, predict and measure it, and add what it is to each layer to ``layers``."""
         network = self.job.network
-        removed = round(sparsity * network.prunable)
+        removed = removed_at(sparsity, network.prunable)
         self._step(removed, fit, layers)
         moved = displacement(network.module, fit.judge.state)
         predicted = fit.judge.predict(moved).change(self.aim.keep_first)

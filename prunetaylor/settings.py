@@ -1,11 +1,34 @@
-"""Settings of fine-tuning that contradict one another are refused, and what does nothing is named, before any work."""
+"""Settings that contradict one another are refused, and what does nothing is named, before any work."""
 
 from __future__ import annotations
 
-from prunetaylor.config.schema import Config, FinetuneSection
+from prunetaylor.config.schema import Config, FinetuneSection, PruneSection
 from prunetaylor.errors import UsageError
 from prunetaylor.objective import Kind
 from prunetaylor.repair.distill import distillation_share
+
+
+def check_pruning(config: Config, needs: str, *, data: bool) -> list[str]:
+    """Lines that name settings of no effect; ``needs``: what the criterion is fitted to.
+
+    UsageError for repair or refinement without ``data``.
+    """
+    options, usual, said = config.prune, PruneSection(), []
+    for key, given in (("refine", options.refine), ("repair", options.repair)):
+        if not data and given not in ("auto", "none"):
+            raise UsageError(f"prune.{key}={given} needs samples", f"name them with --data, or say prune.{key}=none")
+    beyond = [] if isinstance(options.stages, str | int) else [s for s in options.stages if s > options.sparsity]
+    if beyond:
+        levels = ", ".join(f"{s:.2%}" for s in beyond)
+        said.append(f"stages: {levels} left out, beyond prune.sparsity={options.sparsity:.2%}, which ends the list")
+    idle = []
+    if options.refine == "none":
+        idle += [key for key in ("refine_steps", "refine_by") if getattr(options, key) != getattr(usual, key)]
+        if needs == "nothing" and options.repair in ("auto", "none", "batch-norm") and options.damping != usual.damping:
+            idle.append("damping")
+    if idle:
+        said.append(f"no effect here: {', '.join(f'prune.{key}' for key in idle)}")
+    return said
 
 
 def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool) -> list[str]:

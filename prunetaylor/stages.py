@@ -26,7 +26,7 @@ from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, displacement, restore, snapshot
-from prunetaylor.outcome import Histogram, Stage
+from prunetaylor.outcome import Histogram, Stage, removed_at
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED
 from prunetaylor.removal import Removal
@@ -38,6 +38,8 @@ from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.trust import FRESH, TrustRegion, believed
 from prunetaylor.usage import examine, unreached
 
+FEW = 20
+"""Held-out samples below which a run says that they are few."""
 _DRAWS = 10
 """Tries to draw samples that reach each layer, where a network chooses by the sample which layers it runs."""
 
@@ -113,12 +115,17 @@ class Stages:
         """Draw the samples, look at the dense network, and decide what is to be decided."""
         self.progress.phase("calibrate")
         self._draw()
+        held = self.calibration.holdout.batches.samples
+        if held < FEW:
+            self._choose(
+                f"held-out samples: {held}; what is measured on so few says little, give more calibration.samples"
+            )
         self._calibrate()
         self.absorbers = find_absorbers(self.job.network.module, self.job.network.layers, self.calibration.fit.batches)
 
     def to(self, sparsity: float) -> None:
         """One stage to ``sparsity`` now, from weights that may have been trained since the last one."""
-        if round(sparsity * self.job.network.prunable) <= self.removed:
+        if removed_at(sparsity, self.job.network.prunable) <= self.removed:
             return
         moment, self.moment = self.moment, lambda: None
         self._next(Fixed([sparsity], self.job.config.prune.damping))
@@ -194,7 +201,7 @@ class Stages:
     @property
     def wanted(self) -> int:
         """The number of weights that the sparsity asked for removes."""
-        return round(self.job.config.prune.sparsity * self.job.network.prunable)
+        return removed_at(self.job.config.prune.sparsity, self.job.network.prunable)
 
     @property
     def removed(self) -> int:
@@ -209,7 +216,7 @@ class Stages:
         """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
         config = self.job.config.prune
         levels = sparsities(config.sparsity, config.stages, self.criterion.REACH is not None)
-        return [level for level in levels if round(level * self.job.network.prunable) > self.removed]
+        return [level for level in levels if removed_at(level, self.job.network.prunable) > self.removed]
 
     def _calibrate(self) -> None:
         network, calibration = self.job.network, self.calibration
@@ -251,7 +258,7 @@ class Stages:
         found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
         target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
         # Of a small network one weight may be more than what was proposed.
-        asked = self.removed == round(target * network.prunable)
+        asked = self.removed == removed_at(target, network.prunable)
         reached = target if asked else self.removed / network.prunable
         self._as_in_main()
         self.progress.step("selected")
@@ -389,7 +396,7 @@ class Stages:
 
     def _without_data(self, target: float) -> None:
         start = time.perf_counter()
-        found = self.removal.weakest(self.masks, round(target * self.job.network.prunable))
+        found = self.removal.weakest(self.masks, removed_at(target, self.job.network.prunable))
         self.masks, self.histogram = found.masks, found.histogram
         self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
 
@@ -430,7 +437,9 @@ def _change(held: Risk, before: Tensor) -> tuple[float, float]:
         changes = held.values() - before
     except NumericsError:
         return float("inf"), 0.0
-    return float(changes.mean()), float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else 0.0
+    change = float(changes.mean())
+    # Of one sample nothing scatters: all of its change may be chance.
+    return change, float(changes.std() / len(changes) ** 0.5) if len(changes) > 1 else abs(change)
 
 
 def _finite(value: float) -> float | None:

@@ -45,6 +45,9 @@ def examine(network: Network, batches: Batches, *, fitted: bool) -> Usage:
     seen = _forward(network, batches)
     why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
     said = []
+    # Whatever chooses, what removal costs is predicted by gradients: without any there is nothing to predict.
+    if seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
+        why |= {layer.name: NO_PART for layer in network.layers if layer.name in seen.right}
     if fitted:
         why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
         for x, names in seen.batches:
@@ -114,6 +117,12 @@ def _tensors(result: Any) -> int:
         return 1
     parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else ()
     return sum(isinstance(part, Tensor) for part in parts)
+
+
+def _depends(network: Network, x: Tensor) -> bool:
+    """Whether the outputs have a gradient in any of the weights."""
+    with evaluating(network.module), trainable([layer.weight for layer in network.layers]), torch.enable_grad():
+        return outputs_of(network.module(x)).requires_grad
 
 
 def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, str]:

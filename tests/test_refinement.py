@@ -14,8 +14,6 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.measure.cost import flops
 from prunetaylor.outcome import Outcome
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
 
 
 def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: nn.Module) -> None:
@@ -187,6 +185,5 @@ def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) ->
 
 def test_refinement_needs_samples() -> None:
     config = from_values({"data.source": "none", "prune.refine": "last", "finetune.epochs": 0}).config
-    job = make_job(config, ConvNet(), None, torch.device("cpu"), choices=[])
     with pytest.raises(UsageError, match=r"prune\.refine=last needs samples\n.*--data"):
-        run(job, Silent())
+        make_job(config, ConvNet(), None, torch.device("cpu"), choices=[])

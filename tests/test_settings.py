@@ -1,4 +1,4 @@
-"""Settings of fine-tuning that contradict one another are refused before any work, and what does nothing is named."""
+"""Settings that contradict one another are refused before any work, and what does nothing is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.objective import Kind
-from prunetaylor.settings import check_finetuning
+from prunetaylor.settings import check_finetuning, check_pruning
 
 
 def said(values: dict[str, object], epochs: int = 1, kind: Kind = "classes", *, labelled: bool = True) -> list[str]:
@@ -51,3 +51,30 @@ def test_what_has_no_effect_without_epochs_is_named() -> None:
         "finetune.ema" in line for line in make_job(config, mlp(), None, torch.device("cpu"), choices=[]).choices
     )
     assert said({}, 0) == said({"finetune.lr": 0.05}, 1) == said({"prune.schedule": "cubic", "prune.during": 1.0}) == []
+
+
+def test_stages_beyond_the_sparsity_are_named() -> None:
+    config = from_values({"prune.sparsity": 0.5, "prune.stages": [0.3, 0.5, 0.8, 0.9]}).config
+    [line] = check_pruning(config, "samples", data=True)
+    assert line == "stages: 80.00%, 90.00% left out, beyond prune.sparsity=50.00%, which ends the list"
+    assert check_pruning(from_values({"prune.stages": [0.3, 0.5]}).config, "samples", data=True) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "needs", "named"),
+    [
+        ({"prune.refine_steps": 9, "prune.refine_by": "features"}, "samples", ["refine_steps", "refine_by"]),
+        ({"prune.damping": 0.1}, "nothing", ["damping"]),
+        ({"prune.damping": 0.1}, "samples", []),
+        ({"prune.damping": 0.1, "prune.repair": "least-squares"}, "nothing", []),
+    ],
+)
+def test_settings_of_pruning_without_effect_are_named(values: dict[str, object], needs: str, named: list[str]) -> None:
+    found = check_pruning(from_values({"prune.refine": "none", **values}).config, needs, data=True)
+    assert found == ([f"no effect here: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
+
+
+def test_what_moves_weights_needs_samples() -> None:
+    for key, value in (("refine", "last"), ("repair", "batch-norm")):
+        with pytest.raises(UsageError, match=rf"prune\.{key}={value} needs samples\n.*prune\.{key}=none"):
+            check_pruning(from_values({f"prune.{key}": value}).config, "nothing", data=False)

@@ -242,3 +242,24 @@ def test_a_stage_says_what_is_gone_where_one_weight_is_more_than_was_proposed(
     x = torch.randn(60, 5)
     outcome = quick(nn.Linear(5, 2), (x, x[:, :2]), (x, x[:, :2]), metric="loss", prune__stages=stages)
     assert [stage.sparsity for stage in outcome.stages] == reached
+
+
+@pytest.mark.parametrize("samples", [4, 120])
+def test_few_held_out_samples_are_said_and_of_one_all_may_be_chance(conv: nn.Module, samples: int) -> None:
+    few = (TRAIN[0][:samples], TRAIN[1][:samples])
+    outcome = quick(conv, few, sparsity=0.5, prune__method="magnitude")
+    said = [choice for choice in outcome.choices if choice.startswith("held-out samples: ")]
+    [stage] = outcome.stages
+    if samples == 4:
+        assert said == ["held-out samples: 1; what is measured on so few says little, give more calibration.samples"]
+        assert stage.noise == abs(stage.measured_change or 0) > 0
+    else:
+        assert said == []
+
+
+def test_one_weight_stays_at_any_sparsity(conv: nn.Module) -> None:
+    prunable = quick(conv, sparsity=0.0, prune__method="magnitude").sparsity.prunable
+    asked = 1 - 0.1 / prunable
+    for method in ("magnitude", "obs"):
+        outcome = quick(conv, sparsity=asked, prune__method=method)
+        assert outcome.sparsity.removed == prunable - 1

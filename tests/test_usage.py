@@ -12,7 +12,7 @@ from toys import Idle, mlp, quadrants, trained
 
 from prunetaylor import stages
 from prunetaylor.data.samples import Batches
-from prunetaylor.errors import DataError
+from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.usage import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
 
@@ -171,3 +171,22 @@ def test_an_mlp_is_as_taken() -> None:
     network = Network.of(mlp())
     found = examine(network, batches(rand(8, 6)), fitted=True)
     assert (found.order, found.why, found.said) == ([one.name for one in network.layers], {}, [])
+
+
+class Apart(nn.Module):
+    """Computes its outputs where no gradient is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = self.inner(x)
+        return result
+
+
+@pytest.mark.parametrize("method", ["magnitude", "obs"])
+def test_a_network_cut_off_from_the_gradient_is_refused_whatever_the_criterion(method: str) -> None:
+    with pytest.raises(UsageError, match=r"inner\.1 was left alone \(the error does not depend on it"):
+        quick(Apart(), sparsity=0.5, prune__method=method)

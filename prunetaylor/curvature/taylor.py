@@ -28,6 +28,7 @@ from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, 
 from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.distributed.exchange import sum_numbers
+from prunetaylor.errors import NumericsError
 from prunetaylor.memory import Sizes, directional, release
 from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
@@ -134,10 +135,27 @@ class TaylorModel:
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}
         found = self._fitted(what, fit, settings, [self.risk.reference])
-        for name, tensor in found.items():
-            if what != "gradient" and not bool(tensor.any()):  # without labels there is none at the dense weights
-                self.note(f"{name}: the {what} is zero on all samples, so that its weights seem to cost nothing")
+        if what != "gradient":  # without labels there is none at the dense weights
+            self.name_empty(what, found)
         return found
+
+    def name_empty(self, what: str, found: Mapping[str, Tensor]) -> None:
+        """Name the layers of which ``what`` is zero. NumericsError where it is of all, before anything was removed."""
+        empty = [name for name, tensor in found.items() if not bool(tensor.any())]
+        if len(empty) == len(found):
+            self.nothing_to_choose_by()
+        for name in empty:
+            self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
+
+    def nothing_to_choose_by(self) -> None:
+        """The error depends on no weight: NumericsError in the first stage, a note in those after it."""
+        if self.stage > 1:
+            self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
+            return
+        raise NumericsError(
+            "no sample's error has a gradient in any weight: there is no curvature to choose by",
+            "check that the samples are normalised as in training (data.normalize)",
+        )
 
     def _fitted(
         self,

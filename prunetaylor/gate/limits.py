@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from prunetaylor.gate.settle import pairs_to_settle, values_to_settle
 from prunetaylor.measure.paired import tango
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency
+from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, removed_at
 from prunetaylor.verdict import Check, Status, Unit
 
 CORRECTION = 0.5
@@ -71,7 +71,7 @@ def class_drop(classes: Sequence[ClassDrop], limit: float) -> Check:
 
 def sparsity(removed: int, prunable: int, limit: float) -> Check:
     """The fraction removed. It is compared as a count: 80 % of 89,633 weights are 71,706, though no fraction is 0.8."""
-    wanted = round(limit * prunable)
+    wanted = removed_at(limit, prunable)
     status: Status = "pass" if removed >= wanted else "fail"
     why = f"{removed:,} of {prunable:,} prunable weights are zero or gone, {wanted:,} are asked for"
     return Check("min_sparsity", "sparsity", limit, "fraction", removed / prunable, None, None, status, why)

@@ -119,13 +119,8 @@ def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Q
             x[:, start : start + part.shape[1]] = part
             start += part.shape[1]
             squares += float(part.square().sum(0).sum(dtype=accumulate_type(w.device)))
-    if squares == 0 and model.stage > 1:
-        model.note("no sample's error depends on any weight that is left: the smallest go, as nothing tells them apart")
-    elif squares == 0:
-        raise NumericsError(
-            "no sample's error has a gradient in any weight: there is no curvature to choose by",
-            "check that the samples are normalised as in training (data.normalize)",
-        )
+    if squares == 0:
+        model.nothing_to_choose_by()
     ridge = relative_ridge(squares / max(1, x.numel()), model.damping, x.dtype)
     quadratic = Quadratic(x, w, torch.zeros_like(w), ridge)
     if not model.keep_first:

@@ -88,11 +88,14 @@ def solve(
 
 def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
     """s in the weights' shapes, and e."""
-    diagonals, steps = {}, {}
+    diagonals, steps, alive = {}, {}, False
     for layer, rows in model.fisher_rows:
+        alive = alive or bool(rows.any())
         fisher, shape = _fisher(model, layer, rows), layer.weight.shape
         diagonal, newton = fisher.inverse(masks[layer.parameter].flatten(), _gradient(model, layer))
         diagonals[layer.parameter], steps[layer.parameter] = diagonal.view(shape), -newton.view(shape)
+    if not alive:
+        model.nothing_to_choose_by()
     share = newton_share(model, steps) if model.keep_first else 0.0
     scores = {}
     for layer in model.network.layers:

@@ -36,6 +36,7 @@ def score(
     model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     assert model is not None
+    model.name_empty("gradient", model.gradient)
     return {
         layer.parameter: (model.gradient[layer.parameter] * layer.weight.detach()).abs() for layer in network.layers
     }

@@ -310,5 +310,5 @@ def test_dead_inputs_and_layers_without_a_curvature_are_named() -> None:
     assert not model.diagonal["0.weight"].any()
     assert model.diagonal["2.weight"].any()
     assert model.notes == [
-        "0.weight: the Gauss-Newton diagonal is zero on all samples, so that its weights seem to cost nothing"
+        "0.weight: zero Gauss-Newton diagonal on all samples, so that its weights seem to cost nothing"
     ]

@@ -151,12 +151,12 @@ def test_preprocess_round_trips():
         assert Preprocess.from_json(value.to_json()) == value
 
 
-def test_crop_flip_only_shifts_mirrors_and_pads_with_zeros():
+def test_crop_flip_only_shifts_flips_and_mirrors_at_the_edges():
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
     out = augment.crop_flip(image.expand(64, 1, 8, 8), drawn(64))
     assert out.shape == (64, 1, 8, 8)
     assert out.dtype == torch.uint8
-    padded = torch.nn.functional.pad(image, (4, 4, 4, 4))
+    padded = torch.nn.functional.pad(image.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
     cuts = [padded[0, :, t : t + 8, l : l + 8] for t in range(9) for l in range(9)]  # noqa: E741
     possible = {tuple(c.flatten().tolist()) for cut in cuts for c in (cut, cut.flip(-1))}
     seen = {tuple(o.flatten().tolist()) for o in out}
@@ -174,12 +174,20 @@ def test_flip_mirrors_about_half_and_repeats_by_seed():
     torch.testing.assert_close(out, augment.flip(x, drawn(len(x))), rtol=0, atol=0)
 
 
-def test_larger_images_are_padded_by_an_eighth():
-    image = torch.ones(128, 1, 80, 80, dtype=torch.uint8)
+def test_larger_images_are_shifted_by_up_to_an_eighth():
+    image = torch.arange(80.0).expand(128, 1, 80, 80)
     out = augment.crop_flip(image, drawn(len(image)))
-    from_padding = (out.sum(dim=2) == 0).sum(dim=-1).flatten()  # columns of each image
-    assert int(from_padding.max()) == 10
-    assert int(from_padding.min()) == 0
+    # The middle column tells the shift: what is mirrored at the edges does not reach it.
+    shifts = (out[:, 0, 0, 40] - torch.where(out[:, 0, 0, 40] > out[:, 0, 0, 41], 39, 40)).abs()
+    assert int(shifts.max()) == 10
+    assert int(shifts.min()) == 0
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_tiny_images_are_shifted_by_less_than_their_side(side):
+    image = torch.arange(side * side).view(1, 1, side, side)
+    out = augment.crop_flip(image.expand(32, 1, side, side), drawn(32))
+    assert set(out.unique().tolist()) <= set(range(side * side))
 
 
 def test_resolve_by_kind_of_sample():

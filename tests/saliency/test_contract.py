@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny import rand, taylor
 from torch import Tensor, nn
+from toys import mlp
 
 from prunetaylor import registry
 from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
 
 NAMES = registry.names("saliency")
@@ -188,3 +190,31 @@ def test_taylor1_is_the_gradient_times_the_weight() -> None:
     model = taylor(module, x, y, of="task")
     w, g = module[0].weight.detach(), model.gradient["0.weight"]
     torch.testing.assert_close(scored("taylor1", model, model.network)["0.weight"], (w * g).abs())
+
+
+FITTED = [name for name in NAMES if registry.load("saliency", name).NEEDS != "nothing"]
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_where_the_error_depends_on_no_weight_nothing_is_chosen_at_first(name: str) -> None:
+    """Outputs so far apart that cross-entropy has neither a gradient nor a curvature: no order would mean anything."""
+    module, x = mlp(), rand(20, 6)
+    with torch.no_grad():
+        module[-1].weight.mul_(1e6)
+        right = module(x).argmax(1)
+    model = taylor(module, x, right, of="task")
+    with pytest.raises(NumericsError, match="no curvature to choose by"):
+        scored(name, model, model.network)
+    model.stage = 2
+    assert all(bool(torch.isfinite(s).all()) for s in scored(name, model, model.network).values())
+    assert any(note.startswith("no sample's error depends on any weight") for note in model.notes)
+
+
+def test_taylor1_names_layers_without_a_gradient() -> None:
+    module, x = mlp(), rand(20, 6)
+    with torch.no_grad():
+        module[-1].weight.zero_()  # nothing of the layers before arrives
+    model = taylor(module, x, torch.arange(20) % 3, of="task")
+    registry.load("saliency", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
+    first = model.network.layers[0].parameter
+    assert f"{first}: zero gradient on all samples, so that its weights seem to cost nothing" in model.notes

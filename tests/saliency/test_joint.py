@@ -276,7 +276,7 @@ def test_once_earlier_stages_have_cut_the_network_through_the_smallest_go() -> N
     for layer in model.network.layers:
         assert not bool(step.displacement[layer.parameter][step.masks[layer.parameter]].any())
     assert step.predicted_change == pytest.approx(0, abs=1e-12)
-    text = "no sample's error depends on any weight that is left: the smallest go, as nothing tells them apart"
+    text = "no sample's error depends on any weight that is left: the order of removal is chance or size"
     assert text in model.notes
 
 
