@@ -142,7 +142,7 @@ class TaylorModel:
     def name_empty(self, what: str, found: Mapping[str, Tensor]) -> None:
         """Name the layers of which ``what`` is zero. NumericsError where it is of all, before anything was removed."""
         empty = [name for name, tensor in found.items() if not bool(tensor.any())]
-        if len(empty) == len(found):
+        if empty and len(empty) == len(found):
             self.nothing_to_choose_by()
         for name in empty:
             self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
