@@ -39,7 +39,7 @@ class Aim:
 
 
 def unseen(job: Job, criterion: Any) -> Aim:
-    """Before the dense network was looked at, or without data to look at it with. UsageError where it needs some."""
+    """Before the dense network was looked at, or without data. UsageError for a repair that the criterion rules out."""
     return Aim(Objective(job.kind, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
 
 

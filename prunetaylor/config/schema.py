@@ -91,8 +91,8 @@ class DataSection(Section):
     normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
     """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
     augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
-    """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels of 64 or an eighth, mirrored at the
-    edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
+    """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
+    mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
     [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples a step of fine-tuning, and a forward pass."""
