@@ -73,7 +73,8 @@ make_environment() {
             return 0
         fi
     done
-    pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+    # Python compiles what is imported when it is; all of torch beforehand would take a minute more
+    pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
     echo "installing torch $(pinned torch), torchvision $(pinned torchvision) and prunetaylor[$wanted] (once; minutes)"
     rm -f "$venv"/.made-*
     install_torch

@@ -32,9 +32,10 @@ echo "ruff format --check"
 "$bin/mypy" >"$venv/mypy.log" 2>&1 &
 types=$!
 echo "pytest"
-# the tests of a file share what they set up, so one worker has all of them
+# The tests of a file share what they set up, so one worker has all of them. Files in their order: the command line's,
+# few tests and long ones, are among the first, not the last that one worker is left with.
 failed=0
-"$bin/python" -m pytest -n 2 --dist loadfile ${tier[@]+"${tier[@]}"} "$@" || failed=$?
+"$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder ${tier[@]+"${tier[@]}"} "$@" || failed=$?
 echo "mypy --strict"
 wait "$types" || failed=1
 cat "$venv/mypy.log"

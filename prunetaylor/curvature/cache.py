@@ -146,6 +146,8 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            if not path.exists():  # another run has made room in between; the reader says so in ways of its own
+                return None
             note(f"cache: {what} fitted anew, as {path} cannot be used ({_first_line(error)})")
             with contextlib.suppress(OSError):
                 path.unlink()
