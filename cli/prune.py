@@ -63,7 +63,7 @@ Examples:
 @click.option(
     "--epochs",
     metavar="N",
-    help="Passes of fine-tuning over the training set; 0: none.  [default: 3 on a GPU, 0 elsewhere]",
+    help="Passes of fine-tuning over the training set; 0: none.  [default: 3 on a CUDA GPU, 0 elsewhere]",
 )
 @click.option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME-N]")
 @device_option
@@ -300,7 +300,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
 
     from prunetaylor.gate.check import asked, require_limits
     from prunetaylor.job import open_job
-    from prunetaylor.planning import make_plan
+    from prunetaylor.pipeline import rehearse
 
     from .progress import Logged, reporter
 
@@ -308,7 +308,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
         require_limits(resolved.config)
     with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
-        memory = make_plan(job)
+        memory = rehearse(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
     if limits:
         plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))

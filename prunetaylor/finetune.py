@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from prunetaylor.calibration import answered
 from prunetaylor.data import augment
-from prunetaylor.data.samples import Split
+from prunetaylor.data.samples import Batches, Split
 from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
@@ -69,7 +69,7 @@ class Finetuning:
         if not validation.labelled:
             self._choose(f"validation: the dense network's answers stand for labels, {job.config.metric} is of them")
         self._chooser = job.batches(answered(job, dense, validation))
-        self._levels = self._gradual_levels()
+        self._levels = gradual_levels(job, self._batches)
         self._objective_loss = self._loss()
         self.training: Training | None = None
 
@@ -87,6 +87,7 @@ class Finetuning:
             self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
             self._best = left["best"]
             training.load_state_dict(left["training"])
+            self.stages.trained = left["training"]["step"]
         self.progress.phase("fine-tune", training.steps)
         if left is not None:
             for _ in range(left["training"]["step"]):
@@ -100,7 +101,7 @@ class Finetuning:
             self._stop_at(error)
         if self._best is not None:
             restore(self.job.network.module, self._best[2])
-            if self._best[1] == 0:
+            if self._best[1] == 0 and len(self.epochs) == self.job.epochs:
                 self._choose(
                     "fine-tuning: all epochs were worse than the network before them, which stays; try a lower lr"
                 )
@@ -182,36 +183,12 @@ class Finetuning:
 
     def _stop_at(self, error: Diverged) -> None:
         """Training came to nothing: the last good epoch is the result, where there is one."""
-        if self._best is None or self._best[1] == 0:
+        if self._best is None or not self.epochs:
             raise error
-        text = f"fine-tuning stopped: {error.cause}; epoch {self._best[1]} is kept; to go further {error.remedy}"
+        kept = f"epoch {self._best[1]}" if self._best[1] else "the network before fine-tuning, better than any epoch,"
+        text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to go further {error.remedy}"
         self.choices.append(text)
         self.progress.note(text)
-
-    def _gradual_levels(self) -> dict[int, float]:
-        """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand."""
-        config, each = self.job.config.prune, -(-len(self._batches) // self.job.config.finetune.accumulate)
-        if config.schedule == "one-shot":
-            return {}
-        during = config.during if config.during != "auto" else self.job.epochs * 2 / 3
-        if during > self.job.epochs:
-            raise UsageError(
-                f"prune.during={during:g} epochs are more than the {self.job.epochs} of fine-tuning",
-                "lower prune.during, or give more --epochs",
-            )
-        if isinstance(config.stages, list):
-            levels = sparsities(config.sparsity, config.stages, True)
-        else:
-            usual = len(sparsities(config.sparsity, "auto", True))
-            levels = gradual(config.sparsity, config.schedule, usual if config.stages == "auto" else config.stages)
-        if len(levels) > (room := max(1, int(during * each))):  # the first one comes before any step
-            if config.stages != "auto":
-                raise UsageError(
-                    f"{len(levels)} stages do not fit into prune.during={during:g} epochs of {each} steps",
-                    "lower prune.stages, or raise prune.during",
-                )
-            levels = gradual(config.sparsity, config.schedule, room)
-        return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
 
     def _prune_at(self, step: int) -> None:
         """Prune where the schedule says so, after ``step`` steps."""
@@ -269,6 +246,35 @@ class Finetuning:
         if text not in self.choices:
             self.choices.append(text)
             self.progress.note(text)
+
+
+def gradual_levels(job: Job, batches: Batches) -> dict[int, float]:
+    """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand.
+
+    UsageError where the stages do not fit into the epochs.
+    """
+    config, each = job.config.prune, -(-len(batches) // job.config.finetune.accumulate)
+    if config.schedule == "one-shot":
+        return {}
+    during = config.during if config.during != "auto" else job.epochs * 2 / 3
+    if during > job.epochs:
+        raise UsageError(
+            f"prune.during={during:g} epochs are more than the {job.epochs} of fine-tuning",
+            "lower prune.during, or give more --epochs",
+        )
+    if isinstance(config.stages, list):
+        levels = sparsities(config.sparsity, config.stages, True)
+    else:
+        usual = len(sparsities(config.sparsity, "auto", True))
+        levels = gradual(config.sparsity, config.schedule, usual if config.stages == "auto" else config.stages)
+    if len(levels) > (room := max(1, int(during * each))):  # the first one comes before any step
+        if config.stages != "auto":
+            raise UsageError(
+                f"{len(levels)} stages do not fit into prune.during={during:g} epochs of {each} steps",
+                "lower prune.stages, or raise prune.during",
+            )
+        levels = gradual(config.sparsity, config.schedule, room)
+    return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
 
 
 def _duration(seconds: float) -> str:

@@ -41,13 +41,15 @@ LIBRARIES = 48 << 20
 class Chunks:
     """How many times less than usual is held at a time; 1 is as usual. No result depends on it beyond rounding.
 
-    Each module has its usual amount beside its code, and divides it by the field that it asks for.
+    Each module has its usual amount beside its code, and divides it by the field that it asks for. One does change the
+    result: batch norms train on the statistics of the samples that they see together, which ``training`` makes fewer.
     """
 
     batch: int = 1  # calibration samples in a batch
     systems: int = 1  # matrices that are factorised together, columns that are taken together
     rows: int = 1  # gradients of single samples; fewer cost more passes
     kept: int = 1  # outputs that least squares keeps so as not to compute them again
+    training: int = 1  # samples that gradients are taken of together; a step is of as many as before
 
 
 _chunks = ContextVar("chunks", default=Chunks())  # noqa: B039 frozen

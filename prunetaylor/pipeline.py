@@ -16,7 +16,7 @@ from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
 from prunetaylor.errors import DataError, UsageError
-from prunetaylor.finetune import Finetuning
+from prunetaylor.finetune import Finetuning, gradual_levels
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.layout import laid_out
@@ -29,7 +29,7 @@ from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
-from prunetaylor.planning import make_plan
+from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.stages import Stages
@@ -83,6 +83,15 @@ def run(
     UsageError, before anything is done, where it does not fit in memory.
     """
     return _Run(job, progress, keeper or Forgetful(), dense_found, watch).outcome()
+
+
+def rehearse(job: Job) -> Plan:
+    """What ``run`` finds out before it begins: the memory plan, and the errors of settings that do not fit the data."""
+    plan = make_plan(job)
+    training, _ = training_split(job)
+    if job.epochs and training is not None:
+        gradual_levels(job, job.batches(training, drop_last=True))
+    return plan
 
 
 class _Run:
@@ -241,12 +250,29 @@ def prune(
         PruneTaylorError: with cause and remedy.
     """
     config = from_values({"prune.sparsity": sparsity, **(settings or {})}).config
-    if limits := [key for key in settings or {} if key.startswith("gate.")]:
-        raise UsageError(f"{limits[0]} judges files, and nothing is written here", "look at outcome.drop")
+    for start, instead in _OF_FILES.items():
+        if idle := [key for key in settings or {} if key.startswith(start)]:
+            raise UsageError(f"{idle[0]} is about files, and none is read or written here", instead)
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)
     job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
     return run(job, progress or Silent())
+
+
+_OF_FILES = {
+    "gate.": "look at outcome.drop",
+    "model.": "pass the network itself",
+    "data.source": "pass the samples themselves",
+    "data.root": "pass the samples themselves",
+    "data.download": "pass the samples themselves",
+    "data.size": "resize the samples that are passed",
+    "data.normalize": "pass normalize=",
+    "data.augment": "pass augment=",
+    "output": "write it with torch.save(outcome.module.state_dict(), file)",
+    "checkpoint.": "prunetaylor prune keeps a run's state",
+    "track": "pass a progress, whose measured() is told all numbers",
+}
+"""Settings without effect on :func:`prune`, by how they begin, and what there is instead."""
 
 
 def training_split(job: Job) -> tuple[Split | None, Split | None]:

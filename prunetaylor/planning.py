@@ -21,7 +21,7 @@ from prunetaylor.curvature.gram import grams_bytes
 from prunetaylor.curvature.tape import chunk_elements
 from prunetaylor.curvature.taylor import prediction_bytes
 from prunetaylor.distributed.exchange import smallest
-from prunetaylor.distributed.group import local_world
+from prunetaylor.distributed.group import local_world, world
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.memory import (
@@ -188,7 +188,7 @@ class _Planner:
         yield from (phase.plus(always, models) for phase in scored)
         yield from (phase.plus(always, models) for phase in self._after(config, sizes, scored))
         if trains:
-            yield train.memory(replace(sizes, batch=config.data.batch_size), config.finetune).plus(always)
+            yield train.memory(replace(sizes, batch=self._together(config)), config.finetune).plus(always)
 
     def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
         """What follows the scores, at each stage."""
@@ -223,6 +223,16 @@ class _Planner:
         remembered = REMEMBERED if config.calibration.resample else 1
         outputs = 2 * FLOAT * sizes.outputs
         return self.source + remembered * (sizes.samples + sizes.held_out) * (self.raw + outputs)
+
+    def _together(self, config: Config) -> int:
+        """The samples of a training batch that a process takes gradients of together.
+
+        Several processes wait for one another in the middle of a batch, and do not split theirs.
+        """
+        assert self.job.samples is not None
+        own = -(-min(config.data.batch_size, len(self.job.samples.train)) // world())
+        # No batch norm trains on a single sample.
+        return own if world() > 1 else min(own, max(2, -(-own // chunks().training)))
 
     def _measuring(self, config: Config, sizes: Sizes) -> Sizes:
         assert self.job.samples is not None

@@ -56,8 +56,15 @@ class RunFolder:
         try:
             if path is None:
                 path = (_last(name) if resume else None) or _numbered(name, made)
-            finished = _named(path, made, force, resume)
-            return cls(path, made, None if finished else _open_staging(path, force, resume))
+            finished, was_run = _named(path, made, force, resume), _is_run(path)
+            log = None if finished else _open_staging(path, force, resume)
+            if log is not None and _is_run(path) and not was_run and not force:
+                # Another run ended between the look at the folder and its lock.
+                log.close()
+                shutil.rmtree(path / STAGING, ignore_errors=True)
+                _named(path, made, force, resume)
+                log = None
+            return cls(path, made, log)
         except OSError as err:
             _remove_empty(made)
             raise OutputError(

@@ -40,6 +40,25 @@ def smooth() -> nn.Module:
     return trained(mlp(), curve(400, 1), half_square, 300)
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_buffer_of_infinities_is_no_hindrance(conv: nn.Module, epochs: int) -> None:
+    class Masked(nn.Module):
+        """As attention adds it to its scores."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(conv)
+            self.register_buffer("mask", torch.tensor([0.0] * 4 + [float("-inf")]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) + self.mask[:4]
+
+    network = Masked().eval()
+    outcome = quick(network, prune__method="obs", finetune__epochs=epochs)
+    assert_truthful(outcome, network, 0.5)
+    assert torch.equal(outcome.module.mask, network.mask)
+
+
 @pytest.mark.parametrize("sparsity", [0, 1e-6, 0.3, 0.5, 2 / 3, 0.9, 0.999])
 @pytest.mark.parametrize("method", ["obs", "magnitude"])
 def test_exactly_so_many_weights_go_and_the_network_given_stays(conv: nn.Module, method: str, sparsity: float) -> None:

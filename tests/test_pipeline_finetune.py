@@ -245,6 +245,20 @@ def test_where_training_makes_things_worse_the_network_before_it_stays(
     assert any("all epochs were worse than the network before them, which stays" in c for c in outcome.choices)
 
 
+def test_a_divergence_after_epochs_that_made_things_worse_leaves_the_network_before_them(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = Rates.__call__
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 14 else 1e30)
+    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: 70.0)
+    monkeypatch.setattr(Finetuning, "_gain", lambda self, value: value if value == 70.0 else 90.0)
+    outcome = quick(conv, **CUT, finetune__epochs=4, finetune__distill__weight=0.0)  # 6 steps an epoch
+    same_bits(outcome, quick(conv, **CUT))
+    assert len(outcome.epochs) == 2
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "; the network before fine-tuning, better than any epoch, is kept; to go further" in said
+
+
 def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     rate = Rates.__call__
     monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 20 else 1e30)

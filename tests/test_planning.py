@@ -209,12 +209,34 @@ def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
     assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
     half = fine_tuning(data__batch_size=32)
     assert half.parts["activations"] == pytest.approx(usual.parts["activations"] / 2, rel=1e-3)
-    large = {"finetune__epochs": 1, "data__batch_size": 1 << 16}
-    with pytest.raises(UsageError, match=r"fine-tuning would take .*(?s:.)*data\.batch_size=") as found:
-        make_plan(job_of(conv, memory="100MiB", **large))
-    [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
-    large["data__batch_size"] = int(said.removeprefix("data.batch_size=").rstrip(","))
-    assert make_plan(job_of(conv, memory="100MiB", **large)).report.planned <= 100 * MIB
+    # No batch is larger than the training set.
+    assert fine_tuning(data__batch_size=len(TRAIN[0])) == fine_tuning(data__batch_size=1 << 16)
+
+
+def test_a_training_batch_that_does_not_fit_is_taken_in_parts(conv: nn.Module) -> None:
+    how = {"finetune__epochs": 1, "data__batch_size": 200, "prune__method": "magnitude", "prune__refine": "none"}
+    usual = make_plan(job_of(conv, **how))
+    assert usual.phase.name == "fine-tuning"
+    limit = usual.report.planned - MIB
+    plan = make_plan(job_of(conv, memory=f"{limit}B", **how))
+    assert plan.chunks == Chunks(training=plan.chunks.training)
+    assert plan.chunks.training > 1
+    assert plan.report.planned <= limit
+    outcome = pruned(conv, memory=f"{limit}B", **how)
+    assert any(line.startswith("micro-batches: each batch is split into ") for line in outcome.choices)
+
+
+def test_each_process_plans_for_its_own_rows_of_a_training_batch(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fine_tuning() -> int:
+        job = job_of(conv, finetune__epochs=1, data__batch_size=100)
+        planner = planning._Planner(job, "prune")
+        return next(p for p in planner.phases(job.config) if p.name == "fine-tuning").parts["activations"]
+
+    alone = fine_tuning()
+    monkeypatch.setattr(planning, "world", lambda: 4)
+    assert fine_tuning() == pytest.approx(alone / 4, rel=1e-3)
 
 
 def test_the_stages_of_a_gradual_schedule_leave_room_for_what_training_holds(conv: nn.Module) -> None:

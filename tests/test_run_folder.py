@@ -10,6 +10,7 @@ from typing import IO
 
 import pytest
 
+from prunetaylor import run
 from prunetaylor.errors import OutputError
 from prunetaylor.run import RunFolder
 
@@ -46,6 +47,27 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "r", "m") as folder:
         folder.write_text("report.json", "{}")
         assert [entry.name for entry in (tmp_path / "r").iterdir()] == [".partial"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ends_just_before_another_one_has_the_folder_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    path, opened = tmp_path / "r", run._open_staging
+
+    def late(*how: object) -> IO[str]:
+        monkeypatch.setattr(run, "_open_staging", opened)
+        _finish(path)
+        return opened(*how)
+
+    monkeypatch.setattr(run, "_open_staging", late)
+    if resume:
+        with RunFolder.create(path, "m", resume=True) as folder:
+            assert folder.finished
+    else:
+        with pytest.raises(OutputError, match="holds a run already"):
+            RunFolder.create(path, "m")
+    assert sorted(file.name for file in path.iterdir()) == ["log.jsonl", "model.safetensors", "report.json"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -182,7 +182,7 @@ class FinetuneSection(Section):
     """Training of what is left, with the removed weights held at zero."""
 
     epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Passes over the training set; auto: 3 where a GPU is there, 0 elsewhere."""
+    """Passes over the training set; auto: 3 on a CUDA GPU, 0 elsewhere."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -208,7 +208,7 @@ class FinetuneSection(Section):
     compile: bool = False
     """Run the network through torch.compile; needs a compiler on the machine."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 or fp16 on a GPU, float32 elsewhere."""
+    """auto: bf16, or fp16 where it computes in none, on a CUDA GPU; float32 elsewhere."""
     distill: DistillSection = DistillSection()
 
 

@@ -103,8 +103,8 @@ def check_present(module: nn.Module) -> None:
             raise UsageError(f"{name} is on the meta device and has no values", remedy)
 
 
-def check_values(module: nn.Module) -> None:
-    """NumericsError, naming the first, where parameters or the statistics of batch norms are not finite.
+def not_finite(module: nn.Module) -> list[str]:
+    """Names of the parameters and the statistics of batch norms that are not finite.
 
     Other buffers may well be: masks of attention hold minus infinity.
     """
@@ -112,8 +112,12 @@ def check_values(module: nn.Module) -> None:
     for name, norm in module.named_modules():
         if isinstance(norm, _BatchNorm):
             named |= {f"{name}.{key}" if name else key: t for key, t in norm.named_buffers(recurse=False)}
-    bad = [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
+    return [name for name, tensor in named.items() if not bool(torch.isfinite(tensor).all())]
+
+
+def check_values(module: nn.Module) -> None:
+    """NumericsError, naming the first, where parameters or the statistics of batch norms are not finite."""
+    if bad := not_finite(module):
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise NumericsError(
             f"{bad[0]}{others} has values that are not finite", "prune a checkpoint from before its training diverged"
@@ -121,6 +125,10 @@ def check_values(module: nn.Module) -> None:
 
 
 def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By how much each tensor has moved since ``state``; extra state and counters do not move."""
+    """By how much each tensor has moved since ``state``; extra state and counters do not move.
+
+    Neither do infinities that stay what they are: masks of attention.
+    """
     now = module.state_dict()
-    return {name: now[name] - value for name, value in state.items() if value.is_floating_point()}
+    moved = {name: now[name] - value for name, value in state.items() if value.is_floating_point()}
+    return {name: move.masked_fill_(now[name] == state[name], 0) for name, move in moved.items()}

@@ -13,7 +13,7 @@ from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Share
 from prunetaylor.distributed.group import world
 from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.memory import is_out_of_memory, release
+from prunetaylor.memory import chunks, is_out_of_memory, release
 from prunetaylor.network.state import like_weights
 from prunetaylor.objective import Kind, outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
@@ -54,7 +54,7 @@ class Backward:
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._parameters = list(module.parameters())
-        self.parts = 1
+        self.parts = chunks().training
         """That a batch is split into, so that it fits in memory."""
 
     def __call__(self, group: Sequence[Share], count: int) -> Tensor:
@@ -67,15 +67,7 @@ class Backward:
             self._forget()
             size = max(1, -(-largest // self.parts))
             try:
-                means: list[Tensor] = []
-                for share in group:
-                    for x, y in _parts(share, size):
-                        mean = self._value(like_weights(self._module, x), y)
-                        if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
-                            mean = mean * (len(x) / count)
-                        self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-                        means.append(mean.detach())
-                return means[0] if len(means) == 1 else torch.stack(means).sum()
+                return self._added(group, count, size)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
@@ -91,6 +83,22 @@ class Backward:
                 f"out of memory: micro-batches of {-(-largest // self.parts)} samples from here on, with the same "
                 f"step of {count}; batch-norm statistics are those of a micro-batch"
             )
+
+    def _added(self, group: Sequence[Share], count: int, size: int) -> Tensor:
+        """The mean loss, its gradients added, with at most ``size`` samples at a time.
+
+        A call of its own: what fails leaves nothing behind that the next attempt, on fewer samples, would find no room
+        beside.
+        """
+        means: list[Tensor] = []
+        for share in group:
+            for x, y in _parts(share, size):
+                mean = self._value(like_weights(self._module, x), y)
+                if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
+                    mean = mean * (len(x) / count)
+                self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+                means.append(mean.detach())
+        return means[0] if len(means) == 1 else torch.stack(means).sum()
 
     def _forget(self) -> None:
         """No gradients, as ``module.zero_grad`` leaves none; that looks for the parameters at every step."""

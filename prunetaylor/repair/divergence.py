@@ -10,9 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.errors import NumericsError
+from prunetaylor.network.state import not_finite
 
 LOOK_EVERY = 25
 """Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
+SMALLEST_SCALE = 2.0**-24
+"""Of fp16's gradients: its smallest number. It starts at 2^16 and is halved with each step left out, as they overflow.
+
+A loss of a million needs less than 1.
+"""
 EXPLODED = 10.0
 """Times the loss of an answer that is the same for all samples: no network that still learns is as bad as that."""
 
@@ -54,10 +60,18 @@ class Guard:
 
 
 def check_finite(module: nn.Module) -> None:
-    """Diverged where a weight or buffer is not finite."""
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Diverged(
-                f"fine-tuning left values in {name} that are not finite",
-                "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",
-            )
+    """Diverged where a parameter or a batch norm's statistics are not finite."""
+    if bad := not_finite(module):
+        raise Diverged(
+            f"fine-tuning left values in {bad[0]} that are not finite",
+            "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",
+        )
+
+
+def check_scale(scaler: torch.amp.GradScaler, step: int, steps: int) -> None:
+    """Diverged where fp16's gradients overflow however little they are scaled: no step is taken any more."""
+    if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
+        raise Diverged(
+            f"no gradient has been finite in fp16 for a while, by step {step} of {steps}",
+            "set finetune.precision=bf16 or float32, or lower finetune.lr",
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,11 @@ class MaskKeeper:
         """Let go: later steps may revive weights."""
         self._hook.remove()
 
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Removed weights have no gradient from here to the step: for whoever measures it, as clipping does."""
+        self._multiply([p.grad] if p.grad is not None else [] for p, _ in self._pairs)
+
     def __enter__(self) -> MaskKeeper:
         return self
 
@@ -104,10 +109,16 @@ class MaskKeeper:
 
     @torch.no_grad()
     def _zero(self, optimizer: Optimizer) -> None:
-        """One fused multiplication per device and type, so that a GPU is not waited for."""
+        self._multiply([p, *optimizer.state.get(p, {}).values()] for p, _ in self._pairs)
+
+    def _multiply(self, held: Iterable[Sequence[object]]) -> None:
+        """What is held of each masked weight by its mask, where it has its shape.
+
+        One fused multiplication per device and type, so that a GPU is not waited for.
+        """
         kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-        for index, (parameter, mask) in enumerate(self._pairs):
-            for tensor in (parameter, *optimizer.state.get(parameter, {}).values()):
+        for index, ((_, mask), own) in enumerate(zip(self._pairs, held, strict=True)):
+            for tensor in own:
                 if isinstance(tensor, Tensor) and tensor.shape == mask.shape and _multipliable(tensor):
                     tensors, factors = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
                     tensors.append(tensor)

@@ -97,7 +97,7 @@ def can_fuse(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> bool:
 
 
 class Average:
-    """The exponential moving average of all floating-point parameters and buffers.
+    """The exponential moving average of all floating-point parameters and buffers, but for those that hold infinities.
 
         a <- a + (1 - min(decay, (1 + t) / (10 + t))) (w - a)        after step t
 
@@ -106,7 +106,8 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._module, self._decay, self._steps = module, decay, 0
-        self._values = {name: t for name, t in snapshot(module).items() if t.is_floating_point()}
+        # An infinity has no average: masks of attention stay as they are.
+        self._values = {n: t for n, t in snapshot(module).items() if t.is_floating_point() and bool(t.isfinite().all())}
 
     @torch.no_grad()
     def update(self) -> None:

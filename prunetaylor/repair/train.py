@@ -26,7 +26,7 @@ from prunetaylor.network.state import evaluating, restore, snapshot
 from prunetaylor.objective import Kind
 from prunetaylor.repair.backward import Backward, Loss
 from prunetaylor.repair.distill import distillation_share
-from prunetaylor.repair.divergence import Guard, check_finite
+from prunetaylor.repair.divergence import Guard, check_finite, check_scale
 from prunetaylor.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
 from prunetaylor.repair.optimizer import Average, Rates, make_optimizer
 
@@ -214,6 +214,11 @@ class Training:
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)
         self._resume()
+        if (parts := self._backward.parts) > 1:
+            self._note(
+                f"micro-batches: each batch is split into {parts}, to fit in memory, with the same step; batch-norm "
+                "statistics are those of a micro-batch"
+            )
         self._keeper = self._keep_masks()
         try:
             while self._epoch <= self.epochs:
@@ -242,6 +247,7 @@ class Training:
             done = self._step == self._epoch * self.steps_per_epoch
             if self._guard.wants(value) or done:
                 self._guard.look(value, lr, self._step, self.steps)
+                check_scale(self._backward.scaler, self._step, self.steps)
             if done:
                 self.module.eval()
                 as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
@@ -266,6 +272,7 @@ class Training:
                 self._guard.worst = from_main(self._guard.worst)
         if self._options.clip_norm is not None:
             scaler.unscale_(self._optimizer)
+            self._keeper.mask_gradients()  # the sparser the network, the more of the norm would be theirs
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._options.clip_norm)
         scaler.step(self._optimizer)
         scaler.update()

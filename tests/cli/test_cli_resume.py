@@ -82,9 +82,11 @@ def test_kill_9_three_times_changes_nothing(command, whole: Path, tmp_path: Path
     for _ in range(3):
         killed = kill(command(folder, "--resume"), folder, chance.randint(12, 24), signal.SIGKILL, chance.random())
         assert killed in (-signal.SIGKILL, 0)
+    assert killed == 0 or (folder / ".partial" / "state.pt").exists()
     done = command(folder, "--resume")
     _, errors = done.communicate(timeout=240)
     assert done.returncode == 0, errors
+    assert "measure the dense network" not in errors  # its measures are part of the state that it goes on from
     assert_same(folder, whole)
 
 
@@ -186,15 +188,15 @@ def test_a_finished_run_is_left_as_it_is(inline, demo_model: Path, whole: Path) 
 
 
 def test_a_full_disk_is_said_and_the_last_state_stays(
-    whole: Path, tmp_path: Path, demo_model: Path, environment
+    inline, whole: Path, tmp_path: Path, demo_model: Path, environment
 ) -> None:
-    """The limit on a file's size stands for the disk."""
+    """The limit on a file's size stands for the disk: a state before training is smaller than one with its momentum."""
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "-o", str(folder), *_RUN]
     code = (
         "import resource, signal, sys, os\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (800_000, 800_000))\n"
         "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
     done = subprocess.run(
@@ -209,6 +211,11 @@ def test_a_full_disk_is_said_and_the_last_state_stays(
     assert "the state of the run cannot be written to" in done.stderr
     assert "make room, then go on from the last state with --resume" in done.stderr
     assert not (folder / "report.json").exists()
+    assert sorted(file.name for file in (folder / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
+    assert torch.load(folder / ".partial" / "state.pt", weights_only=True)["run"]["finetuning"] is None
+    code, _, errors = inline("prune", str(demo_model), "-o", str(folder), *_RUN, *_EVERY, "--resume")
+    assert code == 0, errors
+    assert_same(folder, whole)
 
 
 def test_force_and_resume_are_one_or_the_other(inline) -> None:

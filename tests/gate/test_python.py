@@ -8,5 +8,20 @@ from prunetaylor.errors import UsageError
 
 
 def test_prune_from_python_writes_no_file_that_could_be_judged() -> None:
-    with pytest.raises(UsageError, match=r"gate\.max_drop judges files"):
+    with pytest.raises(UsageError, match=r"gate\.max_drop is about files"):
         prune(nn.Linear(2, 2), None, settings={"gate.max_drop": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("track", ["tensorboard"], "progress"),
+        ("checkpoint.every", 5, "keeps a run's state"),
+        ("output", "runs/mine", r"torch\.save"),
+        ("model.arch", "torchvision:resnet18", "the network itself"),
+        ("data.normalize", "imagenet", "normalize="),
+    ],
+)
+def test_what_has_no_effect_from_python_is_refused(key: str, value: object, instead: str) -> None:
+    with pytest.raises(UsageError, match=rf"{key} is about files(.|\n)*{instead}"):
+        prune(nn.Linear(2, 2), None, settings={key: value})

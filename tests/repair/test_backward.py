@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from prunetaylor.config.schema import DistillSection, FinetuneSection
 from prunetaylor.errors import DataError, UsageError
+from prunetaylor.memory import Chunks, within
 from prunetaylor.network.state import channels_last
 from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import check_masks
@@ -166,6 +168,62 @@ def test_out_of_memory_is_answered_by_micro_batches_with_the_same_step() -> None
     assert small.sizes[:7] == [8, 4, 2, 2, 2, 2, 2]
     assert len(notes) == 2
     assert notes[1].startswith("out of memory: micro-batches of 2 samples from here on, with the same step of 8")
+
+
+class Room:
+    """A device's memory, in samples: what a graph holds of it is free again when the graph is."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.graphs, self.asked = size, weakref.WeakKeyDictionary(), []
+
+    def take(self, owner: object, samples: int) -> None:
+        self.asked.append(samples)
+        if sum(self.graphs.values()) + samples > self.size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        self.graphs[owner] = self.graphs.get(owner, 0) + samples
+
+
+class Held(torch.autograd.Function):
+    """Takes as much on the way back as on the way there, as gradients do."""
+
+    @staticmethod
+    def forward(ctx, x, room):
+        ctx.room, ctx.samples = room, len(x)
+        room.take(ctx, len(x))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.room.take(ctx, ctx.samples)
+        return gradient, None
+
+
+def test_memory_that_runs_out_on_the_way_back_is_free_for_the_next_attempt() -> None:
+    room, inner = Room(12), plain()
+
+    class Heavy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Held.apply(self.inner(x), room)
+
+    notes: list[str] = []
+    list(training(Heavy(), {}, epochs=1, note=notes.append).run())
+    assert room.asked[:6] == [8, 8, 4, 4, 4, 4]  # the first fits alone and not with its gradients
+    assert len(notes) == 1
+
+
+def test_what_the_plan_says_is_split_from_the_start() -> None:
+    small, large = Small(plain(), 3), plain()
+    notes: list[str] = []
+    with within(Chunks(training=4)):
+        states = list(training(small, {}, note=notes.append).run())
+    assert small.sizes[:4] == [2, 2, 2, 2]
+    assert [s.loss for s in states] == pytest.approx([s.loss for s in training(large, {}).run()], rel=1e-5)
+    [said] = notes
+    assert said.startswith("micro-batches: each batch is split into 4, to fit in memory, with the same step")
 
 
 def test_memory_that_runs_out_for_one_sample_is_an_error() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.repair.divergence import EXPLODED, LOOK_EVERY, Diverged
-from prunetaylor.repair.masks import check_masks
+from prunetaylor.repair.masks import apply_masks, check_masks
 from prunetaylor.repair.optimizer import Average, Rates, learning_rate
 from prunetaylor.repair.train import Training
 
@@ -73,6 +73,50 @@ def test_the_gradient_is_clipped_to_a_norm() -> None:
     run(module, {}, batches(n=8), epochs=1, options=FinetuneSection(**how))
     moved = torch.cat([(weights(module)[name] - before[name]).flatten() for name in before])
     assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_clipping_leaves_removed_weights_out() -> None:
+    module = plain()
+    masks = {name: torch.rand(p.shape) > 0.95 for name, p in module.named_parameters() if p.dim() > 1}
+    apply_masks(module, masks)
+    before = weights(module)
+    how = {"momentum": 0.0, "lr": 1.0, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 0.01}
+    run(module, masks, batches(n=8), epochs=1, options=FinetuneSection(**how))
+    moved = torch.cat([(weights(module)[name] - before[name]).flatten() for name in before])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_buffer_of_infinities_is_left_alone(ema: float) -> None:
+    module = plain()
+    module.register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    work = training(module, {}, options={"ema": ema})
+    states = []
+    for state in work.run():
+        states.append(state)
+        with work.averaged():
+            assert module.mask.tolist() == [0.0, float("-inf")]
+    assert len(states) == work.steps
+
+
+def test_fp16_whose_gradients_are_never_finite_is_a_divergence() -> None:
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("nan")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(Broken.apply(outputs), targets)
+
+    module = plain()
+    before = weights(module)
+    with pytest.raises(Diverged, match=r"no gradient has been finite in fp16(.|\n)*precision=bf16 or float32"):
+        list(training(module, {}, epochs=10, loss=loss, options={"precision": "fp16"}).run())
+    torch.testing.assert_close(weights(module), before, rtol=0, atol=0)
 
 
 def test_the_average_is_the_exponential_one_and_is_swapped_in() -> None:
