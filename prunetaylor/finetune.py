@@ -241,6 +241,8 @@ class Finetuning:
             each = -(-len(self._batches) // config.accumulate)
             steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._levels.items())
             self._choose(f"schedule {self.job.config.prune.schedule}: {steps}")
+            if config.rewind and len(self._levels) == 1:
+                self._choose("no effect here: finetune.rewind, as there is one step of pruning")
 
     def _choose(self, text: str) -> None:
         if text not in self.choices:

@@ -65,4 +65,11 @@ def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool)
             raise UsageError(
                 "finetune.label_smoothing needs classes, one for each sample", "leave it at 0 with this loss"
             )
+    if options.distill.temperature != usual.distill.temperature:
+        taught = not labelled or distillation_share(options.distill) > 0
+        if not taught or kind == "values":
+            why = (
+                "outputs that are values are not softened" if taught else "finetune.distill.weight=0 learns from labels"
+            )
+            return [f"no effect here: finetune.distill.temperature, as {why}"]
     return []

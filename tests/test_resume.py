@@ -200,6 +200,19 @@ def test_what_was_measured_of_the_dense_network_is_not_measured_again(
     assert seen == ["measure the pruned network"]
 
 
+def test_what_is_measured_at_the_end_of_a_run_that_went_on_is_told_with_its_steps(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(Silent, "measured", lambda self, step, values: told.append((step, values)))
+    keeper = Memory()
+    pruned(conv, CASES["fine-tuning with sgd"], keeper)
+    last = told[-1]
+    assert last[0] > 0
+    pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
+    assert told[-1] == last
+
+
 def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
     with pytest.raises(UsageError, match=r"prune.schedule=cubic prunes while it fine-tunes.*\n.*--epochs"):
         pruned(conv, {"prune.schedule": "cubic"})
@@ -211,6 +224,12 @@ def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
     for idle in ({"finetune.rewind": True}, {"prune.during": 1.0}):
         with pytest.raises(UsageError, match=rf"{next(iter(idle))} is about .* a gradual schedule.*\n.*=cubic"):
             pruned(conv, {"finetune.epochs": 1, **idle})
+
+
+def test_rewinding_after_a_single_step_is_said_to_do_nothing(conv: nn.Module) -> None:
+    how = {"finetune.epochs": 1, "prune.schedule": "cubic", "prune.stages": 1, "finetune.rewind": True}
+    assert any("no effect here: finetune.rewind" in choice for choice in pruned(conv, how).choices)
+    assert not any("no effect" in choice for choice in pruned(conv, how | {"prune.stages": 2}).choices)
 
 
 def test_one_step_of_a_gradual_schedule_always_fits(conv: nn.Module) -> None:

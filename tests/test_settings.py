@@ -53,6 +53,15 @@ def test_what_has_no_effect_without_epochs_is_named() -> None:
     assert said({}, 0) == said({"finetune.lr": 0.05}, 1) == said({"prune.schedule": "cubic", "prune.during": 1.0}) == []
 
 
+def test_a_temperature_that_softens_nothing_is_named() -> None:
+    hot = {"finetune.distill.temperature": 2.0}
+    assert said(hot) == said({**hot, "finetune.distill.weight": 0.5}, kind="binary") == []
+    assert said({**hot, "finetune.distill.weight": 0.0}, labelled=False) == []  # the dense network's answers alone
+    for line in (*said({**hot, "finetune.distill.weight": 0.0}), *said(hot, kind="values")):
+        assert line.startswith("no effect here: finetune.distill.temperature, as ")
+    assert len(said(hot, kind="values")) == len(said({**hot, "finetune.distill.weight": 0.0})) == 1
+
+
 def test_stages_beyond_the_sparsity_are_named() -> None:
     config = from_values({"prune.sparsity": 0.5, "prune.stages": [0.3, 0.5, 0.8, 0.9]}).config
     [line] = check_pruning(config, "samples", data=True)
