@@ -73,11 +73,12 @@ make_environment() {
             return 0
         fi
     done
-    # Python compiles what is imported when it is; all of torch beforehand would take a minute more
     pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile)
     echo "installing torch $(pinned torch), torchvision $(pinned torchvision) and prunetaylor[$wanted] (once; minutes)"
     rm -f "$venv"/.made-*
     install_torch
     "${pip[@]}" -c constraints.txt -e ".[$wanted]"
+    # on all cores, where pip would compile on one; some packages hold files for other versions of Python
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages || true
     fingerprint >"$venv/.made-$wanted"
 }

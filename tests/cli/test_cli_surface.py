@@ -80,7 +80,7 @@ def test_every_option_and_command_is_explained(cli) -> None:
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
     text = " ".join(cli("prune", "--help").stdout.split())
-    for words in ("[default: 0.5]", "[default: 3 on a GPU, 0 elsewhere]", "0.8 or 80%", "[default: runs/NAME-N]"):
+    for words in ("[default: 0.5]", "[default: 3 on a CUDA GPU, 0 elsewhere]", "0.8 or 80%", "[default: runs/NAME-N]"):
         assert words in text
 
 
