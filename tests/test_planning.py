@@ -82,6 +82,7 @@ def least(model: nn.Module, method: str) -> int:
     return planning._Planner(job, "prune").fit(job.config, 1)[1].total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
 def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> None:
     # Hundreds of steps of a refinement would make more of the rounding.
@@ -111,6 +112,7 @@ class Tokens(nn.Module):
         return self.head(self.layer(self.embed(x.squeeze(1)).repeat(1, 16, 1) + self.place).mean(1))
 
 
+@pytest.mark.long
 def test_attention_is_planned_for_and_fits_its_limit() -> None:
     torch.manual_seed(0)
     model = trained(Tokens(), TRAIN, cross_entropy, 20)
@@ -126,6 +128,7 @@ def test_attention_is_planned_for_and_fits_its_limit() -> None:
         assert torch.equal(mask, tight.masks[name]), name
 
 
+@pytest.mark.long
 def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
     found = look(job_of(conv), Silent())
     assert found.memory is not None

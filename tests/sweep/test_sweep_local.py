@@ -174,6 +174,7 @@ def check_resumed(sweep: Run, task: Path) -> None:
     assert all((task / "out" / "trials" / name / REPORT).exists() for name in folders)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
 @pytest.mark.parametrize(("how", "after"), [("sweep", 4.0), ("worker", 2.0)])
 def test_a_sweep_that_was_killed_goes_on(sweep: Run, start: Start, task: Path, how: str, after: float) -> None:
