@@ -15,7 +15,7 @@ from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.errors import DataError
 from prunetaylor.finetune import Finetuning, gradual_levels
 from prunetaylor.job import Job, make_job, open_job, pick_device
 from prunetaylor.keep import Forgetful, Keeper
@@ -32,6 +32,7 @@ from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Out
 from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
+from prunetaylor.settings import check_from_python
 from prunetaylor.stages import Stages
 
 __all__ = ["Job", "evaluate", "open_job", "prune", "run"]
@@ -244,35 +245,17 @@ def prune(
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
         augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms, by
             name as in ``data.augment`` or themselves, one or a list; each image by itself, which takes its time.
-        settings: any other key of the configuration, dotted: ``{"finetune.epochs": 2, "prune.exclude": ["fc2"]}``.
+        settings: any other key of the configuration but those of files, dotted: ``{"finetune.epochs": 2}``.
 
     Raises:
         PruneTaylorError: with cause and remedy.
     """
     config = from_values({"prune.sparsity": sparsity, **(settings or {})}).config
-    for start, instead in _OF_FILES.items():
-        if idle := [key for key in settings or {} if key.startswith(start)]:
-            raise UsageError(f"{idle[0]} is about files, and none is read or written here", instead)
+    check_from_python(settings or {})
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)
     job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
     return run(job, progress or Silent())
-
-
-_OF_FILES = {
-    "gate.": "look at outcome.drop",
-    "model.": "pass the network itself",
-    "data.source": "pass the samples themselves",
-    "data.root": "pass the samples themselves",
-    "data.download": "pass the samples themselves",
-    "data.size": "resize the samples that are passed",
-    "data.normalize": "pass normalize=",
-    "data.augment": "pass augment=",
-    "output": "write it with torch.save(outcome.module.state_dict(), file)",
-    "checkpoint.": "prunetaylor prune keeps a run's state",
-    "track": "pass a progress, whose measured() is told all numbers",
-}
-"""Settings without effect on :func:`prune`, by how they begin, and what there is instead."""
 
 
 def training_split(job: Job) -> tuple[Split | None, Split | None]:

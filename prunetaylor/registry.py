@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +17,10 @@ from prunetaylor.errors import UsageError, close_match
 _ROOT = Path(__file__).parent
 
 
-def names(room: str) -> list[str]:
+@cache
+def names(room: str) -> tuple[str, ...]:
     """The methods in a room (``"saliency"``, ``"data/sources"``...), sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(_ROOT / room)]) if not m.name.startswith("_"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(_ROOT / room)]) if not m.name.startswith("_")))
 
 
 def load(room: str, name: str) -> ModuleType:

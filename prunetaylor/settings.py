@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from prunetaylor.config.schema import Config, FinetuneSection, PruneSection
 from prunetaylor.errors import UsageError
 from prunetaylor.objective import Kind
 from prunetaylor.repair.distill import distillation_share
+
+_OF_FILES = {
+    "gate.": "look at outcome.drop",
+    "model.": "pass the network itself",
+    "data.source": "pass the samples themselves",
+    "data.root": "pass the samples themselves",
+    "data.download": "pass the samples themselves",
+    "data.size": "resize the samples that are passed",
+    "data.normalize": "pass normalize=",
+    "data.augment": "pass augment=",
+    "output": "write it with torch.save(outcome.module.state_dict(), file)",
+    "checkpoint.": "prunetaylor prune keeps a run's state",
+    "track": "pass a progress, whose measured() is told all numbers",
+}
+"""Settings without effect on ``prunetaylor.prune``, by how they begin, and what there is instead."""
+
+
+def check_from_python(keys: Iterable[str]) -> None:
+    """UsageError for settings of files, where networks and samples are given and nothing is written."""
+    for key in keys:
+        for start, instead in _OF_FILES.items():
+            if key.startswith(start):
+                raise UsageError(f"{key} is about files, and none is read or written here", instead)
 
 
 def check_pruning(config: Config, needs: str, *, data: bool) -> list[str]:

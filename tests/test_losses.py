@@ -110,7 +110,6 @@ number = 3
 """
 
 
-@pytest.mark.long
 def test_a_loss_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(_FOCAL)

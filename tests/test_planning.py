@@ -82,7 +82,6 @@ def least(model: nn.Module, method: str) -> int:
     return planning._Planner(job, "prune").fit(job.config, 1)[1].total
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
 def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> None:
     # Hundreds of steps of a refinement would make more of the rounding.
@@ -112,7 +111,6 @@ class Tokens(nn.Module):
         return self.head(self.layer(self.embed(x.squeeze(1)).repeat(1, 16, 1) + self.place).mean(1))
 
 
-@pytest.mark.long
 def test_attention_is_planned_for_and_fits_its_limit() -> None:
     torch.manual_seed(0)
     model = trained(Tokens(), TRAIN, cross_entropy, 20)
@@ -128,7 +126,6 @@ def test_attention_is_planned_for_and_fits_its_limit() -> None:
         assert torch.equal(mask, tight.masks[name]), name
 
 
-@pytest.mark.long
 def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
     found = look(job_of(conv), Silent())
     assert found.memory is not None
@@ -240,6 +237,19 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
     alone = fine_tuning()
     monkeypatch.setattr(planning, "world", lambda: 4)
     assert fine_tuning() == pytest.approx(alone / 4, rel=1e-3)
+
+
+def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "world", lambda: 2)
+    how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
+    fits = make_plan(job_of(conv, data__batch_size=16, **how)).report.planned
+    with pytest.raises(UsageError, match=r"fine-tuning would take .*(?s:.)*data\.batch_size=") as found:
+        make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=200, **how))
+    [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
+    size = int(said.removeprefix("data.batch_size=").rstrip(","))
+    assert make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=size, **how)).report.planned <= fits
 
 
 def test_the_stages_of_a_gradual_schedule_leave_room_for_what_training_holds(conv: nn.Module) -> None:

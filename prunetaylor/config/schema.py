@@ -6,6 +6,7 @@ The descriptions are what ``prunetaylor config`` prints and what the JSON schema
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -293,7 +294,7 @@ class Config(Section):
         return [_one_of(one, registry.names("track")) for one in value]
 
 
-def _one_of(value: str, known: list[str]) -> str:
+def _one_of(value: str, known: Sequence[str]) -> str:
     if value not in known:
         from prunetaylor.errors import close_match
 

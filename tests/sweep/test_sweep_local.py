@@ -174,9 +174,8 @@ def check_resumed(sweep: Run, task: Path) -> None:
     assert all((task / "out" / "trials" / name / REPORT).exists() for name in folders)
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of children")
-@pytest.mark.parametrize(("how", "after"), [("sweep", 4.0), ("worker", 2.0)])
+@pytest.mark.parametrize(("how", "after"), [("sweep", 4.0), pytest.param("worker", 2.0, marks=pytest.mark.long)])
 def test_a_sweep_that_was_killed_goes_on(sweep: Run, start: Start, task: Path, how: str, after: float) -> None:
     (task / "blind.yaml").write_text(BLIND)
     code = interrupted(start, how, after)
