@@ -286,7 +286,8 @@ class Stages:
         elif self.repaired is None:
             self.repaired = 1.0  # a gain: there is no share that is left of it
         self.progress.step("predicted")
-        since = self._since_dense(calibration, held)
+        first = not (self.done or self.trained)
+        since = (predicted, measured, noise) if first else self._since_dense(calibration, held)
         if not stands:
             restore(network.module, state)
             self.masks, self.histogram = masks, drawn

@@ -92,7 +92,7 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
 def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunetaylor import stages
 
-    change, calls = stages._change, iter([True, True])  # of the first stage: its own change, and since the dense one
+    change, calls = stages._change, iter([True])  # of the first stage, which is that since the dense network too
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
     outcome = quick(conv, sparsity=0.5, prune__stages="auto")
     first = outcome.stages[0]
@@ -101,11 +101,29 @@ def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.
     assert_truthful(outcome, conv, 0.5)
 
 
+def test_the_first_stage_s_change_is_that_since_the_dense_network(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is therefore not computed once more."""
+    stage, since = Stages._stage, []
+
+    def watched(self: Stages, plan: Any, calibration: Any, absorbers: Any) -> None:
+        stage(self, plan, calibration, absorbers)
+        held = calibration.holdout.risk(self.job.network.module, self.aim.objective)
+        since.append(self._since_dense(calibration, held))
+
+    monkeypatch.setattr(Stages, "_stage", watched)
+    first, second = quick(conv, sparsity=0.6, **STAGED | {"prune__stages": [0.4, 0.6], "prune__refine": "none"}).stages
+    assert (first.cumulative_predicted, first.cumulative_measured) == pytest.approx(since[0][:2], rel=1e-4)
+    assert (second.cumulative_predicted, second.cumulative_measured) == pytest.approx(since[1][:2], rel=1e-4)
+    assert second.cumulative_measured != pytest.approx(second.measured_change, rel=1e-2)
+
+
 def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the statistics of batch norms, which least squares moves, nor in the histogram."""
     from prunetaylor import stages
 
-    change, calls = stages._change, iter([False, False, True, True])  # the second stage's, and since the dense one
+    change, calls = stages._change, iter([False, True, True])  # the second stage's, and since the dense one
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
     stage, restore, back = stages.Stages._stage, stages.restore, []
 
