@@ -121,7 +121,6 @@ class Stages:
                 f"held-out samples: {held}; what is measured on so few says little, give more calibration.samples"
             )
         self._calibrate()
-        self.absorbers = find_absorbers(self.job.network.module, self.job.network.layers, self.calibration.fit.batches)
 
     def to(self, sparsity: float) -> None:
         """One stage to ``sparsity`` now, from weights that may have been trained since the last one."""
@@ -227,6 +226,7 @@ class Stages:
         for text in usage.said:
             self._choose(text)
         self._start()
+        self.absorbers = find_absorbers(network.module, network.layers, calibration.fit.batches)
         dense = self.dense.module
         model = partial(self._model, self.dense, calibration=calibration)
         self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle)
@@ -415,6 +415,7 @@ class Stages:
             damping=self.damping,
             seed=seed,
             note=self._choose,
+            intercepts=self.absorbers,
             cache=self.cache,
             stage=1 + sum(stage.accepted for stage in self.done),  # one taken back has left the weights as they were
         )

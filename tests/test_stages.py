@@ -101,6 +101,23 @@ def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.
     assert_truthful(outcome, conv, 0.5)
 
 
+@pytest.mark.parametrize("method", ["obs", "exact_obs", "obs_kfac"])
+def test_without_an_intercept_a_constant_input_s_weights_are_what_they_add(method: str) -> None:
+    module = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[0.1, 0.2, 1.0], [0.3, -0.2, -1.0]]))
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = 1
+    data = x, module(x).argmax(1).detach()
+    outcome = quick(module, data, data, sparsity=1 / 3, prune__method=method, calibration__labels=False)
+    assert outcome.masks["weight"][:, 2].all()
+    assert not any("cost nothing" in line for line in outcome.choices)
+    module = nn.Sequential(nn.Linear(3, 2))
+    outcome = quick(module, data, data, sparsity=1 / 3, prune__method=method, calibration__labels=False)
+    assert not outcome.masks["0.weight"][:, 2].any()  # the bias adds it
+    assert any("1 of its 3 inputs are constant" in line for line in outcome.choices)
+
+
 def test_the_first_stage_s_change_is_that_since_the_dense_network(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

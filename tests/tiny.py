@@ -55,17 +55,20 @@ def taylor(
     *,
     damping: float = 0.01,
     positions: int = EVERY,
+    intercepts: bool = True,
     **of: object,
 ) -> TaylorModel:
-    """Notes of raised damping end up in its ``notes``."""
+    """Notes of raised damping end up in its ``notes``. ``intercepts``: all layers have them."""
     notes: list[str] = []
+    network = Network.of(module)
     model = TaylorModel(
-        Network.of(module),
+        network,
         risk(module, x, y, **of),
         Positions(len(x), 0, positions),
         damping=damping,
         seed=0,
         note=notes.append,
+        intercepts=[layer.name for layer in network.layers if intercepts],
     )
     model.notes = notes
     return model

@@ -10,7 +10,7 @@ to another's. For the divergence at the dense weights g = 0 and G is the exact H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -30,6 +30,7 @@ from prunetaylor.curvature.solve import Note
 from prunetaylor.distributed.exchange import sum_numbers
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import Sizes, directional, release
+from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, snapshot
@@ -63,8 +64,9 @@ class TaylorModel:
     """The error's expansion at the network's state now, over the samples of ``risk``.
 
     It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
-    that the prediction stays about this point after the network has moved on. ``cache`` is where fits are looked up and
-    kept, those of ``stage`` 1 (where a run starts) before others.
+    that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
+    whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
+    ``stage`` 1 (where a run starts) before others.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class TaylorModel:
         damping: float,
         seed: int,
         note: Note,
+        intercepts: Collection[str],
         cache: Cache | None = None,
         stage: int = 1,
     ) -> None:
         self.network, self.risk, self.where = network, risk, where
         self.damping, self.seed, self.note = damping, seed, note
-        self.cache, self.stage = cache, stage
+        self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
         self.state = snapshot(network.module)
 
@@ -94,12 +97,23 @@ class TaylorModel:
 
         drawn = self.where.offsets, self.where.turns
         moments = unpack(self._fitted("layer Grams", fit, {"per_sample": self.where.per_sample}, drawn))
-        for name, found in moments.items() if self.stage == 1 else ():
-            constant = found.centred()[0].diagonal(dim1=-2, dim2=-1) == 0
-            if bool(constant.any()):
-                count = f"{int(constant.sum())} of its {constant.numel()} inputs"
-                self.note(f"{name}: {count} are constant on the samples; weights on them seem to cost nothing")
+        for name in moments if self.stage == 1 else ():
+            dead = self._gram(moments[name], name).diagonal(dim1=-2, dim2=-1) == 0
+            if bool(dead.any()):
+                how = "constant" if name in self.intercepts else "zero"
+                count = f"{int(dead.sum())} of its {dead.numel()} inputs"
+                self.note(f"{name}: {count} are {how} on the samples; weights on them seem to cost nothing")
         return moments
+
+    def gram(self, layer: Layer) -> Tensor:
+        """H (G, C, C) of a layer's inputs: a row's d'H d is what moving it by d adds to the mean square of its output.
+
+        Where an intercept takes up the means, of what varies alone.
+        """
+        return self._gram(self.moments[layer.name], layer.name)
+
+    def _gram(self, moments: Moments, name: str) -> Tensor:
+        return (moments.centred() if name in self.intercepts else moments.plain())[0]
 
     @cached_property
     def gradient(self) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def score(
 
 def _traces(model: TaylorModel, layer: Layer, keep: Tensor) -> tuple[Tensor, Tensor]:
     """The step at which each weight (G, R, C) goes in its row, and the largest addition to the error up to then."""
-    h, _ = model.moments[layer.name].centred()
+    h = model.gram(layer)
     w = layer.matrix(layer.weight.detach()).to(h.dtype) * keep
     order, added = torch.zeros_like(keep, dtype=torch.long), torch.zeros_like(w)
     parts = -(-max(1, int(keep.sum(2).max())) // BLOCK)

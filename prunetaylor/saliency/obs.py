@@ -5,7 +5,8 @@ error (mean square, at one position)
 
     e_j = w_j^2 / [H^-1]_jj                    H: Gram matrix of the layer's inputs, on the row's kept weights
 
-exactly, for a row at its least-squares optimum. Layers are made comparable by the unit u of ``_units.py``:
+exactly, for a row at its least-squares optimum; centred where an intercept makes up for the means. Layers are made
+comparable by the unit u of ``_units.py``:
 
     s_j = u e_j
 """
@@ -52,7 +53,7 @@ def score(
     assert model is not None
     scores = {}
     for layer in network.layers:
-        h, _ = model.moments[layer.name].centred()
+        h = model.gram(layer)
         keep = layer.matrix(masks[layer.parameter])
         w = layer.matrix(layer.weight.detach()).to(h.dtype)
         added = torch.stack(

@@ -22,22 +22,27 @@ def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     return input_rows(module, x, flat // each, flat % each, y.shape[2:])[0].double()
 
 
-def error(inputs: Tensor, targets: Tensor, kept: Tensor) -> float:
-    """The least mean square error of an affine map of the kept columns."""
-    columns = torch.cat([inputs[:, kept], torch.ones(len(inputs), 1).double()], 1)
+def columns_of(inputs: Tensor, kept: Tensor, affine: bool) -> Tensor:
+    return torch.cat([inputs[:, kept], torch.ones(len(inputs), int(affine)).double()], 1)
+
+
+def error(inputs: Tensor, targets: Tensor, kept: Tensor, affine: bool) -> float:
+    """The least mean square error of a linear or affine map of the kept columns."""
+    columns = columns_of(inputs, kept, affine)
     solution = torch.linalg.lstsq(columns, targets.unsqueeze(1), driver="gelsd").solution
     return float((columns @ solution - targets.unsqueeze(1)).square().mean())
 
 
-def at_its_optimum(module: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
-    """Targets (positions, rows) that no affine map reaches; the module's kept weights become the best ones for them."""
+def at_its_optimum(module: nn.Module, x: Tensor, keep: Tensor, affine: bool) -> Tensor:
+    """Targets (positions, rows) that no such map reaches; the module's kept weights become the best ones for them."""
     inputs = inputs_of(module, x)
     rows = keep.flatten(1)
     targets = inputs @ rand(inputs.shape[1], len(rows)).double() + 0.5 * rand(len(inputs), len(rows), seed=3).double()
     best = torch.zeros(rows.shape).double()
     for row, kept in enumerate(rows):
-        columns = torch.cat([inputs[:, kept], torch.ones(len(inputs), 1).double()], 1)
-        best[row, kept] = torch.linalg.lstsq(columns, targets[:, row : row + 1], driver="gelsd").solution[:-1, 0]
+        columns = columns_of(inputs, kept, affine)
+        solution = torch.linalg.lstsq(columns, targets[:, row : row + 1], driver="gelsd").solution
+        best[row, kept] = solution[: int(kept.sum()), 0]
     with torch.no_grad():
         module.weight.copy_(best.view_as(module.weight))
     return targets
@@ -45,20 +50,22 @@ def at_its_optimum(module: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("module", [nn.Linear(6, 3), nn.Conv2d(2, 3, 2)], ids=["linear", "conv"])
 @pytest.mark.parametrize("share", [0.0, 0.4])
-def test_the_error_that_a_removal_adds(module: nn.Module, share: float) -> None:
-    x = rand(60, 6) if isinstance(module, nn.Linear) else rand(20, 2, 4, 4)
+@pytest.mark.parametrize("affine", [True, False], ids=["intercept", "none"])
+def test_the_error_that_a_removal_adds(module: nn.Module, share: float, affine: bool) -> None:
+    x = (rand(60, 6) if isinstance(module, nn.Linear) else rand(20, 2, 4, 4)) + 1  # means that someone has to make up
     keep = torch.rand(module.weight.shape, generator=torch.Generator().manual_seed(1)) >= share
-    targets = at_its_optimum(module, x, keep)
+    targets = at_its_optimum(module, x, keep, affine)
     inputs, rows = inputs_of(module, x), keep.flatten(1)
     added = torch.zeros(rows.shape).double()
     for row, kept in enumerate(rows):
         for j in kept.nonzero().squeeze(1):
             without = kept.clone()
             without[j] = False
-            added[row, j] = error(inputs, targets[:, row], without) - error(inputs, targets[:, row], kept)
+            least = [error(inputs, targets[:, row], some, affine) for some in (without, kept)]
+            added[row, j] = least[0] - least[1]
 
-    model = taylor(module.eval(), x, damping=TINY)
-    h, _ = model.moments[""].centred()
+    model = taylor(module.eval(), x, damping=TINY, intercepts=affine)
+    h = model.gram(model.network.layers[0])
     w = module.weight.detach().flatten(1).double()
     found = w.square() / inverse_diagonal(h[0], rows, TINY, "layer", model.note)
     torch.testing.assert_close(found[rows], added[rows], rtol=1e-3, atol=1e-5)
