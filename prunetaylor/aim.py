@@ -96,21 +96,28 @@ def look(
     if idle:
         refinement = alone(job, labelled)
     objective = task if labelled else usual.objective
-    kept = labelled and keep_first
     return Aim(
         objective,
         keep_first,
         repair,
         refinement,
-        FirstOrder(found.share, found.gradient_norm, found.noise_norm, kept),
+        FirstOrder(found.share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
         (
             _repair_said(job, repair, idle),
             _said(refinement),
             f"error: {objective.describe()} ({found.describe()})",
-            f"first-order term of the task error: {'kept' if kept else 'not kept'}"
-            f"{'' if labelled else ' (labels are not used)'}",
+            _first_order_said(job, criterion, labelled, keep_first),
         ),
     )
+
+
+def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> str:
+    text = f"first-order term: {'kept' if kept else 'not kept'}"
+    if not labelled:
+        return f"{text}; without labels it is zero at the dense weights"
+    if kept and not criterion.FIRST_ORDER:
+        return f"{text} in what is predicted and in gauss-newton refinement; {job.method} chooses without it"
+    return text
 
 
 def _said(refinement: Refinement) -> str:

@@ -122,12 +122,13 @@ def believed_to(stages: list[Stage]) -> float | None:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """How far from convergence the checkpoint is."""
+    """How far from convergence the checkpoint is: of the error with labels, whether or not that is what is gone by."""
 
     share: float  # |g'd| / (|g'd| + d'Hd/2) of a probe: each weight's removal by itself, at the dense network
     gradient_norm: float
     noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
-    kept: bool  # whether the first-order term was kept
+    kept: bool  # whether its first-order term was kept
+    labels: bool  # whether it is what was gone by
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def report(**more: Any) -> dict[str, Any]:
         "sparsity": Sparsity(0.8, 0.8, 270_896, 216_717),
         "drop": Drop(2.36, 1.92, 2.81),
         "stages": stages,
-        "first_order": FirstOrder(0.0312, 0.123, 0.1, False),
+        "first_order": FirstOrder(0.0312, 0.123, 0.1, kept=False, labels=True),
         "layers": [LayerOutcome(name, (16, 16, 3, 3), 1843 - 60 * i, 0.8 - 0.026 * i) for i, name in enumerate(BLOCKS)],
         "skipped": [Skipped("head.parametrized", "its weight is computed from another")],
         "epochs": [Epoch(i, 1 / i, 84.0 + i / 2, 70.0, 0.8, 0.05 / i) for i in (1, 2, 3)],

@@ -32,7 +32,7 @@ FIELDS = {
     "sparsity": "asked obtained prunable removed",
     "drop_pp": "value low high",
     "stages.0": "sparsity predicted_change measured_change gain_ratio seconds",
-    "first_order": "share gradient_norm noise_norm kept",
+    "first_order": "share gradient_norm noise_norm kept labels",
     "layers.0": "name shape removed sparsity",
     "versions": "prunetaylor python torch torchvision",
     "hashes": "checkpoint data",

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from prunetaylor.outcome import Drop
 from prunetaylor.report import figures
 from prunetaylor.report.page import clip, flat, render
-from prunetaylor.report.terminal import belief, count, number, percent, size
+from prunetaylor.report.terminal import belief, count, first_order, number, percent, size
 from prunetaylor.report.verdict import allowed, interval, shown
 from prunetaylor.verdict import Check
 
@@ -116,9 +116,9 @@ def _facts(document: Document) -> list[str]:
         )
     if first := document["first_order"]:
         lines.append(
-            f"First-order term: {percent(first['share'])} of a probe's predicted change, "
-            f"{'kept' if first['kept'] else 'not kept'}; the gradient's norm is {number(first['gradient_norm'], 3)}, "
-            f"{number(first['noise_norm'], 3)} from sampling alone."
+            f"First-order term: {percent(first['share'])} of a probe's predicted change"
+            f"{first_order(first['kept'], first.get('labels', True))}; the gradient's norm is "
+            f"{number(first['gradient_norm'], 3)}, {number(first['noise_norm'], 3)} from sampling alone."
         )
     if stages := document["stages"]:
         predicted = any(stage.get("cumulative_predicted") is not None for stage in stages)

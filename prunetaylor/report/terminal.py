@@ -199,7 +199,7 @@ def _facts(outcome: Outcome) -> Table:
     if first is not None:
         table.add_row(
             "first order",
-            f"{percent(first.share)} of a probe's predicted change, {'kept' if first.kept else 'dropped'}; "
+            f"{percent(first.share)} of a probe's predicted change{first_order(first.kept, first.labels)}; "
             f"gradient norm {number(first.gradient_norm, 3)}, {number(first.noise_norm, 3)} from sampling alone",
         )
     table.add_row("time", f"{outcome.seconds.get('total', math.nan):.1f} s on {outcome.device}, seed {outcome.seed}")
@@ -214,6 +214,13 @@ def _stages(outcome: Outcome) -> Table:
         sparsity = percent(stage.sparsity) + ("" if stage.accepted else " (taken back)")
         table.add_row(str(i), sparsity, *(number(change) for change in changes), *ratios, f"{stage.seconds:.1f}")
     return table
+
+
+def first_order(kept: bool, labels: bool) -> str:
+    """What became of the error with labels' first-order term; ``labels``: whether that error was gone by."""
+    if not labels:
+        return " with labels, which are not used"
+    return ", kept" if kept else ", not kept"
 
 
 def belief(predicted: bool, reached: float | None, last: float) -> str:

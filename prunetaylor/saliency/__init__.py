@@ -7,9 +7,11 @@ looked at).
 A solver that chooses the weights and moves the others at once has ``solve(model, network, masks, removed, generator) ->
 Step`` instead, with ``removed`` the number of weights that are gone after it. Both say beside it:
 
-    NEEDS    "nothing", "samples" or "labels": what it cannot do without
-    REPAIR   what ``prune.repair: auto`` means for it
-    REACH    the share of the weights left that one stage of ``prune.stages: auto`` removes, at most; None: all at once
+    NEEDS        "nothing", "samples" or "labels": what it cannot do without
+    REPAIR       what ``prune.repair: auto`` means for it
+    FIRST_ORDER  whether it goes by the gradient too, where the first-order term is kept
+    REACH        the share of the weights left that one stage of ``prune.stages: auto`` removes, at most; None: all at
+                 once
 
 and ``memory(sizes: Sizes) -> [Phase]`` says what is held while it scores or solves (see ``prunetaylor.memory``).
 """

@@ -36,6 +36,7 @@ from prunetaylor.selection.step import Step
 
 NEEDS = "samples"
 REPAIR = "least-squares"
+FIRST_ORDER = True
 REACH = 0.35
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB

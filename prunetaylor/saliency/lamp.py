@@ -20,6 +20,7 @@ from prunetaylor.network.network import Network
 
 NEEDS = "nothing"
 REPAIR = "none"
+FIRST_ORDER = False
 REACH = None
 
 

@@ -20,6 +20,7 @@ from prunetaylor.network.network import Network
 
 NEEDS = "samples"
 REPAIR = "none"
+FIRST_ORDER = True
 REACH = None
 
 

@@ -28,6 +28,7 @@ from prunetaylor.saliency._units import ranking_unit
 
 NEEDS = "samples"
 REPAIR = "least-squares"
+FIRST_ORDER = False
 REACH = 0.35
 
 

@@ -34,6 +34,7 @@ from prunetaylor.selection.step import Step
 
 NEEDS = "samples"
 REPAIR = "none"
+FIRST_ORDER = True
 REACH = 0.35
 
 BLOCK = 256

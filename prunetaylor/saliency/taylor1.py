@@ -20,6 +20,7 @@ from prunetaylor.network.network import Network
 
 NEEDS = "labels"
 REPAIR = "none"
+FIRST_ORDER = True
 REACH = None
 
 

@@ -31,7 +31,7 @@ def outcome() -> Outcome:
         sparsity=Sparsity(0.5, 0.500001, 270896, 135448),
         drop=Drop(1.39, 1.02, 1.77),
         stages=[Stage(0.25, 0.0012, 0.0015, 1.25, 3.21), Stage(0.5, 0.01, None, None, math.inf)],
-        first_order=FirstOrder(0.0312, 0.123, 0.1, False),
+        first_order=FirstOrder(0.0312, 0.123, 0.1, kept=False, labels=True),
         layers=[*layers, LayerOutcome(name, (256, 256, 1, 1), 65536, 1.0)],
         skipped=[Skipped("head.parametrized", "its weight is computed from another")],
         epochs=[Epoch(1, 0.5, 87.1, 12.0, 0.4, 0.05), Epoch(2, 0.4, 87.5, 11.0, 0.8, 0.001)],

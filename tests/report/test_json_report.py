@@ -14,7 +14,7 @@ _KEYS = {
     "pruned": "metrics parameters nonzero flops flops_nonzero bytes",
     "sparsity": "asked obtained prunable removed",
     "drop_pp": "value low high",
-    "first_order": "share gradient_norm noise_norm kept",
+    "first_order": "share gradient_norm noise_norm kept labels",
     "versions": "prunetaylor python torch torchvision",
 }
 _STAGE = (

@@ -80,6 +80,18 @@ def test_it_says_what_it_needs_and_where_it_comes_from(criterion: str) -> None:
     assert criterion == "random" or re.search(r"\b(19|20)\d\d\b", text), "the paper"
 
 
+@pytest.mark.parametrize("criterion", [name for name in NAMES if name != "taylor1"])
+def test_it_goes_by_the_gradient_where_it_says_so(criterion: str) -> None:
+    module, x, y = case("conv")
+    scores = []
+    for keep_first in (True, False):
+        model = taylor(module, x, y, of="task")
+        model.keep_first = keep_first
+        scores.append(scored(criterion, model, model.network))
+    same = all(torch.equal(scores[1][name], score) for name, score in scores[0].items())
+    assert same != registry.load("saliency", criterion).FIRST_ORDER
+
+
 @pytest.mark.parametrize("of", ["task", "divergence"])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("criterion", NAMES)
