@@ -51,12 +51,14 @@ def look(
     model: Callable[[Risk], TaylorModel],
     *,
     idle: bool = False,
+    refines: bool = True,
 ) -> Aim:
     """Labels or not, first-order term or not, from what the user forces and the convergence check.
 
     Args:
         model: the Taylor model of the dense network for an error.
         idle: nothing is to be removed.
+        refines: whether what follows refines; a single step that is tried is not.
 
     Raises:
         UsageError: the criterion needs labels, and they are ruled out.
@@ -70,8 +72,9 @@ def look(
             refinement = alone(job, labelled=False)
         why = "the training samples have no labels"
         error = f"error: {usual.objective.describe()} ({why})"
-        said = (_repair_said(job, usual.repair, idle), _said(refinement), error)
-        return replace(usual, refinement=refinement, said=said)
+        said = (_repair_said(job, usual.repair, idle), *_said(refinement, refines), error)
+        repair = _possible(job, usual.repair)
+        return replace(usual, repair=repair, refinement=refinement if refines else Refinement(), said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
     usual, labels = unseen(job, criterion), config.calibration.labels
     needed = criterion.NEEDS == "labels"
@@ -86,6 +89,8 @@ def look(
         # Who asks for labels wants what they say: then a gradient that is there is enough.
         keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
     refinement, repair = settle(job, criterion.REPAIR, labelled and keep_first, example), usual.repair
+    if not refines:
+        refinement = Refinement()
     if refinement.when == "stages":
         if config.prune.refine == "auto" and config.prune.repair == "auto":
             # Towards labels: the dense layers' outputs are those of a network that still has to move.
@@ -99,12 +104,12 @@ def look(
     return Aim(
         objective,
         keep_first,
-        repair,
+        _possible(job, repair),
         refinement,
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
         (
             _repair_said(job, repair, idle),
-            _said(refinement),
+            *_said(refinement, refines),
             f"error: {objective.describe()} ({found.describe()})",
             _first_order_said(job, criterion, labelled, keep_first),
         ),
@@ -120,17 +125,24 @@ def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> s
     return text
 
 
-def _said(refinement: Refinement) -> str:
+def _said(refinement: Refinement, refines: bool) -> list[str]:
+    if not refines:
+        return []
     how = f"{refinement.steps} steps of {refinement.by}"
     when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
-    return f"refinement: {when[refinement.when]} ({refinement.why})"
+    return [f"refinement: {when[refinement.when]} ({refinement.why})"]
+
+
+def _possible(job: Job, repair: str) -> str:
+    """None in place of a correction of batch norms where there are none."""
+    return "none" if repair == "batch-norm" and not batch_norm.norms(job.network.module) else repair
 
 
 def _repair_said(job: Job, repair: str, idle: bool) -> str:
     """What each stage is repaired by, and what decided."""
     if idle and job.config.prune.repair != "none":
         return "repair: none (nothing is removed, so that there is nothing to make up for)"
-    if repair == "batch-norm" and not batch_norm.norms(job.network.module):
+    if repair != _possible(job, repair):
         return "repair: batch-norm has no effect, as the network has no batch norm with statistics"
     if job.config.prune.repair != "auto":
         return f"repair: {repair} (as asked)"

@@ -213,7 +213,8 @@ class _Planner:
         if when in ("last", "stages") or (when == "auto" and usual == "least-squares"):
             # Towards labels from where the network stood: one more copy.
             more = {"weights": sizes.state}
-            if by != "features":
+            # Without labels auto comes to features; with them how far the network is from a minimum decides.
+            if by == "gauss-newton" or (by == "auto" and self.job.labelled and config.calibration.labels is not False):
                 yield refine.memory(sizes).plus(more)
             if by != "gauss-newton":
                 yield match_features.memory(sizes).plus(more)
@@ -288,18 +289,27 @@ class _Planner:
                 yield said
                 break
         for name in registry.names("saliency"):
-            needs = registry.load("saliency", name).NEEDS
-            if name in (self.job.method, "random") or (self.job.samples is None and needs != "nothing"):
+            if name in (self.job.method, "random") or not self._possible(registry.load("saliency", name)):
                 continue
             need = self.fit(_with(config, "prune", method=name), limit)[1].total
             if need <= limit:
                 methods.append((need, name))
         yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
 
+    def _possible(self, criterion: Any) -> bool:
+        """Whether the run could go by another criterion, all else as it is."""
+        if self.job.samples is None:
+            return bool(criterion.NEEDS == "nothing")
+        if self.job.config.prune.repair == "obs" and hasattr(criterion, "solve"):
+            return False
+        return criterion.NEEDS != "labels" or (self.job.labelled and self.job.config.calibration.labels is not False)
+
     def _smaller(self) -> Iterator[tuple[str, Config]]:
         """Settings that need less with the same method."""
         config = self.job.config
         if config.prune.refine != "none" and self.command == "prune":
+            if config.prune.refine_by == "auto":
+                yield "prune.refine_by=features", _with(config, "prune", refine_by="features")
             yield "prune.refine=none", _with(config, "prune", refine="none")
         if self.job.epochs:
             size = config.data.batch_size // 2

@@ -1,8 +1,9 @@
 """How far can this be pruned? One fit at the dense weights, and at every sparsity what one step from them would cost.
 
-The step removes the lowest scores and moves the kept weights where the criterion's repair does, in closed form from the
-dense fit. Its cost is predicted by the Taylor model and measured, both on held-out samples: where the two part, the
-model is no longer to be believed. Stages and repair in ``prune`` do better than any one step.
+The step removes the lowest scores, or what the criterion's own solver does, and moves the kept weights where the
+repair does, in closed form from the dense fit. Its cost is predicted by the Taylor model and measured, both on held-out
+samples: where the two part, the model is no longer to be believed. Stages and repair in ``prune`` do better than any
+one step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor import registry
 from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import TaylorModel
@@ -36,6 +36,7 @@ from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
 from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import believed
+from prunetaylor.settings import check_scoring
 from prunetaylor.stages import Stages
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -47,16 +48,11 @@ BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
 def run(job: Job, progress: Progress) -> Scores:
     """Score ``job.network``, which is left as it was. UsageError without samples, scores or room in memory."""
     start = time.perf_counter()
-    criterion = registry.load("saliency", job.method)
     if job.samples is None:
         raise UsageError(
             "without samples nothing can be said about the error", "name them with --data; prune needs none"
         )
-    if not hasattr(criterion, "score"):
-        raise UsageError(
-            f"{job.method} gives no scores, only solutions for one sparsity",
-            f"try it with `prunetaylor prune MODEL prune.method={job.method}`, or leave prune.method at auto",
-        )
+    job.choices += check_scoring(job.config)
     plan = make_plan(job, "score")
     training, _ = training_split(job)
     assert training is not None
@@ -123,11 +119,13 @@ class _Fit:
     held: Risk
     dense_outputs: Tensor
     absorbers: Mapping[str, Absorber]
-    scores: dict[str, Tensor] | None  # None where the criterion's own solver moves the kept weights: it is asked anew
+    scores: dict[str, Tensor] | None  # None where the criterion has a solver, which is asked anew
 
 
 class _Outlook(Stages):
     """The samples, the error and the models of a run's first stage, with steps that are tried and taken back."""
+
+    REFINES = False
 
     def look(self) -> tuple[list[Level], list[LayerScore], int]:
         """The levels, the layers at each of them, and the number of held-out samples."""
@@ -154,7 +152,7 @@ class _Outlook(Stages):
         model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
         held = calibration.holdout.risk(network.module, self.aim.objective)
         scores = None
-        if self.aim.repair != "none" or not hasattr(self.criterion, "solve"):
+        if not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
         if self.aim.solves:
             assert model.moments  # fitted now: the network is about to move
@@ -210,7 +208,7 @@ class _Outlook(Stages):
             row.sparsities.append(float((~masks[layer.parameter]).double().mean()))
 
     def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Masks (True = keep) and the displacement before repair, by parameter name."""
+        """Masks (True = keep) and the displacement without repair, by parameter name."""
         if fit.scores is None:
             step: Step = self.criterion.solve(fit.model, self.job.network, self.masks, removed, self.generator)
             return step.masks, step.displacement

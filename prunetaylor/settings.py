@@ -56,6 +56,14 @@ def check_pruning(config: Config, needs: str, *, data: bool) -> list[str]:
     return said
 
 
+def check_scoring(config: Config) -> list[str]:
+    """A line that names settings of no effect on scores."""
+    options, usual = config.prune, PruneSection()
+    keys = ("stages", "schedule", "during", "refine", "refine_steps", "refine_by")
+    idle = [f"prune.{key}" for key in keys if getattr(options, key) != getattr(usual, key)]
+    return [f"no effect here: {', '.join(idle)}, as each row is one step from the dense weights"] if idle else []
+
+
 def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool) -> list[str]:
     """Lines that name settings of no effect.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ _DRAWS = 10
 @dataclass
 class Stages:
     """What the stages of one run share, and what they have done so far. ``masks``: True = keep, by parameter name."""
+
+    REFINES: ClassVar[bool] = True
+    """Whether what is done may be refined."""
 
     job: Job
     dense: Network  # a copy that stays as it was
@@ -229,7 +232,7 @@ class Stages:
         self.absorbers = find_absorbers(network.module, network.layers, calibration.fit.batches)
         dense = self.dense.module
         model = partial(self._model, self.dense, calibration=calibration)
-        self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle)
+        self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle, refines=self.REFINES)
         for text in self.aim.said:
             self._choose(text)
         self.repaired = None if self.aim.solves else 1.0

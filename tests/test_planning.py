@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, trained
 
-from prunetaylor import memory, planning
+from prunetaylor import memory, planning, registry
 from prunetaylor.config.resolve import from_values
 from prunetaylor.config.sizes import parse_size, show_size
 from prunetaylor.curvature.alive import alive_in_forward_mode
@@ -179,6 +179,44 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert make_plan(job_of(wide(), memory="70MiB", prune__method="obd")).report.planned <= 70 * MIB
     with pytest.raises(UsageError, match="even in the smallest chunks"):
         make_plan(job_of(wide(), memory=parse_size(asked) - MIB))
+
+
+def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
+    """Without labels auto comes to features, which take less; with them that is a setting which would fit."""
+    torch.manual_seed(0)
+    how = {"prune__method": "magnitude", "prune__repair": "none", "prune__refine": "last", "prune__refine_steps": 1}
+    least = {}
+    for by in ("features", "gauss-newton"):
+        job = job_of(wide(), **how, prune__refine_by=by)
+        least[by] = planning._Planner(job, "prune").fit(job.config, 1)[1].total
+    assert least["features"] < least["gauss-newton"]
+    limit = (least["features"] + least["gauss-newton"]) // 2
+    outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
+    assert any("steps of features" in line for line in outcome.choices)
+    with pytest.raises(UsageError, match="refinement by Gauss-Newton") as found:
+        make_plan(job_of(wide(), **how, memory=limit))
+    assert found.value.remedy.startswith("what would fit: prune.refine_by=features, ")
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "possible"),
+    [
+        ("taylor1", {}, True),
+        ("taylor1", {"calibration__labels": False}, False),
+        ("joint", {"prune__repair": "least-squares"}, True),
+        ("joint", {"prune__repair": "obs"}, False),
+        ("obs_kfac", {"prune__repair": "obs", "calibration__labels": False}, True),
+    ],
+)
+def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str, object], possible: bool) -> None:
+    torch.manual_seed(0)
+    job = job_of(ConvNet(), **how)
+    assert planning._Planner(job, "prune")._possible(registry.load("saliency", method)) == possible
+    if possible:
+        pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
+    else:
+        with pytest.raises(UsageError):
+            pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
 
 
 def test_fewer_samples_are_suggested_where_they_help() -> None:

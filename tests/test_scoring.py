@@ -15,10 +15,10 @@ import prunetaylor
 from prunetaylor import registry
 from prunetaylor.curvature import cache
 from prunetaylor.data.load import from_python
-from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.outcome import Scores
 from prunetaylor.progress import Silent
+from prunetaylor.report.scores import verdict
 from prunetaylor.scoring import BY_LAYER, LEVELS, run, score
 from prunetaylor.selection.trust import HIGH, LOW
 
@@ -121,10 +121,31 @@ def test_levels_below_what_is_zero_already_are_left_out(conv: nn.Module) -> None
     assert [level.sparsity for level in found.levels] == [0.7, 0.8, 0.9, 0.95, 0.98]
 
 
-def test_what_gives_no_scores_is_refused(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(registry.load("saliency", "joint"), "score")
-    with pytest.raises(UsageError, match=r"joint gives no scores(.|\n)*prune.method=joint"):
-        quick(conv, prune__method="joint")
+@pytest.mark.parametrize("repair", ["none", "least-squares"])
+@pytest.mark.parametrize("method", ["joint", "obs_fisher"])
+def test_a_solver_s_step_is_the_one_that_it_takes(conv: nn.Module, method: str, repair: str) -> None:
+    """What one stage of a run removes, whatever makes up for it, and no ranking of single weights."""
+    settings = {"prune.method": method, "prune.repair": repair, "prune.stages": 1, "calibration.samples": 120}
+    settings |= {"data.workers": 0, "device": "cpu", "finetune.epochs": 0}
+    found = score(conv, TRAIN, settings=settings)
+    outcome = prunetaylor.prune(conv, TRAIN, sparsity=0.7, settings=settings)
+    level = LEVELS.index(0.7)
+    assert [one.sparsities[level] for one in found.layers] == pytest.approx([one.sparsity for one in outcome.layers])
+    if repair == "none":
+        assert outcome.stages[0].predicted_change == pytest.approx(found.levels[level].predicted_change, rel=1e-4)
+
+
+def test_settings_of_what_it_does_not_do_are_named(conv: nn.Module) -> None:
+    given = {"prune__stages": 7, "prune__refine": "last", "prune__refine_steps": 9, "prune__repair": "batch-norm"}
+    found = quick(conv, **given)
+    assert (
+        "no effect here: prune.stages, prune.refine, prune.refine_steps, as each row is one step from the dense weights"
+    ) in found.choices
+    assert not any(line.startswith("refinement: ") for line in found.choices)
+    assert found.repair == "batch-norm"
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    assert "before the repair" not in verdict(quick(plain, prune__repair="batch-norm"))
+    assert "moved to make up for it" in verdict(quick(plain, prune__repair="obs"))
 
 
 def test_the_fit_serves_scoring_again_and_pruning(

@@ -59,7 +59,7 @@ def verdict(scores: Scores) -> str:
             f"from {beyond[0]:.0%} on it should not be believed."
         )
     moved = {
-        "least-squares": ", the kept weights moved to make up for it",
+        **dict.fromkeys(("least-squares", "obs"), ", the kept weights moved to make up for it"),
         "batch-norm": ", before the repair of batch-norm statistics",
     }.get(scores.repair, "")
     return (
