@@ -183,7 +183,7 @@ def make_job(
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
-        job.choices += check_pruning(config, criterion.NEEDS, data=False)
+        job.choices += check_pruning(config, criterion, data=False)
         job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
         job.choices.append(
             f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
@@ -204,7 +204,7 @@ def make_job(
             why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
         job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)
-    job.choices += check_pruning(config, criterion.NEEDS, data=True)
+    job.choices += check_pruning(config, criterion, data=True)
     job.choices += check_finetuning(config, job.epochs, job.kind, labelled=job.labelled)
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from prunetaylor.config.schema import Config, FinetuneSection, PruneSection
 from prunetaylor.errors import UsageError
@@ -25,6 +26,10 @@ _OF_FILES = {
 """Settings without effect on ``prunetaylor.prune``, by how they begin, and what there is instead."""
 
 
+_UNDAMPED = ("none", "batch-norm")
+"""Repairs that solve for nothing."""
+
+
 def check_from_python(keys: Iterable[str]) -> None:
     """UsageError for settings of files, where networks and samples are given and nothing is written."""
     for key in keys:
@@ -33,8 +38,8 @@ def check_from_python(keys: Iterable[str]) -> None:
                 raise UsageError(f"{key} is about files, and none is read or written here", instead)
 
 
-def check_pruning(config: Config, needs: str, *, data: bool) -> list[str]:
-    """Lines that name settings of no effect; ``needs``: what the criterion is fitted to.
+def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
+    """Lines that name settings of no effect.
 
     UsageError for repair or refinement without ``data``.
     """
@@ -47,10 +52,11 @@ def check_pruning(config: Config, needs: str, *, data: bool) -> list[str]:
         levels = ", ".join(f"{s:.2%}" for s in beyond)
         said.append(f"stages: {levels} left out, beyond prune.sparsity={options.sparsity:.2%}, which ends the list")
     idle = []
-    if options.refine == "none":
-        idle += [key for key in ("refine_steps", "refine_by") if getattr(options, key) != getattr(usual, key)]
-        if needs == "nothing" and options.repair in ("auto", "none", "batch-norm") and options.damping != usual.damping:
-            idle.append("damping")
+    if options.refine == "none" or (options.refine == "auto" and criterion.REPAIR != "least-squares"):
+        idle += ["refine_steps", "refine_by"]
+    if not criterion.DAMPED and (criterion.REPAIR if options.repair == "auto" else options.repair) in _UNDAMPED:
+        idle.append("damping")
+    idle = [key for key in idle if getattr(options, key) != getattr(usual, key)]
     if idle:
         said.append(f"no effect here: {', '.join(f'prune.{key}' for key in idle)}")
     return said

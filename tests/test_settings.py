@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from runs import quick
+from torch import nn
 from toys import mlp
 
+from prunetaylor import registry
 from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
@@ -64,26 +67,48 @@ def test_a_temperature_that_softens_nothing_is_named() -> None:
 
 def test_stages_beyond_the_sparsity_are_named() -> None:
     config = from_values({"prune.sparsity": 0.5, "prune.stages": [0.3, 0.5, 0.8, 0.9]}).config
-    [line] = check_pruning(config, "samples", data=True)
+    [line] = check_pruning(config, registry.load("saliency", "obs"), data=True)
     assert line == "stages: 80.00%, 90.00% left out, beyond prune.sparsity=50.00%, which ends the list"
-    assert check_pruning(from_values({"prune.stages": [0.3, 0.5]}).config, "samples", data=True) == []
+    within = from_values({"prune.stages": [0.3, 0.5]}).config
+    assert check_pruning(within, registry.load("saliency", "obs"), data=True) == []
+
+
+NEVER = {"prune.refine": "none"}
+STEPS = {"prune.refine_steps": 9, "prune.refine_by": "features"}
+DAMPING = {"prune.damping": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("values", "needs", "named"),
+    ("method", "values", "named"),
     [
-        ({"prune.refine_steps": 9, "prune.refine_by": "features"}, "samples", ["refine_steps", "refine_by"]),
-        ({"prune.damping": 0.1}, "nothing", ["damping"]),
-        ({"prune.damping": 0.1}, "samples", []),
-        ({"prune.damping": 0.1, "prune.repair": "least-squares"}, "nothing", []),
+        ("obs", NEVER | STEPS, ["refine_steps", "refine_by"]),
+        ("obs", STEPS, []),
+        ("magnitude", STEPS, ["refine_steps", "refine_by"]),  # auto comes to none
+        ("magnitude", STEPS | {"prune.refine": "last"}, []),
+        ("magnitude", NEVER | DAMPING, ["damping"]),
+        ("obd", DAMPING, ["damping"]),
+        ("taylor1", DAMPING | {"prune.repair": "batch-norm", "prune.refine": "last"}, ["damping"]),
+        ("magnitude", DAMPING | {"prune.repair": "least-squares"}, []),
+        ("obs_fisher", DAMPING, []),
+        ("exact_obs", DAMPING | {"prune.repair": "none"}, []),
     ],
 )
-def test_settings_of_pruning_without_effect_are_named(values: dict[str, object], needs: str, named: list[str]) -> None:
-    found = check_pruning(from_values({"prune.refine": "none", **values}).config, needs, data=True)
+def test_settings_of_pruning_without_effect_are_named(method: str, values: dict[str, object], named: list[str]) -> None:
+    found = check_pruning(from_values(values).config, registry.load("saliency", method), data=True)
     assert found == ([f"no effect here: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
+
+
+@pytest.mark.parametrize("method", registry.names("saliency"))
+def test_damping_changes_what_it_is_said_to_change(conv: nn.Module, method: str) -> None:
+    how = {"sparsity": 0.5, "prune__method": method, "prune__repair": "none", "prune__refine": "none"}
+    little, much = (quick(conv, **how, prune__damping=damping) for damping in (1e-4, 1.0))
+    same = all(torch.equal(mask, much.masks[name]) for name, mask in little.masks.items())
+    assert same != registry.load("saliency", method).DAMPED
 
 
 def test_what_moves_weights_needs_samples() -> None:
     for key, value in (("refine", "last"), ("repair", "batch-norm")):
         with pytest.raises(UsageError, match=rf"prune\.{key}={value} needs samples\n.*prune\.{key}=none"):
-            check_pruning(from_values({f"prune.{key}": value}).config, "nothing", data=False)
+            check_pruning(
+                from_values({f"prune.{key}": value}).config, registry.load("saliency", "magnitude"), data=False
+            )

@@ -118,6 +118,27 @@ def test_without_an_intercept_a_constant_input_s_weights_are_what_they_add(metho
     assert any("1 of its 3 inputs are constant" in line for line in outcome.choices)
 
 
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ("obd", "zero Gauss-Newton diagonal"),
+        ("taylor1", "zero gradient"),
+        ("obs_fisher", "the gradient is zero"),
+        ("joint", "the gradient is zero"),
+        ("obs", None),
+    ],
+)
+def test_inputs_that_say_nothing_are_named_whatever_chooses(method: str, what: str | None) -> None:
+    module = nn.Sequential(nn.Linear(4, 6), nn.Softplus(), nn.Linear(6, 3))
+    x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0
+    data = x, torch.arange(120) % 3
+    said = f"0.weight: {what} on all samples for 6 of its 24 weights, which seem to cost nothing"
+    if what is None:
+        said = "0: 1 of its 4 inputs are constant on the samples; weights on them seem to cost nothing"
+    assert quick(module, data, data, sparsity=0.3, prune__method=method).choices.count(said) == 1
+
+
 def test_the_first_stage_s_change_is_that_since_the_dense_network(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ class FisherRows:
     seed: int
     elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
     note: Note | None = None  # told of layers whose rows are zeros
+    single: bool = False  # and of those of which single weights' are
     _kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
@@ -84,11 +85,17 @@ class FisherRows:
             if len(parts) == 1:
                 self._kept = rows
             for layer in part:
-                if self.note and not bool(rows[layer.parameter].any()):
-                    text = "the gradient is zero on all samples, so that its weights seem to cost nothing"
-                    self.note(f"{layer.parameter}: {text}")
+                if self.note:
+                    self._name_dead(layer.parameter, rows[layer.parameter], self.note)
                 yield layer, rows[layer.parameter]
             del rows  # or the next ones would be made beside them
+
+    def _name_dead(self, name: str, rows: Tensor, note: Note) -> None:
+        if not bool(rows.any()):
+            note(f"{name}: the gradient is zero on all samples, so that its weights seem to cost nothing")
+        elif self.single and (dead := int((~rows.any(0)).sum())):
+            count = f"{dead:,} of its {rows.shape[1]:,} weights"
+            note(f"{name}: the gradient is zero on all samples for {count}, which seem to cost nothing")
 
     def passes(self) -> list[list[Layer]]:
         """The layers of each pass."""

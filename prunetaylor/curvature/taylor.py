@@ -137,7 +137,7 @@ class TaylorModel:
     @cached_property
     def fisher_rows(self) -> FisherRows:
         """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
-        return FisherRows(self.risk, self.network.layers, "sampled", self.seed, note=self.note)
+        return FisherRows(self.risk, self.network.layers, "sampled", self.seed, note=self.note, single=self.stage == 1)
 
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:
@@ -154,21 +154,31 @@ class TaylorModel:
         return found
 
     def name_empty(self, what: str, found: Mapping[str, Tensor]) -> None:
-        """Name the layers of which ``what`` is zero. NumericsError where it is of all, before anything was removed."""
-        empty = [name for name, tensor in found.items() if not bool(tensor.any())]
+        """Name the layers of which ``what`` is zero, and in the first stage those of which some of it is.
+
+        NumericsError where it is zero of all of them, before anything was removed.
+        """
+        dead = {name: int((tensor == 0).sum()) for name, tensor in found.items()}
+        empty = [name for name, tensor in found.items() if dead[name] == tensor.numel()]
         if empty and len(empty) == len(found):
             self.nothing_to_choose_by()
         for name in empty:
             self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
+        for name, tensor in found.items() if self.stage == 1 else ():
+            if 0 < dead[name] < tensor.numel():
+                units = "outputs" if "output" in what else "weights"
+                count = f"{dead[name]:,} of its {tensor.numel():,} {units}"
+                self.note(f"{name}: zero {what} on all samples for {count}, which seem to cost nothing")
 
     def nothing_to_choose_by(self) -> None:
-        """The error depends on no weight: NumericsError in the first stage, a note in those after it."""
+        """The error bends along no weight: NumericsError in the first stage, a note in those after it."""
         if self.stage > 1:
             self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
             return
         raise NumericsError(
-            "no sample's error has a gradient in any weight: there is no curvature to choose by",
-            "check that the samples are normalised as in training (data.normalize)",
+            "there is no curvature to choose by: no sample's error bends along any weight",
+            "check that the samples are normalised as in training (data.normalize), and that the loss is not linear in "
+            "the outputs",
         )
 
     def _fitted(

@@ -37,6 +37,7 @@ from prunetaylor.selection.step import Step
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True
+DAMPED = True
 REACH = 0.35
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
@@ -115,7 +116,9 @@ def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Q
     x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
     start, squares = 0, 0.0
     with torch.enable_grad():
-        for layer, rows in FisherRows(model.risk, network.layers, "sampled", model.seed, _ELEMENTS, note=model.note):
+        for layer, rows in FisherRows(
+            model.risk, network.layers, "sampled", model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
+        ):
             part = rows[:, keep[layer.parameter]]
             x[:, start : start + part.shape[1]] = part
             start += part.shape[1]

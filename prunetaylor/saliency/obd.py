@@ -21,6 +21,7 @@ from prunetaylor.network.network import Network
 NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True
+DAMPED = False
 REACH = None
 
 

@@ -29,6 +29,7 @@ from prunetaylor.saliency._units import ranking_unit
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = False
+DAMPED = True
 REACH = 0.35
 
 

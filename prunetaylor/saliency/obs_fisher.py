@@ -35,6 +35,7 @@ from prunetaylor.selection.step import Step
 NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True
+DAMPED = True
 REACH = 0.35
 
 BLOCK = 256

@@ -34,6 +34,7 @@ from prunetaylor.saliency._units import error_unit
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True
+DAMPED = True
 REACH = 0.35
 
 _SEEN = torch.finfo(torch.float32).eps

@@ -17,6 +17,7 @@ from prunetaylor.network.network import Network
 NEEDS = "nothing"
 REPAIR = "none"
 FIRST_ORDER = False
+DAMPED = False
 REACH = None
 
 

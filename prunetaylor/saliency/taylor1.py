@@ -21,6 +21,7 @@ from prunetaylor.network.network import Network
 NEEDS = "labels"
 REPAIR = "none"
 FIRST_ORDER = True
+DAMPED = False
 REACH = None
 
 
