@@ -260,9 +260,7 @@ class Stages:
         moments = model.moments if self.aim.repair == "obs" else {}
         found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
         target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
-        # Of a small network one weight may be more than what was proposed.
-        asked = self.removed == removed_at(target, network.prunable)
-        reached = target if asked else self.removed / network.prunable
+        reached = self._reached(target)
         self._as_in_main()
         self.progress.step("selected")
         if self.aim.repair == "obs":
@@ -329,6 +327,7 @@ class Stages:
             self.done[-1] = replace(done, seconds=time.perf_counter() - start)
         if stands:
             self._measure()
+            self._name_emptied()
 
     def _compensate(
         self,
@@ -402,7 +401,18 @@ class Stages:
         start = time.perf_counter()
         found = self.removal.weakest(self.masks, removed_at(target, self.job.network.prunable))
         self.masks, self.histogram = found.masks, found.histogram
-        self.done.append(Stage(target, None, None, None, time.perf_counter() - start))
+        self.done.append(Stage(self._reached(target), None, None, None, time.perf_counter() - start))
+        self._name_emptied()
+
+    def _reached(self, target: float) -> float:
+        """The sparsity as it was proposed, where so many weights are gone: of a small network one may be more."""
+        prunable = self.job.network.prunable
+        return target if self.removed == round(target * prunable) else self.removed / prunable
+
+    def _name_emptied(self) -> None:
+        for layer in self.job.network.layers:
+            if not bool(self.masks[layer.parameter].any()):
+                self._choose(f"{layer.name}: no weight of it is left")
 
     def _measure(self) -> None:
         """The metric of the network as it now is, for the report alone: nothing is chosen by it."""

@@ -139,6 +139,18 @@ def test_inputs_that_say_nothing_are_named_whatever_chooses(method: str, what: s
     assert quick(module, data, data, sparsity=0.3, prune__method=method).choices.count(said) == 1
 
 
+def test_what_is_left_of_nearly_nothing_is_said() -> None:
+    """A stage is called by what is gone, and layers of which nothing is left by their names."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.ReLU(), nn.Linear(3, 4))
+    outcome = quick(module, sparsity=0.9999, prune__method="magnitude", calibration__labels=False)
+    assert [stage.sparsity for stage in outcome.stages] == [119 / 120]
+    [empty] = [layer.name for layer in outcome.layers if layer.removed == torch.Size(layer.shape).numel()]
+    assert f"{empty}: no weight of it is left" in outcome.choices
+    kept = quick(module, sparsity=0.5, prune__method="magnitude", calibration__labels=False)
+    assert [stage.sparsity for stage in kept.stages] == [0.5]
+    assert not any("no weight of it" in line for line in kept.choices)
+
+
 def test_the_first_stage_s_change_is_that_since_the_dense_network(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
