@@ -73,6 +73,15 @@ def test_stages_beyond_the_sparsity_are_named() -> None:
     assert check_pruning(within, registry.load("saliency", "obs"), data=True) == []
 
 
+@pytest.mark.parametrize(
+    ("stages", "why"),
+    [([], "no stages are given"), ([0.5, 0.3], "the sparsities of the stages must rise"), ([0.5, 0.5], "must rise")],
+)
+def test_lists_of_stages_that_cannot_be_meant_are_refused(stages: list[float], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        from_values({"prune.stages": stages})
+
+
 NEVER = {"prune.refine": "none"}
 STEPS = {"prune.refine_steps": 9, "prune.refine_by": "features"}
 DAMPING = {"prune.damping": 0.1}

@@ -160,6 +160,8 @@ class PruneSection(Section):
     @field_validator("stages")
     @classmethod
     def _rising(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("no stages are given")
         if isinstance(value, list) and any(a >= b for a, b in pairwise([0.0, *value])):
             raise ValueError("the sparsities of the stages must rise")
         return value
