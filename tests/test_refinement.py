@@ -54,7 +54,7 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
         [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
         return line
 
-    assert said().startswith("refinement: after the last stage, 350 steps of features (")
+    assert said().startswith("refinement: after the last stage, 300 steps of features (")
     assert said(finetune__epochs=1) == "refinement: none (fine-tuning follows)"
     assert said(prune__method="magnitude") == "refinement: none (magnitude is known without)"
     assert said(prune__refine="none") == "refinement: none (as asked)"
@@ -63,8 +63,8 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 80.5 * each})
     assert said().startswith("refinement: after the last stage, 80 steps of features (")
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
-    assert "none (350 steps are" in said()
-    assert said(prune__refine="last").startswith("refinement: after the last stage, 350 steps of features (as asked")
+    assert "none (300 steps are" in said()
+    assert said(prune__refine="last").startswith("refinement: after the last stage, 300 steps of features (as asked")
 
 
 def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(

@@ -150,7 +150,7 @@ class PruneSection(Section):
     refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
     """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
     refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Steps of a refinement, at most; auto: 350 of features, 6 of gauss-newton. Held-out samples confirm each."""
+    """Steps of a refinement, at most; auto: 300 of features, 6 of gauss-newton. Held-out samples confirm each."""
 
     @field_validator("method")
     @classmethod

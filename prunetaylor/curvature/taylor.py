@@ -37,6 +37,8 @@ from prunetaylor.network.state import evaluating, snapshot
 from prunetaylor.objective import outputs_of
 from prunetaylor.risk import Risk
 
+_SENSITIVITIES = "output sensitivities"
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -143,7 +145,7 @@ class TaylorModel:
     def sensitivity(self) -> dict[str, Tensor]:
         """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
         return self._fitted_to_error(
-            "output sensitivities", lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
+            _SENSITIVITIES, lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
         )
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -164,10 +166,10 @@ class TaylorModel:
             self.nothing_to_choose_by()
         for name in empty:
             self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
-        for name, tensor in found.items() if self.stage == 1 else ():
+        # Outputs that nothing depends on are inputs that say nothing, and named as these.
+        for name, tensor in found.items() if self.stage == 1 and what != _SENSITIVITIES else ():
             if 0 < dead[name] < tensor.numel():
-                units = "outputs" if "output" in what else "weights"
-                count = f"{dead[name]:,} of its {tensor.numel():,} {units}"
+                count = f"{dead[name]:,} of its {tensor.numel():,} weights"
                 self.note(f"{name}: zero {what} on all samples for {count}, which seem to cost nothing")
 
     def nothing_to_choose_by(self) -> None:

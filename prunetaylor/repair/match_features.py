@@ -38,7 +38,7 @@ from prunetaylor.risk import Risk, sweep
 
 BATCH = 64
 """Samples a step."""
-STEPS = 350
+STEPS = 300
 """By default."""
 RATE = 0.015
 """The largest step of a weight, as a share of its tensor's root mean square; from there it falls along a cosine."""
