@@ -89,8 +89,6 @@ def look(
         # Who asks for labels wants what they say: then a gradient that is there is enough.
         keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
     refinement, repair = settle(job, criterion.REPAIR, labelled and keep_first, example), usual.repair
-    if not refines:
-        refinement = Refinement()
     if refinement.when == "stages":
         if config.prune.refine == "auto" and config.prune.repair == "auto":
             # Towards labels: the dense layers' outputs are those of a network that still has to move.
@@ -105,7 +103,7 @@ def look(
         objective,
         keep_first,
         _possible(job, repair),
-        refinement,
+        refinement if refines else Refinement(),
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
         (
             _repair_said(job, repair, idle),
@@ -121,7 +119,9 @@ def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> s
     if not labelled:
         return f"{text}; without labels it is zero at the dense weights"
     if kept and not criterion.FIRST_ORDER:
-        return f"{text} in what is predicted and in gauss-newton refinement; {job.method} chooses without it"
+        return f"{text} in what is predicted; {job.method} chooses without it"
+    if not kept and criterion.NEEDS == "labels":
+        return f"{text} in what is predicted; {job.method} chooses by it alone"
     return text
 
 

@@ -199,6 +199,12 @@ class _Planner:
         if self.command == "score":
             # The fit stays while steps are tried.
             step = [compensate.memory(sizes)] if repair in ("least-squares", "obs") else []
+            if step and not any(phase.name.startswith("layer Grams") for phase in scored):
+                grams, fitting = grams_bytes(sizes)
+                yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+                fit = {"curvature": fit["curvature"] + grams}
+                # A solver is asked at every sparsity, beside them.
+                yield from (phase.plus({"curvature": grams}) for phase in scored)
             yield from (phase.plus(fit) for phase in (predicted, *step))
             return
         yield Phase("ranking", {"scores": _RANKED * sizes.weights})

@@ -127,6 +127,10 @@ class _Outlook(Stages):
 
     REFINES = False
 
+    @property
+    def idle(self) -> bool:
+        return False  # each sparsity is tried, whatever was asked for
+
     def look(self) -> tuple[list[Level], list[LayerScore], int]:
         """The levels, the layers at each of them, and the number of held-out samples."""
         network = self.job.network

@@ -198,6 +198,18 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     assert found.value.remedy.startswith("what would fit: prune.refine_by=features, ")
 
 
+@pytest.mark.parametrize("method", ["magnitude", "obs_fisher", "joint", "obs"])
+def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
+    torch.manual_seed(0)
+    grams = 8 * (37**2 + 1501**2)  # of wide(), in float64
+    least = {}
+    for repair in ("none", "least-squares"):
+        job = job_of(wide(), prune__method=method, prune__repair=repair)
+        least[repair] = planning._Planner(job, "score").fit(job.config, 1)[1].total
+    assert least["least-squares"] > grams
+    assert method == "obs" or least["least-squares"] > grams + least["none"] - 8 * MIB
+
+
 @pytest.mark.parametrize(
     ("method", "how", "possible"),
     [

@@ -135,6 +135,14 @@ def test_a_solver_s_step_is_the_one_that_it_takes(conv: nn.Module, method: str, 
         assert outcome.stages[0].predicted_change == pytest.approx(found.levels[level].predicted_change, rel=1e-4)
 
 
+def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    joint, fits = registry.load("saliency", "joint"), []
+    fit = joint._quadratic
+    monkeypatch.setattr(joint, "_quadratic", lambda *args: fits.append(1) or fit(*args))
+    quick(conv, prune__method="joint")
+    assert len(fits) == 1
+
+
 def test_settings_of_what_it_does_not_do_are_named(conv: nn.Module) -> None:
     given = {"prune__stages": 7, "prune__refine": "last", "prune__refine_steps": 9, "prune__repair": "batch-norm"}
     found = quick(conv, **given)

@@ -155,15 +155,21 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is therefore not computed once more."""
-    stage, since = Stages._stage, []
+    stage, since_dense, since, calls = Stages._stage, Stages._since_dense, [], []
+
+    def counted(self: Stages, *args: Any) -> tuple[float, float, float]:
+        calls.append(len(self.done))
+        return since_dense(self, *args)
 
     def watched(self: Stages, plan: Any, calibration: Any, absorbers: Any) -> None:
         stage(self, plan, calibration, absorbers)
         held = calibration.holdout.risk(self.job.network.module, self.aim.objective)
-        since.append(self._since_dense(calibration, held))
+        since.append(since_dense(self, calibration, held))
 
     monkeypatch.setattr(Stages, "_stage", watched)
+    monkeypatch.setattr(Stages, "_since_dense", counted)
     first, second = quick(conv, sparsity=0.6, **STAGED | {"prune__stages": [0.4, 0.6], "prune__refine": "none"}).stages
+    assert calls == [1]
     assert (first.cumulative_predicted, first.cumulative_measured) == pytest.approx(since[0][:2], rel=1e-4)
     assert (second.cumulative_predicted, second.cumulative_measured) == pytest.approx(since[1][:2], rel=1e-4)
     assert second.cumulative_measured != pytest.approx(second.measured_change, rel=1e-2)

@@ -75,10 +75,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sizes = {x.untyped_storage()._cdata: 0}
         self._ends: dict[int, Any] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is compiled, and importing the compiler takes seconds
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

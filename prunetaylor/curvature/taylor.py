@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,8 @@ class TaylorModel:
         self.damping, self.seed, self.note = damping, seed, note
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
+        self.made: dict[str, Any] = {}
+        """What a criterion has made of this point and may need again, by the criterion."""
         self.state = snapshot(network.module)
 
     @cached_property
@@ -166,7 +169,7 @@ class TaylorModel:
             self.nothing_to_choose_by()
         for name in empty:
             self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
-        # Outputs that nothing depends on are inputs that say nothing, and named as these.
+        # Of a layer's outputs a trained network has many that nothing depends on; those of no weight are named.
         for name, tensor in found.items() if self.stage == 1 and what != _SENSITIVITIES else ():
             if 0 < dead[name] < tensor.numel():
                 count = f"{dead[name]:,} of its {tensor.numel():,} weights"

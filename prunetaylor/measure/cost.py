@@ -75,10 +75,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def add_weight(self, weight: Tensor) -> None:
         self._weights[weight.untyped_storage().data_ptr()] = weight
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is compiled, and importing the compiler takes seconds
-
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, OpOverload) and not self._counts(func):

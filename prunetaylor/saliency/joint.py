@@ -110,7 +110,16 @@ def solve(
 
 
 def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
-    """The model of the weights that are not gone, in the layers' order."""
+    """The model of the weights that are not gone, in the layers' order; made once for the same point and masks."""
+    made, first, quadratic = model.made.get("joint", (None, None, None))
+    if made is not masks or first != model.keep_first:
+        quadratic = _quadratic(model, network, masks)
+        model.made["joint"] = masks, model.keep_first, quadratic
+    assert isinstance(quadratic, Quadratic)
+    return quadratic
+
+
+def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
     keep = {layer.parameter: masks[layer.parameter].flatten() for layer in network.layers}
     w = torch.cat([layer.weight.detach().flatten()[keep[layer.parameter]] for layer in network.layers])
     x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
