@@ -25,7 +25,6 @@ _OF_FILES = {
 }
 """Settings without effect on ``prunetaylor.prune``, by how they begin, and what there is instead."""
 
-
 _UNDAMPED = ("none", "batch-norm")
 """Repairs that solve for nothing."""
 

@@ -135,6 +135,22 @@ def test_a_solver_s_step_is_the_one_that_it_takes(conv: nn.Module, method: str, 
         assert outcome.stages[0].predicted_change == pytest.approx(found.levels[level].predicted_change, rel=1e-4)
 
 
+def test_far_from_a_minimum_the_step_is_the_one_that_prune_takes() -> None:
+    torch.manual_seed(0)
+    found = quick(ConvNet(), calibration__samples=240)
+    assert found.repair == "none"
+    assert any(line.startswith("repair: none (refinement after each stage makes up") for line in found.choices)
+
+
+def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None:
+    pruned = prunetaylor.prune(
+        conv, TRAIN, sparsity=0.6, settings={"prune.method": "magnitude", "device": "cpu", "finetune.epochs": 0}
+    )
+    found = quick(pruned.module, prune__sparsity=0.3, prune__schedule="cubic", finetune__epochs=1)
+    assert found.levels
+    assert not any("nothing to remove" in line or "nothing is removed" in line for line in found.choices)
+
+
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     joint, fits = registry.load("saliency", "joint"), []
     fit = joint._quadratic
