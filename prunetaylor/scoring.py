@@ -153,8 +153,9 @@ class _Outlook(Stages):
 
     def _fit(self, calibration: Calibration) -> _Fit:
         network = self.job.network
-        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
         held = calibration.holdout.risk(network.module, self.aim.objective)
+        judge = self._model(network, held, calibration)
+        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration, judge)
         scores = None
         if not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
@@ -162,7 +163,7 @@ class _Outlook(Stages):
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
             model,
-            self._model(network, held, calibration),
+            judge,
             held,
             calibration.holdout.dense_outputs,
             self.absorbers,

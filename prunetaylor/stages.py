@@ -255,7 +255,7 @@ class Stages:
         held = calibration.holdout.risk(network.module, self.aim.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
-        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration)
+        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration, judge)
         # Fitted before the removal, which moves the network in place: repair starts from what it was.
         moments = model.moments if self.aim.repair == "obs" else {}
         found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
@@ -419,7 +419,9 @@ class Stages:
         found = evaluate(self.job.network.module, self.calibration.holdout.batches, self.job.kind)
         self.done[-1] = replace(self.done[-1], metric=found.metrics.get(self.job.config.metric))
 
-    def _model(self, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
+    def _model(
+        self, network: Network, risk: Risk, calibration: Calibration, judge: TaylorModel | None = None
+    ) -> TaylorModel:
         seed = self.job.config.seed
         model = TaylorModel(
             network,
@@ -431,6 +433,7 @@ class Stages:
             intercepts=self.absorbers,
             cache=self.cache,
             stage=1 + sum(stage.accepted for stage in self.done),  # one taken back has left the weights as they were
+            judge=judge,
         )
         model.keep_first = self.aim.keep_first
         return model

@@ -84,9 +84,10 @@ class TaylorModel:
         intercepts: Collection[str],
         cache: Cache | None = None,
         stage: int = 1,
+        judge: TaylorModel | None = None,
     ) -> None:
         self.network, self.risk, self.where = network, risk, where
-        self.damping, self.seed, self.note = damping, seed, note
+        self.damping, self.seed, self.note, self.judge = damping, seed, note, judge
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
         self.made: dict[str, Any] = {}

@@ -10,8 +10,8 @@ adds to the least Q, the others moving:
 
     s_j = q_j^2 / (2 [(F + r I)^-1]_jj)           q: the minimum of Q, from where no weight is gone
 
-The first-order term, where it is kept, is g's part in the directions in which F has curvature, and t how far the whole
-network's Taylor model lets a Newton step go.
+The first-order term, where it is kept, is g's part in the directions in which F has curvature, and t how far the
+Taylor model of the whole network on held-out samples lets a Newton step go.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     s_j = t_j^2 / (2 [F^-1]_jj)                F: of one block, damped and restricted to the weights that are kept
 
 t is the weight; where the first-order term is kept, where Newton's step would take it, t = w - e F^-1 g (WoodTaylor,
-there too, with e = 1; here e is where the whole network's model has its minimum along the steps of all blocks). Once
-the weights R that go are chosen, the rest K of each block moves to the minimum of the quadratic model given all of
-them at once, where the paper adds up the moves for one at a time:
+there too, with e = 1; here e is where the whole network's model of held-out samples has its minimum along the steps of
+all blocks). Once the weights R that go are chosen, the rest K of each block moves to the minimum of the quadratic model
+given all of them at once, where the paper adds up the moves for one at a time:
 
     d_R = -w_R,        d_K = F_KK^-1 (F_KR w_R - e g_K)
 

@@ -8,10 +8,10 @@ The curvature of a layer's weights is the Gram matrix H of its inputs times the 
 Of the output factor the diagonal: what makes up for a removal is the rest of its own row, as the repair by least
 squares does it row by row, and H can be restricted to what each row keeps. t is the weight; where the first-order term
 is kept, where Newton's step would take it, t = w - e (a H)^-1 g (Singh & Alistarh 2020, WoodTaylor, with e = 1; here e
-is where the whole network's model has its minimum along the steps of all layers). An intercept, where there is one,
-takes part in making up for a removal, so that H is centred there; in Newton's step it stays, and H is not. There the
-mean of a row's curvature a diag(H) counts as no less than the damping x _SEEN of the largest in the network: a layer
-that is nearly dead has little of either, and would move without bound.
+is where the whole network's model of held-out samples has its minimum along the steps of all layers). An intercept,
+where there is one, takes part in making up for a removal, so that H is centred there; in Newton's step it stays, and H
+is not. There the mean of a row's curvature a diag(H) counts as no less than the damping x _SEEN of the largest in the
+network: a layer that is nearly dead has little of either, and would move without bound.
 """
 
 from __future__ import annotations

@@ -37,3 +37,16 @@ def test_a_step_uphill_or_nowhere_is_not_taken() -> None:
     model = linear()
     assert newton_share(model, {"weight": model.gradient["weight"]}) == 0.0
     assert newton_share(model, {"weight": torch.zeros(2, 3)}) == 0.0
+
+
+def test_a_step_that_only_its_own_samples_want_is_not_taken() -> None:
+    """As many weights as samples and nothing but noise to learn: the step meets it all, and others see none of it."""
+    module = nn.Linear(40, 1).eval()
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    model = taylor(module, rand(40, 40), rand(40, 1, seed=1), kind="values", of="task")
+    x, noise = rand(40, 40).double(), rand(40, 1, seed=1).double()
+    step = {"weight": torch.linalg.lstsq(x, noise).solution.T.float()}
+    assert newton_share(model, step) > 0.9
+    model.judge = taylor(module, rand(400, 40, seed=2), rand(400, 1, seed=3), kind="values", of="task")
+    assert newton_share(model, step) < 0.1
