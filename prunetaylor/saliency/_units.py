@@ -6,7 +6,7 @@ A removal that adds e to the mean square error of one of a layer's outputs count
 
 a e / 2 is the change of the error by K-FAC's factors: right for a small displacement, too steep for a large one, as
 what saturates cannot cost more. e/v is the share of the layer's signal that is lost, which is all that counts once the
-layers after it see little but noise. Their weighted geometric mean is the best, or level with it, at 80 to 95 % where
+layers after it see little but noise. Their weighted geometric mean is the best, or level with it, at 70 to 95 % where
 weights are taken one at a time (ExactOBS; benchmarks/ranking.py). With costs of single removals (OBS) the best weight
 depends on where a run ends, and nothing is as good.
 """
