@@ -96,7 +96,7 @@ CASES = {
     # One short epoch from its start: the labels say where to go, and every stage sees fresh samples.
     "mlp": Case(
         {"calibration.labels": True, "calibration.resample": True, "data.batch_size": 1000},
-        "OBS in stages + repairs",  # labels are asked for
+        "ExactOBS in stages + repairs",
         {"prune.repair": "none", "prune.refine": "stages", "prune.refine_by": "gauss-newton"},
     ),
 }

@@ -26,10 +26,11 @@ from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.outcome import removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
+from prunetaylor.selection.trust import FRESH
 from prunetaylor.settings import check_finetuning, check_pruning
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
-"""Floating-point operations, by device, that ExactOBS may take in a first stage where nobody asked for it: minutes."""
+"""Floating-point operations, by device, that ExactOBS may take where nobody asked for it: minutes."""
 _LOOKED_AT = 256
 """Targets that are looked at to tell what they are."""
 
@@ -56,10 +57,19 @@ class Job:
             return asked
         if self.samples is None:
             return "magnitude"
-        # Where labels are asked for, OBS is measured better on the network of benchmarks/README.md.
-        told = self.config.calibration.labels is True
         worth = WORTH.get(self.device.type, WORTH["cpu"])
-        return "obs" if told or exact_obs.work(self.network.layers) > worth else "exact_obs"
+        return "obs" if self.exact_work > worth else "exact_obs"
+
+    @property
+    def exact_work(self) -> float:
+        """Floating-point operations of ExactOBS, all of a run's stages.
+
+        One goes nearly all the way, unless there is something new to learn at each: then they are short, and what each
+        takes falls with the weights that are left, to sparsity / FRESH times the first in all.
+        """
+        config, first = self.config, exact_obs.work(self.network.layers)
+        fresh = config.calibration.labels is True and config.calibration.resample
+        return first * max(1.0, config.prune.sparsity / FRESH) if fresh else first
 
     @property
     def epochs(self) -> int:
@@ -196,12 +206,10 @@ def make_job(
         )
     job.choices += samples.choices
     if config.prune.method == "auto":
-        much = f"{exact_obs.work(network.layers) / 1e12:,.2f} TFLOP"
+        much = f"{job.exact_work / 1e12:,.2f} TFLOP"
         why = "there are samples, and it is the strongest one-shot criterion measured"
-        if config.calibration.labels is True:
-            why = "labels are asked for, and it is the strongest measured with them"
-        elif job.method == "obs":
-            why = f"exact_obs, the strongest measured, would take {much} in the first stage on the {device.type}"
+        if job.method == "obs":
+            why = f"exact_obs, the strongest measured, would take {much} on the {device.type}"
         job.choices.append(f"method {job.method}: {why}")
     job.kind = _kind(job, samples)
     job.choices += check_pruning(config, criterion, data=True)

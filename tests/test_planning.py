@@ -150,7 +150,13 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
-    assert job_of(conv, calibration__labels=True).method == "obs"
+    # Of fresh samples with labels there are more stages, the smaller the more is gone: the sum of 0.94^k.
+    fresh = job_of(conv, calibration__labels=True, calibration__resample=True, prune__sparsity=0.9)
+    assert fresh.method == "exact_obs"
+    assert fresh.exact_work / small.exact_work == pytest.approx(sum(0.94**k for k in range(200) if 0.94**k > 0.1), 0.03)
+    monkeypatch.setitem(room.WORTH, "cpu", 2 * small.exact_work)
+    again = job_of(conv, calibration__labels=True, calibration__resample=True, prune__sparsity=0.9)
+    assert (job_of(conv).method, again.method) == ("exact_obs", "obs")
     monkeypatch.setitem(room.WORTH, "cpu", 1.0)
     large = job_of(conv)
     assert large.method == "obs"
