@@ -247,10 +247,10 @@ def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
     fitted: dict[int, set[float]] = {}  # what Taylor models of each stage are fitted at: a sum over all weights
     model = Stages._model
 
-    def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration) -> TaylorModel:
+    def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration, *judge: TaylorModel) -> TaylorModel:
         at = sum(float(p.detach().double().abs().sum()) for p in network.module.parameters())
         fitted.setdefault(len(self.done), set()).add(at)
-        return model(self, network, risk, calibration)
+        return model(self, network, risk, calibration, *judge)
 
     monkeypatch.setattr(Stages, "_model", seen)
     how = {"prune.schedule": schedule, "finetune.epochs": 3, "prune.during": 2.0, "prune.stages": 4}
