@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from prunetaylor.objective import Kind, loss_of, outputs_of
 from prunetaylor.outcome import removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
+from prunetaylor.selection.schedule import sparsities
 from prunetaylor.selection.trust import FRESH
 from prunetaylor.settings import check_finetuning, check_pruning
 
@@ -49,9 +52,12 @@ class Job:
     args: dict[str, Any] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def method(self) -> str:
-        """The criterion, ``auto`` settled: the strongest that samples, network and device allow."""
+        """The criterion, ``auto`` settled: the strongest that samples, network and device allow.
+
+        Once: a layer that turns out to take no part must not change what was chosen and said.
+        """
         asked = self.config.prune.method
         if asked != "auto":
             return asked
@@ -62,14 +68,19 @@ class Job:
 
     @property
     def exact_work(self) -> float:
-        """Floating-point operations of ExactOBS, all of a run's stages.
+        """Floating-point operations of ExactOBS in all of a run's stages, about: each falls with what is left.
 
-        One goes nearly all the way, unless there is something new to learn at each: then they are short, and what each
-        takes falls with the weights that are left, to sparsity / FRESH times the first in all.
+        Where nobody settled them, the first goes nearly all the way and counts alone; they are many, and short, where
+        each brings fresh samples to learn from.
         """
-        config, first = self.config, exact_obs.work(self.network.layers)
-        fresh = config.calibration.labels is True and config.calibration.resample
-        return first * max(1.0, config.prune.sparsity / FRESH) if fresh else first
+        config, drawn = self.config.prune, self.config.calibration
+        stages = config.stages
+        if stages == "auto" and config.schedule == "one-shot":
+            learns = config.refine == "stages" or (config.refine == "auto" and drawn.labels is not False)
+            fresh = drawn.resample and learns
+            stages = max(1, ceil(log(1 - config.sparsity) / log(1 - FRESH))) if fresh else 1
+        levels = sparsities(config.sparsity, stages, True)
+        return exact_obs.work(self.network.layers) * sum(1 - level for level in [0.0, *levels[:-1]])
 
     @property
     def epochs(self) -> int:

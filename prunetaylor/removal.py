@@ -57,7 +57,7 @@ class Removal:
         keep_first: bool,
         repaired: float | None,
     ) -> Removed:
-        """As far as ``plan`` allows, by what ``judge``, the model on samples that nothing is fitted to, predicts.
+        """As far as ``plan`` allows, by what ``judge``, the model on samples that no weight is fitted to, predicts.
 
         ``repaired``: what repair is expected to leave of the change that removal alone makes; None: nobody knows yet.
         """

@@ -10,7 +10,7 @@ import torch
 from runs import TEST, TRAIN
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, trained
+from toys import ConvNet, Idle, trained
 
 from prunetaylor import memory, planning, registry
 from prunetaylor.config.resolve import from_values
@@ -150,18 +150,50 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
-    # Of fresh samples with labels there are more stages, the smaller the more is gone: the sum of 0.94^k.
-    fresh = job_of(conv, calibration__labels=True, calibration__resample=True, prune__sparsity=0.9)
-    assert fresh.method == "exact_obs"
-    assert fresh.exact_work / small.exact_work == pytest.approx(sum(0.94**k for k in range(200) if 0.94**k > 0.1), 0.03)
-    monkeypatch.setitem(room.WORTH, "cpu", 2 * small.exact_work)
-    again = job_of(conv, calibration__labels=True, calibration__resample=True, prune__sparsity=0.9)
-    assert (job_of(conv).method, again.method) == ("exact_obs", "obs")
     monkeypatch.setitem(room.WORTH, "cpu", 1.0)
     large = job_of(conv)
     assert large.method == "obs"
     assert any("method obs: exact_obs, the strongest measured, would take" in choice for choice in large.choices)
     assert job_of(conv, prune__method="exact_obs").method == "exact_obs"
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ({}, 1.0),
+        ({"prune__stages": [0.5, 0.8]}, 1 + 0.5 + 0.2),
+        ({"prune__schedule": "cubic", "finetune__epochs": 9}, sum(0.1 ** (k / 7) for k in range(7))),
+        # Fresh samples to learn from, 6 % of what is left at each stage.
+        ({"calibration__labels": True, "calibration__resample": True}, sum(0.1 ** (k / 38) for k in range(38))),
+        ({"calibration__labels": True, "calibration__resample": True, "prune__refine": "last"}, 1.0),
+        ({"calibration__resample": True, "calibration__labels": False}, 1.0),
+    ],
+)
+def test_what_exact_obs_would_take_counts_all_stages(
+    conv: nn.Module, settings: dict[str, object], times: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunetaylor import job as room
+
+    settings = {"prune__stages": "auto", "prune__sparsity": 0.9} | settings
+    first = exact_obs.work(Network.of(conv).layers)
+    assert job_of(conv, **settings).exact_work / first == pytest.approx(times)
+    monkeypatch.setitem(room.WORTH, "cpu", 1.001 * times * first)
+    assert job_of(conv, **settings).method == "exact_obs"
+    monkeypatch.setitem(room.WORTH, "cpu", 0.999 * times * first)
+    assert job_of(conv, **settings).method == "obs"
+
+
+def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunetaylor import job as room
+
+    monkeypatch.setitem(room.WORTH, "cpu", exact_obs.work(Network.of(conv).layers))
+    job = job_of(Idle(conv), prune__sparsity=0.5)
+    outcome = run(job, Silent())
+    assert job.method == "obs"
+    assert any(choice.startswith("method obs: ") for choice in outcome.choices)
+    assert not any("exact_obs chooses" in choice for choice in outcome.choices)
 
 
 def wide() -> nn.Module:

@@ -114,7 +114,10 @@ class CalibrationSection(Section):
     labels: Literal["auto"] | bool = "auto"
     """true: the error is the loss with labels; false: distance to the dense outputs; auto: by the convergence check."""
     holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
-    """Share of the samples kept out of the fit, on which the predicted change is held against the measured one."""
+    """Share of the samples kept out of the fit, on which the predicted change is held against the measured one.
+
+    Where the first-order term is kept, obs_fisher, obs_kfac and joint decide by them how far to follow a Newton step.
+    """
     resample: bool = False
     """Draw fresh samples at every stage; none of those held out is one that any stage fits."""
 

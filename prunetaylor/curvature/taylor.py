@@ -69,7 +69,7 @@ class TaylorModel:
     It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
     that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
     whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
-    ``stage`` 1 (where a run starts) before others.
+    ``stage`` 1 (where a run starts) before others. ``judge`` is the expansion over samples that no weight is fitted to.
     """
 
     def __init__(

@@ -39,6 +39,17 @@ def test_a_step_uphill_or_nowhere_is_not_taken() -> None:
     assert newton_share(model, {"weight": torch.zeros(2, 3)}) == 0.0
 
 
+def test_a_step_of_which_the_curvature_says_no_end_is_not_taken() -> None:
+    """Classes that are certain: a wrong answer's slope is there, and no curvature that would hold a step back."""
+    module = nn.Linear(2, 2, bias=False).eval()
+    module.weight.data = torch.tensor([[0.0, 0.0], [400.0, 0.0]])
+    model = taylor(module, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), of="task")
+    step = {"weight": -model.gradient["weight"]}
+    found = model.predict(step)
+    assert (found.first < 0, found.second) == (True, 0.0)
+    assert newton_share(model, step) == 0.0
+
+
 def test_a_step_that_only_its_own_samples_want_is_not_taken() -> None:
     """As many weights as samples and nothing but noise to learn: the step meets it all, and others see none of it."""
     module = nn.Linear(40, 1).eval()
