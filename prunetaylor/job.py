@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import ceil, log
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from prunetaylor.outcome import removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
 from prunetaylor.selection.schedule import sparsities
-from prunetaylor.selection.trust import FRESH
+from prunetaylor.selection.trust import fresh_stages
 from prunetaylor.settings import check_finetuning, check_pruning
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
@@ -78,7 +77,7 @@ class Job:
         if stages == "auto" and config.schedule == "one-shot":
             learns = config.refine == "stages" or (config.refine == "auto" and drawn.labels is not False)
             fresh = drawn.resample and learns
-            stages = max(1, ceil(log(1 - config.sparsity) / log(1 - FRESH))) if fresh else 1
+            stages = fresh_stages(config.sparsity) if fresh else 1
         levels = sparsities(config.sparsity, stages, True)
         return exact_obs.work(self.network.layers) * sum(1 - level for level in [0.0, *levels[:-1]])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log
 from typing import Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from prunetaylor.repair import match_features
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.refine import DAMPINGS, PRODUCTS, refine
 from prunetaylor.risk import Risk
-from prunetaylor.selection.trust import FRESH
+from prunetaylor.selection.trust import fresh_stages
 
 GAUSS_NEWTON_STEPS = 6
 WORTH = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
@@ -207,8 +206,7 @@ def _told(job: Job, example: Tensor) -> bool:
     config = job.config
     if config.calibration.labels is not True or not config.calibration.resample:
         return False
-    stages = log(1 - config.prune.sparsity) / log(1 - FRESH)
     samples = REMEMBERED * config.calibration.samples
     passes = GAUSS_NEWTON_STEPS * PASSES * (PRODUCTS + len(DAMPINGS) / PASSES)
-    work = stages * samples * passes * flops(job.network.module, example)[0]
+    work = fresh_stages(config.prune.sparsity) * samples * passes * flops(job.network.module, example)[0]
     return work <= WORTH.get(job.device.type, WORTH["cpu"])

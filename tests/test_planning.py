@@ -193,7 +193,6 @@ def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
     outcome = run(job, Silent())
     assert job.method == "obs"
     assert any(choice.startswith("method obs: ") for choice in outcome.choices)
-    assert not any("exact_obs chooses" in choice for choice in outcome.choices)
 
 
 def wide() -> nn.Module:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil, log
 from typing import Literal
 
 LOW, HIGH = 0.5, 2.0
@@ -47,6 +48,12 @@ FRESH = 0.06
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
 _PROBES = 5
+
+
+def fresh_stages(sparsity: float) -> int:
+    """How many stages of ``FRESH`` it takes from a dense network to ``sparsity``, at least one."""
+    return max(1, ceil(log(1 - sparsity) / log(1 - FRESH)))
+
 
 Guess = Literal["none needed", "needed"]
 """Of what a proposed stage will change: where repair follows, or a solver moves the weights, nobody knows it yet."""
