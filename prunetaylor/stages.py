@@ -49,7 +49,7 @@ class Stages:
     """What the stages of one run share, and what they have done so far. ``masks``: True = keep, by parameter name."""
 
     REFINES: ClassVar[bool] = True
-    """Whether what is done may be refined."""
+    """Whether what is done stays, so that it may be refined and trained."""
 
     job: Job
     dense: Network  # a copy that stays as it was
@@ -208,6 +208,11 @@ class Stages:
     @property
     def removed(self) -> int:
         return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    @property
+    def retrained(self) -> bool:
+        """Whether training follows each stage."""
+        return self.REFINES and self.job.config.prune.schedule != "one-shot"
 
     @property
     def idle(self) -> bool:
@@ -436,6 +441,7 @@ class Stages:
             judge=judge,
         )
         model.keep_first = self.aim.keep_first
+        model.retrained = self.retrained
         return model
 
     def _as_in_main(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
+from prunetaylor import registry
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share, draw
 from prunetaylor.errors import DataError, NumericsError, UsageError
@@ -231,6 +232,20 @@ def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
     how = {"prune__schedule": "linear", "prune__stages": 3, "prune__during": 2.0}
     with pytest.raises(NumericsError, match=r"fine-tuning left values in .* that are not finite"):
         quick(conv, **{**CUT, **how, "finetune__epochs": 3})
+
+
+def test_steps_that_training_follows_are_ranked_by_the_error_alone(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact_obs, said = registry.load("saliency", "exact_obs"), []
+    score = exact_obs.score
+    monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
+    cut = {"sparsity": 0.6, "prune__method": "exact_obs", "prune__stages": 2, "finetune__epochs": 2}
+    quick(conv, **cut, prune__schedule="cubic")
+    assert said == [True, True]
+    said.clear()
+    quick(conv, **cut)
+    assert said == [False, False]
 
 
 def test_where_training_makes_things_worse_the_network_before_it_stays(

@@ -151,6 +151,14 @@ def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None
     assert not any("nothing to remove" in line or "nothing is removed" in line for line in found.choices)
 
 
+def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact_obs, said = registry.load("saliency", "exact_obs"), []
+    score = exact_obs.score
+    monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
+    quick(conv, prune__method="exact_obs", prune__schedule="cubic", finetune__epochs=1)
+    assert said == [False]
+
+
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     joint, fits = registry.load("saliency", "joint"), []
     fit = joint._quadratic

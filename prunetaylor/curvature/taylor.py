@@ -90,6 +90,8 @@ class TaylorModel:
         self.damping, self.seed, self.note, self.judge = damping, seed, note, judge
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
+        self.retrained = False
+        """Whether the network is trained after the step that is chosen here, before the next is."""
         self.made: dict[str, Any] = {}
         """What a criterion has made of this point and may need again, by the criterion."""
         self.state = snapshot(network.module)

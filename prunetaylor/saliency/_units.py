@@ -2,13 +2,16 @@
 
 A removal that adds e to the mean square error of one of a layer's outputs counts
 
-    u e,    u = (1/v)^(1/4) (a/2)^(3/4)        v: the layer's own output variance, a: the row's output sensitivity
+    u e,    u = (1/v)^(1-b) (a/2)^b        v: the layer's own output variance, a: the row's output sensitivity
 
 a e / 2 is the change of the error by K-FAC's factors: right for a small displacement, too steep for a large one, as
 what saturates cannot cost more. e/v is the share of the layer's signal that is lost, which is all that counts once the
-layers after it see little but noise. Their weighted geometric mean is the best, or level with it, at 70 to 95 % where
-weights are taken one at a time (ExactOBS; benchmarks/ranking.py). With costs of single removals (OBS) the best weight
-depends on where a run ends, and nothing is as good.
+layers after it see little but noise. Their geometric mean with b = 3/4 is the best, or level with it, at 70 to 95 %
+where weights are taken one at a time (ExactOBS; benchmarks/ranking.py). With costs of single removals (OBS) the best
+b depends on where a run ends, and nothing is as good.
+
+Where training follows each step, b = 1: no step leads far from where a was fitted. The larger b is, the better
+(ExactOBS; benchmarks/gradual_ranking.py).
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.network.layer import Layer
 
 BELIEF = 0.75
-"""The weight of the error's unit in the geometric mean; the rest is the layer's own."""
+"""b where one step follows another."""
+RETRAINED = 1.0
+"""b where training follows each step."""
 
 
 def error_unit(model: TaylorModel, layer: Layer) -> Tensor:
@@ -41,4 +46,5 @@ def ranking_unit(model: TaylorModel, layer: Layer) -> Tensor:
     variance = model.moments[layer.name].variance.sum()
     # Two powers rather than one of the quotient, which a layer without any variance would take out of range.
     smallest = torch.finfo(variance.dtype).tiny
-    return error_unit(model, layer) ** BELIEF / variance.clamp_min(smallest) ** (1 - BELIEF)
+    belief = RETRAINED if model.retrained else BELIEF
+    return error_unit(model, layer) ** belief / variance.clamp_min(smallest) ** (1 - belief)

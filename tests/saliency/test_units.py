@@ -1,5 +1,6 @@
 """The unit of ranking against the formula that its module states, written out."""
 
+import pytest
 import torch
 from tiny import rand, taylor
 from torch import nn
@@ -7,12 +8,23 @@ from torch import nn
 from prunetaylor.saliency._units import error_unit, ranking_unit
 
 
-def test_the_unit_is_the_geometric_mean_of_the_error_s_and_the_layer_s_own() -> None:
-    """u = (1/v)^(1/4) (a/2)^(3/4) with v the variance of all of the layer's outputs, a its rows' sensitivities."""
+@pytest.mark.parametrize(("retrained", "b"), [(False, 0.75), (True, 1.0)])
+def test_the_unit_is_the_geometric_mean_of_the_error_s_and_the_layer_s_own(retrained: bool, b: float) -> None:
+    """u = (1/v)^(1-b) (a/2)^b with v the variance of all of the layer's outputs, a its rows' sensitivities."""
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
     model = taylor(module, rand(40, 4))
+    model.retrained = retrained
     for layer in model.network.layers:
         a, v = model.sensitivity[layer.name].double(), model.moments[layer.name].variance.double().sum()
         torch.testing.assert_close(error_unit(model, layer).double(), a.unsqueeze(2) / 2)
-        wanted = (1 / v) ** 0.25 * (a.unsqueeze(2) / 2) ** 0.75
+        wanted = (1 / v) ** (1 - b) * (a.unsqueeze(2) / 2) ** b
         torch.testing.assert_close(ranking_unit(model, layer).double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_a_layer_without_variance_has_a_unit_too() -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
+    model = taylor(module, torch.ones(8, 4))
+    for retrained in (False, True):
+        model.retrained = retrained
+        for layer in model.network.layers:
+            assert torch.isfinite(ranking_unit(model, layer)).all()
