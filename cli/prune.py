@@ -191,6 +191,7 @@ def _run(
             from prunetaylor.gate.check import asked, require_limits
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
+            from prunetaylor.report.json_report import versions
             from prunetaylor.report.run_files import write_page, write_run
             from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
             from prunetaylor.track._trackers import Trackers
@@ -206,7 +207,9 @@ def _run(
                 return None, folder.report(), progress.notes, None
             folder.require(_ROOM + sum(t.nbytes for t in job.network.module.state_dict().values()))
             # a run that is finished is the same whatever it ran on; one that goes on needs the same shares of the work
-            keeper = FolderKeeper(folder, config.checkpoint.every, {**same, "processes": world()})
+            # and, to end with the same bits, the same arithmetic
+            ran_on = {f"version of {name}": number for name, number in versions().items() if name != "python"}
+            keeper = FolderKeeper(folder, config.checkpoint.every, {**same, "processes": world(), **ran_on})
             from_main(None if folder.state is None else str(folder.state.resolve()))
             trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
             with at_moments(keeper), closing(trackers):
@@ -229,9 +232,9 @@ def _run(
 
 def _way_on(err: BaseException, folder: RunFolder) -> str:
     """What to do with the state of a run that ``err`` ended; nothing to say where there is none, or it is no use."""
-    from prunetaylor.resume import UnreadableState
+    from prunetaylor.resume import OtherRun, UnreadableState
 
-    if folder.state is None or isinstance(err, UnreadableState):
+    if folder.state is None or isinstance(err, UnreadableState | OtherRun):
         return ""
     if isinstance(err, NumericsError):  # the same command would end here again
         return f"other settings start the run anew: with --force, or in another folder than {folder.path}"

@@ -182,10 +182,14 @@ class Finetuning:
             ) from error
 
     def _stop_at(self, error: Diverged) -> None:
-        """Training came to nothing: the last good epoch is the result, where there is one."""
-        if self._best is None or not self.epochs:
+        """Training came to nothing: the last good epoch is the result, or what it started from.
+
+        Neither is there while a gradual schedule has not reached the sparsity asked for.
+        """
+        if self._best is None:
             raise error
-        kept = f"epoch {self._best[1]}" if self._best[1] else "the network before fine-tuning, better than any epoch,"
+        before = "the network before fine-tuning" + (", better than any epoch," if self.epochs else "")
+        kept = f"epoch {self._best[1]}" if self._best[1] else before
         text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to go further {error.remedy}"
         self.choices.append(text)
         self.progress.note(text)

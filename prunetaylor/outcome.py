@@ -201,7 +201,7 @@ class Outcome:
     seconds: dict[str, float]  # by phase, and "total"
     seed: int
     device: str
-    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
+    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint, data and code
     memory: Memory | None = None
     flips: Flips | None = None  # on the test samples; None without classes
     classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first

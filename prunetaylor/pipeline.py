@@ -26,6 +26,7 @@ from prunetaylor.measure.evaluate import evaluate as evaluate_on
 from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
+from prunetaylor.network.code import source_hash
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
@@ -336,10 +337,12 @@ def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerOutcome]:
 
 
 def hashes(job: Job) -> dict[str, str]:
-    """sha256 of the checkpoint and the data's fingerprint, as far as there are any."""
+    """sha256 of the checkpoint and of each file of code that is named, and the data's fingerprint: what there is."""
     found = {}
     if job.checkpoint is not None:
         found["checkpoint"] = job.checkpoint.sha256
     if job.samples is not None:
         found["data"] = job.samples.fingerprint
-    return found
+    code = {"code of the network": job.config.model.arch, "code of the data": job.config.data.source}
+    code |= {"code of the loss": job.config.loss}
+    return found | {name: digest for name, spec in code.items() if (digest := source_hash(spec or "")) is not None}

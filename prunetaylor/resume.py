@@ -23,12 +23,16 @@ _OF_NO_RESULT = (
     "data.download",
     "track",
 )
-"""Settings that may change: no result depends on them. The checkpoint and the data are known by their hashes."""
+"""Settings that may change: no result depends on them. The checkpoint, data and code are known by their hashes."""
 _SHOWN = 8
 
 
 class UnreadableState(OutputError):
     """There is a state, but nothing that one could go on from."""
+
+
+class OtherRun(UsageError):
+    """What was begun in the folder is not what is asked to go on."""
 
 
 class FolderKeeper:
@@ -48,7 +52,7 @@ class FolderKeeper:
         """A state is on its way to the disk: what would end the run waits for it."""
 
     def left(self) -> Mapping[str, Any] | None:
-        """The state of the run that goes on. UsageError where it was another run's."""
+        """The state of the run that goes on. OtherRun where it was another run's."""
         file = self._folder.state
         if file is None:
             return None
@@ -116,7 +120,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def identity(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What a run's result depends on: its settings by dotted key, and the hashes of checkpoint and data."""
+    """What a run's result depends on: its settings by dotted key, and hashes: checkpoint, data, code."""
     return _identity(config.model_dump(), device, hashes)
 
 
@@ -126,15 +130,15 @@ def identity_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """UsageError that names what differs."""
+    """OtherRun that names what differs."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not keys:
         return
     shown = [f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys[:_SHOWN]]
     more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    raise UsageError(
+    raise OtherRun(
         f"this is not the run that was begun here: {'; '.join(shown)}{more}",
-        "give the same settings, checkpoint and data to --resume, or choose another folder with -o",
+        "give the same settings, checkpoint, data, code and versions to --resume, or choose another folder with -o",
     )
 
 

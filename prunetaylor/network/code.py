@@ -29,6 +29,14 @@ def is_code(spec: str) -> bool:
     return head.endswith(".py") or _MODULE.fullmatch(head) is not None
 
 
+def source_hash(spec: str) -> str | None:
+    """sha256 of the file that ``spec``, FILE.py:NAME, names, without what it imports; None of anything else."""
+    file = Path(spec.rpartition(":")[0])
+    if not is_code(spec) or file.suffix != ".py" or not file.is_file():
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def load_object(spec: str, *, base: Path | None = None) -> Any:
     """Import and return the object that ``spec`` names.
 

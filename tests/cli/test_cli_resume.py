@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -128,6 +129,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     kept = state.read_bytes()
     two = torch.load(state, weights_only=True)
     two["identity"]["processes"] = 2  # as if it had been started with --nproc 2
+    two["identity"]["version of torch"] = "1.0"
     torch.save(two, state)
     words = ["prune", str(demo_model), "-o", str(folder), *_RUN, *_EVERY]
     code, _, errors = inline(*words, "--resume", "finetune.lr=0.01", "seed=3")
@@ -136,6 +138,8 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     assert "finetune.lr was auto and is 0.01" in errors
     assert "seed was 0 and is 3" in errors
     assert "processes was 2 and is 1" in errors
+    assert "version of torch was 1.0 and is" in errors
+    assert "go on with the same command" not in errors  # which is the one that was refused
     code, _, errors = inline(*words)
     assert code == 1
     assert "holds a run that was interrupted" in errors
@@ -233,7 +237,8 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
 
 def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(inline, demo_model: Path) -> None:
     words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
-    code, _, errors = inline("prune", str(demo_model), *words, "finetune.lr=1e6")
+    gradual = ["prune.schedule=cubic", "prune.stages=2"]  # diverges before the sparsity asked for is reached
+    code, _, errors = inline("prune", str(demo_model), *words, *gradual, "finetune.lr=1e6")
     assert code == 1
     assert "the training loss is" in errors
     assert "other settings start the run anew: with --force, or in another folder than mine" in errors
@@ -242,3 +247,28 @@ def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(inline
     code, _, errors = inline("prune", str(demo_model), *words, "--force")
     assert code == 0, errors
     assert not Path("mine/.partial").exists()
+
+
+def test_code_that_has_changed_is_another_run(inline, tmp_path: Path) -> None:
+    code = tmp_path / "net.py"
+    code.write_text("from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), tmp_path / "net.pt")
+    words = [
+        "prune",
+        str(tmp_path / "net.pt"),
+        "--arch",
+        f"{code}:net",
+        "--data",
+        "digits",
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    words += ["calibration.samples=60", "prune.method=magnitude"]
+    assert inline(*words)[0] == 0
+    hashes = json.loads((tmp_path / "run" / "report.json").read_text())["hashes"]
+    assert hashes["code of the network"] == hashlib.sha256(code.read_bytes()).hexdigest()
+    assert inline(*words, "--resume")[0] == 0
+    code.write_text(code.read_text().replace("nn.Flatten()", "nn.Flatten(), nn.Identity()"))
+    status, _, errors = inline(*words, "--resume")
+    assert status == 2
+    assert "hash of the code of the network was" in errors
