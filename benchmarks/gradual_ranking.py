@@ -41,7 +41,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="arrays:FILE.npz with x_train (N, 32, 32, 3) and y_train")
-    parser.add_argument("--folder", type=Path, help="where the small networks and images are, or go to")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where the small networks and images are, or go to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--show", action="store_true")

@@ -211,7 +211,7 @@ class Stages:
 
     @property
     def retrained(self) -> bool:
-        """Whether training follows each stage."""
+        """Whether stages are the steps of a gradual schedule, which training comes between."""
         return self.REFINES and self.job.config.prune.schedule != "one-shot"
 
     @property

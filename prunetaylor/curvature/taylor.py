@@ -91,7 +91,7 @@ class TaylorModel:
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
         self.retrained = False
-        """Whether the network is trained after the step that is chosen here, before the next is."""
+        """Whether the step that is chosen here is one of a gradual schedule, whose network is trained between steps."""
         self.made: dict[str, Any] = {}
         """What a criterion has made of this point and may need again, by the criterion."""
         self.state = snapshot(network.module)

@@ -10,7 +10,7 @@ layers after it see little but noise. Their geometric mean with b = 3/4 is the b
 where weights are taken one at a time (ExactOBS; benchmarks/ranking.py). With costs of single removals (OBS) the best
 b depends on where a run ends, and nothing is as good.
 
-Where training follows each step, b = 1: no step leads far from where a was fitted. The larger b is, the better
+Where training follows each step, b = 1: no step leads far from where a was fitted. Of 1/4, 3/4 and 1 it is the best
 (ExactOBS; benchmarks/gradual_ranking.py).
 """
 
