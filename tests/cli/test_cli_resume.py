@@ -268,7 +268,7 @@ def test_code_that_has_changed_is_another_run(inline, tmp_path: Path) -> None:
     hashes = json.loads((tmp_path / "run" / "report.json").read_text())["hashes"]
     assert hashes["code of the network"] == hashlib.sha256(code.read_bytes()).hexdigest()
     assert inline(*words, "--resume")[0] == 0
-    code.write_text(code.read_text().replace("nn.Flatten()", "nn.Flatten(), nn.Identity()"))
+    code.write_text(code.read_text().replace("10))", "10), nn.ReLU())"))
     status, _, errors = inline(*words, "--resume")
     assert status == 2
     assert "hash of the code of the network was" in errors
