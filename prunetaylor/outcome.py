@@ -250,7 +250,7 @@ class Scores:
     seconds: float
     seed: int
     device: str
-    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint and data
+    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint, data and code
     memory: Memory | None = None
 
 
