@@ -88,12 +88,14 @@ class Finetuning:
             self._best = left["best"]
             training.load_state_dict(left["training"])
             self.stages.trained = left["training"]["step"]
-        self.progress.phase("fine-tune", training.steps)
-        if left is not None:
-            for _ in range(left["training"]["step"]):
-                self.progress.step()
-        self._start = time.perf_counter()
         self.training = training
+        if self.stages.unfinished:
+            self._prune_at(self.stages.trained)
+            self.moment()
+        self.progress.phase("fine-tune", training.steps)
+        for _ in range(self.stages.trained):
+            self.progress.step()
+        self._start = time.perf_counter()
         try:
             for state in training.run():
                 self._after(training, state)
@@ -128,9 +130,9 @@ class Finetuning:
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
         if state.epoch_done:
             self._end_epoch(training, state)
-        self._prune_at(state.step)
-        if state.epoch_done:
             self._watch("epoch", state.epoch, self.epochs[-1].validation)
+        if self._prune_at(state.step):
+            self.progress.phase("fine-tune", training.steps - state.step)
         self.moment()
 
     def _look_before(self) -> None:
@@ -194,17 +196,17 @@ class Finetuning:
         self.choices.append(text)
         self.progress.note(text)
 
-    def _prune_at(self, step: int) -> None:
+    def _prune_at(self, step: int) -> bool:
         """Prune where the schedule says so, after ``step`` steps."""
         if step not in self._levels:
-            return
+            return False
         if self.training is not None:
             self.training.check()  # what is not finite now was made so by training, not by pruning
         self.stages.to(self._levels[step])
         if self.training is not None:
             self.training.prune(self.stages.masks)
-            self.progress.phase("fine-tune", self.training.steps - step)
         self._start = time.perf_counter()
+        return True
 
     def _training(self) -> Training:
         share = distillation_share(self.options.distill)

@@ -28,7 +28,7 @@ from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.memory import Chunks, chunks, within
 from prunetaylor.network.code import source_hash
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import copied
+from prunetaylor.network.state import copied, fixed_order
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Silent, Watch, unwatched
@@ -118,7 +118,7 @@ class _Run:
     def outcome(self) -> Outcome:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
         together = laid_out(job, module, self.dense.module)
-        with clock.time("total"), within(self.plan.chunks), together as said:
+        with clock.time("total"), within(self.plan.chunks), fixed_order(job.device), together as said:
             job.choices += said
             for choice in (*job.choices, self.plan.describe()):
                 progress.note(choice)
@@ -204,13 +204,12 @@ class _Run:
 
     def _state(self) -> dict[str, Any]:
         dense = self.dense_found
-        finetuning = None if self.finetuning is None else self.finetuning.state_dict()
         return {
             "chunks": asdict(self.plan.chunks),
             "seconds": self.clock.so_far(),
             "dense": None if dense is None else vars(dense),
-            "stages": self.stages.state_dict(weights=finetuning is None),
-            "finetuning": finetuning,
+            "stages": self.stages.state_dict(),
+            "finetuning": None if self.finetuning is None else self.finetuning.state_dict(),
         }
 
 

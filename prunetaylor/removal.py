@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -31,6 +31,14 @@ class Removed:
     sparsity: float
     histogram: Histogram | None = None
     alone: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**vars(self), "histogram": None if self.histogram is None else asdict(self.histogram)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Removed:
+        drawn = state["histogram"]
+        return cls(**{**state, "histogram": None if drawn is None else Histogram(**drawn)})
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ class _Outlook(Stages):
         network = self.job.network
         masks, moving = self._select_once(removed, fit)
         if self.aim.solves:
-            self._compensate(fit.model.moments, masks, fit.judge.state, fit.absorbers)
+            self._compensate(fit.model.moments, masks, fit.judge.state, fit.absorbers, [])
         else:
             for layer in network.layers:
                 layer.weight.add_(moving[layer.parameter].to(layer.weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prunetaylor import registry
 from prunetaylor.aim import look, unseen
+from prunetaylor.at_work import AtWork
 from prunetaylor.calibration import Calibration, Part
 from prunetaylor.curvature.cache import open_cache
 from prunetaylor.curvature.gram import Moments, Positions
@@ -29,7 +30,7 @@ from prunetaylor.network.state import check_values, displacement, restore, snaps
 from prunetaylor.outcome import Histogram, Stage, removed_at
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED
-from prunetaylor.removal import Removal
+from prunetaylor.removal import Removal, Removed
 from prunetaylor.repair import batch_norm, compensate, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
@@ -63,6 +64,7 @@ class Stages:
     histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
     drawn: list[Tensor] = field(default_factory=list)  # the generator's states before these were drawn
+    at_work: AtWork | None = None
     refining: dict[str, Any] | None = None  # how far the refinement at work is; None: none is
 
     def __post_init__(self) -> None:
@@ -106,10 +108,8 @@ class Stages:
             self.done.append(Stage(self.removed / self.job.network.prunable, None, None, None, 0.0))
             self.refining = {}
         if self.refining is not None:
-            start = time.perf_counter()
-            self._refine()
-            self._measure()
-            self.done[-1] = replace(self.done[-1], seconds=self.done[-1].seconds + time.perf_counter() - start)
+            self._finish()
+            self.moment()
         while self.removed < self.wanted:
             self._next(plan)
             self.moment()
@@ -126,20 +126,20 @@ class Stages:
         self._calibrate()
 
     def to(self, sparsity: float) -> None:
-        """One stage to ``sparsity`` now, from weights that may have been trained since the last one."""
-        if removed_at(sparsity, self.job.network.prunable) <= self.removed:
-            return
-        moment, self.moment = self.moment, lambda: None
-        self._next(Fixed([sparsity], self.job.config.prune.damping))
-        self.moment = moment
+        """One stage to ``sparsity`` now, from weights that may have been trained since the last one.
+
+        What was ``unfinished`` when its state was kept is finished.
+        """
+        if self.refining is not None:
+            self._finish()
+        if self.at_work is not None or removed_at(sparsity, self.job.network.prunable) > self.removed:
+            self._next(Fixed([sparsity], self.job.config.prune.damping))
 
     def _next(self, plan: Fixed | TrustRegion) -> None:
-        if self.done and self.job.config.calibration.resample:
+        if self.done and self.job.config.calibration.resample and self.at_work is None:
             self._draw()
         self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
         self._stage(plan, self.calibration, self.absorbers)
-        if self.done[-1].accepted:
-            self.watch("stage", len(self.done), self.done[-1].cumulative_measured or 0.0)
 
     def _draw(self) -> None:
         """Fresh calibration samples."""
@@ -169,11 +169,17 @@ class Stages:
         scale = self.calibration.spread(self.job.kind)
         return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else self.criterion.REACH)
 
-    def state_dict(self, *, weights: bool = True) -> dict[str, Any]:
-        """All that the stages to come depend on, at a ``moment``; ``weights``: the network's too."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that the stages to come depend on, at a ``moment``, and the network's weights.
+
+        Of a stage at work it is what it started from, and beside that what need not be found again.
+        """
+        module, work = self.job.network.module, self.at_work
+        histogram = self.histogram if work is None else work.histogram
         return {
-            "module": snapshot(self.job.network.module) if weights else None,
-            "masks": self.masks,
+            "module": snapshot(module) if work is None else work.before,
+            "masks": self.masks if work is None else work.masks,
+            "at_work": None if work is None else work.found(module),
             "done": [asdict(stage) for stage in self.done],
             "generator": self.generator.get_state(),
             "drawn": self.drawn,
@@ -181,7 +187,7 @@ class Stages:
             "repaired": self.repaired,
             "damping": self.damping,
             "choices": self.choices,
-            "histogram": None if self.histogram is None else asdict(self.histogram),
+            "histogram": None if histogram is None else asdict(histogram),
             "refining": None if self.refining is None else self._refined.state(),
         }
 
@@ -192,13 +198,25 @@ class Stages:
             self.generator.set_state(before)
             self._draw()
         self.generator.set_state(state["generator"])
-        if state["module"] is not None:
-            restore(self.job.network.module, state["module"])
-        self.masks = {name: mask.to(self.masks[name].device) for name, mask in state["masks"].items()}
+        module = self.job.network.module
+        restore(module, state["module"])
+        self.masks = self._placed(state["masks"])
         self.done = [Stage(**stage) for stage in state["done"]]
         self.repaired, self.damping = state["repaired"], state["damping"]
         self.choices, self.refining = list(state["choices"]), state["refining"]
         self.histogram = None if state["histogram"] is None else Histogram(**state["histogram"])
+        if state["at_work"] is not None:
+            self.at_work = AtWork(snapshot(module), self.masks, self.histogram)
+            self.at_work.take(state["at_work"], self._placed)
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What there is of each prunable parameter, on its device."""
+        return {name: tensor.to(self.masks[name].device) for name, tensor in tensors.items()}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the state that was loaded is from within a stage."""
+        return self.at_work is not None or self.refining is not None
 
     @property
     def wanted(self) -> int:
@@ -251,36 +269,23 @@ class Stages:
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
         start = time.perf_counter()
-        network, masks, state = self.job.network, self.masks, snapshot(self.job.network.module)
-        drawn = self.histogram
-        # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
-        refined = self.aim.refinement.when == "stages" and self.aim.objective.of == "task"
-        towards = network.copy() if refined or self.trained else self.dense
+        network = self.job.network
+        if self.at_work is None:
+            self.at_work = AtWork(snapshot(network.module), self.masks, self.histogram)
+        work = self.at_work
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.aim.objective)
         judge, before = self._model(network, held, calibration), held.values()
         now = self.removed / network.prunable
-        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration, judge)
-        # Fitted before the removal, which moves the network in place: repair starts from what it was.
-        moments = model.moments if self.aim.repair == "obs" else {}
-        found = self.removal.step(masks, plan, model, judge, keep_first=self.aim.keep_first, repaired=self.repaired)
-        target, self.masks, self.histogram = found.sparsity, found.masks, found.histogram
-        reached = self._reached(target)
-        self._as_in_main()
-        self.progress.step("selected")
-        if self.aim.repair == "obs":
-            self._compensate(moments, self.masks, state, absorbers)
-        del model, moments  # its curvature, before repair and the next phases need the room
-        release()
-        if self.aim.repair == "least-squares":
-            self._least_squares(calibration, absorbers, towards)
+        found = self._remove_and_repair(work, plan, judge, calibration, absorbers)
+        reached = self._reached(found.sparsity)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
         measured, noise = _change(held, before)
         self.progress.step("measured")
         predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
         unsure = self.aim.solves or hasattr(self.criterion, "solve")
-        stands = plan.judge(now, target, predicted, measured, noise, "needed" if unsure else "none needed")
+        stands = plan.judge(now, found.sparsity, predicted, measured, noise, "needed" if unsure else "none needed")
         if stands and not isfinite(measured):
             repairs = "" if self.aim.repair == "least-squares" else "prune.repair=least-squares, or "
             raise NumericsError(
@@ -295,8 +300,8 @@ class Stages:
         first = not (self.done or self.trained)
         since = (predicted, measured, noise) if first else self._since_dense(calibration, held)
         if not stands:
-            restore(network.module, state)
-            self.masks, self.histogram = masks, drawn
+            restore(network.module, work.before)
+            self.masks, self.histogram = work.masks, work.histogram
             far = ", too far for one stage" if believed(predicted, measured, noise, 0.0) else ""
             text = f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted"
             self.progress.note(text + far)
@@ -306,6 +311,7 @@ class Stages:
                 for _ in batch_norm.correct(network.module, self.dense.module, self.dense_state, fit):
                     pass
         self._as_in_main()
+        self.at_work = None
         self.done.append(
             Stage(
                 sparsity=reached,
@@ -322,17 +328,58 @@ class Stages:
                 cumulative_ratio=_finite(since[1] / since[0]) if since[0] != 0 else None,
             )
         )
-        done = self.done[-1]
         told = {"sparsity": reached, "predicted_change": predicted, "measured_change": measured}
         self.progress.measured(self.trained, {name: value for name, value in told.items() if isfinite(value)})
         last = self.aim.refinement.when == "last" and self.removed == self.wanted
-        if stands and (self.aim.refinement.when == "stages" or last):
-            self.refining = {}
-            self._refine()
-            self.done[-1] = replace(done, seconds=time.perf_counter() - start)
         if stands:
-            self._measure()
-            self._name_emptied()
+            self.refining = {} if self.aim.refinement.when == "stages" or last else None
+            self._finish()
+
+    def _remove_and_repair(
+        self,
+        work: AtWork,
+        plan: Fixed | TrustRegion,
+        judge: TaylorModel,
+        calibration: Calibration,
+        absorbers: Mapping[str, Absorber],
+    ) -> Removed:
+        """Move the network to where the stage wants it; what of it is done already is not done again."""
+        network, aim = self.job.network, self.aim
+        # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
+        refined = aim.refinement.when == "stages" and aim.objective.of == "task"
+        towards = network.copy() if refined or self.trained else self.dense
+        model = self._model(network, calibration.fit.risk(network.module, aim.objective), calibration, judge)
+        # Fitted before the removal, which moves the network in place: repair starts from what it was.
+        moments = model.moments if aim.repair == "obs" else {}
+        if work.removed is None:
+            model.scored, model.moment = work.scored, self.moment
+            work.removed = self.removal.step(
+                work.masks, plan, model, judge, keep_first=aim.keep_first, repaired=self.repaired
+            )
+            work.scored = {}
+        elif work.moved is not None:
+            restore(network.module, work.moved)
+        self.masks, self.histogram = work.removed.masks, work.removed.histogram
+        self._as_in_main()
+        self.moment()
+        self.progress.step("selected")
+        if aim.repair == "obs":
+            self._compensate(moments, self.masks, work.before, absorbers, work.repaired)
+        del model, moments  # its curvature, before repair and the next phases need the room
+        release()
+        if aim.repair == "least-squares":
+            self._least_squares(calibration, absorbers, towards, work.repaired)
+        return work.removed
+
+    def _finish(self) -> None:
+        """What follows where the last stage stands."""
+        start = time.perf_counter()
+        if self.refining is not None:
+            self._refine()
+        self.done[-1] = replace(self.done[-1], seconds=self.done[-1].seconds + time.perf_counter() - start)
+        self._measure()
+        self._name_emptied()
+        self.watch("stage", len(self.done), self.done[-1].cumulative_measured or 0.0)
 
     def _compensate(
         self,
@@ -340,11 +387,13 @@ class Stages:
         masks: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
         absorbers: Mapping[str, Absorber],
+        done: list[str],
     ) -> None:
+        """``done``: the layers that are repaired, by name; it grows."""
         network = self.job.network
         solved = compensate.repair(
             network.module,
-            network.layers,
+            [layer for layer in network.layers if layer.name not in done],
             masks,
             before,
             moments,
@@ -352,11 +401,12 @@ class Stages:
             damping=self.damping,
             note=self._choose,
         )
-        for name in solved:
-            self.progress.step(name)
+        self._solved(solved, done)
         apply_masks(network.module, masks)
 
-    def _least_squares(self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network) -> None:
+    def _least_squares(
+        self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network, done: list[str]
+    ) -> None:
         network, batches = self.job.network, calibration.fit.batches
         where = Positions(batches.samples, self.job.config.seed)
         dense = least_squares.DenseOutputs(towards.module, towards.layers, batches, where)
@@ -370,9 +420,17 @@ class Stages:
             batches,
             damping=self.damping,
             note=self._choose,
+            solved=frozenset(done),
         )
-        for name in solved:
+        self._solved(solved, done)
+
+    def _solved(self, names: Iterator[str], done: list[str]) -> None:
+        for name in done:
             self.progress.step(name)
+        for name in names:
+            done.append(name)
+            self.progress.step(name)
+            self.moment()
 
     def _refine(self) -> None:
         assert self.refining is not None

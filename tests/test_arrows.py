@@ -22,6 +22,7 @@ ROOMS = [
     "prunetaylor.planning",
     "prunetaylor.finetune",
     "prunetaylor.stages",
+    "prunetaylor.at_work",
     "prunetaylor.removal",
     "prunetaylor.aim",
     "prunetaylor.refinement",

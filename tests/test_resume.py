@@ -20,12 +20,15 @@ from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
+from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
+from prunetaylor.repair import least_squares
 from prunetaylor.repair.backward import Backward
 from prunetaylor.risk import Risk
+from prunetaylor.saliency import exact_obs
 from prunetaylor.stages import Stages
 
 
@@ -52,6 +55,19 @@ class Memory:
         self.kept = file.getvalue()
         if self.moments == self.stop_at:
             raise Stopped
+
+
+class Every(Memory):
+    """Keeps the states of all moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[bytes] = []
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        super().keep(state)
+        assert self.kept is not None
+        self.all.append(self.kept)
 
 
 class Dropping(nn.Module):
@@ -129,6 +145,24 @@ CASES = {
         "calibration.labels": True,
         "finetune.epochs": 1,
     },
+    "a gradual schedule with a refinement in each stage, on fresh samples": {
+        "prune.sparsity": 0.8,
+        "prune.schedule": "linear",
+        "prune.stages": 2,
+        "prune.refine": "stages",
+        "prune.refine_steps": 3,
+        "calibration.resample": True,
+        "finetune.epochs": 2,
+        "finetune.ema": 0.9,
+        "prune.during": 1.0,
+    },
+    "single removals, made up for in closed form": {
+        "prune.sparsity": 0.6,
+        "prune.stages": 2,
+        "prune.method": "obs",
+        "prune.repair": "obs",
+    },
+    "a solver": {"prune.sparsity": 0.6, "prune.stages": 2, "prune.method": "obs_fisher"},
     "half precision": {"prune.sparsity": 0.5, "prune.stages": 1, "finetune.epochs": 1, "finetune.precision": "bf16"},
 }
 
@@ -164,6 +198,73 @@ def test_a_run_may_be_stopped_again_and_again(conv: nn.Module) -> None:
     assert_same(expected, outcome)
 
 
+def within(state: Mapping[str, Any]) -> str:
+    """What a state was kept in the middle of."""
+    stages = state["stages"]
+    if stages["refining"] is not None:
+        where = "refinement"
+    elif (work := stages["at_work"]) is None:
+        where = "nothing"
+    elif work["removed"] is None:
+        where = "scores"
+    else:
+        where = "repair" if work["repaired"] else "selection"
+    return where + ("" if state["finetuning"] is None else ", training begun")
+
+
+def test_a_stage_of_a_gradual_schedule_goes_on_from_any_moment_within(conv: nn.Module) -> None:
+    settings = CASES["a gradual schedule with a refinement in each stage, on fresh samples"]
+    whole = Every()
+    expected = pruned(conv, settings, whole)
+    kinds = [within(torch.load(io.BytesIO(kept), weights_only=True)) for kept in whole.all]
+    places = ["scores", "selection", "repair", "refinement"]
+    assert {*kinds} == {
+        "nothing",
+        *places,
+        "nothing, training begun",
+        *(f"{place}, training begun" for place in places),
+    }
+    # Of each kind the first moment and the last.
+    for kind in {*kinds} - {"nothing, training begun"}:
+        for at in {kinds.index(kind), len(kinds) - 1 - kinds[::-1].index(kind)}:
+            assert_same(expected, pruned(conv, settings, Memory(10**9, whole.all[at])))
+
+
+def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"prune.sparsity": 0.8, "prune.stages": 1, "prune.refine": "none"}
+    whole = Every()
+    pruned(conv, settings, whole)
+    scored: list[str] = []
+    solved: list[str] = []
+    traces, solve = exact_obs._traces, least_squares.solve_layer
+
+    def score_telling(model: TaylorModel, layer: Layer, keep: torch.Tensor) -> Any:
+        scored.append(layer.name)
+        return traces(model, layer, keep)
+
+    def solve_telling(layer: Layer, *more: Any) -> Any:
+        solved.append(layer.name)
+        return solve(layer, *more)
+
+    monkeypatch.setattr(exact_obs, "_traces", score_telling)
+    monkeypatch.setattr(least_squares, "solve_layer", solve_telling)
+    layers = [layer.name for layer in Network.of(conv).layers]
+    seen = set()
+    for kept in whole.all:
+        work = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["at_work"]
+        if work is None:
+            continue
+        scored.clear()
+        solved.clear()
+        pruned(conv, settings, Memory(10**9, kept))
+        done = len(layers) if work["removed"] is not None else len(work["scored"])
+        assert scored == layers[done:]
+        repaired = len(work.get("repaired", ()))
+        assert solved == layers[repaired:]
+        seen.add((done, repaired))
+    assert len(seen) == 2 * len(layers)  # after each layer's scores, and after each layer's repair
+
+
 def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,9 +278,10 @@ def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
 
     monkeypatch.setattr(Backward, "__call__", telling)
     settings = {**CASES["fine-tuning with sgd"], "prune.method": "magnitude"}
-    expected = pruned(conv, settings)
+    whole = Memory()
+    expected = pruned(conv, settings, whole)
     steps.clear()
-    keeper = Memory(6)
+    keeper = Memory(whole.moments - 2)
     with pytest.raises(Stopped):
         pruned(conv, settings, keeper)
     assert len(steps) >= 2

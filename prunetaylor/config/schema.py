@@ -136,7 +136,8 @@ class PruneSection(Section):
     exclude: list[str] = []
     """Patterns of layer names whose weights stay."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
-    """Rounds of fit, score, select and repair: how many, or the sparsity after each; auto: by sparsity and method."""
+    """Rounds of fit, score, select and repair: how many, or the sparsity after each, which takes the place of a gradual
+    schedule's curve; auto: by sparsity and method."""
     schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
     """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
     sparsity rises along a cubic or a line, or each removes a constant share of what is left."""

@@ -94,6 +94,10 @@ class TaylorModel:
         """Whether the step that is chosen here is one of a gradual schedule, whose network is trained between steps."""
         self.made: dict[str, Any] = {}
         """What a criterion has made of this point and may need again, by the criterion."""
+        self.scored: dict[str, Tensor] = {}
+        """Scores of layers by parameter, of criteria that take long: a run that was killed here brings what it had."""
+        self.moment: Callable[[], None] = lambda: None
+        """Called when another layer is scored."""
         self.state = snapshot(network.module)
 
     @cached_property
@@ -153,6 +157,14 @@ class TaylorModel:
         return self._fitted_to_error(
             _SENSITIVITIES, lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
         )
+
+    def layer_scores(self, score: Callable[[Layer], Tensor]) -> dict[str, Tensor]:
+        """What ``score`` gives for each layer, by parameter, where ``scored`` does not have it yet."""
+        for layer in self.network.layers:
+            if layer.parameter not in self.scored:
+                self.scored[layer.parameter] = score(layer)
+                self.moment()
+        return dict(self.scored)
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}

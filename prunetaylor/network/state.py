@@ -43,6 +43,17 @@ def channels_last(module: nn.Module) -> Iterator[None]:
             parameter.data = parameter.data.contiguous()
 
 
+@contextmanager
+def fixed_order(device: torch.device) -> Iterator[None]:
+    """Inside, convolutions on a GPU sum in the same order each time."""
+    was = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = device.type == "cuda" or was
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = was
+
+
 def like_weights(module: nn.Module, x: Tensor) -> Tensor:
     """Inputs with channels last where the weights lie so, which is where that is fastest and known to work."""
     if x.dim() != 4 or all(p.dim() != 4 or p.is_contiguous() for p in module.parameters()):
@@ -86,7 +97,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore(module: nn.Module, state: dict[str, Tensor]) -> None:
+def restore(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Write a snapshot back in place."""
     current = module.state_dict()
     for name, tensor in state.items():

@@ -6,7 +6,7 @@ Each layer thereby also takes back what the layers before it did wrong. Best of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -178,14 +178,18 @@ def repair(
     *,
     damping: float,
     note: Note,
+    solved: Collection[str] = (),
 ) -> Iterator[str]:
     """Solve the layers one after another in place; yields the name of each when it is done.
 
-    ``layers`` in the order in which they run; masks (True = keep) by parameter name.
+    ``layers`` in the order in which they run; masks (True = keep) by parameter name. Layers in ``solved`` are final.
     """
     state = module.state_dict()
     replay = Replay(module, layers, batches.own_count())
     for layer in layers:
+        if layer.name in solved:
+            replay.settle(layer)
+            continue
         with replay.passing():
             moments = paired_moments(module, layer, absorbers.get(layer.name), dense, batches)
         # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.

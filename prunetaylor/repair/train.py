@@ -22,7 +22,7 @@ from prunetaylor.distributed.group import rank, world
 from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.network.state import evaluating, restore, snapshot
+from prunetaylor.network.state import evaluating, fixed_order
 from prunetaylor.objective import Kind
 from prunetaylor.repair.backward import Backward, Loss
 from prunetaylor.repair.distill import distillation_share
@@ -167,6 +167,9 @@ class Training:
     def prune(self, masks: Mapping[str, Tensor]) -> None:
         """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
         self.masks = dict(masks)
+        if self._resumed is not None:  # it is yet to go on
+            self._resumed = {**self._resumed, "average": None}
+            return
         self._keeper.remove()
         self._keeper = self._keep_masks()
         if self._average is not None:
@@ -177,9 +180,10 @@ class Training:
         return nullcontext() if self._average is None else self._average.swapped_in()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the steps to come depend on, between two steps; the masks are the caller's to keep."""
+        """All that the steps to come depend on, between two steps; weights and masks are the caller's to keep."""
+        if self._resumed is not None:
+            return dict(self._resumed)
         return {
-            "module": snapshot(self.module),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._backward.scaler.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
@@ -193,7 +197,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, once :meth:`run` is called."""
+        """Go on from there, once :meth:`run` is called; until then this is its state."""
         self._resumed = state
 
     def _epochs(self) -> Iterator[TrainState]:
@@ -284,10 +288,9 @@ class Training:
         state, self._resumed = self._resumed, None
         if state is None:
             return
-        restore(self.module, state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._backward.scaler.load_state_dict(state["scaler"])
-        if self._average is not None:
+        if self._average is not None and state["average"] is not None:
             self._average.load_state_dict(state["average"])
         self._epoch, self._step, self._backward.parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
@@ -303,7 +306,7 @@ class Training:
     def _reproducible(self) -> Iterator[None]:
         """The network's own randomness comes from the generator; on a GPU convolutions sum in a fixed order."""
         self._seed, device = int(torch.randint(2**62, (), generator=self._generator)), self._device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _fixed_order(device):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), fixed_order(device):
             self._seed_step()
             yield
 
@@ -314,16 +317,6 @@ class Training:
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
-
-
-@contextmanager
-def _fixed_order(device: torch.device) -> Iterator[None]:
-    was = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = device.type == "cuda" or was
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = was
 
 
 def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **how: Any) -> Iterator[TrainState]:

@@ -74,12 +74,13 @@ def score(
     Columns beyond 1024 that a row keeps are taken in blocks.
     """
     assert model is not None
-    scores = {}
-    for layer in network.layers:
+
+    def of(layer: Layer) -> Tensor:
         order, added = _traces(model, layer, layer.matrix(masks[layer.parameter]))
         turn = 1 + 4 * torch.finfo(added.dtype).eps * order.to(added.dtype)
-        scores[layer.parameter] = layer.tensor(ranking_unit(model, layer) * added * turn)
-    return scores
+        return layer.tensor(ranking_unit(model, layer) * added * turn)
+
+    return model.layer_scores(of)
 
 
 def _traces(model: TaylorModel, layer: Layer, keep: Tensor) -> tuple[Tensor, Tensor]:

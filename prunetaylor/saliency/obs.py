@@ -23,6 +23,7 @@ from prunetaylor.curvature.gram import centred_bytes, grams_bytes
 from prunetaylor.curvature.solve import inverse_diagonal, systems_bytes
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import Phase, Sizes, largest_of
+from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._units import ranking_unit
 
@@ -53,8 +54,8 @@ def score(
     model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
     assert model is not None
-    scores = {}
-    for layer in network.layers:
+
+    def of(layer: Layer) -> Tensor:
         h = model.gram(layer)
         keep = layer.matrix(masks[layer.parameter])
         w = layer.matrix(layer.weight.detach()).to(h.dtype)
@@ -64,5 +65,6 @@ def score(
                 for g in range(layer.groups)
             ]
         )
-        scores[layer.parameter] = layer.tensor(ranking_unit(model, layer) * added)
-    return scores
+        return layer.tensor(ranking_unit(model, layer) * added)
+
+    return model.layer_scores(of)
