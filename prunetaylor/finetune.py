@@ -24,6 +24,7 @@ from prunetaylor.outcome import Epoch
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import LOOK_EVERY, Diverged
+from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.optimizer import peak_lr, precision
 from prunetaylor.repair.train import Training, TrainState
 from prunetaylor.selection.schedule import gradual, pruning_steps, sparsities
@@ -149,6 +150,7 @@ class Finetuning:
     def _end_epoch(self, training: Training, state: TrainState) -> None:
         config, module = self.job.config, self.job.network.module
         with training.averaged():
+            check_masks(module, self.stages.masks)  # of an average; the network's own are checked by the training
             value = self._validate(state.epoch)
             gain = self._gain(value)
             # An epoch with more weights than asked for is no result.

@@ -24,6 +24,8 @@ _OF_NO_RESULT = (
     "track",
 )
 """Settings that may change: no result depends on them. The checkpoint, data and code are known by their hashes."""
+_FORM = 2
+"""Of what a state holds: raised with it, so that states from before are refused by name."""
 _SHOWN = 8
 
 
@@ -44,7 +46,7 @@ class FolderKeeper:
     """
 
     def __init__(self, folder: RunFolder, every: float, identity: Mapping[str, Any]) -> None:
-        self._folder, self._every, self._identity = folder, every, dict(identity)
+        self._folder, self._every, self._identity = folder, every, {**identity, "form of the state": _FORM}
         self._last = time.monotonic()
         self.stop: type[BaseException] | None = None
         """Raised after the next state is kept."""

@@ -22,7 +22,7 @@ from prunetaylor.finetune import Finetuning
 from prunetaylor.progress import Silent
 from prunetaylor.repair.backward import Backward
 from prunetaylor.repair.divergence import Guard
-from prunetaylor.repair.optimizer import Rates
+from prunetaylor.repair.optimizer import Average, Rates
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
 
@@ -296,12 +296,24 @@ def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monk
     assert "epoch 2 is kept" in said
 
 
+def test_an_average_with_a_removed_weight_in_it_is_an_error(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Average.update
+
+    def wrong(self: Average) -> None:
+        update(self)
+        self._values["conv1.weight"].add_(1e-3)
+
+    monkeypatch.setattr(Average, "update", wrong)
+    with pytest.raises(NumericsError, match=r"removed weights are not zero any more: conv1\.weight"):
+        quick(conv, **CUT, finetune__epochs=1, finetune__ema=0.9)
+
+
 def test_label_smoothing_needs_classes(conv: nn.Module) -> None:
-    smooth, hard = (
-        quick(conv, **CUT, finetune__epochs=1, finetune__distill__weight=0.0, finetune__label_smoothing=share)
-        for share in (0.3, 0.0)
-    )
-    assert smooth.epochs[0].loss > hard.epochs[0].loss
+    still = {**CUT, "finetune__lr": 1e-12, "finetune__epochs": 1, "finetune__distill__weight": 0.0}
+    hard, some, more = (quick(conv, **still, finetune__label_smoothing=share).epochs[0].loss for share in (0, 0.2, 0.4))
+    # (1 - s) of the loss with labels and s of that with all classes alike, which is more for a network that knows some.
+    assert more - some == pytest.approx(some - hard, rel=1e-3)
+    assert some > hard
     data = curve(100, 1)
     with pytest.raises(UsageError, match="label_smoothing needs classes"):
         quick(mlp(), data, data, sparsity=0.5, metric="loss", finetune__epochs=1, finetune__label_smoothing=0.1)

@@ -131,6 +131,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     two = torch.load(state, weights_only=True)
     two["identity"]["processes"] = 2  # as if it had been started with --nproc 2
     two["identity"]["version of torch"] = "1.0"
+    two["identity"]["form of the state"] = 1
     torch.save(two, state)
     words = ["prune", str(demo_model), "-o", str(folder), *_RUN, *_EVERY]
     code, _, errors = inline(*words, "--resume", "finetune.lr=0.01", "seed=3")
@@ -140,6 +141,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     assert "seed was 0 and is 3" in errors
     assert "processes was 2 and is 1" in errors
     assert "version of torch was 1.0 and is" in errors
+    assert "form of the state was 1 and is 2" in errors
     assert "go on with the same command" not in errors  # which is the one that was refused
     code, _, errors = inline(*words)
     assert code == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.schedule import STEP, Fixed, sparsities
+from prunetaylor.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities
 
 TARGETS = st.floats(0.001, 0.999)
 
@@ -50,6 +50,29 @@ def test_a_list_is_taken_as_it_is_up_to_the_target() -> None:
     assert sparsities(0.8, [0.3, 0.6], staged=True) == [0.3, 0.6, 0.8]
     assert sparsities(0.5, [0.3, 0.6], staged=False) == [0.3, 0.5]
     assert sparsities(0.3, [0.3], staged=True) == [0.3]
+
+
+@given(TARGETS, st.integers(1, 40))
+def test_gradual_steps_follow_their_curve_to_the_target(target: float, steps: int) -> None:
+    for shape in ("cubic", "linear", "constant"):
+        levels = gradual(target, shape, steps)
+        assert len(levels) == steps
+        assert levels[-1] == target
+        assert all(a < b for a, b in pairwise([0.0, *levels]))
+        assert gradual(0.0, shape, steps) == []
+    removed = [1 - level / target for level in gradual(target, "cubic", steps)]
+    assert removed == pytest.approx([((steps - k) / steps) ** 3 for k in range(1, steps + 1)], abs=1e-9)
+    rises = [b - a for a, b in pairwise([0.0, *gradual(target, "linear", steps)])]
+    assert rises == pytest.approx([target / steps] * steps)
+    assert gradual(target, "constant", steps) == sparsities(target, steps, staged=True)
+
+
+@given(st.integers(1, 40), st.floats(40, 1e4))
+def test_gradual_steps_come_evenly_the_first_before_any_training(stages: int, steps: float) -> None:
+    at = pruning_steps(stages, steps)
+    assert at[0] == 0
+    assert len({*at}) == stages
+    assert all(0 <= steps * k / stages - step < 1 for k, step in enumerate(at))
 
 
 def test_fixed_stages_go_on_whatever_happens() -> None:
