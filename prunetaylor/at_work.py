@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,17 +25,23 @@ class AtWork:
     removed: Removed | None = None
     repaired: list[str] = field(default_factory=list)  # layers by name
     moved: Mapping[str, Tensor] | None = None  # of a run that goes on: the state that the network had come to
+    since: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """What it has taken so far, in all processes that went on with it."""
+        return time.perf_counter() - self.since
 
     def found(self, module: nn.Module) -> dict[str, Any]:
         """What there is besides what it started from; ``module`` as it is now."""
+        found = {"scored": self.scored, "removed": None, "seconds": self.seconds}
         if self.removed is None:
-            return {"scored": self.scored, "removed": None}
-        removed = self.removed.state_dict()
-        return {"scored": {}, "removed": removed, "repaired": self.repaired, "moved": snapshot(module)}
+            return found
+        return {**found, "removed": self.removed.state_dict(), "repaired": self.repaired, "moved": snapshot(module)}
 
     def take(self, found: Mapping[str, Any], place: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> None:
         """Go on from what was ``found``; ``place`` puts tensors by parameter name on their devices."""
-        self.scored = place(found["scored"])
+        self.scored, self.since = place(found["scored"]), time.perf_counter() - found["seconds"]
         if found["removed"] is not None:
             self.removed = Removed.from_state({**found["removed"], "masks": place(found["removed"]["masks"])})
             self.repaired, self.moved = list(found["repaired"]), found["moved"]

@@ -268,7 +268,6 @@ class Stages:
             self._choose(f"nothing to remove: {asked:.2%} was asked for, {already:.2%} is zero already")
 
     def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
-        start = time.perf_counter()
         network = self.job.network
         if self.at_work is None:
             self.at_work = AtWork(snapshot(network.module), self.masks, self.histogram)
@@ -318,7 +317,7 @@ class Stages:
                 predicted_change=predicted,
                 measured_change=_finite(measured),
                 gain_ratio=_finite(measured / predicted) if predicted != 0 else None,
-                seconds=time.perf_counter() - start,
+                seconds=work.seconds,
                 accepted=stands,
                 noise=noise,
                 damping=self.damping,
@@ -373,13 +372,12 @@ class Stages:
 
     def _finish(self) -> None:
         """What follows where the last stage stands."""
-        start = time.perf_counter()
         if self.refining is not None:
             self._refine()
-        self.done[-1] = replace(self.done[-1], seconds=self.done[-1].seconds + time.perf_counter() - start)
         self._measure()
         self._name_emptied()
-        self.watch("stage", len(self.done), self.done[-1].cumulative_measured or 0.0)
+        if (measured := self.done[-1].cumulative_measured) is not None:
+            self.watch("stage", len(self.done), measured)
 
     def _compensate(
         self,
@@ -434,6 +432,7 @@ class Stages:
 
     def _refine(self) -> None:
         assert self.refining is not None
+        before, start = self.done[-1].seconds, time.perf_counter()
         for refined in self.aim.refinement.run(
             self.job,
             self.dense,
@@ -449,6 +448,7 @@ class Stages:
             if refined.text is not None:
                 self.progress.note(f"refined: {refined.text}")
             self._refined = refined
+            self.done[-1] = replace(self.done[-1], seconds=before + time.perf_counter() - start)
             self.moment()
         self.refining = None
 

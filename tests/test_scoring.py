@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from toys import ConvNet, Recording, curve, mlp, quadrants, trained
 
 import prunetaylor
-from prunetaylor import registry
+from prunetaylor import registry, scoring
 from prunetaylor.curvature import cache
 from prunetaylor.data.load import from_python
 from prunetaylor.job import make_job
@@ -123,16 +123,19 @@ def test_levels_below_what_is_zero_already_are_left_out(conv: nn.Module) -> None
 
 @pytest.mark.parametrize("repair", ["none", "least-squares"])
 @pytest.mark.parametrize("method", ["joint", "obs_fisher"])
-def test_a_solver_s_step_is_the_one_that_it_takes(conv: nn.Module, method: str, repair: str) -> None:
+def test_a_solver_s_step_is_the_one_that_it_takes(
+    conv: nn.Module, method: str, repair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What one stage of a run removes, whatever makes up for it, and no ranking of single weights."""
+    monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
     settings = {"prune.method": method, "prune.repair": repair, "prune.stages": 1, "calibration.samples": 120}
     settings |= {"data.workers": 0, "device": "cpu", "finetune.epochs": 0}
     found = score(conv, TRAIN, settings=settings)
     outcome = prunetaylor.prune(conv, TRAIN, sparsity=0.7, settings=settings)
-    level = LEVELS.index(0.7)
-    assert [one.sparsities[level] for one in found.layers] == pytest.approx([one.sparsity for one in outcome.layers])
+    assert [level.sparsity for level in found.levels] == [0.5, 0.7]
+    assert [one.sparsities[1] for one in found.layers] == pytest.approx([one.sparsity for one in outcome.layers])
     if repair == "none":
-        assert outcome.stages[0].predicted_change == pytest.approx(found.levels[level].predicted_change, rel=1e-4)
+        assert outcome.stages[0].predicted_change == pytest.approx(found.levels[1].predicted_change, rel=1e-4)
 
 
 def test_far_from_a_minimum_the_step_is_the_one_that_prune_takes() -> None:
@@ -160,10 +163,11 @@ def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch:
 
 
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
     joint, fits = registry.load("saliency", "joint"), []
     fit = joint._quadratic
     monkeypatch.setattr(joint, "_quadratic", lambda *args: fits.append(1) or fit(*args))
-    quick(conv, prune__method="joint")
+    assert len(quick(conv, prune__method="joint").levels) == 2
     assert len(fits) == 1
 
 

@@ -296,10 +296,10 @@ def _endless(batches: Batches, steps: int) -> Iterator[Share]:
     done = 0
     while done < steps:
         for share in batches.shares():
-            if done == steps:
-                return
             done += 1
             yield share
+            if done == steps:  # before another is drawn: a run that goes on after the last step draws none either
+                return
 
 
 def _root_mean_square(x: Tensor) -> float:

@@ -51,6 +51,7 @@ class Replay:
                 self._inside[child] = names
         self._settled: set[str] = set()
         self._kept: dict[nn.Module, list[Tensor]] = {}
+        self._coming: dict[nn.Module, int] = {}  # bytes of what the pass at work keeps
         # Modules that share a weight are settled with the first of them, when what feeds the others may be yet to come.
         shared = {m for layer in layers if len(layer.modules) > 1 for m in layer.modules}
         self._refused = {child for child in self._inside if not shared.isdisjoint(child.modules())}
@@ -83,6 +84,7 @@ class Replay:
                 m.forward = forward
             for handle in handles:
                 handle.remove()
+        self._coming = {}
         for m, outputs in fresh.items():
             if m not in self._refused and len(outputs) == self._batches:
                 within = set(m.modules())
@@ -102,6 +104,7 @@ class Replay:
                 return
             if not isinstance(output, Tensor) or not called_once or (not into and not self._fits(module, output)):
                 self._refused.add(module)
+                self._coming.pop(module, None)
                 into.clear()
             else:
                 into.append(output.clone())
@@ -111,7 +114,11 @@ class Replay:
     def _fits(self, module: nn.Module, output: Tensor) -> bool:
         within = set(module.modules())
         others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in within for o in kept)
-        return others + output.numel() * output.element_size() * self._batches <= KEPT_BYTES // chunks().kept
+        size = output.numel() * output.element_size() * self._batches
+        if others + sum(self._coming.values()) + size > KEPT_BYTES // chunks().kept:
+            return False
+        self._coming[module] = size
+        return True
 
 
 class _Counter:

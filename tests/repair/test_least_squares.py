@@ -283,6 +283,24 @@ def test_replaying_what_is_settled_changes_nothing(name: str, monkeypatch: pytes
         torch.testing.assert_close(replayed.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_replayed_stays_within_its_room_however_much_is_settled_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where a repair goes on: all that was solved before is kept by the first pass."""
+    module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+    x = torch.randn(10, 4)
+    monkeypatch.setattr(replay, "KEPT_BYTES", 3 * x.nbytes)
+    layers = Network.of(module).layers
+    keeping = replay.Replay(module, layers, 1)
+    for layer in layers:
+        keeping.settle(layer)
+    wanted = module(x)
+    for _ in range(2):
+        with keeping.passing():
+            torch.testing.assert_close(module(x), wanted, rtol=0, atol=0)
+        assert len(keeping._kept) == 3
+
+
 def test_a_forward_of_the_user_s_own_is_put_back() -> None:
     dense, x = case("conv", 30)
     dense[0].forward = dense[0].forward
