@@ -270,6 +270,20 @@ def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch:
     assert len(seen) == 2 * len(layers)  # after each layer's scores, and after each layer's repair
 
 
+@pytest.mark.parametrize("method", ["exact_obs", "obs", "obs_kfac"])
+def test_scores_that_take_long_are_kept_layer_by_layer(conv: nn.Module, method: str) -> None:
+    settings = {"prune.sparsity": 0.8, "prune.stages": 1, "prune.refine": "none", "prune.method": method}
+    whole = Every()
+    expected = pruned(conv, settings, whole)
+    counts = []
+    for kept in whole.all:
+        work = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["at_work"]
+        if work is not None and work["removed"] is None:
+            counts.append(len(work["scored"]))
+            assert_same(expected, pruned(conv, settings, Memory(10**9, kept)))
+    assert counts == [1, 2, 3]
+
+
 def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,14 +67,15 @@ def score(
         steps = _newton_steps(model, network, masks)
         share = newton_share(model, steps)
         targets = {name: w + share * steps[name] for name, w in targets.items()}
-    scores = {}
-    for layer in network.layers:
+
+    def of(layer: Layer) -> Tensor:
         h = model.gram(layer)
         keep = layer.matrix(masks[layer.parameter])
         inverse = [inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)]
         target = layer.matrix(targets[layer.parameter]).to(h.dtype)
-        scores[layer.parameter] = layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
-    return scores
+        return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
+
+    return model.layer_scores(of)
 
 
 def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
