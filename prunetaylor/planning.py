@@ -22,6 +22,7 @@ from prunetaylor.curvature.tape import chunk_elements
 from prunetaylor.curvature.taylor import prediction_bytes
 from prunetaylor.distributed.exchange import smallest
 from prunetaylor.distributed.group import local_world, world
+from prunetaylor.distributed.training import waits_within
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.memory import (
@@ -234,12 +235,14 @@ class _Planner:
     def _together(self, config: Config) -> int:
         """The samples of a training batch that a process takes gradients of together.
 
-        Several processes wait for one another in the middle of a batch, and do not split theirs.
+        Several processes that wait for one another in the middle of a batch do not split theirs.
         """
         assert self.job.samples is not None
         own = -(-min(config.data.batch_size, len(self.job.samples.train)) // world())
         # No batch norm trains on a single sample.
-        return own if world() > 1 else min(own, max(2, -(-own // chunks().training)))
+        if world() > 1 and waits_within(self.job.network.module):
+            return own
+        return min(own, max(2, -(-own // chunks().training)))
 
     def _measuring(self, config: Config, sizes: Sizes) -> Sizes:
         assert self.job.samples is not None

@@ -46,6 +46,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         reduce_in_place([p.grad for p in moved if p.grad is not None])
 
 
+def waits_within(module: nn.Module) -> bool:
+    """Whether several processes that train ``module`` wait for one another in the middle of a pass."""
+    return any(isinstance(m, _BatchNorm) for m in module.modules())
+
+
 @contextmanager
 def synced_batch_norm(module: nn.Module) -> Iterator[None]:
     """Inside, every batch norm of ``module`` in training mode takes the statistics of the whole batch, that of all

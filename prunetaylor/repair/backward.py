@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Share
-from prunetaylor.distributed.group import world
+from prunetaylor.distributed.group import gather_objects, world
+from prunetaylor.distributed.training import waits_within
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import chunks, is_out_of_memory, release
 from prunetaylor.network.state import like_weights
@@ -71,18 +72,26 @@ class Backward:
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-                if world() > 1:  # the others wait for it in the middle of the network
+                if world() > 1 and waits_within(self._module):  # the others do, for this one
                     raise NumericsError(
-                        f"out of memory with {size} samples a process",
+                        f"out of memory with {size} samples a process, which wait for one another in each batch norm",
                         "lower data.batch_size, and raise finetune.accumulate for the same step",
                     ) from error
             self._forget()
             release()
             self.parts *= 2
-            self._note(
-                f"out of memory: micro-batches of {-(-largest // self.parts)} samples from here on, with the same "
-                f"step of {count}; batch-norm statistics are those of a micro-batch"
-            )
+            self._say_parts("out of memory", largest, count)
+
+    def agree(self, group: Sequence[Share], count: int) -> None:
+        """After a step: several processes go on with as many parts as the one that needs the most."""
+        if (most := max(gather_objects(self.parts))) > self.parts:
+            self.parts = most
+            self._say_parts("another process was out of memory", max(len(share.x) for share in group), count)
+
+    def _say_parts(self, why: str, largest: int, count: int) -> None:
+        norms = "; batch-norm statistics are those of a micro-batch" if waits_within(self._module) else ""
+        size = -(-largest // self.parts)
+        self._note(f"{why}: micro-batches of {size} samples from here on, with the same step of {count}{norms}")
 
     def _added(self, group: Sequence[Share], count: int, size: int) -> Tensor:
         """The mean loss, its gradients added, with at most ``size`` samples at a time.

@@ -19,7 +19,7 @@ from prunetaylor.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Share
 from prunetaylor.distributed.exchange import all_sum, as_in_main, from_main
 from prunetaylor.distributed.group import rank, world
-from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
+from prunetaylor.distributed.training import sum_gradients, synced_batch_norm, waits_within
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.network.state import evaluating, fixed_order
@@ -219,10 +219,8 @@ class Training:
         rates = Rates(options, self.steps, self._starts)
         self._resume()
         if (parts := self._backward.parts) > 1:
-            self._note(
-                f"micro-batches: each batch is split into {parts}, to fit in memory, with the same step; batch-norm "
-                "statistics are those of a micro-batch"
-            )
+            norms = "; batch-norm statistics are those of a micro-batch" if waits_within(self.module) else ""
+            self._note(f"micro-batches: each batch is split into {parts}, to fit in memory, with the same step{norms}")
         self._keeper = self._keep_masks()
         try:
             while self._epoch <= self.epochs:
@@ -272,6 +270,7 @@ class Training:
         if world() > 1:
             sum_gradients(self.module.parameters())
             value = all_sum({"loss": value})["loss"]
+            self._backward.agree(group, count)
             if self._step == 0:
                 self._guard.worst = from_main(self._guard.worst)
         if self._options.clip_norm is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pair import together
 from runs import quick
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from toys import ConvNet, Pair, Recording, quadrants, trained
 
@@ -125,6 +127,27 @@ def read(data: Pair) -> tuple[Any, list[int]]:
     return found, samples.seen
 
 
+class Short(nn.Module):
+    """In the second process no more than five samples fit in memory while it trains."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and group.rank() == 1 and len(x) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return self.inner(x)
+
+
+def short_of_memory() -> dict[str, Any]:
+    torch.manual_seed(0)
+    module = Short(nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.Tanh(), nn.Linear(12, 4)))
+    how = {"prune__method": "magnitude", "finetune__epochs": 2, "finetune__lr": 0.05, "data__batch_size": 32}
+    outcome = quick(module, TRAIN, TEST, **how)
+    return {**numbers(outcome), "said": [line for line in outcome.choices if "memory" in line and "micro" in line]}
+
+
 def work() -> dict[str, Any]:
     assert group.world() == 2
     found, seen = read(TEST)
@@ -168,6 +191,17 @@ def test_scores(found: list[dict[str, Any]]) -> None:
             for mine, his in zip(wanted[part], one["scored"][part], strict=True):
                 pair = (torch.tensor(values(without_names(x)), dtype=torch.float64) for x in (his, mine))
                 torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-6, equal_nan=True)
+
+
+def test_memory_that_runs_out_in_one_process_is_answered_in_all(tmp_path: Path) -> None:
+    first, second = together("test_runs:short_of_memory", tmp_path)
+    assert first["said"] == [
+        "another process was out of memory: micro-batches of 4 samples from here on, with the same step of 32"
+    ]
+    halves = [f"out of memory: micro-batches of {n} samples from here on, with the same step of 32" for n in (8, 4)]
+    assert second["said"] == halves
+    assert_alike(first, second, rtol=0, atol=0)
+    assert_alike(short_of_memory(), first, rtol=2e-3, atol=2e-4)
 
 
 def without_names(of: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from test_train_options import plain, training
 from torch import Tensor, nn
 
 from prunetaylor.config.schema import DistillSection, FinetuneSection
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.memory import Chunks, within
 from prunetaylor.network.state import channels_last
+from prunetaylor.repair import backward
 from prunetaylor.repair.distill import distillation
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.train import train
@@ -229,6 +230,17 @@ def test_what_the_plan_says_is_split_from_the_start() -> None:
 def test_memory_that_runs_out_for_one_sample_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         list(training(Small(plain(), 0), {}).run())
+
+
+def test_processes_that_wait_for_one_another_in_batch_norms_do_not_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward, "world", lambda: 2)
+    norms = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    said = r"out of memory with 8 samples a process, which wait .* batch norm\n.*finetune.accumulate for the same step"
+    with pytest.raises(NumericsError, match=said):
+        list(training(Small(norms, 3), {}).run())
+    small = Small(plain(), 3)
+    list(training(small, {}).run())
+    assert small.sizes[:4] == [8, 4, 2, 2]
 
 
 def test_micro_batches_are_even() -> None:
