@@ -17,7 +17,8 @@ from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Check, Checked, Samples, Split, WithTargets, check_targets
-from prunetaylor.distributed.group import gather_objects, place, world
+from prunetaylor.device import pick_device
+from prunetaylor.distributed.group import world
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.losses import Own
 from prunetaylor.network.code import load_object
@@ -248,63 +249,6 @@ def _do_without_labels(job: Job, needs: str) -> None:
         zeros = torch.zeros(len(samples.train), 1)
         job.samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
     job.choices.append(f"labels: {none}; the dense network answers for them")
-
-
-def pick_device(asked: str) -> tuple[torch.device, str]:
-    """The torch device and why. Several processes of a run take a GPU each, or the processor all of them."""
-    device, reason = _own_gpu(asked) or _pick(asked)
-    if place() is not None:
-        _check_together(gather_objects(_in_words(device)))
-    return device, reason
-
-
-def _own_gpu(asked: str) -> tuple[torch.device, str] | None:
-    """The GPU that is this process's among those of its machine; None where it need not be told from others."""
-    here = place()
-    if here is None or not (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
-        return None
-    there = torch.cuda.device_count()
-    # Slurm may show each task its own GPU only, which is then the first.
-    index = 0 if here.by == "srun" and there == 1 else here.local_rank
-    if index >= there:
-        raise UsageError(
-            f"there are {there} GPUs for {here.local_world} processes on this machine",
-            "start one process a GPU, or say --device cpu",
-        )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index), f"GPU {index} for process {here.rank} of {here.world}"
-
-
-def _in_words(device: torch.device) -> str:
-    """The kind, and which one of all there are where processes cannot share it."""
-    return f"cuda {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
-
-
-def _check_together(devices: Sequence[str]) -> None:
-    kinds = sorted({device.split()[0] for device in devices})
-    if len(kinds) > 1 or kinds == ["mps"]:
-        raise UsageError(f"the processes of this run compute on {' and '.join(kinds)}", "say --device cpu or cuda")
-    if kinds == ["cuda"] and len(set(devices)) < len(devices):
-        raise UsageError(
-            f"{len(devices)} processes share {len(set(devices))} GPUs",
-            "start one process a GPU, and leave --device at auto or cuda",
-        )
-
-
-def _pick(asked: str) -> tuple[torch.device, str]:
-    if asked == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda"), "a CUDA GPU is there"
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), "no CUDA GPU, but Apple's is there"
-        return torch.device("cpu"), "no GPU is there"
-    try:
-        device = torch.device(asked)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        text = str(error).splitlines()[0]
-        raise UsageError(f"device {asked!r} cannot be used: {text}", "use auto, cpu, cuda, cuda:1 or mps") from error
-    return device, "as asked"
 
 
 def _kind(job: Job, samples: Samples) -> Kind:

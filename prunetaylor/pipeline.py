@@ -15,9 +15,10 @@ from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
+from prunetaylor.device import pick_device
 from prunetaylor.errors import DataError
 from prunetaylor.finetune import Finetuning, gradual_levels
-from prunetaylor.job import Job, make_job, open_job, pick_device
+from prunetaylor.job import Job, make_job, open_job
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.cost import count, flops

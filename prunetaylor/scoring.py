@@ -21,8 +21,9 @@ from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.load import from_python
+from prunetaylor.device import pick_device
 from prunetaylor.errors import UsageError
-from prunetaylor.job import Job, make_job, pick_device
+from prunetaylor.job import Job, make_job
 from prunetaylor.layout import laid_out
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer

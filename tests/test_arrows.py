@@ -49,6 +49,7 @@ ROOMS = [
     "prunetaylor.data",
     "prunetaylor.network",
     "prunetaylor.vision",
+    "prunetaylor.device",
     "prunetaylor.distributed",
     "prunetaylor.operators",
     "prunetaylor.config",

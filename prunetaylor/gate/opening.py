@@ -13,8 +13,9 @@ from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.checkpoint.said import Said
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples
+from prunetaylor.device import pick_device
 from prunetaylor.errors import DataError, UsageError
-from prunetaylor.job import Job, make_job, pick_device, with_loss
+from prunetaylor.job import Job, make_job, with_loss
 from prunetaylor.run import REPORT
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prunetaylor import job
+from prunetaylor import device
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.load import workers
 from prunetaylor.distributed import group
@@ -32,25 +32,25 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
 
 def test_each_process_has_the_gpu_of_its_number(here: Here) -> None:
     here(3, 4)
-    assert job._own_gpu("auto") == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
-    assert job._own_gpu("cuda")[0] == torch.device("cuda", 3)
-    assert job._own_gpu("cpu") is None
-    assert job._own_gpu("cuda:1") is None  # as asked, and refused where others ask for it too
+    assert device._own_gpu("auto") == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
+    assert device._own_gpu("cuda")[0] == torch.device("cuda", 3)
+    assert device._own_gpu("cpu") is None
+    assert device._own_gpu("cuda:1") is None  # as asked, and refused where others ask for it too
 
 
 def test_slurm_may_show_a_task_its_own_gpu_only(here: Here) -> None:
     here(3, 1, "srun")
-    assert job._own_gpu("auto")[0] == torch.device("cuda", 0)
+    assert device._own_gpu("auto")[0] == torch.device("cuda", 0)
     here(3, 1)
     with pytest.raises(UsageError, match="1 GPUs for 4 processes on this machine"):
-        job._own_gpu("auto")
+        device._own_gpu("auto")
 
 
 def test_without_gpus_all_take_the_processor(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     here(0, 0)
-    assert job._own_gpu("auto") is None
-    monkeypatch.setattr(job, "gather_objects", lambda value: [value] * 8)
-    assert job.pick_device("auto") == (torch.device("cpu"), "no GPU is there")
+    assert device._own_gpu("auto") is None
+    monkeypatch.setattr(device, "gather_objects", lambda value: [value] * 8)
+    assert device.pick_device("auto") == (torch.device("cpu"), "no GPU is there")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_without_gpus_all_take_the_processor(here: Here, monkeypatch: pytest.Mon
 )
 def test_devices_that_do_not_go_together(devices: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        job._check_together(devices)
-    job._check_together(["cpu", "cpu"])
-    job._check_together(["cuda a", "cuda b"])
+        device._check_together(devices)
+    device._check_together(["cpu", "cpu"])
+    device._check_together(["cuda a", "cuda b"])
 
 
 def test_the_cores_are_shared_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
