@@ -144,10 +144,13 @@ def prune(
         from .screen import console
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
-    if verdict is not None:
-        return _announce(state, verdict, as_json)
     # a run that was finished before ends as it ended then
-    return int((document.get("gate") or {}).get("exit_code", 0))
+    code = int((document.get("gate") or {}).get("exit_code", 0))
+    if verdict is not None:
+        code = _announce(state, verdict, as_json)
+    if short := document.get("unfinished"):
+        raise NumericsError(short["cause"], short["remedy"])
+    return code
 
 
 def _announce(state: State, verdict: Verdict, as_json: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
-from prunetaylor.outcome import Epoch
+from prunetaylor.outcome import Epoch, Unfinished
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import LOOK_EVERY, Diverged
@@ -59,6 +59,10 @@ class Finetuning:
         self.choices: list[str] = []
         # (how good, the epoch, its weights)
         self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        # While nothing has the sparsity asked for, the last that training came to: (epoch, weights, masks, stages).
+        self._reached: tuple[int, dict[str, Tensor], dict[str, Tensor], int] | None = None
+        self._ending = False
+        self.unfinished: Unfinished | None = None
         self.options = job.config.finetune
         if not job.labelled:
             alone = self.options.distill.model_copy(update={"weight": 1.0})
@@ -86,15 +90,15 @@ class Finetuning:
         training = self._training()
         if left is not None:
             self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
-            self._best = left["best"]
-            training.load_state_dict(left["training"])
+            self._best, self._reached = left["best"], left["reached"]
+            training.load_state_dict(left["training"], again=left["ending"])
             self.stages.trained = left["training"]["step"]
         self.training = training
         if self.stages.unfinished:
             self._prune_at(self.stages.trained)
             self.moment()
         self.progress.phase("fine-tune", training.steps)
-        for _ in range(self.stages.trained):
+        for _ in range(self.stages.trained - (left is not None and left["ending"])):
             self.progress.step()
         self._start = time.perf_counter()
         try:
@@ -108,6 +112,7 @@ class Finetuning:
                 self._choose(
                     "fine-tuning: all epochs were worse than the network before them, which stays; try a lower lr"
                 )
+            self._say_no_better(training)
         return self.epochs
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -118,6 +123,8 @@ class Finetuning:
             "training": self.training.state_dict(),
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best": self._best,
+            "reached": self._reached,
+            "ending": self._ending,
             "choices": self.choices,
         }
 
@@ -130,6 +137,9 @@ class Finetuning:
             self.progress.measured(state.step, speed)
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
         if state.epoch_done:
+            self._ending = True  # a state now, before the pass over what chooses, is of before it
+            self.moment()
+            self._ending = False
             self._end_epoch(training, state)
             self._watch("epoch", state.epoch, self.epochs[-1].validation)
         if self._prune_at(state.step):
@@ -139,6 +149,7 @@ class Finetuning:
     def _look_before(self) -> None:
         """What training starts from is a result too, where it has the sparsity asked for: epochs may be worse."""
         if self.stages.removed < self.stages.wanted:
+            self._reach(0)
             return
         try:
             value = evaluate(self.job.network.module, self._chooser, self.job.kind).metrics[self.job.config.metric]
@@ -157,7 +168,9 @@ class Finetuning:
             finished = self.stages.removed >= self.stages.wanted
             # As good as before training is good enough: what was trained may be surer of it.
             if finished and (self._best is None or gain > self._best[0] or (gain, 0) == self._best[:2]):
-                self._best = gain, state.epoch, snapshot(module)
+                self._best, self._reached = (gain, state.epoch, snapshot(module)), None
+            if not finished:
+                self._reach(state.epoch)
         sparsity = self.stages.removed / self.job.network.prunable
         seconds = time.perf_counter() - self._start
         self.epochs.append(Epoch(state.epoch, state.epoch_loss, value, seconds, sparsity, state.lr))
@@ -171,6 +184,19 @@ class Finetuning:
             f"{state.samples_per_second:,.0f} samples/s"
         )
         self._start = time.perf_counter()
+
+    def _reach(self, epoch: int) -> None:
+        stages = self.stages
+        self._reached = epoch, snapshot(self.job.network.module), dict(stages.masks), len(stages.done)
+
+    def _say_no_better(self, training: Training) -> None:
+        """The loss of the epoch that is kept, beside that of an answer which is the same for all samples."""
+        kept = [epoch.loss for epoch in self.epochs if self._best is not None and epoch.epoch == self._best[1]]
+        if kept and training.worst is not None and kept[0] > training.worst:
+            self._choose(
+                f"fine-tuning: the training loss of the epoch that is kept, {kept[0]:.4g}, is no better than that of "
+                f"an answer which never changes, {training.worst:.4g}; lower finetune.lr, or prune in smaller steps"
+            )
 
     def _gain(self, value: float) -> float:
         """The metric with its sign such that more is better."""
@@ -188,15 +214,28 @@ class Finetuning:
     def _stop_at(self, error: Diverged) -> None:
         """Training came to nothing: the last good epoch is the result, or what it started from.
 
-        Neither is there while a gradual schedule has not reached the sparsity asked for.
+        While a gradual schedule has not reached the sparsity asked for, that is the last epoch, with what it had.
         """
-        if self._best is None:
+        if self._best is None and self._reached is None:
             raise error
-        before = "the network before fine-tuning" + (", better than any epoch," if self.epochs else "")
-        kept = f"epoch {self._best[1]}" if self._best[1] else before
+        epoch = self._best[1] if self._best is not None else self._go_back(error)
+        better = ", better than any epoch," if self.epochs and self._best is not None else ""
+        kept = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
         text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to go further {error.remedy}"
         self.choices.append(text)
         self.progress.note(text)
+
+    def _go_back(self, error: Diverged) -> int:
+        """To the last epoch, at its sparsity: its number. Stages since then are as if they had been taken back."""
+        assert self._reached is not None
+        stages, (epoch, weights, masks, count) = self.stages, self._reached
+        restore(self.job.network.module, weights)
+        stages.masks = {name: mask.to(stages.masks[name].device) for name, mask in masks.items()}
+        stages.done = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.done)]
+        removed, asked = stages.removed / self.job.network.prunable, self.job.config.prune.sparsity
+        cause = f"{removed:.2%} are removed where {asked:.2%} were asked for, as {error.cause}"
+        self.unfinished = Unfinished(cause, error.remedy)
+        return epoch
 
     def _prune_at(self, step: int) -> bool:
         """Prune where the schedule says so, after ``step`` steps."""

@@ -181,6 +181,14 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """Why a run ended before the sparsity asked for, and what to try; what it came to is a network all the same."""
+
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished run. ``module`` is the pruned network, ``masks`` (True = keep) are by parameter name."""
 
@@ -207,6 +215,7 @@ class Outcome:
     classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
     histogram: Histogram | None = None  # None where nothing was ranked by a score
     loss_rise: Drop | None = None  # pruned - dense, in its own unit; None without samples
+    unfinished: Unfinished | None = None  # where the sparsity asked for was not reached
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ class _Run:
 
     def outcome(self) -> Outcome:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
-        together = laid_out(job, module, self.dense.module)
-        with clock.time("total"), within(self.plan.chunks), fixed_order(job.device), together as said:
+        together, fixed = laid_out(job, module, self.dense.module), fixed_order(job.device, self.left.get("threads"))
+        with clock.time("total"), within(self.plan.chunks), fixed, together as said:
             job.choices += said
             for choice in (*job.choices, self.plan.describe()):
                 progress.note(choice)
@@ -164,6 +164,7 @@ class _Run:
             flips=_flips(self.dense_found, pruned_found),
             classes=_classes(self.dense_found, pruned_found),
             histogram=stages.histogram,
+            unfinished=None if self.finetuning is None else self.finetuning.unfinished,
         )
 
     def _measure_dense(self) -> Evaluation | None:
@@ -207,6 +208,7 @@ class _Run:
         dense = self.dense_found
         return {
             "chunks": asdict(self.plan.chunks),
+            "threads": torch.get_num_threads(),
             "seconds": self.clock.so_far(),
             "dense": None if dense is None else vars(dense),
             "stages": self.stages.state_dict(),

@@ -19,10 +19,12 @@ from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share, draw
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.finetune import Finetuning
+from prunetaylor.network.state import snapshot
 from prunetaylor.progress import Silent
 from prunetaylor.repair.backward import Backward
 from prunetaylor.repair.divergence import Guard
 from prunetaylor.repair.optimizer import Average, Rates
+from prunetaylor.repair.train import Training, TrainState
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
 
@@ -143,10 +145,71 @@ def test_training_that_diverges_at_once_leaves_the_network_before_it(conv: nn.Mo
     assert "; the network before fine-tuning is kept; to go further lower finetune.lr" in said
 
 
-def test_training_that_diverges_before_the_sparsity_asked_for_is_reached_is_an_error(conv: nn.Module) -> None:
-    how = {"sparsity": 0.5, "prune__schedule": "cubic", "prune__stages": 3, "data__batch_size": 32}
-    with pytest.raises(NumericsError, match=r"loss is (nan|inf).*\n.*finetune\.lr"):
-        quick(conv, **how, **WILD)
+def test_training_that_diverges_before_the_sparsity_asked_for_is_reached_keeps_what_it_had(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reach, before = Finetuning._reach, {}
+
+    def telling(self: Finetuning, epoch: int) -> None:
+        reach(self, epoch)
+        before[epoch] = snapshot(self.job.network.module)
+
+    monkeypatch.setattr(Finetuning, "_reach", telling)
+    how = {"sparsity": 0.5, "prune__schedule": "linear", "prune__stages": 2, "data__batch_size": 32}
+    outcome = quick(conv, **how, **WILD)
+    assert outcome.sparsity.removed == round(0.25 * outcome.sparsity.prunable)
+    assert outcome.epochs == []
+    [stage] = outcome.stages
+    assert stage.accepted
+    torch.testing.assert_close(dict(outcome.module.state_dict()), before[0], rtol=0, atol=0)
+    short = outcome.unfinished
+    assert short is not None
+    assert re.match(
+        r"25\.\d\d% are removed where 50\.00% were asked for, as the training loss is (nan|inf)", short.cause
+    )
+    assert "lower finetune.lr" in short.remedy
+    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert "the network before fine-tuning is kept" in said
+
+
+def test_of_a_gradual_schedule_the_last_good_epoch_is_kept_with_its_masks(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"sparsity": 0.6, "prune__schedule": "linear", "prune__stages": 6, "data__batch_size": 32}
+    how |= {"finetune__epochs": 4, "prune__during": 4.0, "prune__method": "magnitude", "finetune__lr": 0.01}
+    ends = {}
+    end = Finetuning._end_epoch
+
+    def telling(self: Finetuning, training: Training, state: TrainState) -> None:
+        end(self, training, state)
+        ends[state.epoch] = snapshot(self.job.network.module), self.stages.removed
+
+    monkeypatch.setattr(Finetuning, "_end_epoch", telling)
+    rate = Rates.__call__
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 17 else 1e30)
+    outcome = quick(conv, **how)  # six steps an epoch; a stage comes after every fourth
+    weights, removed = ends[2]
+    assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]
+    assert outcome.sparsity.removed == removed == sum(int((~mask).sum()) for mask in outcome.masks.values())
+    torch.testing.assert_close(dict(outcome.module.state_dict()), weights, rtol=0, atol=0)
+    assert [stage.accepted for stage in outcome.stages] == [True, True, True, False, False]
+    assert outcome.unfinished is not None
+    assert any("; epoch 2 is kept; " in line for line in outcome.choices)
+
+
+def test_a_result_no_better_than_an_answer_that_never_changes_is_said(
+    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"prune__schedule": "linear", "prune__stages": 2, "data__batch_size": 32, "finetune__epochs": 2}
+
+    def said() -> list[str]:
+        choices = quick(conv, sparsity=0.5, **how).choices
+        return [line for line in choices if "no better than that of an answer which never changes" in line]
+
+    assert said() == []
+    monkeypatch.setattr(Training, "worst", property(lambda self: 1e-6))
+    [line] = said()
+    assert line.endswith(", 1e-06; lower finetune.lr, or prune in smaller steps")
 
 
 def test_training_that_diverges_later_leaves_the_last_good_epoch(
@@ -240,8 +303,9 @@ def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
 
     monkeypatch.setattr(Backward, "__call__", broken)
     how = {"prune__schedule": "linear", "prune__stages": 3, "prune__during": 2.0}
-    with pytest.raises(NumericsError, match=r"fine-tuning left values in .* that are not finite"):
-        quick(conv, **{**CUT, **how, "finetune__epochs": 3})
+    short = quick(conv, **{**CUT, **how, "finetune__epochs": 3}).unfinished
+    assert short is not None
+    assert re.search(r", as fine-tuning left values in .* that are not finite", short.cause)
 
 
 def test_steps_that_training_follows_are_ranked_by_the_error_alone(

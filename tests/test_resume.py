@@ -24,7 +24,7 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
+from prunetaylor.progress import Silent, Watch, unwatched
 from prunetaylor.repair import least_squares, match_features
 from prunetaylor.repair.backward import Backward
 from prunetaylor.risk import Risk
@@ -60,8 +60,8 @@ class Memory:
 class Every(Memory):
     """Keeps the states of all moments."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, left: bytes | None = None) -> None:
+        super().__init__(left=left)
         self.all: list[bytes] = []
 
     def keep(self, state: Mapping[str, Any]) -> None:
@@ -81,13 +81,15 @@ class Dropping(nn.Module):
         return self.inner(nn.functional.dropout(x, 0.2, self.training))
 
 
-def pruned(network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None) -> Outcome:
+def pruned(
+    network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None, watch: Watch = unwatched
+) -> Outcome:
     usual = {"calibration.samples": 100, "data.workers": 0, "device": "cpu", "data.batch_size": 32, "seed": 5}
     usual |= {"finetune.epochs": 0, "cache.enabled": False}
     config = from_values({**usual, **settings}).config
     samples = from_python(TRAIN, TEST, augment="flip")
     job = make_job(config, copy.deepcopy(network), samples, torch.device("cpu"), choices=[])
-    return run(job, Silent(), keeper)
+    return run(job, Silent(), keeper, watch=watch)
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
@@ -165,6 +167,13 @@ CASES = {
         "prune.refine_steps": 4,
     },
     "a solver": {"prune.sparsity": 0.6, "prune.stages": 2, "prune.method": "obs_fisher"},
+    "fp16": {
+        "prune.sparsity": 0.5,
+        "prune.stages": 1,
+        "prune.method": "magnitude",
+        "finetune.epochs": 2,
+        "finetune.precision": "fp16",
+    },
     "half precision": {"prune.sparsity": 0.5, "prune.stages": 1, "finetune.epochs": 1, "finetune.precision": "bf16"},
 }
 
@@ -232,6 +241,44 @@ def test_a_stage_of_a_gradual_schedule_goes_on_from_any_moment_within(
     for kind, kept in zip(kinds, whole.all, strict=True):
         if kind != "nothing, training begun":
             assert_same(expected, pruned(conv, settings, Memory(10**9, kept)))
+
+
+def test_an_epoch_s_end_is_made_up_for_where_the_run_went_before_it(conv: nn.Module) -> None:
+    settings = CASES["a gradual schedule with rewinding"]
+    whole = Every()
+    expected = pruned(conv, settings, whole)
+    ended = 0
+    watched: list[tuple[str, int, float]] = []
+    for kept in whole.all:
+        state = torch.load(io.BytesIO(kept), weights_only=True)["finetuning"]
+        if state is None or not state["ending"]:
+            continue
+        ended += 1
+        assert len(state["epochs"]) == ended - 1
+        watched.clear()
+        again = Every(kept)
+        assert_same(expected, pruned(conv, settings, again, lambda *told: watched.append(told)))
+        assert [told[1] for told in watched if told[0] == "epoch"] == list(range(ended, 4))
+        # And once more from the state that is kept while the end is made up for.
+        assert_same(expected, pruned(conv, settings, Memory(10**9, again.all[0])))
+    assert ended == 3
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"prune.sparsity": 0.5, "prune.stages": 1, "prune.method": "magnitude"}
+    keeper = Memory(2)
+    with pytest.raises(Stopped):
+        pruned(conv, settings, keeper)
+    state = torch.load(io.BytesIO(keeper.kept), weights_only=True)
+    before = torch.get_num_threads()
+    assert state["threads"] == before
+    other = Memory(10**9)
+    other.keep({**state, "threads": before + 1})
+    seen = set()
+    monkeypatch.setattr(Silent, "phase", lambda self, name, total=None: seen.add(torch.get_num_threads()))
+    pruned(conv, settings, other)
+    assert seen == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

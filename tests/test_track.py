@@ -74,15 +74,16 @@ def test_a_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, mo
         Trackers([name], tmp_path, "net-1", {"seed": 3}, pytest.fail)
 
 
+@pytest.mark.parametrize("failure", [ConnectionError("the server is away"), SystemExit("the server is away")])
 @pytest.mark.parametrize("when", ["open", "measured", "close"])
 def test_a_tracker_that_fails_is_named_once_and_asked_no_more(
-    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service, notes = Service(), []
     module = service.module("mlflow")
 
     def fail(*_: object, **__: object) -> None:
-        raise ConnectionError("the server is away")
+        raise failure
 
     setattr(module, {"open": "start_run", "measured": "log_metrics", "close": "end_run"}[when], fail)
     monkeypatch.setitem(sys.modules, "mlflow", module)
@@ -90,7 +91,7 @@ def test_a_tracker_that_fails_is_named_once_and_asked_no_more(
     trackers.measured(1, {"a": 1.0})
     trackers.measured(2, {"a": 2.0})
     trackers.close()
-    assert notes == ["track mlflow: ConnectionError: the server is away; the run goes on without it"]
+    assert notes == [f"track mlflow: {type(failure).__name__}: the server is away; the run goes on without it"]
     assert ("measured", 2, "a", 2.0) in service.calls or when != "close"
 
 

@@ -20,6 +20,7 @@ MEMORY = 2 * 2**30
 #: so many headers are read, evenly spaced, to learn the images' form; reading all of ImageNet's takes minutes
 PROBES = 4096
 DEFAULT_SIZE = 224
+_THREADS = 8
 # What a decoder raises at bytes that are no image, or end too early.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
@@ -32,10 +33,11 @@ class Images:
     open: Callable[[int], Image.Image]
     name: Callable[[int], str]
     targets: Tensor
+    paths: Sequence[str] | None = None  # of the files, where each image has its own
 
     @classmethod
     def of_files(cls, paths: Sequence[str], targets: Tensor) -> Images:
-        return cls(lambda index: Image.open(paths[index]), lambda index: paths[index], targets)
+        return cls(lambda index: Image.open(paths[index]), lambda index: paths[index], targets, paths)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ def image_splits(parts: Sequence[Images], size: int | None) -> list[Split]:
     return [ImageSplit(part, form, keep=keep) for part in parts]
 
 
+def _bytes(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # who decodes it will say more
+        return -1
+
+
 class ImageSplit(Split):
     """Images of one form; inputs are uint8 (B, C, H, W), targets int64 (B,)."""
 
@@ -82,6 +91,13 @@ class ImageSplit(Split):
 
     def nbytes(self) -> int:
         return len(self) * self._form.channels * self._form.height * self._form.width
+
+    def sizes(self) -> Tensor | None:
+        paths = self._images.paths
+        if paths is None:
+            return None
+        with ThreadPoolExecutor(_THREADS) as pool:  # a network's file system answers each question by itself
+            return torch.tensor(list(pool.map(_bytes, paths)), dtype=torch.long)
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         at = torch.as_tensor(indices, dtype=torch.long)
@@ -109,7 +125,7 @@ class ImageSplit(Split):
     def _decode(self, indices: Tensor, into: Tensor, places: Tensor) -> None:
         pairs = list(zip(indices.tolist(), places.tolist(), strict=True))
         # A worker process is one of several already; threads pay from a few images on only.
-        threads = 1 if torch.utils.data.get_worker_info() else min(8, os.cpu_count() or 1)
+        threads = 1 if torch.utils.data.get_worker_info() else min(_THREADS, os.cpu_count() or 1)
         chunk = 64 if self._kept is not None else 8
         starts = range(0, len(pairs), chunk)
 

@@ -128,7 +128,7 @@ _TOGETHER = 1024
 
 
 def fingerprint(*splits: Split | None, probes: int = 16) -> str:
-    """sha256 over each split's size, targets (where known without decoding) and inputs.
+    """sha256 over each split's size, targets (where known without decoding), sizes of files and inputs.
 
     Of inputs that are in memory it sees all, of those that must be decoded or asked for ``probes``, evenly spaced.
     """
@@ -140,8 +140,9 @@ def fingerprint(*splits: Split | None, probes: int = 16) -> str:
         count = len(split)
         digest.update(f"{count};".encode())
         targets = split.targets()
-        if targets is not None:
-            _update(digest, targets)
+        for known in (targets, split.sizes()):
+            if known is not None:
+                _update(digest, known)
         taken = count if split.held else min(count, probes)
         for first in range(0, taken, _TOGETHER):
             inputs, answers = split.fetch([i * count // taken for i in range(first, min(first + _TOGETHER, taken))])

@@ -49,6 +49,10 @@ class Split(ABC):
         """Bytes of all inputs once they are in memory, where that is known without decoding."""
         return None
 
+    def sizes(self) -> Tensor | None:
+        """Bytes of each sample's file (N,), where each has one: what tells changed ones without decoding."""
+        return None
+
     @property
     def held(self) -> bool:
         """Whether all inputs are in memory already: to fetch one decodes nothing."""
@@ -129,6 +133,9 @@ class WithTargets(Split):
     def nbytes(self) -> int | None:
         return self._parent.nbytes()
 
+    def sizes(self) -> Tensor | None:
+        return self._parent.sizes()
+
     @property
     def held(self) -> bool:
         return self._parent.held
@@ -168,6 +175,10 @@ class Subset(Split):
     def nbytes(self) -> int | None:
         whole = self._parent.nbytes()
         return None if whole is None else whole * len(self) // max(1, len(self._parent))
+
+    def sizes(self) -> Tensor | None:
+        whole = self._parent.sizes()
+        return None if whole is None else whole[torch.tensor(self._indices, dtype=torch.long)]
 
     @property
     def held(self) -> bool:

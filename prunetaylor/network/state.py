@@ -44,14 +44,18 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def fixed_order(device: torch.device) -> Iterator[None]:
-    """Inside, convolutions on a GPU sum in the same order each time."""
-    was = torch.backends.cudnn.deterministic
+def fixed_order(device: torch.device, threads: int | None = None) -> Iterator[None]:
+    """Inside, convolutions on a GPU sum in the same order each time, and a CPU as with so many ``threads``."""
+    was, number = torch.backends.cudnn.deterministic, torch.get_num_threads()
     torch.backends.cudnn.deterministic = device.type == "cuda" or was
+    if threads is not None and device.type == "cpu":
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.backends.cudnn.deterministic = was
+        if torch.get_num_threads() != number:
+            torch.set_num_threads(number)
 
 
 def like_weights(module: nn.Module, x: Tensor) -> Tensor:

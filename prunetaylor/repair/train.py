@@ -57,6 +57,10 @@ class TrainState:
         return float(self._epoch_sum) / self._epoch_samples
 
 
+_LAST = ("lr", "samples_per_second", "seconds_left", "loss_tensor")
+"""What of a TrainState the rest of a state does not say."""
+
+
 def memory(sizes: Sizes, options: FinetuneSection) -> Phase:
     """Gradients and what stays between steps, beside a batch's graph. The dense network, which teaches, needs none."""
     held = FLOAT * sizes.parameters + held_bytes(sizes, options)
@@ -134,6 +138,8 @@ class Training:
         self._loss, self._kind, self._starts, self._note = loss, kind, starts, note
         self._epoch, self._step = 1, 0
         self._resumed: Mapping[str, Any] | None = None
+        self._last: TrainState | None = None
+        self._again = False
 
     @property
     def steps_per_epoch(self) -> int:
@@ -175,6 +181,11 @@ class Training:
         if self._average is not None:
             self._average = Average(self.module, self._options.ema)
 
+    @property
+    def worst(self) -> float | None:
+        """The training loss of an answer that is the same for all samples; None before the first step."""
+        return self._guard.worst if self.epochs else None
+
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the module has the averaged weights, where an average is kept."""
         return nullcontext() if self._average is None else self._average.swapped_in()
@@ -194,11 +205,15 @@ class Training:
             "guard": self._guard.state_dict(),
             "sum": self._sum,
             "seen": self._seen,
+            "last": None if self._last is None else {key: getattr(self._last, key) for key in _LAST},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, once :meth:`run` is called; until then this is its state."""
-        self._resumed = state
+    def load_state_dict(self, state: Mapping[str, Any], *, again: bool = False) -> None:
+        """Go on from there, once :meth:`run` is called; until then this is its state.
+
+        ``again``: by yielding once more what was yielded last, an epoch's end that the caller had yet to do with.
+        """
+        self._resumed, self._again = state, again
 
     def _epochs(self) -> Iterator[TrainState]:
         options, module = self._options, self.module
@@ -217,18 +232,24 @@ class Training:
         )
         self._sum, self._seen = torch.zeros((), device=self._device), 0
         rates = Rates(options, self.steps, self._starts)
-        self._resume()
+        last = self._resume()
         if (parts := self._backward.parts) > 1:
             norms = "; batch-norm statistics are those of a micro-batch" if waits_within(self.module) else ""
             self._note(f"micro-batches: each batch is split into {parts}, to fit in memory, with the same step{norms}")
         self._keeper = self._keep_masks()
         try:
+            if last is not None:
+                yield last
+                self._next_epoch()
             while self._epoch <= self.epochs:
                 yield from self._one_epoch(rates)
-                self._epoch += 1
-                self._sum, self._seen = torch.zeros((), device=self._device), 0
+                self._next_epoch()
         finally:
             self._keeper.remove()
+
+    def _next_epoch(self) -> None:
+        self._epoch += 1
+        self._sum, self._seen = torch.zeros((), device=self._device), 0
 
     def _keep_masks(self) -> MaskKeeper:
         """Of what is trained: what is not stays at zero by itself, and the optimizer does not know it."""
@@ -257,7 +278,10 @@ class Training:
             busy += time.perf_counter() - start
             rate = new / max(busy, 1e-9)
             left = (self.steps - self._step) * count / rate
-            yield TrainState(self._epoch, self._step, self.steps, lr, done, rate, left, value, self._sum, self._seen)
+            self._last = TrainState(
+                self._epoch, self._step, self.steps, lr, done, rate, left, value, self._sum, self._seen
+            )
+            yield self._last
             start = time.perf_counter()
 
     def _do(self, group: Sequence[Share], count: int, lr: float) -> Tensor:
@@ -283,10 +307,11 @@ class Training:
             self._average.update()
         return value
 
-    def _resume(self) -> None:
+    def _resume(self) -> TrainState | None:
+        """Go on from the state that was loaded, if any; what is to be yielded once more before the next step."""
         state, self._resumed = self._resumed, None
         if state is None:
-            return
+            return None
         self._optimizer.load_state_dict(state["optimizer"])
         self._backward.scaler.load_state_dict(state["scaler"])
         if self._average is not None and state["average"] is not None:
@@ -294,12 +319,23 @@ class Training:
         self._epoch, self._step, self._backward.parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
         self._guard.load_state_dict(state["guard"])
-        if self._step == self._epoch * self.steps_per_epoch:  # its last step was done, the next one begins
-            self._epoch += 1
-            self._sum, self._seen = torch.zeros((), device=self._device), 0
-            self.batches.load_state_dict(state["batches"], finished=True)
-        else:
-            self.batches.load_state_dict(state["batches"])
+        done = self._step == self._epoch * self.steps_per_epoch
+        self.batches.load_state_dict(state["batches"], finished=done)
+        if not done:
+            return None
+        if not self._again:  # its last step was done, the next one begins
+            self._next_epoch()
+            return None
+        self._last = TrainState(
+            self._epoch,
+            self._step,
+            self.steps,
+            epoch_done=True,
+            _epoch_sum=self._sum,
+            _epoch_samples=self._seen,
+            **{**state["last"], "loss_tensor": state["last"]["loss_tensor"].to(self._device)},
+        )
+        return self._last
 
     @contextmanager
     def _reproducible(self) -> Iterator[None]:

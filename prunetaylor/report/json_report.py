@@ -47,6 +47,7 @@ def to_json(
         "flips": None if outcome.flips is None else asdict(outcome.flips),
         "classes": [asdict(one) for one in outcome.classes],
         "histogram": None if outcome.histogram is None else asdict(outcome.histogram),
+        "unfinished": None if outcome.unfinished is None else asdict(outcome.unfinished),
         "gate": None,  # the verdict, where limits are set: it comes after the report's numbers are final
         "files": dict(files),
         "seed": outcome.seed,

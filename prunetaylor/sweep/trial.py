@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from prunetaylor.config.resolve import Resolved, flat, override
-from prunetaylor.errors import OutputError, PruneTaylorError
+from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.job import Job, open_job
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
@@ -83,6 +83,8 @@ def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[st
     write_page(folder, document)
     measured = _measured(outcome, document, ranked)
     _check_objectives(sweep, measured)
+    if outcome.unfinished is not None:
+        raise NumericsError(outcome.unfinished.cause, outcome.unfinished.remedy)
     said = {"trial": taken.number, "sweep": sweep.name, "parameters": taken.values, "measured": measured}
     folder.write_text(TRIAL, json.dumps(said, indent=2, allow_nan=False, default=str) + "\n")
     folder.commit()

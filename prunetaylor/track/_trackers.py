@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from prunetaylor import registry
 from prunetaylor.errors import UsageError
 
+_FAILURES = (Exception, SystemExit)
+"""A service's client may mean to end the program. Signals end it, whoever is at work."""
+
 
 class Tracker(Protocol):
     """What a service is told."""
@@ -46,24 +49,24 @@ class Trackers:
                     f"track={name} needs a package that is not installed ({error.name})",
                     f'pip install "prunetaylor[{room.EXTRA}]"',
                 ) from error
-            except Exception as error:
+            except _FAILURES as error:
                 self._failed(name, error)
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.measured(step, values)
-            except Exception as error:
+            except _FAILURES as error:
                 self._failed(name, error)
 
     def close(self) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 tracker.close()
-            except Exception as error:
+            except _FAILURES as error:
                 self._failed(name, error)
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _failed(self, name: str, error: BaseException) -> None:
         self._open.pop(name, None)
         text = " ".join(str(error).split())[:200]
         self._note(f"track {name}: {type(error).__name__}: {text}; the run goes on without it")

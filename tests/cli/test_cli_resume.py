@@ -18,6 +18,7 @@ from prunetaylor.cli.main import run
 from torch import nn
 
 from prunetaylor import pipeline
+from prunetaylor.errors import NumericsError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.progress import Progress
@@ -238,12 +239,48 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
     assert [path.name for path in Path("runs").iterdir()] == ["model-1"]
 
 
-def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(inline, demo_model: Path) -> None:
+def test_a_run_that_did_not_reach_its_sparsity_is_kept_and_ends_with_an_error_each_time(
+    inline, demo_model: Path
+) -> None:
+    words = [
+        "prune",
+        str(demo_model),
+        "calibration.samples=60",
+        "prune.method=magnitude",
+        "--epochs",
+        "1",
+        "-o",
+        "mine",
+    ]
+    words += ["prune.schedule=linear", "prune.stages=2", "finetune.lr=1e6"]  # diverges before the second stage
+    for more in ([], ["--resume"]):
+        code, out, errors = inline(*words, "--json", *more)
+        assert code == 1
+        assert "25.00% are removed where 50.00% were asked for, as the training loss is" in errors
+        assert "finetune.lr" in errors
+        report = json.loads(out)
+        assert report["sparsity"]["obtained"] == pytest.approx(0.25, abs=1e-3)
+        assert report["unfinished"]["cause"] in errors
+        assert Path("mine/model.safetensors").exists()
+        assert not Path("mine/.partial").exists()
+
+
+def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
+    inline, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = pipeline._measure
+
+    def broken(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
+        if phase == "measure the pruned network":
+            raise NumericsError("the loss is nan", "try something else")
+        return measure(job, module, progress, phase)
+
     words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
-    gradual = ["prune.schedule=cubic", "prune.stages=2"]  # diverges before the sparsity asked for is reached
-    code, _, errors = inline("prune", str(demo_model), *words, *gradual, "finetune.lr=1e6")
+    monkeypatch.setattr(pipeline, "_measure", broken)
+    code, _, errors = inline("prune", str(demo_model), *words)
+    monkeypatch.setattr(pipeline, "_measure", measure)
     assert code == 1
-    assert "the training loss is" in errors
+    assert "the loss is nan" in errors
     assert "other settings start the run anew: with --force, or in another folder than mine" in errors
     assert "go on with" not in errors
     assert Path("mine/.partial/state.pt").exists()

@@ -98,6 +98,15 @@ def test_decoding_once_and_on_the_fly_give_the_same(tmp_path, monkeypatch):
         assert other_y.tolist() == y.tolist()
 
 
+def test_another_file_of_another_size_is_other_data(tmp_path):
+    _tree(tmp_path, each=40)
+    before = _load(tmp_path).fingerprint
+    assert _load(tmp_path).fingerprint == before
+    second = sorted((tmp_path / "train").rglob("*.png"))[1]  # none of those that are decoded for it
+    second.write_bytes(second.read_bytes() + b"more")
+    assert _load(tmp_path).fingerprint != before
+
+
 def test_gray_images_stay_gray_and_a_mixture_becomes_rgb(tmp_path):
     _tree(tmp_path, mode="L")
     gray = _load(tmp_path)

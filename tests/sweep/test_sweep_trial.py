@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunetaylor.checkpoint.load import load
-from prunetaylor.errors import OutputError, PruneTaylorError
+from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.run import REPORT
 from prunetaylor.sweep.file import read
@@ -81,6 +81,14 @@ def test_stages_are_reported_where_there_are_no_epochs(home: Path, monkeypatch: 
     changes = [stage["cumulative_measured"] for stage in report["stages"]]
     assert said == [(i, -change) for i, change in enumerate(changes, 1)]  # more is better, as of top1
     assert len(said) == 3
+
+
+def test_a_trial_that_did_not_reach_its_sparsity_has_failed(home: Path) -> None:
+    text = (home / "sweep.yaml").read_text().replace("epochs: 0", "epochs: 3, lr: 1.0e+6")
+    text = text.replace("stages: 1", "stages: 2, schedule: linear")
+    study, taken, place = begin(home, text)
+    with pytest.raises(NumericsError, match=r"are removed where .* were asked for, as the training loss is"):
+        run_trial(study.sweep, place, taken)
 
 
 def test_a_metric_that_nobody_knows_fails_the_trial(home: Path) -> None:
