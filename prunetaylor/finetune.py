@@ -190,12 +190,15 @@ class Finetuning:
         self._reached = epoch, snapshot(self.job.network.module), dict(stages.masks), len(stages.done)
 
     def _say_no_better(self, training: Training) -> None:
-        """The loss of the epoch that is kept, beside that of an answer which is the same for all samples."""
-        kept = [epoch.loss for epoch in self.epochs if self._best is not None and epoch.epoch == self._best[1]]
-        if kept and training.worst is not None and kept[0] > training.worst:
+        """Where no epoch's loss was better than that of an answer which is the same for all samples.
+
+        Of one epoch it says little: its first steps repair what removal broke.
+        """
+        best = min((epoch.loss for epoch in self.epochs), default=math.nan)
+        if len(self.epochs) > 1 and training.worst is not None and best > training.worst:
             self._choose(
-                f"fine-tuning: the training loss of the epoch that is kept, {kept[0]:.4g}, is no better than that of "
-                f"an answer which never changes, {training.worst:.4g}; lower finetune.lr, or prune in smaller steps"
+                f"fine-tuning: no epoch's training loss, {best:.4g} at best, was better than that of an answer which "
+                f"never changes, {training.worst:.4g}; lower finetune.lr, or prune in smaller steps"
             )
 
     def _gain(self, value: float) -> float:
