@@ -234,7 +234,9 @@ class Finetuning:
         stages, (epoch, weights, masks, count) = self.stages, self._reached
         restore(self.job.network.module, weights)
         stages.masks = {name: mask.to(stages.masks[name].device) for name, mask in masks.items()}
-        stages.done = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.done)]
+        if count < len(stages.done):
+            stages.done = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.done)]
+            stages.histogram = None  # it was of the last of these
         removed, asked = stages.removed / self.job.network.prunable, self.job.config.prune.sparsity
         cause = f"{removed:.2%} are removed where {asked:.2%} were asked for, as {error.cause}"
         self.unfinished = Unfinished(cause, error.remedy)

@@ -250,6 +250,9 @@ def prune(
             name as in ``data.augment`` or themselves, one or a list; each image by itself, which takes its time.
         settings: any other key of the configuration but those of files, dotted: ``{"finetune.epochs": 2}``.
 
+    Returns:
+        The outcome; where training diverged before the sparsity was reached, its ``unfinished`` says so.
+
     Raises:
         PruneTaylorError: with cause and remedy.
     """

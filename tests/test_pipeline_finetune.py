@@ -193,6 +193,7 @@ def test_of_a_gradual_schedule_the_last_good_epoch_is_kept_with_its_masks(
     assert outcome.sparsity.removed == removed == sum(int((~mask).sum()) for mask in outcome.masks.values())
     torch.testing.assert_close(dict(outcome.module.state_dict()), weights, rtol=0, atol=0)
     assert [stage.accepted for stage in outcome.stages] == [True, True, True, False, False]
+    assert outcome.histogram is None  # of the last stage, which does not stand
     assert outcome.unfinished is not None
     assert any("; epoch 2 is kept; " in line for line in outcome.choices)
 

@@ -13,12 +13,10 @@ import torch
 from runs import TEST, TRAIN
 from torch import nn
 
-from prunetaylor.calibration import Calibration
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share
-from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
@@ -27,9 +25,7 @@ from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent, Watch, unwatched
 from prunetaylor.repair import least_squares, match_features
 from prunetaylor.repair.backward import Backward
-from prunetaylor.risk import Risk
 from prunetaylor.saliency import exact_obs
-from prunetaylor.stages import Stages
 
 
 class Stopped(Exception):
@@ -379,67 +375,3 @@ def test_what_is_measured_at_the_end_of_a_run_that_went_on_is_told_with_its_step
     assert last[0] > 0
     pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
     assert told[-1] == last
-
-
-def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
-    with pytest.raises(UsageError, match=r"prune.schedule=cubic prunes while it fine-tunes.*\n.*--epochs"):
-        pruned(conv, {"prune.schedule": "cubic"})
-    with pytest.raises(UsageError, match=r"prune.during=3 epochs are more than the 2 of fine-tuning"):
-        pruned(conv, {"prune.schedule": "linear", "finetune.epochs": 2, "prune.during": 3.0})
-    many = {"prune.schedule": "constant", "finetune.epochs": 2, "prune.during": 1.0, "prune.stages": 50}
-    with pytest.raises(UsageError, match=r"50 stages do not fit into prune.during=1 epochs of 6 steps"):
-        pruned(conv, many)
-    for idle in ({"finetune.rewind": True}, {"prune.during": 1.0}):
-        with pytest.raises(UsageError, match=rf"{next(iter(idle))} is about .* a gradual schedule.*\n.*=cubic"):
-            pruned(conv, {"finetune.epochs": 1, **idle})
-
-
-def test_rewinding_after_a_single_step_is_said_to_do_nothing(conv: nn.Module) -> None:
-    how = {"finetune.epochs": 1, "prune.schedule": "cubic", "prune.stages": 1, "finetune.rewind": True}
-    assert any("no effect here: finetune.rewind" in choice for choice in pruned(conv, how).choices)
-    assert not any("no effect" in choice for choice in pruned(conv, how | {"prune.stages": 2}).choices)
-
-
-def test_one_step_of_a_gradual_schedule_always_fits(conv: nn.Module) -> None:
-    """It comes before any training, whatever part of the only step there is to prune in."""
-    how = {"prune.schedule": "cubic", "prune.stages": 1, "finetune.epochs": 1, "data.batch_size": 1000}
-    outcome = pruned(conv, {**how, "prune.sparsity": 0.5})
-    assert len(outcome.stages) == 1
-    assert outcome.sparsity.removed == round(0.5 * outcome.sparsity.prunable)
-
-
-@pytest.mark.parametrize("schedule", ["cubic", "linear", "constant"])
-def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch, schedule: str
-) -> None:
-    fitted: dict[int, set[float]] = {}  # what Taylor models of each stage are fitted at: a sum over all weights
-    model = Stages._model
-
-    def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration, *judge: TaylorModel) -> TaylorModel:
-        at = sum(float(p.detach().double().abs().sum()) for p in network.module.parameters())
-        fitted.setdefault(len(self.done), set()).add(at)
-        return model(self, network, risk, calibration, *judge)
-
-    monkeypatch.setattr(Stages, "_model", seen)
-    how = {"prune.schedule": schedule, "finetune.epochs": 3, "prune.during": 2.0, "prune.stages": 4}
-    outcome = pruned(conv, {**how, "prune.sparsity": 0.8})
-    expected = {
-        "cubic": [0.8 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)],
-        "linear": [0.2, 0.4, 0.6, 0.8],
-        "constant": [1 - 0.2 ** (k / 4) for k in (1, 2, 3, 4)],
-    }[schedule]
-    assert [stage.sparsity for stage in outcome.stages] == pytest.approx(expected)
-    # Each at the weights that training came to, besides the dense ones, since which all stages are predicted.
-    dense = set.intersection(*fitted.values())
-    own = [found - dense for found in fitted.values()]
-    assert len(own) == 4
-    assert len(dense) == 1
-    assert [len(found) for found in own] == [0, 1, 1, 1]  # the first one starts from the dense weights
-    assert len(set.union(*own)) == 3
-    # An epoch is measured before it ends in a step: the four come at 0, 1/2, 1 and 3/2 epochs.
-    assert [epoch.sparsity for epoch in outcome.epochs] == pytest.approx(
-        [expected[1], 0.8, 0.8], abs=1 / outcome.sparsity.prunable
-    )
-    assert outcome.sparsity.removed == round(0.8 * outcome.sparsity.prunable)
-    [said] = [line for line in outcome.choices if line.startswith(f"schedule {schedule}: ")]
-    assert "at epoch 0, " in said

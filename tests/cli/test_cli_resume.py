@@ -242,16 +242,8 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
 def test_a_run_that_did_not_reach_its_sparsity_is_kept_and_ends_with_an_error_each_time(
     inline, demo_model: Path
 ) -> None:
-    words = [
-        "prune",
-        str(demo_model),
-        "calibration.samples=60",
-        "prune.method=magnitude",
-        "--epochs",
-        "1",
-        "-o",
-        "mine",
-    ]
+    words = ["prune", str(demo_model), "-o", "mine", "--epochs", "1", "calibration.samples=60"]
+    words += ["prune.method=magnitude"]
     words += ["prune.schedule=linear", "prune.stages=2", "finetune.lr=1e6"]  # diverges before the second stage
     for more in ([], ["--resume"]):
         code, out, errors = inline(*words, "--json", *more)
