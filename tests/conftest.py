@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from runs import TRAIN
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, trained
+
+from support.runs import TRAIN
+from support.toys import ConvNet, trained
 
 torch.set_num_threads(1)
 

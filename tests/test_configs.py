@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from prunetaylor.cli.main import run
 
+from prunetaylor.cli.main import run
 from prunetaylor.config.keys import leaves
 from prunetaylor.config.resolve import DEFAULT, resolve
 from prunetaylor.demo import make

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from runs import quick
 from torch import nn
 
 from prunetaylor.calibration import Calibration
@@ -16,6 +15,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.outcome import Outcome
 from prunetaylor.risk import Risk
 from prunetaylor.stages import Stages
+from support.runs import quick
 
 
 def pruned(network: nn.Module, settings: Mapping[str, Any]) -> Outcome:

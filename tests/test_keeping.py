@@ -13,8 +13,8 @@ from typing import IO, Any
 
 import pytest
 import torch
-from prunetaylor.cli.stopping import Terminated, at_moments
 
+from prunetaylor.cli.stopping import Terminated, at_moments
 from prunetaylor.errors import OutputError
 from prunetaylor.resume import FolderKeeper, UnreadableState
 from prunetaylor.run import RunFolder

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from toys import quadrants, trained
 
 from prunetaylor import prune, score
 from prunetaylor.layout import trial
 from prunetaylor.network.state import channels_last, like_weights
+from support.toys import quadrants, trained
 
 LAST = torch.channels_last
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import TRAIN, assert_truthful, quick
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from toys import ConvNet, Pair, trained
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import DataError, UsageError
@@ -20,6 +18,8 @@ from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
 from prunetaylor.report.run_files import write_run
 from prunetaylor.run import RunFolder
+from support.runs import TRAIN, assert_truthful, quick
+from support.toys import ConvNet, Pair, trained
 
 
 def questions(answers: int) -> Pair:

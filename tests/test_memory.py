@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import batches, rand, risk
 from torch import nn
 
 from prunetaylor import memory, registry
@@ -21,6 +20,7 @@ from prunetaylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chu
 from prunetaylor.network.network import Network
 from prunetaylor.repair import least_squares, replay
 from prunetaylor.repair.replay import settled_bytes
+from support.tiny import batches, rand, risk
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import output_hessian, rand
 from torch.func import grad, hessian, vmap
 
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.losses import LOSSES, Own
 from prunetaylor.objective import Kind, Objective, outputs_of
+from support.tiny import output_hessian, rand
 
 
 def smooth_l1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

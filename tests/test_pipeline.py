@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
-from toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
 from prunetaylor import registry
 from prunetaylor.calibration import Calibration
@@ -28,6 +26,8 @@ from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
 from prunetaylor.saliency import exact_obs
 from prunetaylor.selection.trust import REJECT, SMALLEST
+from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
+from support.toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
 
 def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TEST, TRAIN, quick
 from torch import Tensor, nn
-from toys import ConvNet, Idle, Pair, Recording, curve, mlp
 
 from prunetaylor import prune
 from prunetaylor.config.resolve import from_values
@@ -17,6 +15,8 @@ from prunetaylor.errors import DataError, NumericsError, PruneTaylorError, Usage
 from prunetaylor.job import make_job
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Silent
+from support.runs import TEST, TRAIN, quick
+from support.toys import ConvNet, Idle, Pair, Recording, curve, mlp
 
 
 def changed(data: Pair, *, x: Any = None, y: Any = None, at: int = 100) -> Pair:

@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
-from runs import TRAIN, assert_truthful, quick, same_bits, top1
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
 from prunetaylor import registry
 from prunetaylor.data.load import from_python
@@ -25,6 +23,8 @@ from prunetaylor.repair.backward import Backward
 from prunetaylor.repair.divergence import Guard
 from prunetaylor.repair.optimizer import Average, Rates
 from prunetaylor.repair.train import Training, TrainState
+from support.runs import TRAIN, assert_truthful, quick, same_bits, top1
+from support.toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
 

@@ -7,10 +7,8 @@ import json
 
 import pytest
 import torch
-from runs import TEST, TRAIN
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, Idle, trained
 
 from prunetaylor import memory, planning, registry
 from prunetaylor.config.resolve import from_values
@@ -27,6 +25,8 @@ from prunetaylor.planning import make_plan
 from prunetaylor.progress import Silent
 from prunetaylor.saliency import exact_obs
 from prunetaylor.scoring import run as look
+from support.runs import TEST, TRAIN
+from support.toys import ConvNet, Idle, trained
 
 CPU = torch.device("cpu")
 

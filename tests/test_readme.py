@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prunetaylor.cli.main import run
 from torch import nn
 
+from prunetaylor.cli.main import run
 from prunetaylor.config.keys import env_name, leaves
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.load import load_samples

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import TRAIN, assert_truthful, quick, same_bits
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, trained
 
 from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.measure.cost import flops
 from prunetaylor.outcome import Outcome
+from support.runs import TRAIN, assert_truthful, quick, same_bits
+from support.toys import ConvNet, trained
 
 
 def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: nn.Module) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TEST, TRAIN
 from torch import nn
 
 from prunetaylor.config.resolve import from_values
@@ -26,6 +25,7 @@ from prunetaylor.progress import Silent, Watch, unwatched
 from prunetaylor.repair import least_squares, match_features
 from prunetaylor.repair.backward import Backward
 from prunetaylor.saliency import exact_obs
+from support.runs import TEST, TRAIN
 
 
 class Stopped(Exception):

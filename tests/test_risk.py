@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import batches, rand, risk
 from torch import nn
 
 from prunetaylor.errors import NumericsError
 from prunetaylor.risk import all_outputs, check_deterministic, check_outputs, sweep
+from support.tiny import batches, rand, risk
 
 
 def network() -> nn.Sequential:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, Recording, curve, mlp, quadrants, trained
 
 import prunetaylor
 from prunetaylor import registry, scoring
@@ -21,6 +20,7 @@ from prunetaylor.progress import Silent
 from prunetaylor.report.scores import verdict
 from prunetaylor.scoring import BY_LAYER, LEVELS, run, score
 from prunetaylor.selection.trust import HIGH, LOW
+from support.toys import ConvNet, Recording, curve, mlp, quadrants, trained
 
 TRAIN = quadrants(240, 1)
 CURVE = curve(300, 1)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import quick
 from torch import nn
-from toys import mlp
 
 from prunetaylor import registry
 from prunetaylor.config.resolve import from_values
@@ -14,6 +12,8 @@ from prunetaylor.errors import UsageError
 from prunetaylor.job import make_job
 from prunetaylor.objective import Kind
 from prunetaylor.settings import check_finetuning, check_pruning
+from support.runs import quick
+from support.toys import mlp
 
 
 def said(values: dict[str, object], epochs: int = 1, kind: Kind = "classes", *, labelled: bool = True) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from prunetaylor.cli.main import run
-from verdicts import assert_valid_json, assert_valid_junit
 
 from prunetaylor import load
+from prunetaylor.cli.main import run
+from support.verdicts import assert_valid_json, assert_valid_junit
 
 ROOT = Path(__file__).parents[1]
 ARCH = f"{ROOT / 'configs' / 'resnet20_cifar.py'}:resnet20"

@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TRAIN, assert_truthful, quick
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, trained
 
 from prunetaylor.curvature import taylor
 from prunetaylor.curvature.gram import Moments
@@ -20,6 +18,8 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.removal import Removal, Removed
 from prunetaylor.selection.trust import RAISES, TrustRegion
 from prunetaylor.stages import Stages
+from support.runs import TRAIN, assert_truthful, quick
+from support.toys import ConvNet, trained
 
 STAGED = {"prune__stages": "auto", "prune__method": "exact_obs", "prune__repair": "least-squares"}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import TEST, TRAIN, assert_truthful, quick, same_bits
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
-from toys import ConvNet, curve, mlp, trained
 
 from prunetaylor.errors import DataError, UsageError
+from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits
+from support.toys import ConvNet, curve, mlp, trained
 
 INPUTS = TRAIN[0]
 NO_LABELS = {"calibration__labels": False, "finetune__distill__weight": 1.0, "validation": TEST}

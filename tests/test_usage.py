@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from runs import quick
-from tiny import batches, rand
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, linear
-from toys import Idle, mlp, quadrants, trained
 
 from prunetaylor import stages
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.usage import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
+from support.runs import quick
+from support.tiny import batches, rand
+from support.toys import Idle, mlp, quadrants, trained
 
 
 class Standardised(nn.Conv2d):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from prunetaylor.cli.main import run as run_command_line
 
 Inline = Callable[..., tuple[int, str, str]]

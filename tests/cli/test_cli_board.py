@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from prunetaylor.cli.board import Board
 
+from prunetaylor.cli.board import Board
 from prunetaylor.outcome import Trial
 
 _CODE = """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from verdicts import assert_valid_json, assert_valid_junit
+
+from support.verdicts import assert_valid_json, assert_valid_junit
 
 METRIC = """
 def balanced(outputs, targets):

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pair import free_port
-from prunetaylor.cli.launch import environment_of
 
 from prunetaylor import load
+from prunetaylor.cli.launch import environment_of
 from prunetaylor.errors import DataError
+from support.pair import free_port
 
 _QUICK = ["calibration.samples=61", "prune.stages=1", "prune.method=obd", "prune.refine=none", "data.workers=0"]
 _FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.html", "report.json"]

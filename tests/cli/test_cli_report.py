@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from documents import report as document
 from PIL import Image
+
+from support.documents import report as document
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 

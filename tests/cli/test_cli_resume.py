@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from prunetaylor.cli.main import run
 from torch import nn
 
 from prunetaylor import pipeline
+from prunetaylor.cli.main import run
 from prunetaylor.errors import NumericsError
 from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import Evaluation

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from prunetaylor.cli.main import group
 
 _HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")

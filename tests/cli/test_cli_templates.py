@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from prunetaylor.cli.main import run as command
-from verdicts import assert_valid_junit
+from support.verdicts import assert_valid_junit
 
 ROOT = Path(__file__).parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())

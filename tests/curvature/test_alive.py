@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import rand
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.parametrizations import weight_norm
 
 from prunetaylor.curvature.alive import alive_in_forward_mode, alive_without_gradients
 from prunetaylor.network.network import Network
+from support.tiny import rand
 
 TOKENS, HEADS = 64, 4
 PRODUCTS = 4 * HEADS * TOKENS**2

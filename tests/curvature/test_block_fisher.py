@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import rand
 from torch import Tensor
 
 from prunetaylor.curvature import block_fisher
 from prunetaylor.curvature.block_fisher import BlockFisher
 from prunetaylor.errors import NumericsError
+from support.tiny import rand
 
 N, P = 7, 23
 

@@ -16,12 +16,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import NETWORKS, case
 from safetensors.torch import save_file
-from tiny import FITS, rand, taylor
 from torch import Tensor
 from torch.nn.functional import cross_entropy, huber_loss
-from toys import ConvNet, quadrants, trained
 
 import prunetaylor
 from prunetaylor.config.schema import CacheSection
@@ -33,6 +30,9 @@ from prunetaylor.errors import NumericsError
 from prunetaylor.losses import Own
 from prunetaylor.selection.trust import TrustRegion
 from prunetaylor.stages import Stages
+from support.networks import NETWORKS, case
+from support.tiny import FITS, rand, taylor
+from support.toys import ConvNet, quadrants, trained
 
 
 @pytest.fixture(autouse=True)

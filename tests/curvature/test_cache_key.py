@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FITS, rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor.curvature import cache as module_of_cache
@@ -17,6 +16,7 @@ from prunetaylor.curvature.cache import Cache
 from prunetaylor.curvature.gram import Positions
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import TensorSplit
+from support.tiny import FITS, rand, taylor
 
 
 class Scaled(nn.Module):

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from networks import NETWORKS, case
-from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 
 from prunetaylor.curvature import tape
 from prunetaylor.curvature.fisher import FisherRows, fisher_diagonal, fisher_rows
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
+from support.networks import NETWORKS, case
+from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 
 def oracle(module: nn.Module, x: Tensor, y: Tensor, labels: str, kind: str = "classes") -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from networks import NETWORKS, Encoder, case, normed
-from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.errors import NumericsError
+from support.networks import NETWORKS, Encoder, case, normed
+from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 
 def vector(module: nn.Module, names: list[str], seed: int = 5) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import jacobians, output_hessian, outputs_at, rand, risk
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from prunetaylor.curvature.gradients import (
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.layer import with_entries
 from prunetaylor.network.network import Network
+from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 
 class Tied(nn.Module):

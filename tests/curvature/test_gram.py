@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import EVERY, batches, rand
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.network.network import Network
+from support.tiny import EVERY, batches, rand
 
 
 def conv_net() -> nn.Sequential:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import batches, rand
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +19,7 @@ from prunetaylor.curvature.low_rank import LowRankFisher
 from prunetaylor.network.network import Network
 from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk
+from support.tiny import batches, rand
 
 BATCH = 4
 

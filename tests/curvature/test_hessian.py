@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import NETWORKS, Encoder, case
-from tiny import outputs_at, rand, risk
 from torch import Tensor, nn
 from torch.func import hessian
 
 from prunetaylor.curvature.hessian import hessian_diagonal, hessian_product, hessian_products
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
+from support.networks import NETWORKS, Encoder, case
+from support.tiny import outputs_at, rand, risk
 
 State = dict[str, Tensor]
 

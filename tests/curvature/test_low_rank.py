@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from networks import case
-from tiny import rand, risk
 from torch import Tensor
 
 from prunetaylor.curvature import low_rank
@@ -11,6 +9,8 @@ from prunetaylor.curvature.fisher import fisher_rows
 from prunetaylor.curvature.low_rank import LowRankFisher
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
+from support.networks import case
+from support.tiny import rand, risk
 
 N = 7
 SHAPES = {"a": (3, 4), "b": (2, 2, 3)}

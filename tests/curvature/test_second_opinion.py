@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, case
-from tiny import EVERY, batches, rand, risk
 from torch import Tensor, nn
 
 from prunetaylor.curvature.fisher import fisher_diagonal, fisher_rows
@@ -23,6 +21,8 @@ from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.curvature.hessian import hessian_diagonal, hessian_product
 from prunetaylor.curvature.low_rank import LowRankFisher
 from prunetaylor.network.network import Network
+from support.networks import NETWORKS, case
+from support.tiny import EVERY, batches, rand, risk
 
 curvlinops = pytest.importorskip("curvlinops", reason="curvlinops-for-pytorch, of the dev extra, is not installed")
 

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import rand
 from torch import Tensor
 
 from prunetaylor.curvature import solve
@@ -16,6 +15,7 @@ from prunetaylor.curvature.solve import (
     restricted_least_squares,
 )
 from prunetaylor.errors import NumericsError
+from support.tiny import rand
 
 C, R = 9, 6
 

@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import Encoder, Tied, mlp
-from tiny import jacobians, output_hessian, outputs_at, rand, taylor
 from torch import Tensor, nn
 from torch.func import grad, hessian
 
 from prunetaylor.curvature.convergence import check_convergence
 from prunetaylor.curvature.taylor import Prediction
 from prunetaylor.errors import NumericsError
+from support.networks import Encoder, Tied, mlp
+from support.tiny import jacobians, output_hessian, outputs_at, rand, taylor
 
 
 def conv() -> nn.Module:

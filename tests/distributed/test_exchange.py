@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from pair import together
 from torch import Tensor
 
 from prunetaylor.distributed import exchange, group
 from prunetaylor.errors import DataError, PeerError
+from support.pair import together
 
 Found = dict[str, Any]
 

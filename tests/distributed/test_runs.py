@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from pair import together
-from runs import quick
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from toys import ConvNet, Pair, Recording, quadrants, trained
 
 from prunetaylor import registry, score
 from prunetaylor.data.samples import DatasetSplit
 from prunetaylor.distributed import group
+from support.pair import together
+from support.runs import quick
+from support.toys import ConvNet, Pair, Recording, quadrants, trained
 
 TRAIN, TEST = quadrants(241, 1), quadrants(121, 2)
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from pair import together
 from torch import Tensor, nn
 
 from prunetaylor.distributed import group
 from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
+from support.pair import together
 
 ROWS = {"even": (3, 3), "uneven": (5, 2), "one": (1, 1), "none": (4, 0), "none first": (0, 4)}
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from verdicts import assert_valid_json, verdict
 
 from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.gate.limits import metric_drop
@@ -13,6 +12,7 @@ from prunetaylor.measure.paired import tango
 from prunetaylor.outcome import Drop
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.verdict import interval, verdict_facts
+from support.verdicts import assert_valid_json, verdict
 
 CODE = """
 import torch

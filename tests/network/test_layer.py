@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import rand
 from torch import Tensor, nn
 
 from prunetaylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.network.layer import Layer, fits, input_columns, input_rows, output_columns, output_rows, positions
+from support.tiny import rand
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

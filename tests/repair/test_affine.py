@@ -1,12 +1,12 @@
 """What takes up a shift of a layer's output is found by what really happens in a forward pass."""
 
 import torch
-from tiny import batches, rand
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunetaylor.network.network import Network
 from prunetaylor.repair.affine import Absorber, find_absorbers
+from support.tiny import batches, rand
 
 
 def absorbers(module: nn.Module, *shape: int) -> dict[str, Absorber]:

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from tiny import batches, rand
 from torch import Tensor, nn
 
 from prunetaylor.network.state import snapshot
 from prunetaylor.repair.batch_norm import correct, norms
+from support.tiny import batches, rand
 
 
 def network() -> nn.Module:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import nn
 
 from prunetaylor.curvature.solve import damped
 from prunetaylor.repair.compensate import compensate
+from support.tiny import rand, taylor
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5])  # few, about half, most of a row's weights go

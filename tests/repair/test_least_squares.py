@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import EVERY, batches, rand
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -17,6 +16,7 @@ from prunetaylor.repair import least_squares, replay
 from prunetaylor.repair.affine import find_absorbers
 from prunetaylor.repair.least_squares import DenseOutputs, repair
 from prunetaylor.repair.masks import apply_masks, check_masks
+from support.tiny import EVERY, batches, rand
 
 
 class Tied(nn.Module):

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, case
-from tiny import assert_least_squares, pruned, rand, risk
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,6 +20,8 @@ from prunetaylor.objective import Objective
 from prunetaylor.repair import match_features as room
 from prunetaylor.repair.affine import find_absorbers
 from prunetaylor.repair.match_features import Matching, MatchState
+from support.networks import NETWORKS, case
+from support.tiny import assert_least_squares, pruned, rand, risk
 
 
 def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:

@@ -6,14 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from networks import case
-from tiny import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, rand, risk
 from torch import nn
 
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
 from prunetaylor.network.network import Network
 from prunetaylor.repair import refine as room
 from prunetaylor.repair.refine import _free, _Krylov, refine
+from support.networks import case
+from support.tiny import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, rand, risk
 
 
 @pytest.fixture(autouse=True)

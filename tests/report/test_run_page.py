@@ -6,13 +6,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from documents import report
 from rich.console import Console
 
 from prunetaylor.outcome import ClassDrop, Drop, LayerOutcome, Skipped, Stage, believed_to
 from prunetaylor.report import figures
 from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
 from prunetaylor.report.run_page import run_page
+from support.documents import report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = "</title><script>alert('x')</script><img src=http://a.b/c onerror=alert(1)> $\\frac{1}{0}$ \"'&{{ 7*7 }}"

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, verdict
 
 from prunetaylor.errors import OutputError
 from prunetaylor.outcome import Drop, LayerOutcome
@@ -21,6 +20,7 @@ from prunetaylor.report.junit import to_junit
 from prunetaylor.report.markdown import CLASSES, LAYERS, escape, to_markdown
 from prunetaylor.report.verdict import conclusion, print_verdict
 from prunetaylor.verdict import Verdict
+from support.verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, verdict
 
 FAILED = verdict(checks(lost=300))
 OPEN = verdict(checks(lost=70))

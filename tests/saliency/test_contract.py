@@ -4,14 +4,14 @@ import re
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import Tensor, nn
-from toys import mlp
 
 from prunetaylor import registry
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
+from support.tiny import rand, taylor
+from support.toys import mlp
 
 NAMES = registry.names("saliency")
 

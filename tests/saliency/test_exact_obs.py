@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor import registry
@@ -18,6 +17,7 @@ from prunetaylor.removal import Removal
 from prunetaylor.saliency import _trace, exact_obs
 from prunetaylor.saliency._trace import greedy_traces
 from prunetaylor.saliency._units import ranking_unit
+from support.tiny import rand, taylor
 
 DAMPING = 0.01
 

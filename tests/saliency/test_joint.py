@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from tiny import jacobians, output_hessian, outputs_at, rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor import registry
@@ -17,6 +16,7 @@ from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.saliency._quadratic import Quadratic
 from prunetaylor.saliency._subset import best_subset, eliminate
+from support.tiny import jacobians, output_hessian, outputs_at, rand, taylor
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "joint.py"
 

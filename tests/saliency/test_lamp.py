@@ -1,11 +1,11 @@
 """LAMP by its definition, weight by weight."""
 
 import torch
-from tiny import rand
 from torch import Tensor, nn
 
 from prunetaylor import registry
 from prunetaylor.network.network import Network
+from support.tiny import rand
 
 
 def scored(module: nn.Module) -> dict[str, Tensor]:

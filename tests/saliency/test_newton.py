@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import nn
 
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.saliency._newton import newton_share
+from support.tiny import rand, taylor
 
 
 def linear() -> TaylorModel:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor import registry
 from prunetaylor.curvature.solve import inverse_diagonal
 from prunetaylor.network.layer import input_rows
+from support.tiny import rand, taylor
 
 TINY = 1e-9  # of damping: brute force has none
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.saliency import obs_fisher
 from prunetaylor.selection.step import Step
+from support.tiny import rand, taylor
 
 
 def fitted(samples: int, keep_first: bool = True) -> TaylorModel:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import Tensor, nn
 
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.saliency import obs_kfac
+from support.tiny import rand, taylor
 
 DAMPING = 0.02
 

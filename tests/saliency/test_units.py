@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import rand, taylor
 from torch import nn
 
 from prunetaylor.saliency._units import error_unit, ranking_unit
+from support.tiny import rand, taylor
 
 
 @pytest.mark.parametrize(("retrained", "b"), [(False, 0.75), (True, 1.0)])

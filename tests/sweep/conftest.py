@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from prunetaylor.cli.main import run as run_command_line
-from sweeps import Inline, Run, Start, write_task
+from support.sweeps import Inline, Run, Start, write_task
 
 
 @pytest.fixture

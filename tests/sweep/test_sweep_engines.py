@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import Run
 
 from prunetaylor import registry
 from prunetaylor.config.schema import Section
+from support.sweeps import Run
 
 
 def results(done: subprocess.CompletedProcess[str]) -> dict[int, Any]:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from prunetaylor.cli.main import run as run_command_line
-from sweeps import Inline, Run, Start
 
+from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.config.resolve import resolve
 from prunetaylor.run import REPORT
+from support.sweeps import Inline, Run, Start
 
 # no samples, so that a trial is quick; the first argument of the network's factory may be an accident
 BLIND = """

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tiny import rand
 from torch import Tensor, nn
+
+from support.tiny import rand
 
 
 class Tied(nn.Module):

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from torch import nn
-from verdicts import verdict
 
 from prunetaylor.measure.flips import mcnemar
 from prunetaylor.outcome import (
@@ -25,6 +24,7 @@ from prunetaylor.outcome import (
     Stage,
 )
 from prunetaylor.report.json_report import to_json, verdict_to_json
+from support.verdicts import verdict
 
 BLOCKS = ["conv1", *(f"layer{i}.{j}.conv{k}" for i in (1, 2, 3) for j in (0, 1, 2) for k in (1, 2)), "linear"]
 

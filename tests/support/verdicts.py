@@ -14,7 +14,7 @@ from prunetaylor.measure.flips import mcnemar
 from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
 from prunetaylor.verdict import Check, Verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 JUNIT = xmlschema.XMLSchema10(str(ROOT / "tests" / "report" / "junit.xsd"))
 SCHEMA = json.loads((ROOT / "docs" / "verdict.schema.json").read_text())
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from toys import Pair, quadrants
 
 from prunetaylor import prune
 from prunetaylor.outcome import Outcome
+from support.toys import Pair, quadrants
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
 _DIRECT = ("sparsity", "validation", "normalize", "augment", "progress")

@@ -1,0 +1,1 @@
+"""Networks, samples and helpers that several tests share."""
