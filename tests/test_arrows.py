@@ -58,10 +58,25 @@ ROOMS = [
     "prunetaylor.verdict",
     "prunetaylor.keep",
     "prunetaylor.outcome",
+    "prunetaylor.files",
+    "prunetaylor.text",
     "prunetaylor.errors",
     "prunetaylor._version",
 ]
-TORCH_FREE = ["errors", "registry", "progress", "keep", "outcome", "verdict", "run", "config", "cli", "_version"]
+TORCH_FREE = [
+    "errors",
+    "files",
+    "text",
+    "registry",
+    "progress",
+    "keep",
+    "outcome",
+    "verdict",
+    "run",
+    "config",
+    "cli",
+    "_version",
+]
 
 
 def files() -> dict[str, Path]:

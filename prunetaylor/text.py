@@ -1,0 +1,52 @@
+"""Text that came from a file, made safe to show: names, paths, values and the words of exceptions."""
+
+from __future__ import annotations
+
+import unicodedata
+
+LONGEST = 500
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories: controls, formats (bidirectional overrides, zero widths), surrogates, line separators."""
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+"""Characters that are called letters, marks or symbols, and show nothing."""
+
+
+def neutral(text: object, limit: int = LONGEST) -> str:
+    """Return ``text`` as one line of at most ``limit`` characters that a terminal shows and does not obey.
+
+    Controls, bidirectional overrides, characters without a width, line ends and surrogates become visible escapes
+    (``\\x1b``, ``\\u202e``); a text that is cut says so with dots.
+    """
+    return _cut("".join(map(_visible, _text(text)[: limit + 1])), limit)
+
+
+def neutral_lines(text: object, limit: int | None = None) -> str:
+    """Return the same of a text of several lines: line ends and tabs stay. Without ``limit`` nothing is cut."""
+    found = _text(text)
+    found = found if limit is None else found[: limit + 1]
+    shown = found if found.isascii() and found.isprintable() else "".join(map(_visible_in_lines, found))
+    return shown if limit is None else _cut(shown, limit)
+
+
+def _text(text: object) -> str:
+    try:
+        return str(text)
+    except Exception:  # an exception of somebody's own may fail to describe itself in any way
+        return type(text).__name__
+
+
+def _visible(char: str) -> str:
+    if unicodedata.category(char) not in _HIDDEN and char not in _BLANK:
+        return char
+    number = ord(char)
+    if char in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[char]
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _visible_in_lines(char: str) -> str:
+    return char if char in "\n\t" else _visible(char)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: max(0, limit - 3)]}..."[:limit]
