@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from prunetaylor._version import __version__
 from prunetaylor.distributed.place import find
-from prunetaylor.errors import PeerError, PruneTaylorError
+from prunetaylor.errors import PeerError, PruneTaylorError, close_match
 
 from .check import check
 from .compare import compare
@@ -41,14 +43,37 @@ from.
 """
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands; a word that is none of them gets the nearest name, whatever its case, as a hint."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word = args[0]
+        if word.startswith("-") or word in self.commands or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        hint = f"; did you mean {word.lower()!r}?" if word.lower() in self.commands else close_match(word, self.commands)
+        if Path(word).exists():
+            hint = f"; to prune it, run: prunetaylor prune {shlex.quote(word)}"
+        raise click.UsageError(f"there is no command {word!r}{hint}", ctx)
+
+
+@click.group(
+    cls=_Commands,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="prunetaylor", message="%(prog)s %(version)s")
-def group() -> None:
+@click.pass_context
+def group(ctx: click.Context) -> None:
     """Prune a trained PyTorch network by second-order Taylor saliency, repair it, and measure the result.
 
     \b
     Try it:   prunetaylor demo && prunetaylor prune model.pt
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 for _command in (prune, score, sweep, evaluate, check, compare, report, inspect, demo, config):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the top down: a room may import the rooms after it, and itself. A new room needs its place here.
 ROOMS = [
+    "prunetaylor.__main__",
     "prunetaylor.cli",
     "prunetaylor",  # the public names; loads nothing until one is used
     "prunetaylor.sweep",

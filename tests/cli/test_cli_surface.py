@@ -88,7 +88,9 @@ def test_every_option_and_command_is_explained(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prun"], "Did you mean 'prune'"),
+        (["prun"], "did you mean 'prune'"),
+        (["PRUNE", "m.pt"], "did you mean 'prune'"),
+        (["--sparsity", "0.5"], "No such option"),
         (["prune", "--sparcity", "0.5"], "Did you mean"),
         (["prune"], "no MODEL given"),
         (["eval"], "no MODEL given"),
@@ -115,6 +117,25 @@ def test_usage_errors_exit_with_2_and_say_what_was_meant(cli, tmp_path, argument
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bare_command_is_help_and_a_file_alone_is_told_what_to_run(cli, tmp_path) -> None:
+    bare = cli()
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert bare.stdout == cli("--help").stdout
+    (tmp_path / "my net.pt").write_bytes(b"")
+    done = cli("my net.pt")
+    assert done.returncode == 2
+    assert "prunetaylor prune 'my net.pt'" in done.stderr
+
+
+def test_the_package_runs_as_a_module(tmp_path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "prunetaylor", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+
+    assert run("--version").stdout.startswith("prunetaylor ")
+    assert run("prun").returncode == 2
 
 
 def test_the_traceback_comes_with_vv_only(cli) -> None:
