@@ -97,9 +97,8 @@ def main() -> int:
     for name, run in now.items():
         same = all(run[key] == before[name][key] for key in ("tensors", "stages"))
         differs |= not same
-        print(
-            f"{name:14} {'same bits' if same else 'DIFFERS':10} {before[name]['seconds']:6.1f} s {run['seconds']:6.1f} s"
-        )
+        seconds = f"{before[name]['seconds']:6.1f} s {run['seconds']:6.1f} s"
+        print(f"{name:14} {'same bits' if same else 'DIFFERS':10} {seconds}")
     return int(differs)
 
 
