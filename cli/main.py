@@ -52,7 +52,8 @@ class _Commands(click.Group):
         word = args[0]
         if word.startswith("-") or word in self.commands or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        hint = f"; did you mean {word.lower()!r}?" if word.lower() in self.commands else close_match(word, self.commands)
+        exact = word.lower() in self.commands
+        hint = f"; did you mean {word.lower()!r}?" if exact else close_match(word, self.commands)
         if Path(word).exists():
             hint = f"; to prune it, run: prunetaylor prune {shlex.quote(word)}"
         raise click.UsageError(f"there is no command {word!r}{hint}", ctx)
