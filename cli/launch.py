@@ -20,6 +20,7 @@ from typing import IO
 
 from prunetaylor.distributed.place import ALIVE, LISTEN, LOST
 from prunetaylor.errors import PeerError, UsageError
+from prunetaylor.processes import python
 
 GRACE = 30.0
 """Seconds to end in, after a signal or another process's failure."""
@@ -63,10 +64,8 @@ def _start(
         # The socket itself, for a port that is only known to be free may be taken a moment later.
         more[LISTEN] = str(listening.fileno())
         inherited.append(listening.fileno())
-    # As this process was started: with or without the working directory among the places to import from.
-    safe = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
     return subprocess.Popen(
-        [sys.executable, *safe, "-m", "prunetaylor.cli.main", *arguments],
+        python("-m", "prunetaylor.cli.main", *arguments),
         env={**os.environ, **more, ALIVE: str(pipe)},
         pass_fds=inherited,
         stdout=None if rank == 0 else kept,

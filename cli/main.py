@@ -21,6 +21,7 @@ import click
 from prunetaylor._version import __version__
 from prunetaylor.distributed.place import find
 from prunetaylor.errors import PeerError, PruneTaylorError, close_match
+from prunetaylor.processes import forget_working_directory
 
 from .check import check
 from .compare import compare
@@ -83,6 +84,7 @@ for _command in (prune, score, sweep, evaluate, check, compare, report, inspect,
 
 def main() -> None:
     """The entry point."""
+    forget_working_directory()
     sys.exit(run(sys.argv[1:]))
 
 

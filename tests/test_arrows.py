@@ -62,12 +62,14 @@ ROOMS = [
     "prunetaylor.files",
     "prunetaylor.text",
     "prunetaylor.errors",
+    "prunetaylor.processes",
     "prunetaylor._version",
 ]
 TORCH_FREE = [
     "errors",
     "files",
     "text",
+    "processes",
     "registry",
     "progress",
     "keep",

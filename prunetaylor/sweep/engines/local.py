@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pydantic import Field
 
 from prunetaylor.config.schema import Section
 from prunetaylor.errors import PruneTaylorError
+from prunetaylor.processes import python
 from prunetaylor.sweep.alive import new_name
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.folder import open_study
@@ -102,7 +102,7 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
         env["CUDA_VISIBLE_DEVICES"] = gpu
     said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 as long as the worker
     process = subprocess.Popen(
-        [sys.executable, "-m", "prunetaylor.sweep.worker"],
+        python("-m", "prunetaylor.sweep.worker"),
         stdin=subprocess.PIPE,
         stdout=said,
         stderr=subprocess.STDOUT,

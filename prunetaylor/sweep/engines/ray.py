@@ -5,7 +5,9 @@ The sweep's folder, the checkpoint and the data must be on a file system that th
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -76,7 +78,9 @@ def _connected(options: Options) -> Any:
             f"the engine ray needs ray, which cannot be imported: {error}", "pip install prunetaylor[ray]"
         ) from error
     try:
-        ray.init(address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR)
+        # Ray's workers import from the directory that its driver connects in: Python's own, not a folder of data.
+        with contextlib.chdir(sys.prefix):
+            ray.init(address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())[:300]
         raise UsageError(

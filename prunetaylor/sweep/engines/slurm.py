@@ -5,6 +5,7 @@ The sweep's folder, the checkpoint and the data must be on a file system that th
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from prunetaylor.config.schema import Section, Size
 from prunetaylor.errors import PruneTaylorError, UsageError
+from prunetaylor.processes import python, safe_path
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines.local import alone
 
@@ -46,7 +48,8 @@ def run(crew: Crew, watch: Watch) -> None:
     executor = _executor(crew, options)
     jobs: list[Any] = []
     try:
-        jobs += [executor.submit(alone, crew) for _ in range(options.jobs)]
+        with safe_path():
+            jobs += [executor.submit(alone, crew) for _ in range(options.jobs)]
         left = list(jobs)
         while left:
             watch()
@@ -70,7 +73,8 @@ def _executor(crew: Crew, options: Options) -> Any:
             f"the engine slurm needs submitit, which cannot be imported: {error}", "pip install prunetaylor[slurm]"
         ) from error
     try:
-        executor = submitit.AutoExecutor(str(crew.folder / _LOGS), cluster=options.cluster)
+        interpreter = {f"{options.cluster}_python": shlex.join(python())}
+        executor = submitit.AutoExecutor(str(crew.folder / _LOGS), cluster=options.cluster, **interpreter)
     except RuntimeError as error:
         raise UsageError(f"no Slurm is there: {error}", "cluster: local tries the file out on this machine") from error
     said: dict[str, Any] = {
