@@ -70,7 +70,7 @@ def evaluate(
     if as_json:
         from prunetaylor.report.json_report import side_to_json
 
-        found = side_to_json(side, resolved.config.metric, time.monotonic() - start, str(job.device))
+        found = side_to_json(side, resolved.config.metric, time.monotonic() - start, str(job.device), job.warnings)
         click.echo(json.dumps(found, allow_nan=False))
         return
     from prunetaylor.report.terminal import print_side

@@ -32,13 +32,17 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
+    def warn(self, text: str) -> None: ...
+
     def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 def reporter(state: State) -> Reporter:
     """What fits stderr and the verbosity (negative: nothing); of several processes one shows it."""
-    if state.verbosity < 0 or not state.main:
+    if not state.main:
         return Quiet()
+    if state.verbosity < 0:
+        return Warnings()
     console = Console(stderr=True, highlight=False, markup=False)
     return (
         Bars(console) if console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal else Lines()
@@ -63,11 +67,26 @@ class Quiet:
     def note(self, text: str) -> None:
         pass
 
+    def warn(self, text: str) -> None:
+        pass
+
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
 
-class Lines(Quiet):
+class Warnings(Quiet):
+    """Shows warnings only."""
+
+    def warn(self, text: str) -> None:
+        print_warning(Console(stderr=True, highlight=False, markup=False, soft_wrap=True), text)
+
+
+def print_warning(console: Console, text: str) -> None:
+    """Print ``warning: text`` in red, where there are colours."""
+    console.print(Text(f"warning: {text}", style="bold red"))
+
+
+class Lines(Warnings):
     """One line when a phase starts, with the seconds since the beginning; one line a note."""
 
     def __init__(self) -> None:
@@ -121,6 +140,9 @@ class Bars(Quiet):
 
     def note(self, text: str) -> None:
         self._console.print(Text(f"note: {text}"))
+
+    def warn(self, text: str) -> None:
+        print_warning(self._console, text)
 
     def _finish(self) -> None:
         """A phase without a count is done with its one step; a bar that is full stops its clock."""

@@ -325,6 +325,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
             "schema_version": 1,
             "dry_run": True,
             "plan": plan,
+            "warnings": [asdict(alert) for alert in job.warnings],
             "memory": asdict(memory.report),
             "configuration": resolved.config.model_dump(),
         }

@@ -25,7 +25,7 @@ from prunetaylor.network.code import load_object
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present, evaluating
 from prunetaylor.objective import Kind, loss_of, outputs_of
-from prunetaylor.outcome import removed_at
+from prunetaylor.outcome import Alert, removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.saliency import exact_obs
 from prunetaylor.selection.schedule import sparsities
@@ -51,6 +51,7 @@ class Job:
     arch: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+    warnings: list[Alert] = field(default_factory=list)
 
     @cached_property
     def method(self) -> str:
@@ -94,6 +95,11 @@ class Job:
     def labelled(self) -> bool:
         """Whether anybody but the network knows the training samples' answers."""
         return self.samples is None or self.samples.train.labelled
+
+    def warn(self, alert: Alert, progress: Progress) -> None:
+        """Tell the user, and keep it for the result."""
+        self.warnings.append(alert)
+        progress.warn(alert.text)
 
     def batches(self, split: Split, **how: Any) -> Batches:
         """A split as batches on the device."""

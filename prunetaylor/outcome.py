@@ -181,6 +181,26 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Alert:
+    """A doubt about the run that its user should know of; ``key`` names its kind for programs."""
+
+    key: str
+    text: str
+
+
+LEVELS = ("ok", "caution", "bad")
+"""Of a judgement: nothing to worry about, look before relying on it, do not use it as it is."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A result in words: ``level`` is one of LEVELS, ``text`` one or two sentences."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Unfinished:
     """Why a run ended before the sparsity asked for, and what to try; what it came to is a network all the same."""
 
@@ -216,6 +236,8 @@ class Outcome:
     histogram: Histogram | None = None  # None where nothing was ranked by a score
     loss_rise: Drop | None = None  # pruned - dense, in its own unit; None without samples
     unfinished: Unfinished | None = None  # where the sparsity asked for was not reached
+    warnings: list[Alert] = field(default_factory=list)
+    verdict: Judgement | None = None  # of the whole run; the pipeline gives one to every run
 
 
 @dataclass(frozen=True)
@@ -261,6 +283,7 @@ class Scores:
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint, data and code
     memory: Memory | None = None
+    warnings: list[Alert] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from prunetaylor.device import pick_device
 from prunetaylor.errors import DataError
 from prunetaylor.finetune import Finetuning, gradual_levels
 from prunetaylor.job import Job, make_job, open_job
+from prunetaylor.judgement import judge
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.cost import count, flops
@@ -140,7 +141,7 @@ class _Run:
             told = {f"test/{side}/{name}": value for side in sides for name, value in sides[side].metrics.items()}
             if told:
                 progress.measured(stages.trained, told)
-        return Outcome(
+        found = Outcome(
             module=module,
             masks=stages.masks,
             metric=job.config.metric,
@@ -165,7 +166,9 @@ class _Run:
             classes=_classes(self.dense_found, pruned_found),
             histogram=stages.histogram,
             unfinished=None if self.finetuning is None else self.finetuning.unfinished,
+            warnings=job.warnings,
         )
+        return replace(found, verdict=judge(found))
 
     def _measure_dense(self) -> Evaluation | None:
         if "dense" in self.left:

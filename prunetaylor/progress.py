@@ -20,12 +20,18 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something the user should read: a choice and its reason, a layer skipped, damping raised."""
 
+    def warn(self, text: str) -> None:
+        """A doubt about the result that the user must not miss, shown even where notes are not."""
+
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name, after so many optimiser steps (0: before any): for trackers."""
 
 
 class Silent:
     """Nobody listens."""
+
+    def warn(self, text: str) -> None:
+        pass
 
     def phase(self, name: str, total: int | None = None) -> None:
         pass
@@ -86,6 +92,11 @@ class Logged:
         self._shown.note(text)
         if self._folder is not None:
             self._folder.log("note", text=text)
+
+    def warn(self, text: str) -> None:
+        self._shown.warn(text)
+        if self._folder is not None:
+            self._folder.log("warning", text=text)
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
         self._shown.measured(step, values)

@@ -81,6 +81,7 @@ def run(job: Job, progress: Progress) -> Scores:
         device=str(job.device),
         hashes=hashes(job),
         memory=plan.report,
+        warnings=job.warnings,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.outcome import Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
 
 Status = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["pp", "metric", "fraction", "bytes", "ratio"]
@@ -61,6 +61,7 @@ class Verdict:
     seconds: float
     notes: list[str]
     hashes: dict[str, str] = field(default_factory=dict)  # of both files and the data
+    warnings: list[Alert] = field(default_factory=list)
 
     @property
     def status(self) -> Status:

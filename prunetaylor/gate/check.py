@@ -89,6 +89,7 @@ def check(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: P
         seconds=time.perf_counter() - start,
         notes=pair.notes,
         hashes=_hashes(pair),
+        warnings=pair.dense.warnings,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from prunetaylor.outcome import believed_to
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Outcome, Scores, Side
+    from prunetaylor.outcome import Alert, Outcome, Scores, Side
     from prunetaylor.verdict import Verdict
 
 SCHEMA_VERSION = 1
@@ -29,6 +29,8 @@ def to_json(
     """
     found = {
         "schema_version": SCHEMA_VERSION,
+        "verdict": None if outcome.verdict is None else asdict(outcome.verdict),
+        "warnings": [asdict(alert) for alert in outcome.warnings],
         "metric": {"name": outcome.metric, "goal": outcome.goal},
         "dense": asdict(outcome.dense),
         "pruned": asdict(outcome.pruned),
@@ -60,9 +62,12 @@ def to_json(
     return cleaned
 
 
-def side_to_json(side: Side, metric: str, seconds: float, device: str) -> dict[str, Any]:
-    """What ``eval --json`` prints of one network."""
-    found = {"schema_version": SCHEMA_VERSION, "metric": {"name": metric, "goal": goal(metric)}, **asdict(side)}
+def side_to_json(
+    side: Side, metric: str, seconds: float, device: str, warnings: Sequence[Alert] = ()
+) -> dict[str, Any]:
+    """Return what ``eval --json`` prints of one network."""
+    told = {"metric": {"name": metric, "goal": goal(metric)}, "warnings": [asdict(alert) for alert in warnings]}
+    found = {"schema_version": SCHEMA_VERSION, **told, **asdict(side)}
     cleaned: dict[str, Any] = finite({**found, "seconds": seconds, "device": device, "versions": versions()})
     return cleaned
 
