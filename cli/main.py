@@ -29,7 +29,7 @@ from .config import config
 from .demo import demo
 from .eval import evaluate
 from .inspect import inspect
-from .options import State
+from .options import State, refuse_repeated
 from .prune import prune
 from .report import report
 from .score import score
@@ -45,14 +45,20 @@ from.
 
 
 class _Commands(click.Group):
-    """The commands; a word that is none of them gets the nearest name, whatever its case, as a hint."""
+    """The commands; a word that is none of them gets the nearest name, whatever its case, as a hint.
+
+    An option that is given two values is refused, where click would take the last.
+    """
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         word = args[0]
         if word.startswith("-") or word in self.commands or ctx.resilient_parsing:
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
+            if command is not None and not ctx.resilient_parsing:
+                refuse_repeated(command, ctx, rest)
+            return name, command, rest
         exact = word.lower() in self.commands
         hint = f"; did you mean {word.lower()!r}?" if exact else close_match(word, self.commands)
         if Path(word).exists():

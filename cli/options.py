@@ -78,6 +78,8 @@ trust_option = click.option(
 def _set_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> int:
     state = ctx.ensure_object(State)
     if value:
+        if state.verbosity:
+            raise UsageError("-q and -v contradict each other", "keep one of the two")
         state.verbosity = value if param.name == "verbose" else -1
     return value
 
@@ -96,6 +98,27 @@ def verbosity_options(function: F) -> F:
         help="More detail; -vv adds the traceback of an error.",
     )
     return quiet(verbose(function))
+
+
+def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Sequence[str]) -> None:
+    """UsageError where an option that takes one value is given two different ones."""
+    once = [p for p in command.params if isinstance(p, click.Option) and not (p.multiple or p.is_flag or p.count)]
+    for option in once:
+        option.multiple = True  # for this parser, which then collects all values
+    try:
+        parser = command.make_parser(click.Context(command, parent=ctx, **command.context_settings))
+    finally:
+        for option in once:
+            option.multiple = False
+    try:
+        given, _, _ = parser.parse_args(args=list(arguments))
+    except click.UsageError:  # the command's own parser says it
+        return
+    for option in once:
+        values = list(dict.fromkeys(given.get(str(option.name)) or ()))
+        if len(values) > 1:
+            name = max(option.opts, key=len)
+            raise UsageError(f"{name} is given twice, as {values[0]} and as {values[1]}", "keep one of the two")
 
 
 def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:

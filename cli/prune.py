@@ -191,7 +191,7 @@ def _run(
             # torch is imported only now, when the folder is known to be good
             from prunetaylor.distributed.exchange import from_main
             from prunetaylor.distributed.group import world
-            from prunetaylor.gate.check import asked, require_limits
+            from prunetaylor.gate.check import asked, require_limits, require_reachable
             from prunetaylor.job import open_job
             from prunetaylor.pipeline import hashes, run
             from prunetaylor.report.json_report import versions
@@ -203,6 +203,7 @@ def _run(
                 require_limits(config)
             progress = Logged(shown, None if folder.finished else folder)
             job = open_job(config, **trust, progress=progress)
+            require_reachable(job)
             same = identity(config, str(job.device), hashes(job))
             if folder.finished:
                 refuse_changes(identity_of_report(folder.report()), same)
@@ -304,7 +305,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
     """Open everything as the run would, and print what it would do."""
     from dataclasses import asdict
 
-    from prunetaylor.gate.check import asked, require_limits
+    from prunetaylor.gate.check import asked, require_limits, require_reachable
     from prunetaylor.job import open_job
     from prunetaylor.pipeline import rehearse
 
@@ -314,6 +315,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
         require_limits(resolved.config)
     with reporter(state) as shown:
         job = open_job(resolved.config, **trust, progress=Logged(shown, None))
+        require_reachable(job)
         memory = rehearse(job)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
     if limits:

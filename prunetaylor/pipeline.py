@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.checkpoint.write import model_bytes
+from prunetaylor.config.contradictions import same
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
 from prunetaylor.device import pick_device
-from prunetaylor.errors import DataError
+from prunetaylor.errors import DataError, UsageError
 from prunetaylor.finetune import Finetuning, gradual_levels
 from prunetaylor.job import Job, make_job, open_job
 from prunetaylor.judgement import judge
@@ -232,7 +233,7 @@ def prune(
     train: Any,
     test: Any = None,
     *,
-    sparsity: float = 0.5,
+    sparsity: float | None = None,
     validation: Any = None,
     normalize: str | Mapping[str, Any] | None = None,
     augment: str | Sequence[Any] | Callable[[Tensor], Tensor] = "none",
@@ -246,7 +247,7 @@ def prune(
         train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one, or (x, y).
             Inputs alone will do: the dense network then answers for them.
         test: reports; the training samples where it is not given.
-        sparsity: fraction of the prunable weights removed, in [0, 1).
+        sparsity: fraction of the prunable weights removed, in [0, 1); half of them where none is given.
         validation: chooses between epochs; else a share of ``train``.
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
         augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms, by
@@ -259,7 +260,13 @@ def prune(
     Raises:
         PruneTaylorError: with cause and remedy.
     """
-    config = from_values({"prune.sparsity": sparsity, **(settings or {})}).config
+    values = dict(settings or {})
+    if sparsity is not None and not same(values.setdefault("prune.sparsity", sparsity), sparsity):
+        raise UsageError(
+            f"sparsity={sparsity} and settings' prune.sparsity={values['prune.sparsity']} contradict each other",
+            "give one of them",
+        )
+    config = from_values(values).config
     check_from_python(settings or {})
     device, reason = pick_device(config.device)
     samples = from_python(train, test, validation, normalize=normalize, augment=augment)

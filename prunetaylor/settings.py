@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from prunetaylor.config.schema import Config, FinetuneSection, PruneSection
+from prunetaylor.config.schema import CalibrationSection, Config, FinetuneSection, PruneSection
 from prunetaylor.errors import UsageError
 from prunetaylor.objective import Kind
 from prunetaylor.repair.distill import distillation_share
@@ -46,10 +46,6 @@ def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
     for key, given in (("refine", options.refine), ("repair", options.repair)):
         if not data and given not in ("auto", "none"):
             raise UsageError(f"prune.{key}={given} needs samples", f"name them with --data, or say prune.{key}=none")
-    beyond = [] if isinstance(options.stages, str | int) else [s for s in options.stages if s > options.sparsity]
-    if beyond:
-        levels = ", ".join(f"{s:.2%}" for s in beyond)
-        said.append(f"stages: {levels} left out, beyond prune.sparsity={options.sparsity:.2%}, which ends the list")
     idle = []
     if options.refine == "none" or (options.refine == "auto" and criterion.REPAIR != "least-squares"):
         idle += ["refine_steps", "refine_by"]
@@ -58,6 +54,10 @@ def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
     idle = [key for key in idle if getattr(options, key) != getattr(usual, key)]
     if idle:
         said.append(f"no effect here: {', '.join(f'prune.{key}' for key in idle)}")
+    drawn = CalibrationSection()
+    unused = [f"calibration.{key}" for key, value in config.calibration if value != getattr(drawn, key)]
+    if unused and not data:
+        said.append(f"no effect here: {', '.join(unused)}, as there are no samples")
     return said
 
 

@@ -65,12 +65,10 @@ def test_a_temperature_that_softens_nothing_is_named() -> None:
     assert len(said(hot, kind="values")) == len(said({**hot, "finetune.distill.weight": 0.0})) == 1
 
 
-def test_stages_beyond_the_sparsity_are_named() -> None:
-    config = from_values({"prune.sparsity": 0.5, "prune.stages": [0.3, 0.5, 0.8, 0.9]}).config
-    [line] = check_pruning(config, registry.load("saliency", "obs"), data=True)
-    assert line == "stages: 80.00%, 90.00% left out, beyond prune.sparsity=50.00%, which ends the list"
-    within = from_values({"prune.stages": [0.3, 0.5]}).config
-    assert check_pruning(within, registry.load("saliency", "obs"), data=True) == []
+def test_calibration_without_samples_is_named() -> None:
+    config = from_values({"calibration.samples": 50, "calibration.labels": False}).config
+    [line] = check_pruning(config, registry.load("saliency", "magnitude"), data=False)
+    assert line.startswith("no effect here: calibration.samples, calibration.labels")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from prunetaylor.config.contradictions import nested_clash, same, settle_sparsity
 from prunetaylor.config.keys import PREFIX, env_name, is_open, leaves, meant, takes_text
 from prunetaylor.config.schema import Config
 from prunetaylor.config.values import parse_value, read_document
@@ -127,7 +128,7 @@ def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> R
     origins = dict.fromkeys(known, DEFAULT)
     for setting in settings:
         _assign(setting, values, origins, known)
-    return Resolved(_validate(values, origins, known), origins)
+    return Resolved(settle_sparsity(_validate(values, origins, known), origins, DEFAULT), origins)
 
 
 def _read(file: Path) -> Written:
@@ -168,7 +169,7 @@ def _flatten(
 
 def _from_environment(environ: Mapping[str, str], known: Mapping[str, FieldInfo]) -> list[_Setting]:
     by_name = {env_name(key): key for key in known}
-    settings = []
+    settings: dict[str, _Setting] = {}
     for variable, text in sorted(environ.items()):
         if not variable.startswith(PREFIX) or not text:
             continue
@@ -182,8 +183,8 @@ def _from_environment(environ: Mapping[str, str], known: Mapping[str, FieldInfo]
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise UsageError(f"{variable} in the environment is no setting{hint}", _ALL_KEYS)
             key = f"{by_name[outer]}.{name[len(outer) + 1 :].lower()}"
-        settings.append(_Setting(key, _parse(text, variable), f"environment {variable}", text))
-    return settings
+        _add(settings, _Setting(key, _parse(text, variable), f"environment {variable}", text))
+    return list(settings.values())
 
 
 def _from_command_line(
@@ -202,16 +203,25 @@ def _from_command_line(
         for name, (inner, typed) in flat.items():
             setting = _Setting(name, inner, COMMAND_LINE, typed)
             _require_known(setting, known)
-            settings[name] = setting
+            _add(settings, setting)
     for key, given in flags.items():
         if given is None:
             continue
         option = _option(key, given)
-        other = settings.get(key)
-        if other is not None and other.text != given:
-            raise UsageError(f"{key} is set twice on the command line, to {other.text} and to {given}", "keep one")
-        settings[key] = _Setting(key, given if takes_text(known[key]) else option, COMMAND_LINE, given)
+        _add(settings, _Setting(key, given if takes_text(known[key]) else option, COMMAND_LINE, given))
+    if clash := nested_clash({key: one.value for key, one in settings.items()}):
+        raise UsageError(f"{clash[0]} and {clash[1]} say different things on the command line", "keep one of the two")
     return list(settings.values())
+
+
+def _add(settings: dict[str, _Setting], setting: _Setting) -> None:
+    """UsageError where another value was given to the same key before, in the same kind of place."""
+    other = settings.get(setting.key)
+    if other is not None and setting.text != other.text and not same(setting.value, other.value):
+        values = " and to ".join(one.text or _shown(one.value) for one in (other, setting))
+        place = f"on the {COMMAND_LINE}" if setting.origin == other.origin else f"in {other.origin}, {setting.origin}"
+        raise UsageError(f"{setting.key} is set twice {place}, to {values}", "keep one of the two")
+    settings[setting.key] = setting
 
 
 def _option(key: str, text: str) -> Any:

@@ -16,7 +16,7 @@ from prunetaylor import registry
 from prunetaylor.config.sizes import parse_size
 
 
-def _fraction(value: Any) -> Any:
+def fraction(value: Any) -> Any:
     """``"80%"`` is 0.8; anything else is left to the type check."""
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
@@ -35,7 +35,7 @@ def _size(value: Any) -> Any:
 
 _Bytes = Annotated[int, Field(gt=0)]
 Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | str)]
-Fraction = Annotated[float, BeforeValidator(_fraction, json_schema_input_type=float | str)]
+Fraction = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
 
 
 def _points(value: Any) -> Any:
@@ -55,7 +55,7 @@ def _points(value: Any) -> Any:
 _Points = Annotated[float, Field(ge=0)]
 Points = Annotated[_Points, BeforeValidator(_points, json_schema_input_type=_Points | str)]
 _Share = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[_Share, BeforeValidator(_fraction, json_schema_input_type=_Share | str)]
+Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Share | str)]
 
 
 class Section(BaseModel):
@@ -136,8 +136,8 @@ class PruneSection(Section):
     exclude: list[str] = []
     """Patterns of layer names whose weights stay."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
-    """Rounds of fit, score, select and repair: how many, or the sparsity after each, which takes the place of a gradual
-    schedule's curve; auto: by sparsity and method."""
+    """Rounds of fit, score, select and repair: how many, or the sparsity after each, the last of which is the run's
+    (they replace a gradual schedule's curve); auto: by sparsity and method."""
     schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
     """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
     sparsity rises along a cubic or a line, or each removes a constant share of what is left."""

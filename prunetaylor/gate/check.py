@@ -24,7 +24,7 @@ from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.risk import all_outputs
 from prunetaylor.verdict import Check, Verdict
@@ -55,6 +55,17 @@ def require_limits(config: Config) -> None:
         raise UsageError("gate.max_class_drop is of the top-1 accuracy", "say metric=top1, or leave it out")
     if gate.metric is not None:
         load_metric(gate.metric)
+
+
+def require_reachable(job: Job) -> None:
+    """UsageError for a sparsity that the gate asks for and the run will not come to: before any work is done."""
+    least, asked_for, prunable = job.config.gate.min_sparsity, job.config.prune.sparsity, job.network.prunable
+    already = sum(int((~mask).sum()) for mask in job.network.masks().values())
+    if least is not None and max(removed_at(asked_for, prunable), already) < removed_at(least, prunable):
+        raise UsageError(
+            f"gate.min_sparsity={least:.2%} cannot be held: prune.sparsity={asked_for:.2%} removes less",
+            f"say --sparsity {least:.2%}, or lower the limit",
+        )
 
 
 def check(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: Progress) -> Verdict:

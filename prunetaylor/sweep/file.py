@@ -75,6 +75,7 @@ def of_options(model: str, varied: Sequence[str], base: Resolved) -> Sweep:
 
 def check(sweep: Sweep, name: str) -> Sweep:
     """The sweep, if its parts go together; UsageError otherwise."""
+    _refuse_contradictions(sweep)
     if sweep.method == "grid":
         space.grid(sweep.parameters)
     elif sweep.run_cap is None:
@@ -97,6 +98,23 @@ def check(sweep: Sweep, name: str) -> Sweep:
     if not sweep.base.config.model.checkpoint and not any(p.key == "model.checkpoint" for p in sweep.parameters):
         raise UsageError(f"{name} names no checkpoint", "add base: {model: {checkpoint: model.pt}}, or say MODEL")
     return sweep
+
+
+def _refuse_contradictions(sweep: Sweep) -> None:
+    """UsageError for a setting that is varied and given one value too, and for lists of stages that end elsewhere."""
+    varied = {one.key: one.domain for one in sweep.parameters}
+    for key in varied:
+        if sweep.base.origins.get(key) == COMMAND_LINE:
+            raise UsageError(f"{key} is varied, and set on the command line too", "keep one of the two")
+    stages, sparsity = varied.get("prune.stages"), varied.get("prune.sparsity")
+    if sparsity is None or not isinstance(stages, space.Choices):
+        return
+    ends = {value[-1] for value in stages.values if isinstance(value, list)}
+    if ends and not (isinstance(sparsity, space.Choices) and ends == set(sparsity.values)):
+        raise UsageError(
+            "prune.stages and prune.sparsity are varied together, and a list of stages ends at its own sparsity",
+            "vary one of them, or give numbers of stages",
+        )
 
 
 def with_engine(sweep: Sweep, name: str | None, options: Mapping[str, Any]) -> Sweep:

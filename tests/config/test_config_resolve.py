@@ -90,10 +90,6 @@ def test_one_pattern_is_a_list_of_one() -> None:
     assert resolve(None, {}, ["prune.exclude=*fc"], {}).config.prune.exclude == ["*fc"]
 
 
-def test_the_last_of_two_pairs_wins() -> None:
-    assert resolve(None, {}, ["seed=1", "seed=2"], {}).config.seed == 2
-
-
 @pytest.mark.parametrize("text", ["0.8", "80%", "80 %", ".8", "8e-1"])
 def test_ways_to_write_a_sparsity(text: str) -> None:
     assert resolve(None, {}, [], {"prune.sparsity": text}).config.prune.sparsity == 0.8

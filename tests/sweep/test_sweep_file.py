@@ -236,7 +236,7 @@ run_cap: 7
 metric: {{name: loss}}
 early_terminate: {{type: hyperband, max_iter: 9}}
 parameters:
-  prune.sparsity: {{min: 0.5, max: 0.9}}
+  prune.damping: {{min: 0.5, max: 0.9}}
   prune.stages: {{values: [auto, 2, [0.1, 0.9]]}}
   calibration.samples: {{distribution: q_uniform, min: 100, max: 500, q: 100}}
   prune.refine_steps: {{distribution: log_uniform_values, min: 10, max: 900}}
@@ -259,8 +259,8 @@ engine: {{name: slurm, jobs: 2, partition: gpu}}
 
 
 def test_the_command_line_makes_a_grid(tmp_path: Path) -> None:
-    base = resolve(None, {}, ["prune.stages=2"], {"model.checkpoint": "runs/a/model.safetensors"})
-    varied = ["prune.sparsity=50%,0.9", "prune.exclude=[fc1,fc2],conv1", "prune.stages=1,[0.2,0.4]"]
+    base = resolve(None, {}, ["seed=2"], {"model.checkpoint": "runs/a/model.safetensors"})
+    varied = ["calibration.holdout=50%,0.9", "prune.exclude=[fc1,fc2],conv1", "prune.stages=1,[0.2,0.4]"]
     sweep = of_options("runs/a/model.safetensors", varied, base)
     assert sweep.name == "a"
     assert sweep.size == 8

@@ -23,7 +23,7 @@ method: grid
 metric: {name: top1, goal: maximize}
 parameters:
   prune.stages: {values: [auto, 2, [0.1, 0.5]]}
-  prune.sparsity: {values: [0.5, 0.9]}
+  prune.damping: {values: [0.5, 0.9]}
 base: {model: {checkpoint: net.pt}}
 """
 RANDOM = GRID.replace("grid", "random\nrun_cap: 5").replace("{values: [0.5, 0.9]}", "{min: 0.5, max: 0.9}")
@@ -47,13 +47,13 @@ def test_a_grid_from_start_to_end(tmp_path: Path) -> None:
         taken.append(trial)
         one.done(trial, measured(50.0 + trial.number))
     assert [trial.number for trial in taken] == [1, 2, 3, 4, 5, 6]
-    assert taken[0].values == {"prune.stages": "auto", "prune.sparsity": 0.5}
-    assert taken[5].values == {"prune.stages": [0.1, 0.5], "prune.sparsity": 0.9}
+    assert taken[0].values == {"prune.stages": "auto", "prune.damping": 0.5}
+    assert taken[5].values == {"prune.stages": [0.1, 0.5], "prune.damping": 0.9}
     found = study(tmp_path).trials()
     assert [trial.state for trial in found] == ["done"] * 6
     assert found[2].values == (53.0,)
     assert found[2].interval == {"top1": (52.0, 54.0)}
-    assert found[4].parameters == {"prune.stages": [0.1, 0.5], "prune.sparsity": 0.5}
+    assert found[4].parameters == {"prune.stages": [0.1, 0.5], "prune.damping": 0.5}
     assert one.fill() == 0
 
 
@@ -166,11 +166,11 @@ def test_sampled_values_do_not_depend_on_who_asks(tmp_path: Path, text: str) -> 
             trial = one.take("w")
             assert trial is not None
             values.append(trial.values)
-            one.done(trial, measured(100 * trial.values["prune.sparsity"]))
+            one.done(trial, measured(100 * trial.values["prune.damping"]))
         found.append(values)
     assert found[0] == found[1]
-    assert len({row["prune.sparsity"] for row in found[0]}) == 5
-    assert all(0.5 <= row["prune.sparsity"] <= 0.9 for row in found[0])
+    assert len({row["prune.damping"] for row in found[0]}) == 5
+    assert all(0.5 <= row["prune.damping"] <= 0.9 for row in found[0])
 
 
 def test_a_sampled_trial_that_failed_keeps_its_values(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_values_that_were_fixed_stay_where_an_attempt_died_before_it_had_taken_t
     values = {}
     while (trial := one.take("w")) is not None:
         values[trial.number] = trial.values
-    assert values[1] == {"prune.stages": "auto", "prune.sparsity": 0.5}
+    assert values[1] == {"prune.stages": "auto", "prune.damping": 0.5}
 
 
 def test_no_trial_is_taken_after_the_last_failure_that_is_allowed(tmp_path: Path) -> None:
