@@ -163,6 +163,7 @@ def _require_folders(*files: Path | None) -> None:
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[OutputError]:
     """Write the files that were asked for; what cannot be written comes back as errors, when all others are."""
     from prunetaylor.errors import OutputError
+    from prunetaylor.files import write_text
     from prunetaylor.report.junit import to_junit
     from prunetaylor.report.markdown import to_markdown
 
@@ -171,7 +172,7 @@ def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[
         if file is None:
             continue
         try:
-            file.write_text(render(verdict), encoding="utf-8")
-        except OSError as err:
-            failed.append(OutputError(f"cannot write {file}: {err.strerror}", "check the folder and its permissions"))
+            write_text(file, render(verdict), named=True)
+        except OutputError as err:
+            failed.append(err)
     return failed

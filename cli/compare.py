@@ -37,7 +37,7 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     try:
         found = side_by_side(names, documents)
         if html is not None:
-            write_page(html, compare_page(names, documents))
+            write_page(html, compare_page(names, documents), named=True)
     except BROKEN:
         for folder, name, document in zip(folders, names, documents, strict=True):
             _require_whole(folder, name, document)

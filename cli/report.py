@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.errors import UsageError
+from prunetaylor.files import write_text
 from prunetaylor.run import HTML_FILE
 
 from .options import json_option, verbosity_options
@@ -31,7 +32,7 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
     """
     text = page(folder)
     target = output or folder / HTML_FILE
-    write_page(target, text)
+    write_page(target, text, named=output is not None)
     click.echo(json.dumps({"file": str(target.resolve()), "bytes": len(text.encode())}) if as_json else str(target))
 
 
@@ -71,9 +72,6 @@ def not_ours(folder: Path, why: str) -> UsageError:
     return UsageError(f"{folder}/report.json is no report that this version knows: {why}", "name the folder of a run")
 
 
-def write_page(path: Path, text: str) -> None:
-    """OutputError where it cannot be written."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as err:
-        raise OutputError(f"cannot write {path}: {err.strerror}", "name another file with -o/--output") from err
+def write_page(path: Path, text: str, *, named: bool) -> None:
+    """OutputError where it cannot be written; ``named``: by the user, not by what a folder's files are called."""
+    write_text(path, text, named=named, remedy="name another file with -o/--output")

@@ -182,11 +182,11 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
     study = open_study(folder, storage)
     found = outcome(study.sweep, folder, study.trials(), described(folder))
     written: list[str] = []
-    failure: OSError | None = None
+    failure: OutputError | None = None
     try:
         if cost:
             _write(study.sweep, found, folder, cost, written)
-    except OSError as err:  # the results are printed all the same
+    except OutputError as err:  # the results are printed all the same
         failure = err
     if as_json:
         click.echo(json.dumps(to_json(found), allow_nan=False))
@@ -207,24 +207,23 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
             f"{found.failed} of {len(found.trials)} trials failed", f"{_again(folder, storage)} runs them again"
         )
     if failure is not None:
-        raise OutputError(
-            f"cannot write {failure.filename or folder}: {failure.strerror}",
-            f"`prunetaylor sweep --show {shlex.quote(str(folder))}` writes it again",
-        ) from failure
+        again = f"`prunetaylor sweep --show {shlex.quote(str(folder))}` writes it again"
+        raise OutputError(failure.cause, again) from failure
 
 
 def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: list[str]) -> None:
     """Write the best configuration, the plot and the page; ``written`` gets the files."""
+    from prunetaylor.files import write_text
     from prunetaylor.sweep.results import BEST, best_config
 
     if found.best is not None:
-        (folder / BEST).write_text(best_config(sweep, found.best), encoding="utf-8")
+        write_text(folder / BEST, best_config(sweep, found.best))
         written.append(str(folder / BEST))
         try:
             written += _plot(found, folder, cost)
         except UsageError as err:  # the results are no worse for want of a plot
             click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
-    (folder / HTML_FILE).write_text(page_of(found, folder), encoding="utf-8")
+    write_text(folder / HTML_FILE, page_of(found, folder))
     written.append(str(folder / HTML_FILE))
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
+from prunetaylor import files
 from prunetaylor.errors import OutputError
 
 REPORT = "report.json"
@@ -87,23 +88,12 @@ class RunFolder:
 
     def keep(self, write: Callable[[IO[bytes]], None]) -> None:
         """Put a new state in the place of the old one: whole or not at all. OutputError where it cannot be written."""
-        new = self.stage(f"{STATE}.new")
-        try:
-            with new.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.stage(STATE))
-            _sync(new.parent)
-        except (OSError, RuntimeError) as err:  # torch's own writer raises the latter
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            found = err.__context__ if isinstance(err.__context__, OSError) else err
-            cause = found.strerror if isinstance(found, OSError) else str(err).splitlines()[0]
-            raise OutputError(
-                f"the state of the run cannot be written to {new.parent}: {cause}",
-                "make room, then go on from the last state with --resume",
-            ) from err
+        files.write_stream(
+            self.stage(STATE),
+            write,
+            failures=(OSError, RuntimeError),  # torch's own writer raises the latter
+            remedy="make room, then go on from the last state with --resume",
+        )
 
     def report(self) -> dict[str, Any]:
         """The report of a finished run."""
@@ -125,10 +115,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Stage a text file. OutputError where it cannot be written."""
-        with _told(self.stage(name)), self.stage(name).open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_text(self.stage(name), text)
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in seconds since 1970, the event, its fields. OutputError as above."""
@@ -143,12 +130,13 @@ class RunFolder:
         assert self._log is not None
         names = {file.name for file in (self.path / STAGING).iterdir()} - {STATE}
         staged = [self.stage(name) for name in sorted(names, key=lambda name: name == REPORT)]
-        with _undisturbed():
+        with _undisturbed(), _told(self.path):
             (self.path / REPORT).unlink(missing_ok=True)
             for file in staged:
                 if file.is_dir():  # a tracker's; the one before is in the way
-                    shutil.rmtree(self.path / file.name, ignore_errors=True)
+                    _remove(self.path / file.name)
                 file.replace(self.path / file.name)
+            files.sync(self.path)
             self._complete = True
             self._log.close()
             self.stage(STATE).unlink(missing_ok=True)
@@ -256,6 +244,7 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
     log = _locked_log(staging)
     if log is None:
         raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
+    files.refuse_link(staging / STATE)
     kept = (staging / STATE).exists()
     if kept and resume:
         _leave_state(staging)
@@ -267,10 +256,8 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
             "go on with it with --resume, start anew with --force, or choose another folder with -o",
         )
     for entry in staging.iterdir():  # all but the log: whoever has its lock has the folder
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name != LOG:
-            entry.unlink()
+        if entry.name != LOG:
+            _remove(entry)
     log.truncate(0)
     return log
 
@@ -278,16 +265,16 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
 def _locked_log(staging: Path) -> IO[str] | None:
     """The log, which may be there already; None where another process has its lock."""
     while True:
-        staging.mkdir(exist_ok=True)
+        files.own_folder(staging)
         try:
-            log = (staging / LOG).open("a", encoding="utf-8")
+            log = files.open_own(staging / LOG, "a")
         except FileNotFoundError:  # whoever had the folder took it away just now
             continue
         if not locked(log):
             log.close()
             return None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(log.fileno()), (staging / LOG).stat()):
+            if os.path.samestat(os.fstat(log.fileno()), (staging / LOG).lstat()):
                 return log
         log.close()
 
@@ -306,17 +293,15 @@ def _leave_state(staging: Path) -> None:
     for file in staging.iterdir():
         if file.name not in (STATE, LOG):
             with contextlib.suppress(OSError):
-                file.unlink()
+                _remove(file)
 
 
-def _sync(folder: Path) -> None:
-    """A file's new name is on the disk too; where folders cannot be opened the system sees to it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _remove(path: Path) -> None:
+    """Take away a file, a folder with all that is in it, or a link, and nothing that a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def locked(file: IO[str]) -> bool:

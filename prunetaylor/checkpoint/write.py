@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunetaylor.checkpoint.said import FORMAT, encode
-from prunetaylor.errors import OutputError
+from prunetaylor.files import write_by_path
+
+_FAILURES = (OSError, SafetensorError, RuntimeError)
+"""What the writers of safetensors and torch raise when a file cannot be written."""
 
 
 def write_model(
@@ -28,12 +28,14 @@ def write_model(
     data: Mapping[str, Any],
     masks: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
+    named: bool = True,
 ) -> int:
     """Write ``module`` as safetensors with its description in the metadata; returns the file's bytes.
 
     Tied tensors are stored once and named in the description. ``masks`` (True = keep) are recorded as counts: the
-    removed weights are the zeros. Raises OutputError (cannot be written; nothing is left behind) and UsageError (a
-    description that is not JSON).
+    removed weights are the zeros. ``named``: the user named the path, which may then be a link.
+
+    Raises OutputError (cannot be written; nothing is left behind) and UsageError (a description that is not JSON).
     """
     tensors, tied = _stored(module)
     words = encode(arch=arch, args=args, data=data, masks=masks, tied=tied, extra=extra)
@@ -43,7 +45,7 @@ def write_model(
         safetensors.torch.save_file(tensors, temporary, metadata)
         _order_metadata(temporary)
 
-    return _whole(Path(path), write)
+    return write_by_path(Path(path), write, named=named, failures=_FAILURES)
 
 
 def _order_metadata(file: Path) -> None:
@@ -75,7 +77,8 @@ def write_pt(
     # Detached tensors, ties kept: torch.save stores a shared storage once.
     state = {k: v.detach().cpu() for k, v in _tensors(module).items()}
     words = encode(arch=arch, args=args, data=data, masks=masks, tied={}, extra=extra)
-    return _whole(Path(path), lambda temporary: torch.save({**words, "state_dict": state}, temporary))
+    document = {**words, "state_dict": state}
+    return write_by_path(Path(path), lambda temporary: torch.save(document, temporary), named=True, failures=_FAILURES)
 
 
 def model_bytes(module: nn.Module) -> int:
@@ -107,34 +110,3 @@ def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         seen.add(storage)
         stored[name] = own
     return stored, tied
-
-
-def _whole(path: Path, write: Callable[[Path], None]) -> int:
-    """``path`` written by way of a temporary file beside it, so that it is complete or untouched; returns its bytes."""
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        size = temporary.stat().st_size
-        os.replace(temporary, path)
-        temporary = None
-        return size
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise OutputError(
-            f"cannot write {path}: {error}", "check the folder, its permissions and the free space"
-        ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _umask() -> int:
-    now = os.umask(0o077)
-    os.umask(now)
-    return now

@@ -25,7 +25,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -43,6 +42,8 @@ from prunetaylor.curvature.solve import Note
 from prunetaylor.data.samples import Batches
 from prunetaylor.distributed.exchange import tensors_from_main
 from prunetaylor.distributed.group import main_process, world
+from prunetaylor.errors import OutputError
+from prunetaylor.files import PARTIAL, write_by_path
 from prunetaylor.losses import Own
 from prunetaylor.network.layer import Layer
 from prunetaylor.risk import Risk, first_pass
@@ -153,11 +154,10 @@ class Cache:
                 path.unlink()
             return None
         with contextlib.suppress(OSError):  # the time of its last use
-            os.utime(path)
+            os.utime(path, follow_symlinks=False)
         return tensors
 
     def _keep(self, path: Path, key: str, tensors: Mapping[str, Tensor], size: int, what: str, note: Note) -> None:
-        temporary: Path | None = None
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # sums over somebody's samples: for them only
             if why_not := self._make_room(size, path):
@@ -166,21 +166,14 @@ class Cache:
             own = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
             strides = {name: list(tensor.stride()) for name, tensor in own.items()}
             header = {"key": key, "what": what, "strides": strides, "digest": _digest(own.values())}
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".partial", dir=self.folder)
-            os.close(handle)
-            temporary = Path(name)
-            save_file({n: t.contiguous() for n, t in own.items()}, temporary, {_HEADER: json.dumps(header)})
-            os.replace(temporary, path)
-            temporary = None
-        except (OSError, SafetensorError) as error:
+            stored, said = {n: t.contiguous() for n, t in own.items()}, {_HEADER: json.dumps(header)}
+            failures = (OSError, SafetensorError)
+            write_by_path(path, lambda file: save_file(stored, file, said), mode=0o600, failures=failures)
+        except (OSError, OutputError) as error:
             note(
                 f"cache: {what} not kept, as {self.folder} cannot be written ({_first_line(error)}); "
                 "set cache.dir, or cache.enabled=false"
             )
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
 
     def _make_room(self, size: int, path: Path) -> str:
         """Remove what was not used for longest until ``size`` bytes fit; why they never will, or an empty string."""
@@ -208,7 +201,7 @@ class Cache:
                 stat = path.stat()
                 if path.suffix == ".safetensors":
                     found.append((path.name.startswith("first-"), stat.st_mtime, path, stat.st_size))
-                elif path.suffix == ".partial" and time.time() - stat.st_mtime > _ABANDONED:
+                elif path.suffix == PARTIAL and time.time() - stat.st_mtime > _ABANDONED:
                     path.unlink()
         return found
 

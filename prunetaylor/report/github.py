@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunetaylor.errors import OutputError
+from prunetaylor.files import append_text
 from prunetaylor.report.markdown import to_markdown
 from prunetaylor.report.verdict import allowed, conclusion, shown
 from prunetaylor.verdict import Check, Verdict
@@ -62,8 +62,4 @@ def _escape(text: str, more: str = "") -> str:
 
 
 def _append(path: str, text: str) -> None:
-    try:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as err:
-        raise OutputError(f"cannot write {path}: {err.strerror}", "it is named by the environment (GITHUB_*)") from err
+    append_text(Path(path), text, remedy="it is named by the environment (GITHUB_*)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunetaylor.errors import UsageError
+from prunetaylor.files import write_bytes
 
 _AXIS = {
     "nonzero": "weights that are not zero",
@@ -69,4 +71,8 @@ def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: st
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
     for file in files:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+        image = io.BytesIO()
+        figure.savefig(
+            image, format=file.suffix[1:], dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None
+        )
+        write_bytes(file, image.getvalue())

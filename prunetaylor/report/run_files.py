@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def write_run(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
     """Stage the run's files. The outcome comes back with the size of the file that was really written."""
     extra = {"seed": outcome.seed, "loss": job.config.loss}
-    written = write_model(folder.stage(MODEL_FILE), outcome.module, **job.identity(), masks=outcome.masks, extra=extra)
+    written = write_model(
+        folder.stage(MODEL_FILE), outcome.module, **job.identity(), masks=outcome.masks, extra=extra, named=False
+    )
     outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
     home = folder.path.resolve()
     names = {"model": MODEL_FILE, "report": REPORT, "html": HTML_FILE, "config": CONFIG_FILE, "log": LOG}

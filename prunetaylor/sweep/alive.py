@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from prunetaylor.errors import OutputError
+from prunetaylor.files import open_own, own_folder
 from prunetaylor.run import locked
 
 BEAT = 5.0  # seconds
@@ -37,9 +39,9 @@ class Alive:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(exist_ok=True)
+        own_folder(self.path.parent)
         unseen = self.path.with_name(f".{uuid.uuid4().hex}")
-        self._file = unseen.open("w")
+        self._file = open_own(unseen, "w")
         locked(self._file)
         unseen.rename(self.path)  # seen without its lock, it would count as left by the dead
         self._thread.start()
@@ -63,13 +65,13 @@ def is_alive(folder: Path, worker: str) -> bool:
     """Whether a worker is at work, as far as can be told from here."""
     path = folder / _ROOM / worker
     try:
-        with path.open("r+") as file:
+        with open_own(path, "r+") as file:
             if not locked(file):
                 return True
         if worker.startswith(f"{_host()}-"):
             return False
         return _age(path) < PATIENCE
-    except OSError:  # it took its file away when it left
+    except (OSError, OutputError):  # it took its file away when it left; a link is no worker's
         return False
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.files import open_own, write_text
 from prunetaylor.run import locked
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study import JOURNAL, Study
-from prunetaylor.sweep.trial_files import write_whole
 
 SWEEP = "sweep.yaml"
 DIGEST = "sweep.sha256"
@@ -53,7 +53,7 @@ def open_study(folder: Path, url: str | None) -> Study:
         raise UsageError(f"the state of the sweep in {folder} is in {JOURNAL}", "leave out --storage")
     study = Study(stored(folder), folder.resolve(), digest(folder), url)
     if url is not None and not mark.exists():
-        write_whole(mark, url.partition("://")[0] + "\n")
+        write_text(mark, url.partition("://")[0] + "\n")
     return study
 
 
@@ -82,8 +82,8 @@ def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         # in this order: a folder with the sweep's file has all that it needs
-        (folder / DIGEST).write_text(sweep.digest() + "\n", encoding="utf-8")
-        write_whole(folder / SWEEP, sweep.dump())
+        write_text(folder / DIGEST, sweep.digest() + "\n")
+        write_text(folder / SWEEP, sweep.dump())
     except OSError as err:
         raise OutputError(
             f"cannot write the sweep to {wanted or _HOME}: {err.strerror}", "choose another folder with -o/--output"
@@ -94,7 +94,7 @@ def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
 @contextlib.contextmanager
 def leading(folder: Path) -> Iterator[None]:
     """Hold the folder as the one process that hands out its trials; UsageError where another does."""
-    with (folder / _LEADER).open("w") as file:
+    with open_own(folder / _LEADER, "w") as file:
         if not locked(file):
             raise UsageError(f"the sweep in {folder} is running", "join it with --worker")
         yield

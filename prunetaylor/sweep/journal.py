@@ -11,6 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from prunetaylor.errors import OutputError
+from prunetaylor.files import open_own
 
 _LOCK_PATIENCE = 10  # seconds after which the journal's lock is taken from a process that died with it
 
@@ -18,6 +19,7 @@ _LOCK_PATIENCE = 10  # seconds after which the journal's lock is taken from a pr
 def open_journal(path: Path) -> JournalStorage:
     """The storage in ``path``, which is made where it is missing. OutputError where it cannot be written or read."""
     try:
+        open_own(path, "a").close()
         return JournalStorage(_Whole(path))
     except OSError as err:
         raise OutputError(f"cannot write {path}: {err.strerror}", "choose another folder with -o/--output") from err

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from prunetaylor._version import __version__
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.errors import DataError
+from prunetaylor.files import write_by_path, write_text
 from prunetaylor.job import Job
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.progress import Progress
-from prunetaylor.sweep.trial_files import CHOICE, write_whole
+from prunetaylor.sweep.trial_files import CHOICE
 
 FEWEST = 100
 """Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""
@@ -113,9 +112,8 @@ class _Dense:
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             tensors |= {} if made.correct is None else {"correct": made.correct.cpu()}
-            temporary = path.with_name(f".{uuid.uuid4().hex}")
-            save_file(tensors, temporary)
-            os.replace(temporary, path)
+            kept = tensors
+            write_by_path(path, lambda temporary: save_file(kept, temporary), failures=(OSError, SafetensorError))
         return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"])
 
     def _key(self, indices: list[int] | None) -> str:
@@ -147,5 +145,5 @@ def _chosen(folder: Path, choose: Callable[[], str]) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["rank"])
     except (OSError, ValueError, KeyError):
         chosen = choose()
-        write_whole(path, json.dumps({"rank": chosen}) + "\n")
+        write_text(path, json.dumps({"rank": chosen}) + "\n")
         return chosen

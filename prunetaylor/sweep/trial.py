@@ -28,7 +28,7 @@ from prunetaylor.run import REPORT, RunFolder
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.study import Stopped, Taken
-from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, trial_folder
+from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
 from prunetaylor.track._trackers import Trackers
 
 _Z = NormalDist().inv_cdf(0.975)
@@ -50,7 +50,7 @@ def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
 
     The result of an attempt that died between writing and telling is taken as it is.
     """
-    path = trial_folder(place.folder, taken.number)
+    path = make_folder(trial_folder(place.folder, taken.number))
     there = _found(path, taken)
     if there is not None:
         (path / ERROR).unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 
+from prunetaylor.errors import OutputError
+from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
 from prunetaylor.run import LOG, STAGING
 
 TRIALS = "trials"
@@ -22,6 +22,12 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / TRIALS / f"{number:04d}"
 
 
+def make_folder(path: Path) -> Path:
+    """A trial's folder, made where it is missing. OutputError where a link stands in its place."""
+    own_folder(path.parent)
+    return own_folder(path)
+
+
 def clear(path: Path) -> None:
     """Take away what a failed attempt left in a trial's folder."""
     for name in (ERROR, LOG):
@@ -30,19 +36,22 @@ def clear(path: Path) -> None:
 
 def write_error(path: Path, cause: str, detail: str) -> None:
     """Keep the cause of a failure in the trial's folder, with where it came from and what the log said last."""
-    with contextlib.suppress(OSError):  # a full disk; the cause is in the study as well
-        path.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError, OutputError):  # a full disk; the cause is in the study as well
+        make_folder(path)
         killed = path / STAGING
         if killed.is_dir():
             keep_log(path)
             shutil.rmtree(killed, ignore_errors=True)
-        (path / ERROR).write_text(f"{cause}\n\n{detail.rstrip()}\n", encoding="utf-8")
+        write_text(path / ERROR, f"{cause}\n\n{detail.rstrip()}\n")
 
 
 def keep_log(path: Path) -> None:
     """The log of an attempt that did not end, beside its error."""
-    with contextlib.suppress(OSError):
-        shutil.copyfile(path / STAGING / LOG, path / LOG)
+    with contextlib.suppress(OSError, OutputError):
+        log = path / STAGING / LOG
+        refuse_link(log.parent)
+        refuse_link(log)
+        write_bytes(path / LOG, log.read_bytes())
 
 
 def phase(folder: Path, number: int) -> str:
@@ -53,13 +62,6 @@ def phase(folder: Path, number: int) -> str:
             event = json.loads(line)
             found = event["name"] if event.get("event") == "phase" else found
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is seen complete or not at all."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def described(folder: Path) -> str:
@@ -76,4 +78,4 @@ def describe(folder: Path, said: str) -> None:
     path = folder / CHOICE
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if found.get("said") != said:
-        write_whole(path, json.dumps({**found, "said": said}) + "\n")
+        write_text(path, json.dumps({**found, "said": said}) + "\n")

@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_and_the_last_state_stays(tmp_path: Path, demo_model
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "the state of the run cannot be written to" in done.stderr
+    assert f"cannot write {folder}/.partial/state.pt" in done.stderr
     assert "make room, then go on from the last state with --resume" in done.stderr
     assert not (folder / "report.json").exists()
     assert sorted(file.name for file in (folder / ".partial").iterdir()) == ["log.jsonl", "state.pt"]

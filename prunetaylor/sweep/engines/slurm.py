@@ -13,6 +13,7 @@ from pydantic import Field
 
 from prunetaylor.config.schema import Section, Size
 from prunetaylor.errors import PruneTaylorError, UsageError
+from prunetaylor.files import own_folder
 from prunetaylor.processes import python, safe_path
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines.local import alone
@@ -74,7 +75,7 @@ def _executor(crew: Crew, options: Options) -> Any:
         ) from error
     try:
         interpreter = {f"{options.cluster}_python": shlex.join(python())}
-        executor = submitit.AutoExecutor(str(crew.folder / _LOGS), cluster=options.cluster, **interpreter)
+        executor = submitit.AutoExecutor(str(own_folder(crew.folder / _LOGS)), cluster=options.cluster, **interpreter)
     except RuntimeError as error:
         raise UsageError(f"no Slurm is there: {error}", "cluster: local tries the file out on this machine") from error
     said: dict[str, Any] = {
