@@ -171,10 +171,12 @@ def _open_own(path: str, flags: int) -> int:
 
 def _replace(path: Path, write: Callable[[Path], object], mode: int, suffix: str = "") -> int:
     with _temporary(path, mode, suffix) as temporary:
+        usual = temporary.stat().st_mode
         write(temporary)
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         size = temporary.stat().st_size
+        os.chmod(temporary, stat.S_IMODE(usual))  # safetensors puts a file of its own there, for the owner only
         os.replace(temporary, path)
     sync(path.parent)
     return size
