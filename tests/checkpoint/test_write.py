@@ -8,7 +8,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from prunetaylor.checkpoint import write as room
 from prunetaylor.checkpoint.load import load
 from prunetaylor.checkpoint.read import read
 from prunetaylor.checkpoint.write import model_bytes, write_model, write_pt
@@ -115,7 +114,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(net, tmp_path, monkeypat
         raise failure
 
     (tmp_path / "a").write_text("old")
-    monkeypatch.setattr(room.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     expected = OutputError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write(tmp_path / "a", net, arch=None, args={}, data={})
