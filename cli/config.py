@@ -7,24 +7,35 @@ from pathlib import Path
 
 import click
 
-from .options import config_option, json_option, read_configuration, words
+from prunetaylor.errors import UsageError
+
+from .options import config_option, json_option, read_configuration, split_words, words
 
 
 @click.command(short_help="Print all settings, or their JSON schema.")
-@words("[KEY=VALUE]...")
+@words("[KEY | KEY=VALUE]...")
 @config_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of configuration files, for editors.")
 @json_option
 def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: bool) -> None:
     """Print every setting with its default and meaning, as YAML that -c reads.
 
+    With KEY, such as prune.method, or a section, such as finetune: what it means and takes, each method with its cost
+    and when to use it.
+
     With -c or KEY=VALUE: the configuration that they give, each value with its origin (default, FILE:line,
     environment, command line).
     """
-    from prunetaylor.config.describe import defaults, dump, json_schema
+    from prunetaylor.config.describe import defaults, dump, explain, json_schema
 
     if schema:
         click.echo(json.dumps(json_schema(), indent=2))
+        return
+    key, pairs = split_words(words)
+    if key is not None:
+        if pairs or file is not None or as_json:
+            raise UsageError(f"{key} is shown by itself", f"run: prunetaylor config {key}")
+        click.echo(explain(key), nl=False)
         return
     resolved = read_configuration(words, file, {}, model_needed=False)
     if as_json:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from prunetaylor.errors import UsageError
+
+from .complete import of_setting, of_words
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
@@ -31,16 +32,9 @@ class State:
     main: bool = True  # whether this is the process that prints and writes, of several
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from prunetaylor.config.keys import leaves
-
-    keys = [CompletionItem(f"{key}=", help=info.description) for key, info in leaves() if key.startswith(incomplete)]
-    return [*keys, CompletionItem(incomplete, type="file")]
-
-
 def words(metavar: str) -> Callable[[F], F]:
     """MODEL and KEY=VALUE, in any order."""
-    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=_complete)
+    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=of_words)
 
 
 config_option = click.option(
@@ -49,18 +43,28 @@ config_option = click.option(
 arch_option = click.option(
     "--arch",
     metavar="SPEC",
+    shell_complete=of_setting("model.arch"),
     help="The network: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  "
     "[default: what the checkpoint says, else matched by its tensors]",
 )
 data_option = click.option(
     "--data",
     metavar="SPEC",
+    shell_complete=of_setting("data.source"),
     help="The samples: digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none.  "
     "[default: what the checkpoint says]",
+)
+method_option = click.option(
+    "--method",
+    metavar="NAME",
+    shell_complete=of_setting("prune.method"),
+    help="How weights are scored: exact_obs, obs, magnitude...; `prunetaylor config prune.method` lists all.  "
+    "[default: auto]",
 )
 device_option = click.option(
     "--device",
     metavar="NAME",
+    shell_complete=of_setting("device"),
     help="cpu, cuda, cuda:1, mps.  [default: auto, the first that is there of cuda, mps, cpu]",
 )
 seed_option = click.option("--seed", metavar="N", help="Of every random choice.  [default: 0]")

@@ -21,6 +21,7 @@ from .options import (
     device_option,
     json_option,
     memory_option,
+    method_option,
     read_configuration,
     seed_option,
     trust_option,
@@ -63,9 +64,11 @@ Examples:
 @click.option(
     "--epochs",
     metavar="N",
-    help="Passes of fine-tuning over the training set; 0: none.  [default: 3 on a CUDA GPU, 0 elsewhere]",
+    help="Passes of fine-tuning over the training set. Say --epochs 0 (or N) for the same run on every machine.  "
+    "[default: 3 on a CUDA GPU, 0 elsewhere]",
 )
 @click.option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME-N]")
+@method_option
 @device_option
 @seed_option
 @memory_option
@@ -91,6 +94,7 @@ def prune(
     sparsity: str | None,
     epochs: str | None,
     output: str | None,
+    method: str | None,
     device: str | None,
     seed: str | None,
     memory: str | None,
@@ -117,6 +121,7 @@ def prune(
         "prune.sparsity": sparsity,
         "finetune.epochs": epochs,
         "output": output,
+        "prune.method": method,
         "device": device,
         "seed": seed,
         "memory": memory,

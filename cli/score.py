@@ -15,6 +15,7 @@ from .options import (
     device_option,
     json_option,
     memory_option,
+    method_option,
     read_configuration,
     seed_option,
     trust_option,
@@ -30,6 +31,7 @@ from .together import nproc_option, together
 @config_option
 @arch_option
 @data_option
+@method_option
 @device_option
 @seed_option
 @memory_option
@@ -45,6 +47,7 @@ def score(
     file: Path | None,
     arch: str | None,
     data: str | None,
+    method: str | None,
     device: str | None,
     seed: str | None,
     memory: str | None,
@@ -60,7 +63,14 @@ def score(
 
     MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
     """
-    flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed, "memory": memory}
+    flags = {
+        "model.arch": arch,
+        "data.source": data,
+        "prune.method": method,
+        "device": device,
+        "seed": seed,
+        "memory": memory,
+    }
     resolved = read_configuration(words, file, flags)
     from prunetaylor.job import open_job
     from prunetaylor.scoring import run

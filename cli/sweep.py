@@ -13,10 +13,12 @@ import click
 from prunetaylor.errors import OutputError, TrialsFailed, UsageError
 from prunetaylor.run import HTML_FILE
 
+from .complete import of_words
 from .options import (
     State,
     config_option,
     json_option,
+    method_option,
     split_words,
     trust_option,
     trusted,
@@ -43,8 +45,14 @@ Examples:
 @words("[SWEEP.yaml | MODEL | DIR] [KEY=VALUE]...")
 @config_option
 @click.option(
-    "-m", "--vary", multiple=True, metavar="KEY=V,V", help="Try each of these values of a setting (with MODEL)."
+    "-m",
+    "--vary",
+    multiple=True,
+    metavar="KEY=V,V",
+    shell_complete=of_words,
+    help="Try each of these values of a setting (with MODEL).",
 )
+@method_option
 @click.option("-o", "--output", metavar="DIR", help="Folder of the sweep.  [default: sweeps/NAME-N]")
 @click.option("--engine", metavar="NAME", help="Where trials run: local, ray, slurm.  [default: the file's, or local]")
 @click.option(
@@ -72,6 +80,7 @@ def sweep(
     words: tuple[str, ...],
     file: Path | None,
     vary: tuple[str, ...],
+    method: str | None,
     output: str | None,
     engine: str | None,
     jobs: int | None,
@@ -107,7 +116,7 @@ def sweep(
     if worker and (fail_fast or max_failures or as_csv or as_json):
         raise UsageError("--worker takes trials, and no more", "say how the sweep ends to the command that leads it")
     if show is not None:
-        running = [file, vary, output, engine, jobs, address, worker, resume, fail_fast, max_failures]
+        running = [file, vary, method, output, engine, jobs, address, worker, resume, fail_fast, max_failures]
         if words or any(running):
             raise UsageError(
                 "--show runs nothing",
@@ -117,7 +126,7 @@ def sweep(
         return
     from .board import Board
 
-    wanted, there = _wanted(words, file, vary, output)
+    wanted, there = _wanted(words if method is None else (*words, f"prune.method={method}"), file, vary, output)
     from prunetaylor.sweep.file import with_engine
     from prunetaylor.sweep.folder import place
 

@@ -92,6 +92,16 @@ class Job:
         return 3 if self.device.type == "cuda" and self.samples is not None else 0
 
     @property
+    def epochs_reason(self) -> str:
+        """One line: how many epochs, and how to have as many on every machine, as the default depends on the device."""
+        if self.config.finetune.epochs != "auto":
+            return f"fine-tuning: {self.epochs} epochs, as asked" if self.epochs else "fine-tuning: off, as asked"
+        if self.samples is None:
+            return "fine-tuning: off (there are no samples)"
+        here = f"{self.epochs} epochs (automatic on a CUDA GPU" if self.epochs else "off (automatic without a CUDA GPU"
+        return f"fine-tuning: {here}; --epochs {self.epochs} gives the same on every machine)"
+
+    @property
     def labelled(self) -> bool:
         """Whether anybody but the network knows the training samples' answers."""
         return self.samples is None or self.samples.train.labelled
@@ -139,7 +149,7 @@ class Job:
             f"remove     {cfg.prune.sparsity:.2%} = {removed_at(cfg.prune.sparsity, self.network.prunable):,} weights "
             f"by {self.method}",
             f"device     {self.device}",
-            f"fine-tune  {self.epochs} epochs",
+            f"fine-tune  {self.epochs_reason.removeprefix('fine-tuning: ')}",
         ]
         if self.samples is not None:
             lines.insert(

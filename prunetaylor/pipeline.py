@@ -122,7 +122,7 @@ class _Run:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
         together, fixed = laid_out(job, module, self.dense.module), fixed_order(job.device, self.left.get("threads"))
         with clock.time("total"), within(self.plan.chunks), fixed, together as said:
-            job.choices += said
+            job.choices += [*said, job.epochs_reason]
             for choice in (*job.choices, self.plan.describe()):
                 progress.note(choice)
             with clock.time("measure"):

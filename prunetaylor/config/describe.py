@@ -1,14 +1,19 @@
-"""The configuration as text: all defaults with their meaning, a resolved one with its origins, the JSON schema."""
+"""The configuration as text: all defaults with their meaning, one key in full, a resolved one with its origins, the
+JSON schema, the table of methods."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import Any
 
-from prunetaylor.config.keys import is_section
+from pydantic.fields import FieldInfo
+
+from prunetaylor import registry
+from prunetaylor.config.keys import choices, is_section, leaves, meant, registered
 from prunetaylor.config.resolve import Resolved
 from prunetaylor.config.schema import Config, Section
 from prunetaylor.config.values import dump_value
+from prunetaylor.errors import UsageError
 
 _COLUMN = 44
 
@@ -35,9 +40,56 @@ def _default_lines(section: type[Section], depth: int) -> list[str]:
             continue
         if depth == 0 and blank:
             lines.append("")
-        lines += [f"{pad}# {part}" for part in textwrap.wrap(info.description or "", 110)]
+        lines += [f"{pad}# {part}" for part in _meaning(info)]
         lines.append(f"{pad}{name}: {dump_value(info.default)}")
     return lines
+
+
+def _meaning(info: FieldInfo) -> list[str]:
+    """A field's description, then the methods that it names, a line each."""
+    lines = textwrap.wrap(info.description or "", 110)
+    names = registered(info)
+    for name, meaning in names.known.items() if names is not None else ():
+        lines += textwrap.wrap(meaning, 110, initial_indent=f"  {name:<11} ", subsequent_indent=" " * 14)
+    return lines
+
+
+def explain(key: str) -> str:
+    """A setting in full: meaning, default, and every value that it takes; of a section, all its settings.
+
+    UsageError where no key has that name.
+    """
+    known = dict(leaves())
+    inner = [one for one in known if one.startswith(f"{key}.")]
+    if key not in known and not inner:
+        raise UsageError(f"unknown key {key!r}{meant(key, known)}", "`prunetaylor config` prints every key")
+    return "\n\n".join(_explained(one, known[one]) for one in inner or [key]) + "\n"
+
+
+def _explained(key: str, info: FieldInfo) -> str:
+    lines = [f"{key} (default: {dump_value(info.default)})"]
+    lines += textwrap.wrap(info.description or "", 100, initial_indent="  ", subsequent_indent="  ")
+    names = registered(info)
+    if names is None:
+        words = ", ".join(choices(info))
+        return "\n".join([*lines, *([f"  values: {words}"] if words else [])])
+    for name, meaning in names.known.items():
+        facts = {} if name in names.also else registry.facts(names.room, name)
+        parts = [f"cost: {facts['COST']}", f"use: {facts['USE']}"] if "COST" in facts else []
+        lines += ["", f"  {name}"]
+        for text in (meaning, *parts):
+            lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def methods_table() -> str:
+    """Every criterion as a row of Markdown: what it is, what it needs and costs, its repair, when to use it."""
+    head = ["method", "what it is", "needs", "cost", "default repair", "when to use it"]
+    rows = [head, ["---"] * len(head)]
+    for name in registry.names("saliency"):
+        facts = registry.facts("saliency", name)
+        rows.append([f"`{name}`", *(facts[key] for key in ("SUMMARY", "NEEDS", "COST", "REPAIR", "USE"))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
 def dump(resolved: Resolved) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Iterator
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prunetaylor.config.schema import Config, Section
+from prunetaylor.config.schema import Config, OneOf, Section
 
 PREFIX = "PRUNETAYLOR_"
 
@@ -59,3 +59,25 @@ def is_open(info: FieldInfo) -> bool:
 def takes_text(info: FieldInfo) -> bool:
     """Whether text is among the values of a key."""
     return str in members(info)
+
+
+def registered(info: FieldInfo) -> OneOf | None:
+    """The names that a key's value, or each of its items, is one of, where a room of the registry has them."""
+    metadata = [*info.metadata]
+    for item in get_args(info.annotation) if get_origin(info.annotation) is list else ():
+        metadata += get_args(item)[1:] if get_origin(item) is Annotated else ()
+    return next((one for one in metadata if isinstance(one, OneOf)), None)
+
+
+def choices(info: FieldInfo) -> dict[str, str]:
+    """The words that a key takes, with their meaning where it is known: empty for numbers, paths and free text."""
+    names = registered(info)
+    if names is not None:
+        return names.known
+    found: dict[str, str] = {}
+    for member in members(info):
+        if get_origin(member) is Literal:
+            found |= dict.fromkeys(map(str, get_args(member)), "")
+        elif member is bool:
+            found |= {"true": "", "false": ""}
+    return found

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -274,7 +274,7 @@ def _fitted(setting: _Setting, info: FieldInfo) -> Any:
     value = setting.value
     if takes_text(info) and setting.text is not None and isinstance(value, bool | int | float):
         return setting.text
-    if info.annotation == list[str] and isinstance(value, str):
+    if get_origin(info.annotation) is list and isinstance(value, str):
         return [value]
     return value
 

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from prunetaylor import registry
 from prunetaylor.config.sizes import parse_size
@@ -33,6 +43,7 @@ def _size(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
+_LOSSES = ["auto", "cross-entropy", "bce", "mse"]
 _Bytes = Annotated[int, Field(gt=0)]
 Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | str)]
 Fraction = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
@@ -56,6 +67,28 @@ _Points = Annotated[float, Field(ge=0)]
 Points = Annotated[_Points, BeforeValidator(_points, json_schema_input_type=_Points | str)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Share | str)]
+
+
+class OneOf:
+    """Marks text that must be the name of a method in a room of the registry, or one of some further words.
+
+    ``also`` maps the further words to their meaning.
+    """
+
+    def __init__(self, room: str, also: dict[str, str] | None = None) -> None:
+        self.room, self.also = room, also or {}
+
+    @property
+    def known(self) -> dict[str, str]:
+        """Every word with its meaning, the further ones first."""
+        return self.also | {name: registry.facts(self.room, name)["SUMMARY"] for name in registry.names(self.room)}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        names = [*self.also, *registry.names(self.room)]
+        return core_schema.no_info_after_validator_function(lambda value: _one_of(value, names), handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "enum": list(self.known), "enumDescriptions": list(self.known.values())}
 
 
 class Section(BaseModel):
@@ -125,11 +158,13 @@ class CalibrationSection(Section):
 class PruneSection(Section):
     """What goes."""
 
-    method: str = "auto"
-    """auto, or a criterion: obs, obs_kfac, obs_fisher, exact_obs, joint, obd, taylor1, lamp, magnitude, random."""
+    method: Annotated[
+        str, OneOf("saliency", {"auto": "exact_obs, obs where it would take long, magnitude without data"})
+    ] = "auto"
+    """How weights are scored; `prunetaylor config prune.method` describes each method, its cost and when to use it."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
-    structure: str = "weight"
+    structure: Annotated[str, OneOf("structure")] = "weight"
     """What is removed together."""
     include: list[str] = ["*"]
     """Patterns of layer names (shell style) whose weights may go."""
@@ -156,11 +191,6 @@ class PruneSection(Section):
     refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Steps of a refinement, at most; auto: 300 of features, 6 of gauss-newton. Held-out samples confirm each."""
 
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, value: str) -> str:
-        return _one_of(value, ["auto", *registry.names("saliency")])
-
     @field_validator("stages")
     @classmethod
     def _rising(cls, value: Any) -> Any:
@@ -169,11 +199,6 @@ class PruneSection(Section):
         if isinstance(value, list) and any(a >= b for a, b in pairwise([0.0, *value])):
             raise ValueError("the sparsities of the stages must rise")
         return value
-
-    @field_validator("structure")
-    @classmethod
-    def _known_structure(cls, value: str) -> str:
-        return _one_of(value, registry.names("structure"))
 
 
 class DistillSection(Section):
@@ -273,9 +298,9 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
     gate: GateSection = GateSection()
-    track: list[str] = []
+    track: list[Annotated[str, OneOf("track")]] = []
     """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
-    loss: str = "auto"
+    loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
     """What the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
     targets); auto: cross-entropy for class ids, mse for values."""
     metric: Literal["top1", "loss"] = "top1"
@@ -292,12 +317,7 @@ class Config(Section):
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        return value if ":" in value else _one_of(value, ["auto", "cross-entropy", "bce", "mse", "FILE.py:FUNCTION"])
-
-    @field_validator("track")
-    @classmethod
-    def _known_trackers(cls, value: list[str]) -> list[str]:
-        return [_one_of(one, registry.names("track")) for one in value]
+        return value if ":" in value else _one_of(value, [*_LOSSES, "FILE.py:FUNCTION"])
 
 
 def _one_of(value: str, known: Sequence[str]) -> str:

@@ -5,8 +5,12 @@ that gives every prunable weight the estimated increase of the error if it goes 
 looked at).
 
 A solver that chooses the weights and moves the others at once has ``solve(model, network, masks, removed, generator) ->
-Step`` instead, with ``removed`` the number of weights that are gone after it. Both say beside it:
+Step`` instead, with ``removed`` the number of weights that are gone after it. Both state beside it, as literals
+(``registry.facts`` reads them without importing the file; the documentation and ``prunetaylor config`` show them):
 
+    SUMMARY      the method in half a sentence, for users
+    COST         what it computes and how that grows
+    USE          when to choose it
     NEEDS        "nothing", "samples" or "labels": what it cannot do without
     REPAIR       what ``prune.repair: auto`` means for it
     FIRST_ORDER  whether it goes by the gradient too, where the first-order term is kept

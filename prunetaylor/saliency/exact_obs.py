@@ -30,6 +30,15 @@ from prunetaylor.network.network import Network
 from prunetaylor.saliency._trace import greedy_traces, traces_bytes
 from prunetaylor.saliency._units import ranking_unit
 
+SUMMARY = (
+    "Optimal Brain Surgeon one weight at a time: the rest of a row is updated after each removal, so weights "
+    "that can replace one another are not all removed"
+)
+COST = (
+    "one pass over the calibration samples, then about rows x columns^3 operations per layer: the slowest; a "
+    "ResNet-20 takes under a minute on two cores"
+)
+USE = "the default with data, where it takes minutes at most: the most accurate one-shot method in our benchmarks"
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = False

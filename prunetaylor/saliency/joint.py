@@ -34,6 +34,11 @@ from prunetaylor.saliency._quadratic import Quadratic, quadratic_bytes
 from prunetaylor.saliency._subset import best_subset
 from prunetaylor.selection.step import Step
 
+SUMMARY = (
+    "one quadratic model of all layers together, whose best subset of weights is searched for (as in CBS and CHITA)"
+)
+COST = "one gradient per calibration sample, all of them in memory, then an iterative search"
+USE = "research, on small networks: it is below obs and exact_obs in our benchmarks"
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True

@@ -18,6 +18,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import Phase, Sizes
 from prunetaylor.network.network import Network
 
+SUMMARY = "layer-adaptive magnitude: the squared weight, relative to the larger ones of its layer"
+COST = "a sort; needs no data"
+USE = "no data and a high sparsity: it keeps layers from being emptied"
 NEEDS = "nothing"
 REPAIR = "none"
 FIRST_ORDER = False

@@ -14,6 +14,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
+SUMMARY = "the smallest absolute weights are removed"
+COST = "a sort; needs no data"
+USE = "the default without data; the baseline to beat"
 NEEDS = "nothing"
 REPAIR = "none"
 FIRST_ORDER = False

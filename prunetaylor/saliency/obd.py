@@ -18,6 +18,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
+SUMMARY = "Optimal Brain Damage: half the diagonal curvature times the squared weight, nothing compensates"
+COST = "up to one backward pass per class over the calibration samples"
+USE = "a classic baseline; worse than magnitude on networks with batch norm"
 NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True

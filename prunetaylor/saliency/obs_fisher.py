@@ -32,6 +32,9 @@ from prunetaylor.saliency._newton import newton_share
 from prunetaylor.selection.rank import keep_best
 from prunetaylor.selection.step import Step
 
+SUMMARY = "Optimal Brain Surgeon on blocks of 256 weights of the Fisher information (WoodFisher)"
+COST = "one gradient per calibration sample; time grows with samples x weights"
+USE = "comparisons with WoodFisher; convolutions whose weights depend on one another across rows"
 NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True

@@ -31,6 +31,12 @@ from prunetaylor.network.network import Network
 from prunetaylor.saliency._newton import newton_share
 from prunetaylor.saliency._units import error_unit
 
+SUMMARY = (
+    "Optimal Brain Surgeon with Kronecker-factored curvature: as obs, but in units of the loss and with the "
+    "gradient's term"
+)
+COST = "as obs, plus backward passes over the calibration samples"
+USE = "networks that are not converged, where the gradient matters"
 NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True

@@ -14,6 +14,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
+SUMMARY = "weights are removed at random"
+COST = "none; needs no data"
+USE = "a lower bound for other methods"
 NEEDS = "nothing"
 REPAIR = "none"
 FIRST_ORDER = False

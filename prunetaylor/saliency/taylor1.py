@@ -18,6 +18,9 @@ from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.network.network import Network
 
+SUMMARY = "first-order Taylor expansion: the absolute value of gradient times weight"
+COST = "one forward and backward pass over labelled samples"
+USE = "networks far from convergence, with labels; useless at convergence"
 NEEDS = "labels"
 REPAIR = "none"
 FIRST_ORDER = True

@@ -22,13 +22,13 @@ _OPTIONS = {
     "demo": "--force --help --json --output --quiet --seed --verbose -h -o -q -v",
     "eval": "--arch --config --data --device --help --json --nproc --quiet --seed --trust-code --verbose -c -h -q -v",
     "inspect": "--help --json --quiet --verbose -h -q -v",
-    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --nproc --output "
-    "--quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
+    "prune": "--arch --config --data --device --dry-run --epochs --force --help --json --memory --method --nproc "
+    "--output --quiet --resume --seed --sparsity --trust-code --verbose -c -h -o -q -v",
     "report": "--help --json --output --quiet --verbose -h -o -q -v",
-    "sweep": "--address --config --cost --csv --engine --fail-fast --help --jobs --json --max-failures --output "
-    "--quiet --resume --show --storage --trust-code --vary --verbose --worker -c -h -m -o -q -v",
-    "score": "--arch --config --data --device --help --json --memory --nproc --quiet --seed --trust-code --verbose "
-    "-c -h -q -v",
+    "sweep": "--address --config --cost --csv --engine --fail-fast --help --jobs --json --max-failures --method "
+    "--output --quiet --resume --show --storage --trust-code --vary --verbose --worker -c -h -m -o -q -v",
+    "score": "--arch --config --data --device --help --json --memory --method --nproc --quiet --seed --trust-code "
+    "--verbose -c -h -q -v",
 }
 
 
@@ -105,6 +105,8 @@ def test_every_option_and_command_is_explained(cli) -> None:
         (["prune", "m.pt", "--epochs", "-1"], "greater than or equal to 0"),
         (["prune", "m.pt", "-c", "none.yaml"], "cannot read the configuration none.yaml"),
         (["prune", "m.pt", "--seed", "x"], "a whole number"),
+        (["config", "prune.sparcity"], "did you mean 'prune.sparsity'"),
+        (["prune", "m.pt", "--method", "exact"], "prune.method"),
         (["config", "sparsity=0.3"], "did you mean 'prune.sparsity'"),
         (["demo", "--seed", "-1"], "greater than or equal to 0"),
     ],

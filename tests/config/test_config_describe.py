@@ -3,10 +3,18 @@
 import json
 from pathlib import Path
 
-from prunetaylor.config.describe import defaults, dump, json_schema
-from prunetaylor.config.keys import leaves
+import pytest
+from jsonschema import Draft202012Validator
+
+from prunetaylor import registry
+from prunetaylor.config.describe import defaults, dump, explain, json_schema, methods_table
+from prunetaylor.config.keys import choices, leaves, registered
 from prunetaylor.config.resolve import resolve
 from prunetaylor.config.schema import Config
+from prunetaylor.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+METHODS = registry.names("saliency")
 
 
 def test_the_defaults_read_back_as_the_defaults(tmp_path: Path) -> None:
@@ -48,3 +56,62 @@ def test_the_json_schema_knows_every_key_and_bounds_its_numbers() -> None:
     assert not [word for word in ("gt", "ge", "lt", "le") if f'"{word}"' in text]
     share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
     assert schema["$defs"]["DataSection"]["properties"]["validation"]["anyOf"][1]["anyOf"][0] == share
+
+
+@pytest.mark.parametrize("key", [key for key, info in leaves() if choices(info)])
+def test_the_schema_and_the_check_of_a_key_take_the_same_words(key: str) -> None:
+    """Of every key that names something; no method is missing in an editor, and none is offered that is refused."""
+    info = dict(leaves())[key]
+    listed, schema = str(info.annotation).startswith("list"), Draft202012Validator(json_schema())
+
+    def both(word: object) -> tuple[bool, bool]:
+        value: object = [word] if listed else word
+        document: object = value
+        for part in reversed(key.split(".")):
+            document = {part: document}
+        try:
+            Config.model_validate(document)
+        except ValueError:
+            return False, schema.is_valid(document)
+        return True, schema.is_valid(document)
+
+    for word in choices(info):
+        assert both({"true": True, "false": False}.get(word, word)) == (True, True), word
+    assert both("no-such-word") == (False, False)
+
+
+def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
+    shown, page = explain("prune.method"), (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert methods_table() in page, "run scripts/methods.py"
+    for name in METHODS:
+        facts = registry.facts("saliency", name)
+        for key in ("SUMMARY", "COST", "USE"):
+            assert facts[key], name
+            assert facts[key][0].islower() or facts[key].startswith("Optimal Brain"), f"{name}: half a sentence"
+            assert " ".join(facts[key].split()) in " ".join(shown.split()), name
+        assert f"#   {name} " in defaults()
+
+
+def test_facts_are_what_the_module_states() -> None:
+    for name in METHODS:
+        module, facts = registry.load("saliency", name), registry.facts("saliency", name)
+        for key in ("NEEDS", "REPAIR", "FIRST_ORDER", "DAMPED", "REACH"):
+            assert facts[key] == getattr(module, key)
+
+
+@pytest.mark.parametrize("room", ["structure", "track", "sweep/engines", "data/sources"])
+def test_whatever_is_found_by_its_name_says_what_it_is(room: str) -> None:
+    for name in registry.names(room):
+        assert registry.facts(room, name)["SUMMARY"]
+
+
+def test_one_key_or_a_section_is_explained() -> None:
+    assert "default: 0.5" in explain("prune.sparsity")
+    assert "finetune.optimizer" in explain("finetune")
+    assert registered(dict(leaves())["track"]) is not None
+    with pytest.raises(UsageError, match=r"did you mean 'prune\.method'"):
+        explain("prune.metod")
+
+
+def test_one_tracker_needs_no_brackets() -> None:
+    assert resolve(None, {}, ["track=wandb"], {}).config.track == ["wandb"]
