@@ -1,6 +1,7 @@
-"""Of all tests: the same random weights each time, one thread a process, so that parallel runs share the cores, and a
-cache that is not the user's."""
+"""Every test has the same random weights each time, one thread a process, so that parallel runs share the cores, and
+nothing of the user's: no settings, no cache, and no file that happens to lie where the tests were started."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,12 +14,20 @@ from support.toys import ConvNet, trained
 
 torch.set_num_threads(1)
 
+# what the tool, its libraries or a cluster's launcher would read
+_SETTINGS = ("PRUNETAYLOR_", "GITHUB_", "SLURM_", "MPL", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "COLUMNS")
+_COLOURS = ("NO_COLOR", "FORCE_COLOR")
+
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For this process and those it starts."""
+def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The environment and the working directory of this process and those it starts."""
     with pytest.MonkeyPatch.context() as patch:
+        for key in [key for key in os.environ if key.startswith(_SETTINGS) or key in _COLOURS]:
+            patch.delenv(key)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.chdir(tmp_path_factory.mktemp("work"))
         yield
 
 

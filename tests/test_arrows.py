@@ -164,7 +164,7 @@ def test_only_the_rooms_for_it_talk_to_people_or_read_yaml(name: str) -> None:
 
 
 def alone(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
 NO_TORCH = "assert not {'torch', 'torchvision', 'timm', 'sklearn'} & set(sys.modules)"

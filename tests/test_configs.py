@@ -54,7 +54,8 @@ def test_it_names_how_it_is_used(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.name)
-def test_a_sweep_is_valid_and_complete(path: Path) -> None:
+def test_a_sweep_is_valid_and_complete(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # files of code are named from the top of the repository
     found = read(path)
     assert found.size >= 10
     assert not found.ignored

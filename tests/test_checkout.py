@@ -1,0 +1,89 @@
+"""What scripts/test.sh checks depends on nothing that a user's work leaves in the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a git clone")
+
+
+def tracked(*patterns: str) -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def clone(folder: Path) -> Path:
+    """The files that git knows, as they are now."""
+    for name in tracked():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return folder
+
+
+def work(clone: Path) -> None:
+    """Leave in a clone what users leave: results, data, scripts of their own, names that are also packages'."""
+    helpers = [path.stem for path in (clone / "tests" / "support").glob("*.py")]
+    for name in ("runs/model-1", "sweeps/digits-1", "data", "support", "torchvision", "prune", *helpers):
+        (clone / name).mkdir(parents=True, exist_ok=True)
+    ugly = "import os, sys\nimport torch\nfrom runs import *\nx=undefined"
+    for name in ("net.py", "tests.py", "test_mine.py", "configs/mine.py", "runs/model-1/net.py", "scripts/mine.py"):
+        (clone / name).write_text(ugly)
+    for name in ("conftest.py", "click.py", "optuna.py", "support/__init__.py"):
+        (clone / name).write_text("raise RuntimeError('a file of the user')\n")
+    (clone / "pytest.ini").write_text("[pytest]\naddopts = --no-such-option\n")
+
+
+def ruff(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    pytest.importorskip("ruff")
+    words = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "--config", "ruff.toml", "."]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_linter_looks_at_the_projects_own_files_and_at_all_of_them(tmp_path: Path) -> None:
+    work(clone(tmp_path))
+    for check in (["check"], ["format", "--check"]):
+        done = ruff(tmp_path, *check)
+        assert done.returncode == 0, done.stdout
+    seen = {str(Path(line).relative_to(tmp_path)) for line in ruff(tmp_path, "check", "--show-files").stdout.split()}
+    assert seen == set(tracked("*.py"))
+
+
+def test_no_helper_of_the_tests_is_named_like_a_folder_of_results() -> None:
+    results = {"runs", "sweeps", "data", "gate"}
+    assert not results & {Path(name).stem for name in tracked("tests/*.py") if Path(name).parent == Path("tests")}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_the_readmes_two_commands_one_after_the_other_twice(tmp_path: Path) -> None:
+    """The linter and the types are whole; of the tests a few run, without this one."""
+    here = tmp_path / "clone"
+    here.mkdir()
+    clone(here)
+    for command in ("init", "add ."):
+        subprocess.run(["git", *command.split()], cwd=here, check=True, capture_output=True)
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))}
+    some = ["-k", "test_arrows or test_the_commands_are_found or test_the_linter"]
+    for round in (1, 2):
+        for words in (["scripts/quickstart.sh"], ["scripts/test.sh", *some]):
+            done = subprocess.run(
+                ["bash", *words],
+                cwd=here,
+                env=kept | {"HOME": str(home), "PRUNETAYLOR_PRUNE_SPARSITY": "60%"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        assert (here / "runs" / f"model-{round}" / "report.html").is_file()
+        work(here)
