@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from prunetaylor.outcome import Trial
 from prunetaylor.report.sweep import ended, live
 from prunetaylor.sweep.trial_files import phase
+
+from . import screen
 
 _ROWS = 24
 
@@ -24,7 +25,7 @@ class Board:
 
     def __init__(self, folder: Path, objectives: Sequence[str], verbosity: int) -> None:
         self._folder, self._objectives, self._verbosity = folder, objectives, verbosity
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = screen.console(stderr=True, soft_wrap=True)
         quiet = verbosity < 0 or bool(os.environ.get("CI")) or self._console.is_dumb_terminal
         self._live: Live | None = None
         if self._console.is_terminal and not quiet:
@@ -60,8 +61,10 @@ class Board:
 
     def note(self, text: str) -> None:
         if self._verbosity >= 0:
-            self._console.print(Text(f"note: {text}"))
+            self._console.print(Text(f"note: {screen.one_line(text)}"))
 
     def _tell(self, trial: Trial) -> None:
         if trial.state == "failed" or self._verbosity >= 0:
-            self._console.print(Text(ended(trial, self._objectives), style="red" if trial.state == "failed" else ""))
+            self._console.print(
+                Text(screen.one_line(ended(trial, self._objectives)), style="red" if trial.state == "failed" else "")
+            )

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from .options import State, json_option, seed_option, verbosity_options
+from .screen import say
 
 
 @click.command(short_help="Train a small network on the digits and write model.pt.")
@@ -41,5 +42,5 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
     if as_json:
         click.echo(json.dumps({"file": str(output.resolve()), "top1": made.top1, "parameters": made.parameters}))
         return
-    click.echo(f"{output}: {made.parameters:,} parameters, top-1 {made.top1:.2f} % on {made.tested:,} test digits")
-    click.echo(f"next: prunetaylor prune {output}")
+    say(f"{output}: {made.parameters:,} parameters, top-1 {made.top1:.2f} % on {made.tested:,} test digits")
+    say(f"next: prunetaylor prune {output}")

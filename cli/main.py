@@ -22,6 +22,7 @@ from prunetaylor._version import __version__
 from prunetaylor.distributed.place import find
 from prunetaylor.errors import PeerError, PruneTaylorError, close_match
 from prunetaylor.processes import forget_working_directory
+from prunetaylor.text import neutral_lines
 
 from .check import check
 from .compare import compare
@@ -33,6 +34,7 @@ from .options import State, refuse_repeated
 from .prune import prune
 from .report import report
 from .score import score
+from .screen import say
 from .stopping import Terminated, terminate
 from .sweep import sweep
 
@@ -127,7 +129,7 @@ def _report(err: BaseException, state: State) -> int:
     if not state.main and isinstance(err, KeyboardInterrupt | Terminated):  # all processes of a run are told
         return 130 if isinstance(err, KeyboardInterrupt) else 143
     if state.verbosity >= 2:
-        traceback.print_exception(err)
+        click.echo(neutral_lines("".join(traceback.format_exception(err))), err=True, nl=False)
     if isinstance(err, click.Abort | KeyboardInterrupt):
         _say("interrupted", state.remedy)
         return 130
@@ -163,12 +165,11 @@ def _unexpected(err: BaseException) -> tuple[str, str]:
 
 
 def _say(cause: str, remedy: str) -> None:
-    colour = False if os.environ.get("NO_COLOR") else None
     # stderr may be closed or full as well; the exit code still tells
     with contextlib.suppress(OSError):
-        click.echo(click.style("error: ", fg="red", bold=True) + cause, err=True, color=colour)
+        say(cause, err=True, head=click.style("error: ", fg="red", bold=True))
         for line in remedy.splitlines():
-            click.echo(f"  {line}", err=True)
+            say(f"  {line}", err=True)
 
 
 def _forget_stdout() -> None:

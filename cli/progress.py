@@ -14,6 +14,7 @@ from rich.text import Text
 
 from prunetaylor.progress import Logged as Logged
 
+from . import screen
 from .options import State
 
 
@@ -43,7 +44,7 @@ def reporter(state: State) -> Reporter:
         return Quiet()
     if state.verbosity < 0:
         return Warnings()
-    console = Console(stderr=True, highlight=False, markup=False)
+    console = screen.console(stderr=True)
     return (
         Bars(console) if console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal else Lines()
     )
@@ -78,19 +79,19 @@ class Warnings(Quiet):
     """Shows warnings only."""
 
     def warn(self, text: str) -> None:
-        print_warning(Console(stderr=True, highlight=False, markup=False, soft_wrap=True), text)
+        print_warning(screen.console(stderr=True, soft_wrap=True), text)
 
 
 def print_warning(console: Console, text: str) -> None:
     """Print ``warning: text`` in red, where there are colours."""
-    console.print(Text(f"warning: {text}", style="bold red"))
+    console.print(Text(f"warning: {screen.one_line(text)}", style="bold red"))
 
 
 class Lines(Warnings):
     """One line when a phase starts, with the seconds since the beginning; one line a note."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, no_color=True)
+        self._console = screen.console(stderr=True, soft_wrap=True, no_color=True)
         self._start = time.monotonic()
 
     def phase(self, name: str, total: int | None = None) -> None:
@@ -100,7 +101,7 @@ class Lines(Warnings):
         self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {text}")
+        self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {screen.one_line(text)}")
 
 
 class Bars(Quiet):
@@ -109,11 +110,11 @@ class Bars(Quiet):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
         )
         self._task: TaskID | None = None
@@ -139,7 +140,7 @@ class Bars(Quiet):
         self._bars.advance(self._task)
 
     def note(self, text: str) -> None:
-        self._console.print(Text(f"note: {text}"))
+        self._console.print(Text(f"note: {screen.one_line(text)}"))
 
     def warn(self, text: str) -> None:
         print_warning(self._console, text)

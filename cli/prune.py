@@ -29,6 +29,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .screen import console, say, say_path
 from .stopping import at_moments
 from .together import nproc_option, together
 
@@ -140,13 +141,11 @@ def prune(
     if as_json:
         click.echo(json.dumps(document, allow_nan=False))
     elif state.verbosity < 0:
-        click.echo(document["files"]["folder"])
+        say_path(document["files"]["folder"])
     elif outcome is None:
-        click.echo(f"{document['files']['folder']} is finished already; nothing was changed")
+        say(f"{document['files']['folder']} is finished already; nothing was changed")
     else:
         from prunetaylor.report.terminal import print_outcome
-
-        from .screen import console
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
     # a run that was finished before ends as it ended then
@@ -163,11 +162,10 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
     from prunetaylor.report.verdict import conclusion, print_verdict
 
     from .check import announce
-    from .screen import console
 
     failed = announce(verdict)
     if as_json or state.verbosity < 0:
-        click.echo(conclusion(verdict), err=True)
+        say(conclusion(verdict), err=True)
     else:
         click.echo()
         print_verdict(console(), verdict)
@@ -338,7 +336,8 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
         }
         click.echo(json.dumps(document, allow_nan=False))
     else:
-        click.echo("\n".join(plan))
+        for line in plan:
+            say(line)
 
 
 def _name(checkpoint: str | None) -> str:

@@ -25,6 +25,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .screen import say, say_path
 
 if TYPE_CHECKING:
     from prunetaylor.outcome import SweepOutcome, Trial
@@ -202,7 +203,7 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
     elif as_csv:
         click.echo(to_csv(found), nl=False)
     elif state.verbosity < 0:
-        click.echo(str(folder))
+        say_path(str(folder))
     else:
         from prunetaylor.report.sweep import print_sweep
         from prunetaylor.report.terminal import print_list
@@ -231,7 +232,7 @@ def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: 
         try:
             written += _plot(found, folder, cost)
         except UsageError as err:  # the results are no worse for want of a plot
-            click.echo(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
+            say(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
     write_text(folder / HTML_FILE, page_of(found, folder))
     written.append(str(folder / HTML_FILE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LONGEST = 500
@@ -9,22 +10,26 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories: controls, formats (bidirectional overrides, zero widths), surrogates, line separators."""
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Characters that are called letters, marks or symbols, and show nothing."""
+_COMMANDS = re.compile(r"#(?=#\w*\[)|:(?=:[\w-]+(?:\s[^:\n]*)?::)")
+"""How lines begin that CI systems obey wherever they read them: ``::error::``, ``##[command]``, ``##vso[...]``."""
 
 
 def neutral(text: object, limit: int = LONGEST) -> str:
     """Return ``text`` as one line of at most ``limit`` characters that a terminal shows and does not obey.
 
     Controls, bidirectional overrides, characters without a width, line ends and surrogates become visible escapes
-    (``\\x1b``, ``\\u202e``); a text that is cut says so with dots.
+    (``\\x1b``, ``\\u202e``), and so does the first sign of what a CI system takes for a command (``::error::``). A text
+    that is cut says so with dots.
     """
-    return _cut("".join(map(_visible, _text(text)[: limit + 1])), limit)
+    return _cut(_obeyed_by_nobody("".join(map(_visible, _text(text)[: limit + 1]))), limit)
 
 
 def neutral_lines(text: object, limit: int | None = None) -> str:
     """Return the same of a text of several lines: line ends and tabs stay. Without ``limit`` nothing is cut."""
     found = _text(text)
     found = found if limit is None else found[: limit + 1]
-    shown = found if found.isascii() and found.isprintable() else "".join(map(_visible_in_lines, found))
+    plain = found if found.isascii() and found.isprintable() else "".join(map(_visible_in_lines, found))
+    shown = _obeyed_by_nobody(plain)
     return shown if limit is None else _cut(shown, limit)
 
 
@@ -33,6 +38,10 @@ def _text(text: object) -> str:
         return str(text)
     except Exception:  # an exception of somebody's own may fail to describe itself in any way
         return type(text).__name__
+
+
+def _obeyed_by_nobody(text: str) -> str:
+    return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _visible(char: str) -> str:

@@ -14,6 +14,7 @@ from prunetaylor.config.resolve import Resolved
 from prunetaylor.config.schema import Config, Section
 from prunetaylor.config.values import dump_value
 from prunetaylor.errors import UsageError
+from prunetaylor.text import neutral
 
 _COLUMN = 44
 
@@ -110,7 +111,7 @@ def _dump_lines(values: dict[str, Any], prefix: str, origins: dict[str, str], de
             lines += [f"{pad}{dump_value(name)}:", *_dump_lines(value, f"{key}.", inner, depth + 1)]
         else:
             text = f"{pad}{dump_value(name)}: {dump_value(value)}"
-            lines.append(f"{text:<{_COLUMN}}  # {' '.join(origins.get(key, 'default').split())}")
+            lines.append(f"{text:<{_COLUMN}}  # {neutral(origins.get(key, 'default'))}")
     return lines
 
 

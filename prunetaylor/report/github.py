@@ -12,6 +12,7 @@ from pathlib import Path
 from prunetaylor.files import append_text
 from prunetaylor.report.markdown import to_markdown
 from prunetaylor.report.verdict import allowed, conclusion, shown
+from prunetaylor.text import neutral
 from prunetaylor.verdict import Check, Verdict
 
 
@@ -24,7 +25,9 @@ def write_summary(verdict: Verdict, environ: Mapping[str, str]) -> None:
 def write_outputs(verdict: Verdict, environ: Mapping[str, str]) -> None:
     """Append the step's outputs, where later steps may read them. OutputError where they cannot be written."""
     if outputs := environ.get("GITHUB_OUTPUT"):
-        _append(outputs, "".join(f"{name}={value}\n" for name, value in step_outputs(verdict).items()))
+        _append(
+            outputs, "".join(f"{neutral(name)}={neutral(value)}\n" for name, value in step_outputs(verdict).items())
+        )
 
 
 def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
@@ -56,6 +59,7 @@ def _annotation(check: Check, verdict: Verdict) -> str:
 
 def _escape(text: str, more: str = "") -> str:
     """GitHub's own escapes: percent signs and line ends, and in a property what would end it."""
+    text = neutral(text, 2000)
     for sign in ("%", "\r", "\n", *more):
         text = text.replace(sign, f"%{ord(sign):02X}")
     return text

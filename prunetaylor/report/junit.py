@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from prunetaylor.report.verdict import allowed, conclusion, interval, shown, verdict_facts
+from prunetaylor.text import neutral_lines
 from prunetaylor.verdict import Check, Verdict
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -53,4 +54,4 @@ def _case(check: Check, verdict: Verdict) -> ElementTree.Element:
 
 
 def _clean(text: str) -> str:
-    return _FORBIDDEN.sub("\ufffd", text)
+    return _FORBIDDEN.sub("\ufffd", neutral_lines(text))

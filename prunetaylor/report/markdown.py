@@ -36,7 +36,8 @@ def escape(text: str) -> str:
     """Text that Markdown and HTML take for nothing but itself, in one line of at most 400 characters."""
     text = " ".join(shorten(text, _TEXT).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#|~!@])", r"\\\1", text)
+    text = re.sub(r"([\\`*_{}\[\]()#|~!]|:(?=//)|(?<=www)\.)", r"\\\1", text)
+    return text.replace("@", "@<!-- -->")  # a backslash does not keep it from naming somebody
 
 
 def _classes(verdict: Verdict) -> list[str]:

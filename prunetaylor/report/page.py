@@ -6,6 +6,7 @@ from typing import Any
 
 from prunetaylor._version import __version__
 from prunetaylor.report import terminal
+from prunetaylor.text import neutral_lines
 
 _LONGEST = 2000
 
@@ -19,6 +20,7 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("prunetaylor", "report/templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -31,6 +33,11 @@ def render(template: str, **values: Any) -> str:
         "flat": flat,
     }
     return environment.get_template(template).render(version=__version__, **values)
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints: text without controls; what is markup already was made so by a template of ours."""
+    return neutral_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def clip(value: Any, most: int = _LONGEST) -> str:

@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from prunetaylor.outcome import believed_to
+from prunetaylor.text import neutral
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
     from prunetaylor.outcome import Flips, Outcome, Side
 
 _NAME_WIDTH = 34
+_LINE = 2000
 BRIEF = 8
 
 
@@ -129,7 +131,8 @@ def percent(fraction: float) -> str:
 
 
 def shorten(name: str, width: int = _NAME_WIDTH) -> str:
-    """A name of at most ``width`` characters: the ends of a long one tell it from its neighbours."""
+    """A name in one line of at most ``width`` characters: the ends of a long one tell it from its neighbours."""
+    name = neutral(name, _LINE)
     if len(name) <= width:
         return name
     tail = width * 2 // 3
@@ -265,7 +268,7 @@ def _print_layers(console: Console, outcome: Outcome, verbose: bool) -> None:
 
 
 def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
-    lines = list(lines)
+    lines = [neutral(line, _LINE) for line in lines]
     if not lines:
         return
     console.print()

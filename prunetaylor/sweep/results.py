@@ -16,6 +16,7 @@ from prunetaylor.outcome import SweepOutcome, Trial
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
 from prunetaylor.sweep.definition import Objective, Sweep
 from prunetaylor.sweep.trial_files import ERROR, trial_folder
+from prunetaylor.text import neutral
 
 BEST = "best.yaml"
 COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", "sparsity", "loss", "top1")
@@ -67,7 +68,9 @@ def best_config(sweep: Sweep, best: Trial) -> str:
     """YAML of the best trial's configuration, ready for ``prunetaylor prune -c``."""
     lines = dump(sweep.trial(best.number, best.parameters)).splitlines()
     value = ", ".join(f"{o.name} {v:.6g}" for o, v in zip(sweep.objectives, best.values, strict=True))
-    head = f"# The best of the sweep {sweep.name}: trial {best.number}, {value}. `prunetaylor prune -c` takes it."
+    head = (
+        f"# The best of the sweep {neutral(sweep.name)}: trial {best.number}, {value}. `prunetaylor prune -c` takes it."
+    )
     return "\n".join([head, *lines[1:]]) + "\n"
 
 
@@ -99,12 +102,12 @@ def to_csv(found: SweepOutcome) -> str:
     fields = list(dict.fromkeys(name for trial in found.trials for name in trial.metrics))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["rank", "trial", "state", "front", *keys, *fields, "cause"])
+    rows.writerow(["rank", "trial", "state", "front", *map(_cell, keys), *map(_cell, fields), "cause"])
     for trial in found.trials:
         chosen = [_cell(trial.parameters.get(key)) for key in keys]
         measured = [trial.metrics.get(name, "") for name in fields]
         rows.writerow(
-            [trial.rank or "", trial.number, trial.state, int(trial.front), *chosen, *measured, trial.cause or ""]
+            [trial.rank or "", trial.number, trial.state, int(trial.front), *chosen, *measured, _cell(trial.cause)]
         )
     return text.getvalue()
 
@@ -118,7 +121,19 @@ def _error(folder: Path, trial: Trial) -> str | None:
 
 
 def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
+    """What a cell shows: numbers as they are; a text that a spreadsheet would compute gets an apostrophe."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = neutral(value if isinstance(value, str) else json.dumps(value))
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@", "|", "%")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _key(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from prunetaylor.errors import OutputError
 from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
 from prunetaylor.run import LOG, STAGING
+from prunetaylor.text import neutral_lines
 
 TRIALS = "trials"
 TRIAL = "trial.json"
@@ -42,7 +43,7 @@ def write_error(path: Path, cause: str, detail: str) -> None:
         if killed.is_dir():
             keep_log(path)
             shutil.rmtree(killed, ignore_errors=True)
-        write_text(path / ERROR, f"{cause}\n\n{detail.rstrip()}\n")
+        write_text(path / ERROR, neutral_lines(f"{cause}\n\n{detail.rstrip()}\n"))
 
 
 def keep_log(path: Path) -> None:
