@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from prunetaylor.config.schema import Config
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.errors import CheckpointRefused, UsageError
 from prunetaylor.run import RunFolder
 
 _OF_NO_RESULT = (
@@ -29,7 +29,7 @@ _FORM = 2
 _SHOWN = 8
 
 
-class UnreadableState(OutputError):
+class UnreadableState(CheckpointRefused):
     """There is a state, but nothing that one could go on from."""
 
 
@@ -102,20 +102,20 @@ class Follower:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import torch
+    """What ``keep`` wrote. UnreadableState for a file that holds anything else, or that is damaged."""
+    from prunetaylor.checkpoint.refusal import refusing
+    from prunetaylor.checkpoint.torch_file import TorchFile
 
     try:
-        with zipfile.ZipFile(file) as archive:  # torch reads tensors without a look at their checksums
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-        found: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict) or not {"identity", "run"} <= found.keys():
-            raise ValueError("it holds something else")
-    except MemoryError:
-        raise
-    except Exception as err:  # what is damaged may fail in any way
+        with refusing(file), file.open("rb") as stream:
+            kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
+            found = kept.values()
+            kept.check_rest()
+            if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("identity", "run")):
+                raise ValueError("it holds something else")
+    except CheckpointRefused as err:
         raise UnreadableState(
-            f"the state in {file.parent} cannot be read: {(str(err).splitlines() or [type(err).__name__])[0][:200]}",
+            f"the state in {file.parent} cannot be read: {err.cause}",
             "start anew with --force; several machines need a folder that all of them see",
         ) from err
     return found

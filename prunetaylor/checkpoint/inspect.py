@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from prunetaylor.checkpoint.read import nonfinite, open_file
 from prunetaylor.checkpoint.said import Said
+
+_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def inspect_file(path: str | Path) -> Inspection:
 
 def _info(name: str, tensor: Tensor, tied_to: str | None) -> TensorInfo:
     values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 2 else tensor
+    if values.dtype in _UNSIGNED:  # torch cannot count their zeros
+        values = values.view(_UNSIGNED[values.dtype])
     return TensorInfo(
         name=name,
         shape=tuple(tensor.shape),

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from prunetaylor.checkpoint.pickles import damaged, read_pickle, refuse_foreign_zip
+from prunetaylor.checkpoint.described import DTYPES, MOST_DIMENSIONS
+from prunetaylor.checkpoint.refusal import refusing
 from prunetaylor.checkpoint.said import FORMAT, Said, decode
+from prunetaylor.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.checkpoint.unwrap import plain_names, unwrap
 from prunetaylor.errors import CheckpointRefused, UsageError, close_match
 
 RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
 
-_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save's magic number, pickled
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
     (b"\x89HDF", "an HDF5 file (Keras?)", "give a PyTorch checkpoint"),
@@ -69,12 +71,14 @@ def open_file(path: str | Path) -> Checkpoint:
     """``read`` without the check for NaN and infinite values, for looking at a file."""
     file = find_file(path)
     container = _container(file)
-    digest, size = _sha256(file)
-    parts = _open_safetensors(file) if container == "safetensors" else _open_pickle(file, container)
-    state = {name: _plain(file, name, tensor) for name, tensor in parts.pop("state").items()}
-    if not state:
-        raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
-    return Checkpoint(path=file, container=container, state=state, sha256=digest, size=size, **parts)
+    with refusing(file), file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        parts = _open_safetensors(file) if container == "safetensors" else _open_torch(file, stream, size)
+        if not parts["state"]:
+            raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
+        stream.seek(0)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
 
 
 def find_file(path: str | Path) -> Path:
@@ -87,8 +91,17 @@ def find_file(path: str | Path) -> Path:
             f"{file} is a directory without {RUN_FILE}", "name a checkpoint file, or the folder of a finished run"
         )
     if not file.exists():
+        if file.is_symlink():
+            raise UsageError(
+                f"{file} is a link to {os.readlink(file)}, which is missing", "name an existing checkpoint"
+            )
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UsageError(f"no such file: {file}{close_match(file.name, near)}", "name an existing checkpoint")
+    if not file.is_file():
+        raise UsageError(
+            f"{file} is a pipe, a socket or a device, and a checkpoint is read more than once",
+            f"write it to a file first: cat {shlex.quote(str(file))} > model.pt",
+        )
     return file
 
 
@@ -116,7 +129,7 @@ def _container(file: Path) -> str:
         raise CheckpointRefused(f"{file} is empty", "copy or download it again")
     if head.startswith(b"PK\x03\x04"):
         return "zip"
-    if head.startswith(_LEGACY):
+    if head.startswith(LEGACY):
         return "legacy"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return "safetensors"
@@ -128,42 +141,50 @@ def _container(file: Path) -> str:
     raise CheckpointRefused(f"{file} is not a checkpoint: neither a file of torch.save nor of safetensors", _SAVE)
 
 
-def _open_pickle(file: Path, container: str) -> dict[str, Any]:
-    if container == "zip":
-        refuse_foreign_zip(file)
-    found = read_pickle(file)
+def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
+    file = TorchFile(path, stream, size)
+    found, said = file.held, None
     if isinstance(found, Mapping) and found.get("format") == FORMAT:
         said = decode({k: v for k, v in found.items() if k != "state_dict"})
-        inner = unwrap({"state_dict": found.get("state_dict")})
-        return {"state": inner.state, "said": said, "form": "prunetaylor", "prefix_removed": inner.prefix_removed}
+        found = {"state_dict": found.get("state_dict")}
     inner = unwrap(found)
+    state = {name: file.tensor(name, one) for name, one in inner.state.items()}
+    file.check_rest()
+    if said is not None:
+        return {
+            "state": state,
+            "said": said,
+            "form": "prunetaylor",
+            "prefix_removed": inner.prefix_removed,
+            "notes": file.notes,
+        }
     named = found.get("arch") if inner.path else None
     return {
-        "state": inner.state,
+        "state": state,
         "said": None,
         "form": "training dict" if inner.path else "state_dict",
         "prefix_removed": inner.prefix_removed,
-        "notes": inner.notes,
+        "notes": (*inner.notes, *file.notes),
         "named": named if isinstance(named, str) else None,
     }
 
 
 def _open_safetensors(file: Path) -> dict[str, Any]:
-    try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            metadata = opened.metadata() or {}
-            # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
-            state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise damaged(file, error) from error
+    with safe_open(file, framework="pt", device="cpu") as opened:
+        metadata = opened.metadata() or {}
+        # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
+        state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (no iterator)
+    for name, tensor in state.items():
+        if tensor.dtype not in DTYPES or tensor.ndim > MOST_DIMENSIONS:
+            raise CheckpointRefused(
+                f"{file}: {name!r} has the type {tensor.dtype} and {tensor.ndim} dimensions",
+                "save it in a plain type, such as float32",
+            )
     if FORMAT not in metadata:
         state, prefix = plain_names(state)
         notes = (f"prefix {prefix!r} removed from the names",) if prefix else ()
         return {"state": state, "said": None, "form": "safetensors", "prefix_removed": prefix, "notes": notes}
-    try:
-        said = decode(json.loads(metadata[FORMAT]))
-    except ValueError as error:
-        raise damaged(file, error) from error
+    said = decode(json.loads(metadata[FORMAT]))
     for alias, name in said.tied.items():
         if name not in state:
             raise CheckpointRefused(
@@ -171,19 +192,3 @@ def _open_safetensors(file: Path) -> dict[str, Any]:
             )
         state[alias] = state[name]
     return {"state": state, "said": said, "form": "prunetaylor"}
-
-
-def _plain(file: Path, name: str, tensor: Tensor) -> Tensor:
-    """A dense tensor without history; CheckpointRefused for what cannot be pruned as it is."""
-    if tensor.is_quantized:
-        raise CheckpointRefused(f"{file}: {name!r} is quantised", "prune the floating-point checkpoint, then quantise")
-    tensor = tensor.detach()
-    if tensor.is_meta:
-        raise CheckpointRefused(f"{file}: {name!r} is on the meta device and has no values", _SAVE)
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
-
-
-def _sha256(file: Path) -> tuple[str, int]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-        return digest.hexdigest(), stream.tell()

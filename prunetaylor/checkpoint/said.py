@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,8 @@ from prunetaylor.errors import CheckpointRefused, UsageError
 
 FORMAT = "prunetaylor"
 VERSION = 1
+_DEEPEST = 20
+_MOST_VALUES = 100_000
 
 _REMEDY = "name the network and the data yourself (--arch, --data) with a plain state_dict of the same weights"
 
@@ -66,8 +69,9 @@ def decode(words: Any) -> Said:
     """The description that ``encode`` made; CheckpointRefused where it is malformed or of a newer version."""
     if not isinstance(words, dict):
         raise CheckpointRefused("the file's description of itself is not a mapping", _REMEDY)
+    _require_plain(words)
     version = words.get("version")
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise CheckpointRefused("the file's description of itself has no version", _REMEDY)
     if version > VERSION:
         raise CheckpointRefused(
@@ -80,7 +84,7 @@ def decode(words: Any) -> Said:
     parts = {name: _mapping(words, name) for name in ("args", "data", "masks", "tied", "extra")}
     if not all(isinstance(v, str) for v in parts["tied"].values()):
         raise CheckpointRefused("the file's description of itself is malformed: tied", _REMEDY)
-    if not all(isinstance(v, dict) for v in parts["masks"].values()):
+    if not all(_is_count(v) for v in parts["masks"].values()):
         raise CheckpointRefused("the file's description of itself is malformed: masks", _REMEDY)
     return Said(arch=arch, classes=classes, **parts)
 
@@ -90,3 +94,30 @@ def _mapping(words: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(part, dict) or not all(isinstance(k, str) for k in part):
         raise CheckpointRefused(f"the file's description of itself is malformed: {name}", _REMEDY)
     return part
+
+
+def _is_count(mask: Any) -> bool:
+    """Whether it is {"size": n, "kept": m}, m of n."""
+    if not isinstance(mask, dict):
+        return False
+    size, kept = mask.get("size"), mask.get("kept")
+    return type(size) is int and type(kept) is int and 0 <= kept <= size
+
+
+def _require_plain(words: Any) -> None:
+    """CheckpointRefused for what JSON cannot say, and for what is so deep that it could not be written again."""
+    left = [(words, 0)]
+    seen = 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_VALUES:
+            raise CheckpointRefused("the file's description of itself is nested too deeply, or holds itself", _REMEDY)
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                raise CheckpointRefused("the file's description of itself has a key that is no text", _REMEDY)
+            left += [(one, depth + 1) for one in value.values()]
+        elif isinstance(value, list | tuple):
+            left += [(one, depth + 1) for one in value]
+        elif not isinstance(value, str | int | float | None) or (isinstance(value, float) and not isfinite(value)):
+            raise CheckpointRefused("the file's description of itself holds what is no JSON", _REMEDY)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
-
+from prunetaylor.checkpoint.described import Described
 from prunetaylor.errors import CheckpointRefused
 
 # In this order: trained weights before averaged ones.
@@ -20,9 +19,12 @@ _DEEPEST = 4
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Unwrapped:
-    state: dict[str, Tensor]
+    state: dict[str, Described]
     path: tuple[str, ...]  # keys that lead to the state_dict; empty for a plain one
     prefix_removed: str  # wrappers' names taken off the parameter names, e.g. "module._orig_mod."
     notes: tuple[str, ...]  # choices that were made
@@ -38,7 +40,7 @@ def unwrap(found: Any) -> Unwrapped:
     if path:
         others = _others(found, path)
         notes.append(f"weights taken from {_at(path)!r}" + (f", not from {', '.join(others)}" if others else ""))
-    state = {k: v for k, v in holder.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    state = {k: v for k, v in holder.items() if isinstance(k, str) and isinstance(v, Described)}
     left = [str(k) for k in holder if k not in state]
     if left:
         notes.append(f"entries without a tensor left out: {_some(left)}")
@@ -48,7 +50,7 @@ def unwrap(found: Any) -> Unwrapped:
     return Unwrapped(state, path, prefix, tuple(notes))
 
 
-def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def plain_names(state: Mapping[str, T]) -> tuple[dict[str, T], str]:
     """Names without what DataParallel, torch.compile and their like add, and what was removed."""
     names, removed = {k: k for k in state}, ""
     counter = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its module
@@ -74,10 +76,10 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
 def _search(found: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
     if isinstance(found, Mapping):
-        hit = _find(found, path)
+        hit = _find(found, path, set())
         if hit is not None:
             return hit
-    kind = f"a {type(found).__name__}"
+    kind = "a Tensor" if isinstance(found, Described) else f"a {type(found).__name__}"
     if isinstance(found, Mapping):
         kind = f"a dict with {_some(map(str, found))}" if found else "an empty dict"
     raise CheckpointRefused(
@@ -86,20 +88,24 @@ def _search(found: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping
     )
 
 
-def _find(found: Mapping[Any, Any], path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
-    if len(path) > _DEEPEST:
+def _find(
+    found: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
+) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
+    """The first holder of tensors; ``seen``, by identity, ends the search in dictionaries that hold each other."""
+    if len(path) > _DEEPEST or id(found) in seen:
         return None
+    seen.add(id(found))
     nested = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Mapping)}
     for name in _WEIGHTS:
-        if name in nested and (hit := _find(nested[name], (*path, name))) is not None:
+        if name in nested and (hit := _find(nested[name], (*path, name), seen)) is not None:
             return hit
-    if any(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
+    if any(isinstance(k, str) and isinstance(v, Described) for k, v in found.items()):
         return path, found
     for name in _AVERAGED:
-        if name in nested and (hit := _find(nested[name], (*path, name))) is not None:
+        if name in nested and (hit := _find(nested[name], (*path, name), seen)) is not None:
             return hit
     rest = [k for k in nested if not any(word in k.lower() for word in _NEVER)]
-    hits = [hit for name in rest if (hit := _find(nested[name], (*path, name))) is not None]
+    hits = [hit for name in rest if (hit := _find(nested[name], (*path, name), seen)) is not None]
     if len(hits) > 1:
         raise CheckpointRefused(
             f"the file holds several networks: {_some(_at(p) for p, _ in hits)}",
@@ -113,7 +119,7 @@ def _others(found: Any, path: tuple[str, ...]) -> list[str]:
     for name in path[:-1]:
         found = found[name]
     known = [k for k in (*_WEIGHTS, *_AVERAGED) if k != path[-1] and isinstance(found.get(k), Mapping)]
-    return [repr(_at((*path[:-1], k))) for k in known if _find(found[k], ()) is not None]
+    return [repr(_at((*path[:-1], k))) for k in known if _find(found[k], (), set()) is not None]
 
 
 def _at(path: tuple[str, ...]) -> str:

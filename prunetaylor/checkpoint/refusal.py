@@ -1,0 +1,64 @@
+"""The one boundary of what reads checkpoints: whatever foreign bytes raise becomes a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prunetaylor.checkpoint.machine import AsksForCode
+from prunetaylor.errors import CheckpointRefused, PruneTaylorError
+
+_LOOKED_AT = 1 << 20
+_SAVE_AGAIN = (
+    "where you trust the file, save its weights alone and prune those with --arch: "
+    "m = torch.load({name!r}, weights_only=False); torch.save(m.state_dict(), 'weights.pt')"
+)
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """CheckpointRefused for all that reading ``path`` raises; refusals pass as they are."""
+    try:
+        yield
+    except PruneTaylorError:
+        raise
+    except AsksForCode as error:
+        raise _code(path, error.name) from error
+    except MemoryError as error:
+        raise CheckpointRefused(
+            f"{path} takes more memory than there is", "free some, or give a smaller file"
+        ) from error
+    except Exception as error:  # foreign bytes can raise anything, C++ errors and RecursionError included
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: BaseException | str) -> CheckpointRefused:
+    """The refusal of a file whose bytes do not add up."""
+    return CheckpointRefused(
+        f"{path} is truncated or damaged: {first_line(error)}",
+        "copy or download it again, and compare its size with the original's",
+    )
+
+
+def first_line(error: BaseException | str) -> str:
+    """What an error says, in one line: texts from C++ have a stack below it."""
+    said = str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__
+
+
+def _code(path: Path, wanted: str) -> CheckpointRefused:
+    what = f"{path} is a pickle that asks to run code ({wanted[:100]}); it was not run"
+    if _looks_like_module(path):
+        what = f"{path} is a pickled module ({wanted[:100]}), and opening it would run code; it was not run"
+    return CheckpointRefused(what, _SAVE_AGAIN.format(name=path.name))
+
+
+def _looks_like_module(path: Path) -> bool:
+    """Whether an nn.Module's own attributes are named near the file's beginning, where its pickle is."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_LOOKED_AT)
+    except OSError:
+        return False
+    return b"_parameters" in head and b"_modules" in head
