@@ -223,7 +223,7 @@ def _run(
                 progress.trackers = trackers
                 outcome = run(job, progress, keeper)
             progress.phase("write")
-            outcome, document = write_run(folder, resolved, job, outcome)
+            outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
             try:
                 verdict = _gate(folder, config, trust, document, progress) if asked(config.gate) else None
                 write_page(folder, document)

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 from prunetaylor._version import __version__
 
 if TYPE_CHECKING:
+    from prunetaylor.api import Result, prune, score
     from prunetaylor.checkpoint.load import load
-    from prunetaylor.pipeline import prune
+    from prunetaylor.errors import PruneTaylorError
     from prunetaylor.repair.masks import keep_masks
-    from prunetaylor.scoring import score
 
-__all__ = ["__version__", "keep_masks", "load", "prune", "score"]
+__all__ = ["PruneTaylorError", "Result", "__version__", "keep_masks", "load", "prune", "score"]
 
 _HOME = {
+    "PruneTaylorError": "prunetaylor.errors",
+    "Result": "prunetaylor.api",
     "keep_masks": "prunetaylor.repair.masks",
     "load": "prunetaylor.checkpoint.load",
-    "prune": "prunetaylor.pipeline",
-    "score": "prunetaylor.scoring",
+    "prune": "prunetaylor.api",
+    "score": "prunetaylor.api",
 }
 
 

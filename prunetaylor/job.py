@@ -128,7 +128,7 @@ class Job:
             cfg = self.config.data
             said = self.checkpoint.said.data if self.checkpoint and self.checkpoint.said else {}
             data = {
-                "source": _absolute(self.samples.source),
+                "source": absolute(self.samples.source),
                 "normalize": self.samples.preprocess.to_json() or "none",
                 "augment": self.samples.augment,
             }
@@ -138,7 +138,7 @@ class Job:
             size = cfg.size or said.get("size")
             if size is not None:
                 data["size"] = size
-        return {"arch": _absolute(self.arch) if self.arch else None, "args": self.args, "data": data}
+        return {"arch": absolute(self.arch) if self.arch else None, "args": self.args, "data": data}
 
     def plan(self) -> list[str]:
         """What a run would do, a line each."""
@@ -370,7 +370,7 @@ def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
         ) from error
 
 
-def _absolute(spec: str) -> str:
+def absolute(spec: str) -> str:
     """A spec that names a file or folder, wherever it is read again."""
     scheme, _, rest = spec.partition(":")
     if known_network(spec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.checkpoint.write import model_bytes
-from prunetaylor.config.contradictions import same
-from prunetaylor.config.resolve import from_values
-from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split, draw
-from prunetaylor.device import pick_device
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.errors import DataError
 from prunetaylor.finetune import Finetuning, gradual_levels
-from prunetaylor.job import Job, make_job, open_job
+from prunetaylor.job import Job, open_job
 from prunetaylor.judgement import judge
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.layout import laid_out
@@ -34,12 +30,11 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied, fixed_order
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import Plan, make_plan
-from prunetaylor.progress import Progress, Silent, Watch, unwatched
+from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
-from prunetaylor.settings import check_from_python
 from prunetaylor.stages import Stages
 
-__all__ = ["Job", "evaluate", "open_job", "prune", "run"]
+__all__ = ["Job", "evaluate", "open_job", "run"]
 
 ENOUGH = 2000
 """Samples to choose between epochs by, at most: where two epochs differ in a twentieth of the answers, the standard
@@ -226,52 +221,6 @@ def evaluate(job: Job, progress: Progress) -> Side:
     with laid_out(job, module):
         found = _measure(job, module, progress, "measure")
     return _side(job, module, found)
-
-
-def prune(
-    model: nn.Module,
-    train: Any,
-    test: Any = None,
-    *,
-    sparsity: float | None = None,
-    validation: Any = None,
-    normalize: str | Mapping[str, Any] | None = None,
-    augment: str | Sequence[Any] | Callable[[Tensor], Tensor] = "none",
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
-    """``prunetaylor prune`` from Python: the pruned copy of ``model`` is ``outcome.module``; ``model`` stays as it is.
-
-    Args:
-        model: a trained network.
-        train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one, or (x, y).
-            Inputs alone will do: the dense network then answers for them.
-        test: reports; the training samples where it is not given.
-        sparsity: fraction of the prunable weights removed, in [0, 1); half of them where none is given.
-        validation: chooses between epochs; else a share of ``train``.
-        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
-        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms, by
-            name as in ``data.augment`` or themselves, one or a list; each image by itself, which takes its time.
-        settings: any other key of the configuration but those of files, dotted: ``{"finetune.epochs": 2}``.
-
-    Returns:
-        The outcome; where training diverged before the sparsity was reached, its ``unfinished`` says so.
-
-    Raises:
-        PruneTaylorError: with cause and remedy.
-    """
-    values = dict(settings or {})
-    if sparsity is not None and not same(values.setdefault("prune.sparsity", sparsity), sparsity):
-        raise UsageError(
-            f"sparsity={sparsity} and settings' prune.sparsity={values['prune.sparsity']} contradict each other",
-            "give one of them",
-        )
-    config = from_values(values).config
-    check_from_python(settings or {})
-    device, reason = pick_device(config.device)
-    samples = from_python(train, test, validation, normalize=normalize, augment=augment)
-    job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
-    return run(job, progress or Silent())
 
 
 def training_split(job: Job) -> tuple[Split | None, Split | None]:

@@ -12,26 +12,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetaylor.calibration import Calibration
-from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.data.load import from_python
-from prunetaylor.device import pick_device
 from prunetaylor.errors import UsageError
-from prunetaylor.job import Job, make_job
+from prunetaylor.job import Job
 from prunetaylor.layout import laid_out
 from prunetaylor.memory import within
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import copied, displacement, restore
+from prunetaylor.network.state import displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores, removed_at
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
-from prunetaylor.progress import Progress, Silent
+from prunetaylor.progress import Progress
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
@@ -83,33 +79,6 @@ def run(job: Job, progress: Progress) -> Scores:
         memory=plan.report,
         warnings=job.warnings,
     )
-
-
-def score(
-    model: nn.Module,
-    train: Any,
-    *,
-    normalize: str | Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> Scores:
-    """``prunetaylor score`` from Python: what pruning would cost at each sparsity; ``model`` stays as it is.
-
-    Args:
-        model: a trained network.
-        train: what the Taylor model is fitted to: a map-style data set of (input, target), a DataLoader of one, or
-            (x, y).
-        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]} or None for inputs that are ready.
-        settings: any key of the configuration, dotted: ``{"calibration.samples": 500}``.
-
-    Raises:
-        PruneTaylorError: with cause and remedy.
-    """
-    config = from_values(settings or {}).config
-    device, reason = pick_device(config.device)
-    samples = from_python(train, None, None, normalize=normalize, augment="none")
-    job = make_job(config, copied(model), samples, device, choices=[f"device {device}: {reason}"])
-    return run(job, progress or Silent())
 
 
 @dataclass

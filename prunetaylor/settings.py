@@ -19,7 +19,7 @@ _OF_FILES = {
     "data.size": "resize the samples that are passed",
     "data.normalize": "pass normalize=",
     "data.augment": "pass augment=",
-    "output": "write it with torch.save(outcome.module.state_dict(), file)",
+    "output": "outcome.save(folder) writes a run's folder",
     "checkpoint.": "prunetaylor prune keeps a run's state",
     "track": "pass a progress, whose measured() is told all numbers",
 }
@@ -29,11 +29,14 @@ _UNDAMPED = ("none", "batch-norm")
 """Repairs that solve for nothing."""
 
 
-def check_from_python(keys: Iterable[str]) -> None:
-    """UsageError for settings of files, where networks and samples are given and nothing is written."""
+def check_from_python(keys: Iterable[str], *, named: bool = False) -> None:
+    """UsageError for settings of files, where networks and samples are given and nothing is written.
+
+    ``named``: the network and the samples are named, as on a command line.
+    """
     for key in keys:
         for start, instead in _OF_FILES.items():
-            if key.startswith(start):
+            if key.startswith(start) and not (named and start.startswith(("model.", "data."))):
                 raise UsageError(f"{key} is about files, and none is read or written here", instead)
 
 

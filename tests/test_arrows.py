@@ -14,6 +14,7 @@ ROOMS = [
     "prunetaylor.__main__",
     "prunetaylor.cli",
     "prunetaylor",  # the public names; loads nothing until one is used
+    "prunetaylor.api",
     "prunetaylor.sweep",
     "prunetaylor.search",
     "prunetaylor.gate",

@@ -19,6 +19,7 @@ from prunetaylor.checkpoint.read import Checkpoint
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
 from prunetaylor.network.code import is_code, load_object
 from prunetaylor.network.state import copied
+from prunetaylor.text import neutral
 from prunetaylor.vision import import_torchvision
 
 _FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
@@ -101,10 +102,13 @@ def build(spec: str, args: Mapping[str, Any]) -> nn.Module:
 def _matched(args: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Resolved:
     found = match(checkpoint.state, checkpoint.named)
     if not found:
+        own = checkpoint.said.extra.get("class") if checkpoint.said is not None else None
+        kind = f"; its class was {neutral(own)}" if isinstance(own, str) else ""
         raise UsageError(
-            f"no network is known for {checkpoint.path}: it says none, and no classifier of torchvision has its "
-            f"{len(checkpoint.state)} names and shapes",
-            f"name it: --arch FILE.py:FACTORY, where FACTORY returns the network ({_FORMS})",
+            f"{checkpoint.path} does not name its network, and no classifier of torchvision has its "
+            f"{len(checkpoint.state)} tensors' names and shapes{kind}",
+            "name it with --arch FILE.py:FACTORY (in Python arch=...), where FACTORY returns the network; other forms: "
+            f"{_FORMS}",
         )
     if len(found) > 1:
         raise UsageError(

@@ -22,6 +22,8 @@ from prunetaylor.errors import DataError, UsageError, close_match
 from prunetaylor.network.code import is_code
 
 _ROOM = "data/sources"
+PYTHON = "python"
+"""The source of samples that were given as objects."""
 _WAYS = "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none"
 
 
@@ -78,11 +80,11 @@ def from_python(
     splits = [as_split(train, "train"), as_split(train if test is None else test, "test")]
     held = None if validation is None else as_split(validation, "validation")
     raw = RawSource(splits[0], splits[1], held, classes)
-    first = _checked(raw, "python")
+    first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)
     preprocess.check(first[None].shape)
     return Samples(
-        source="python",
+        source=PYTHON,
         train=raw.train,
         test=raw.test,
         validation=held,
@@ -132,6 +134,11 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
         raise UsageError(
             "no data is named, and the checkpoint says nothing of its own",
             f"add --data with {_WAYS}; none prunes by magnitude and measures nothing",
+        )
+    if spec == PYTHON:
+        raise UsageError(
+            "the samples of this run were given from Python, so its folder cannot name them",
+            f"name them with --data: {_WAYS}",
         )
     filled: dict[str, Any] = {}
     for key, kind in (("root", str), ("size", int)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,20 @@ from prunetaylor.run import CONFIG_FILE, HTML_FILE, LOG, MODEL_FILE, REPORT
 
 if TYPE_CHECKING:
     from prunetaylor.config.resolve import Resolved
-    from prunetaylor.job import Job
     from prunetaylor.outcome import Outcome
     from prunetaylor.run import RunFolder
 
 
-def write_run(folder: RunFolder, resolved: Resolved, job: Job, outcome: Outcome) -> tuple[Outcome, dict[str, Any]]:
-    """Stage the run's files. The outcome comes back with the size of the file that was really written."""
-    extra = {"seed": outcome.seed, "loss": job.config.loss}
+def write_run(
+    folder: RunFolder, resolved: Resolved, outcome: Outcome, identity: Mapping[str, Any], extra: Mapping[str, Any]
+) -> tuple[Outcome, dict[str, Any]]:
+    """Stage the run's files. The outcome comes back with the size of the file that was really written.
+
+    ``identity`` is what the network's file says of itself (arch, args, data); ``extra`` is kept beside it.
+    """
+    extra = {"seed": outcome.seed, **extra}
     written = write_model(
-        folder.stage(MODEL_FILE), outcome.module, **job.identity(), masks=outcome.masks, extra=extra, named=False
+        folder.stage(MODEL_FILE), outcome.module, **identity, masks=outcome.masks, extra=extra, named=False
     )
     outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
     home = folder.path.resolve()

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from prunetaylor.config.schema import Config
 from prunetaylor.outcome import Drop
 from prunetaylor.report import figures
 from prunetaylor.report.page import clip, flat, render
@@ -32,8 +33,8 @@ def run_page(document: Document, name: str) -> str:
         summary=f"{cut['removed']:,} of {cut['prunable']:,} prunable weights, {percent(cut['asked'])} asked for. "
         f"{_total(document['seconds'].get('total'))} on {document['device']}.",
         gate=_gate(document.get("gate")),
-        sides=_sides(document),
-        facts=_facts(document),
+        sides=sides(document),
+        facts=facts(document),
         drawn=_figures(document, metric),
         stages=[_stage(i, stage) for i, stage in enumerate(document["stages"], 1)],
         epochs=[
@@ -60,7 +61,7 @@ def run_page(document: Document, name: str) -> str:
     )
 
 
-def _sides(document: Document) -> list[tuple[str, ...]]:
+def sides(document: Document) -> list[tuple[str, ...]]:
     dense, pruned = document["dense"], document["pruned"]
     rows: list[tuple[str, ...]] = []
     for name in dense["metrics"]:
@@ -95,7 +96,7 @@ def _less(dense: Document, pruned: Document, key: str) -> str:
     return f"{100 * (after / before - 1):+.2f} %" if before and after is not None else "-"
 
 
-def _facts(document: Document) -> list[str]:
+def facts(document: Document) -> list[str]:
     lines = []
     rise = document.get("loss_rise")
     if rise is not None and (document["drop_pp"] is None or document["metric"]["name"] == "loss"):
@@ -176,8 +177,19 @@ def _gate(found: Document | None) -> dict[str, Any] | None:
 
 def _command(document: Document) -> str:
     """The run's own configuration, given back: every setting and the seed stand in it."""
+    if (document["configuration"].get("model") or {}).get("checkpoint") is None:
+        changed = _changed(document["configuration"], Config().model_dump())
+        return f"prunetaylor.prune(model, train, test, settings={changed!r})"
     config = document["files"].get("config", "config.yaml")
     return f"prunetaylor prune -c {shlex.quote(config)} -o again"
+
+
+def _changed(found: Any, usual: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings that are not at their default, by dotted key."""
+    if not (isinstance(found, dict) and isinstance(usual, dict) and usual):
+        return {} if found == usual else {prefix: found}
+    parts = (_changed(value, usual.get(key), f"{prefix}.{key}".lstrip(".")) for key, value in found.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _origin(document: Document) -> list[tuple[str, str]]:

@@ -160,7 +160,7 @@ def _less(before: int | None, after: int | None) -> str:
 def _sides(sides: Mapping[str, Side], change: Mapping[str, str]) -> Table:
     table = new_table("", *sides, *(["change"] if change else []))
     table.show_header = any(sides)
-    rows = {name: [_metric(name, side.metrics.get(name)) for side in sides.values()] for name in _metric_names(sides)}
+    rows = {name: [metric(name, side.metrics.get(name)) for side in sides.values()] for name in _metric_names(sides)}
     rows |= {
         "parameters": [f"{side.parameters:,}" for side in sides.values()],
         "non-zero": [f"{side.nonzero:,}" for side in sides.values()],
@@ -177,7 +177,7 @@ def _metric_names(sides: Mapping[str, Side]) -> list[str]:
     return list(dict.fromkeys(name for side in sides.values() for name in side.metrics))
 
 
-def _metric(name: str, value: float | None) -> str:
+def metric(name: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"

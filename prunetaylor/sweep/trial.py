@@ -79,7 +79,7 @@ def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[st
         dense = judged.dense_reporting if judged else None
         outcome = run(job, progress, dense_found=dense, watch=_Watch(sweep, taken, job))
     ranked = _ranked(job, outcome, judged)
-    outcome, document = write_run(folder, resolved, job, outcome)
+    outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
     write_page(folder, document)
     measured = _measured(outcome, document, ranked)
     _check_objectives(sweep, measured)

@@ -292,7 +292,7 @@ def test_ambiguity_is_an_error_that_lists_them_unless_the_file_names_one(twins, 
 
 
 def test_nothing_known_says_how_to_name_it(net, tmp_path):
-    with pytest.raises(UsageError, match="no network is known") as caught:
+    with pytest.raises(UsageError, match="does not name its network") as caught:
         resolve(None, None, saved(tmp_path, net.state_dict()))
     assert "--arch FILE.py:FACTORY" in caught.value.remedy
 

@@ -17,7 +17,7 @@ def test_prune_from_python_writes_no_file_that_could_be_judged() -> None:
     [
         ("track", ["tensorboard"], "progress"),
         ("checkpoint.every", 5, "keeps a run's state"),
-        ("output", "runs/mine", r"torch\.save"),
+        ("output", "runs/mine", r"outcome\.save"),
         ("model.arch", "torchvision:resnet18", "the network itself"),
         ("data.normalize", "imagenet", "normalize="),
     ],

@@ -1,0 +1,39 @@
+"""A run in a few lines, for ``repr`` and for notebooks: the verdict, dense and pruned, the sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from prunetaylor.report.page import render
+from prunetaylor.report.run_page import facts, sides
+from prunetaylor.report.terminal import metric, percent
+from prunetaylor.text import neutral
+
+if TYPE_CHECKING:
+    from prunetaylor.outcome import Outcome
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """The verdict, each metric before and after, the sparsity; names and values are safe to show."""
+    cut, drop = outcome.sparsity, outcome.drop
+    told = outcome.verdict.text if outcome.verdict is not None else "a finished run"
+    lines = [f"<prunetaylor: {neutral(told)}>"]
+    for name, before in outcome.dense.metrics.items():
+        line = f"{name}: {metric(name, before)} -> {metric(name, outcome.pruned.metrics.get(name))}"
+        if drop is not None and name == outcome.metric:
+            line += f" (drop {drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f})"
+        lines.append(line)
+    lines.append(f"sparsity: {percent(cut.obtained)}, {cut.removed:,} of {cut.prunable:,} weights removed")
+    return [*lines, *(f"warning: {neutral(alert.text)}" for alert in outcome.warnings)]
+
+
+def notebook(document: Mapping[str, Any]) -> str:
+    """The top of a run's report as a piece of HTML that needs nothing else; ``document`` is its report.json."""
+    return render(
+        "notebook.html",
+        verdict=document["verdict"],
+        warnings=document["warnings"],
+        sides=sides(document),
+        facts=facts(document),
+    )
