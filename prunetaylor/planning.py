@@ -24,6 +24,7 @@ from prunetaylor.distributed.exchange import smallest
 from prunetaylor.distributed.group import local_world, world
 from prunetaylor.distributed.training import waits_within
 from prunetaylor.errors import UsageError
+from prunetaylor.free_memory import free_bytes
 from prunetaylor.job import Job
 from prunetaylor.memory import (
     FLOAT,
@@ -33,7 +34,6 @@ from prunetaylor.memory import (
     Sizes,
     chunks,
     forward,
-    free_bytes,
     layer_sizes,
     measure,
     state_bytes,

@@ -52,6 +52,7 @@ ROOMS = [
     "prunetaylor.network",
     "prunetaylor.vision",
     "prunetaylor.device",
+    "prunetaylor.free_memory",
     "prunetaylor.distributed",
     "prunetaylor.operators",
     "prunetaylor.config",

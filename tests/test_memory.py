@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor import memory, registry
+from prunetaylor import free_memory, memory, registry
 from prunetaylor.calibration import chunk
 from prunetaylor.config.resolve import from_values
 from prunetaylor.config.sizes import parse_size, show_size
@@ -85,7 +85,7 @@ def test_control_groups_of_version_2(tmp_path: Path) -> None:
     write(tmp_path / "fs", memory__max="max\n", memory__current="5\n")
     write(tmp_path / "fs/a", memory__max="1000\n", memory__current="400\n", memory__stat="anon 1\ninactive_file 150\n")
     write(tmp_path / "fs/a/b", memory__max="900\n", memory__current="100\n")
-    assert sorted(memory.group_bytes(own, tmp_path / "fs")) == [750, 800]
+    assert sorted(free_memory.group_bytes(own, tmp_path / "fs")) == [750, 800]
 
 
 def test_control_groups_of_version_1_where_the_path_is_the_host_s(tmp_path: Path) -> None:
@@ -97,37 +97,37 @@ def test_control_groups_of_version_1_where_the_path_is_the_host_s(tmp_path: Path
         memory__usage_in_bytes="1200\n",
         memory__stat="total_inactive_file 300\n",
     )
-    assert memory.group_bytes(own, tmp_path / "fs") == [100]
+    assert free_memory.group_bytes(own, tmp_path / "fs") == [100]
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
-    assert memory.group_bytes(tmp_path / "none", tmp_path) == []
+    assert free_memory.group_bytes(tmp_path / "none", tmp_path) == []
     (tmp_path / "odd").write_text("what\n0::/x\n")
-    assert memory.group_bytes(tmp_path / "odd", tmp_path) == []
+    assert free_memory.group_bytes(tmp_path / "odd", tmp_path) == []
 
 
 def test_the_least_that_anybody_leaves_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_available", lambda _: 700)
-    monkeypatch.setattr(memory, "group_bytes", lambda: [900, 500])
-    assert memory.free_bytes(CPU) == 500
-    monkeypatch.setattr(memory, "group_bytes", list)
-    assert memory.free_bytes(CPU) == 700
-    monkeypatch.setattr(memory, "_available", lambda _: None)
-    assert memory.free_bytes(CPU) is None
+    monkeypatch.setattr(free_memory, "_available", lambda _: 700)
+    monkeypatch.setattr(free_memory, "group_bytes", lambda: [900, 500])
+    assert free_memory.free_bytes(CPU) == 500
+    monkeypatch.setattr(free_memory, "group_bytes", list)
+    assert free_memory.free_bytes(CPU) == 700
+    monkeypatch.setattr(free_memory, "_available", lambda _: None)
+    assert free_memory.free_bytes(CPU) is None
 
 
 def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\n")
-    assert memory._available(path) == 7 * 1024
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert memory._available(tmp_path / "none") == 3 * 4096
+    assert free_memory._available(path) == 7 * 1024
+    monkeypatch.setattr(free_memory.os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert free_memory._available(tmp_path / "none") == 3 * 4096
 
     def unknown(name: str) -> int:
         raise ValueError(name)
 
-    monkeypatch.setattr(memory.os, "sysconf", unknown)
-    assert memory._available(tmp_path / "none") is None
+    monkeypatch.setattr(free_memory.os, "sysconf", unknown)
+    assert free_memory._available(tmp_path / "none") is None
 
 
 # Formulas, against the tensors themselves

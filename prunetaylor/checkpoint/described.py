@@ -71,7 +71,16 @@ class Dense:
     def place(self) -> tuple[Any, ...]:
         """What is equal for tensors that are the same view of the same bytes."""
         storage = self.storage
-        return (storage.key, storage.start, self.dtype, self.offset, self.size, self.stride)
+        return (
+            storage.key,
+            storage.start,
+            self.dtype,
+            self.offset,
+            self.size,
+            self.stride,
+            self.conjugate,
+            self.negative,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +230,7 @@ REBUILDERS: dict[str, Call] = {
     "_rebuild_qtensor": _unusable("is quantised", "prune the floating-point checkpoint, then quantise"),
     "_rebuild_nested_tensor": _unusable("is a nested tensor", "save each of its tensors by itself"),
     "_rebuild_meta_tensor_no_storage": _unusable("is on the meta device and has no values", _SAVE),
+    "_rebuild_njt": _unusable("is a nested tensor", "save each of its tensors by itself"),
     "_rebuild_wrapper_subclass": _unusable("is of a tensor class without values", _SAVE),
 }
 FROM_TYPE = Call(_from_type)

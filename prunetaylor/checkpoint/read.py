@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunetaylor.checkpoint.described import DTYPES, MOST_DIMENSIONS
-from prunetaylor.checkpoint.refusal import refusing
+from prunetaylor.checkpoint.refusal import refusing, require_room
 from prunetaylor.checkpoint.said import FORMAT, Said, decode
 from prunetaylor.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.checkpoint.unwrap import plain_names, unwrap
@@ -73,7 +73,7 @@ def open_file(path: str | Path) -> Checkpoint:
     container = _container(file)
     with refusing(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        parts = _open_safetensors(file) if container == "safetensors" else _open_torch(file, stream, size)
+        parts = _open_safetensors(file, size) if container == "safetensors" else _open_torch(file, stream, size)
         if not parts["state"]:
             raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
         stream.seek(0)
@@ -98,10 +98,10 @@ def find_file(path: str | Path) -> Path:
         near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UsageError(f"no such file: {file}{close_match(file.name, near)}", "name an existing checkpoint")
     if not file.is_file():
-        raise UsageError(
-            f"{file} is a pipe, a socket or a device, and a checkpoint is read more than once",
-            f"write it to a file first: cat {shlex.quote(str(file))} > model.pt",
-        )
+        if file.is_fifo():
+            way = f"write it to a file first: cat {shlex.quote(str(file))} > model.pt"
+            raise UsageError(f"{file} is a pipe, and a checkpoint is read more than once", way)
+        raise UsageError(f"{file} is a device or a socket, not a file", "name a checkpoint file")
     return file
 
 
@@ -169,7 +169,8 @@ def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
     }
 
 
-def _open_safetensors(file: Path) -> dict[str, Any]:
+def _open_safetensors(file: Path, size: int) -> dict[str, Any]:
+    require_room(file, size)
     with safe_open(file, framework="pt", device="cpu") as opened:
         metadata = opened.metadata() or {}
         # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from prunetaylor.checkpoint.machine import AsksForCode
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError
+from prunetaylor.free_memory import free_bytes
 
 _LOOKED_AT = 1 << 20
+_LITTLE = 1 << 28  # bytes that are there without a look
 _SAVE_AGAIN = (
     "where you trust the file, save its weights alone and prune those with --arch: "
     "m = torch.load({name!r}, weights_only=False); torch.save(m.state_dict(), 'weights.pt')"
@@ -31,6 +35,16 @@ def refusing(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # foreign bytes can raise anything, C++ errors and RecursionError included
         raise damaged(path, error) from error
+
+
+def require_room(path: Path, need: int) -> None:
+    """CheckpointRefused where ``need`` bytes are more than this process has free."""
+    free = free_bytes(torch.device("cpu")) if need > _LITTLE else None
+    if free is not None and need > free:
+        raise CheckpointRefused(
+            f"{path} takes {need / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free",
+            "use a machine with more memory, or check that this is the right file",
+        )
 
 
 def damaged(path: Path, error: BaseException | str) -> CheckpointRefused:

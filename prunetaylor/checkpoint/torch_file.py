@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from prunetaylor.checkpoint.described import (
     whole,
 )
 from prunetaylor.checkpoint.machine import unpickled
+from prunetaylor.checkpoint.refusal import require_room
 from prunetaylor.errors import CheckpointRefused
 
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save's magic number, pickled
@@ -68,6 +70,7 @@ class TorchFile:
                     f"{self._size:,}: they are sparse, or views that repeat the same values",
                     "save them as they are to be used, with tensor.to_dense() or tensor.contiguous()",
                 )
+            require_room(self._path, described.nbytes)
             made = self._dense(described) if isinstance(described, Dense) else self._from_sparse(described)
             self._tensors[described.place] = made
         return self._tensors[described.place]
@@ -108,6 +111,11 @@ class TorchFile:
         return -found if one.negative else found
 
     def _from_sparse(self, one: Sparse) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of some releases, about how young some layouts are
+            return self._validated(one)
+
+    def _validated(self, one: Sparse) -> Tensor:
         *indices, values = (self._dense(part) for part in one.parts)
         if one.layout == "torch.sparse_coo":
             made = torch.sparse_coo_tensor(indices[0], values, one.size, check_invariants=True)
@@ -120,6 +128,7 @@ class TorchFile:
     def _stored(self, storage: Storage) -> Tensor:
         """All bytes of a storage, in this machine's byte order."""
         if storage.key not in self._bytes:
+            require_room(self._path, self._container.size(storage.key))
             content = torch.empty(self._container.size(storage.key), dtype=torch.uint8)
             self._container.read_into(storage.key, content.numpy().data)
             self._bytes[storage.key] = self._container.ordered(content, storage.dtype)

@@ -15,10 +15,11 @@ import torch
 
 from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
+from prunetaylor.free_memory import free_bytes
 from prunetaylor.job import Job, open_job
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.memory import free_bytes, is_out_of_memory
+from prunetaylor.memory import is_out_of_memory
 from prunetaylor.outcome import Outcome
 from prunetaylor.pipeline import run
 from prunetaylor.progress import Logged, Silent
