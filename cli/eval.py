@@ -77,4 +77,4 @@ def evaluate(
 
     from .screen import console
 
-    print_side(console(), side)
+    print_side(console(), side, job.warnings)

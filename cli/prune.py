@@ -317,9 +317,10 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
     if limits := asked(resolved.config.gate):
         require_limits(resolved.config)
     with reporter(state) as shown:
-        job = open_job(resolved.config, **trust, progress=Logged(shown, None))
+        progress = Logged(shown, None)
+        job = open_job(resolved.config, **trust, progress=progress)
         require_reachable(job)
-        memory = rehearse(job)
+        memory = rehearse(job, progress)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
     if limits:
         plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))

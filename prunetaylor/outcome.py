@@ -188,6 +188,10 @@ class Alert:
     text: str
 
 
+DENSE_AT_CHANCE, CLASSES_RENAMED = "dense_at_chance", "classes_renamed"
+BROKEN = (DENSE_AT_CHANCE, CLASSES_RENAMED)
+"""Keys of alerts under which no comparison with the dense network means anything."""
+
 LEVELS = ("ok", "caution", "bad")
 """Of a judgement: nothing to worry about, look before relying on it, do not use it as it is."""
 

@@ -32,6 +32,7 @@ from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Out
 from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
+from prunetaylor.sanity import glance, say_doubts
 from prunetaylor.stages import Stages
 
 __all__ = ["Job", "evaluate", "open_job", "run"]
@@ -85,12 +86,15 @@ def run(
     return _Run(job, progress, keeper or Forgetful(), dense_found, watch).outcome()
 
 
-def rehearse(job: Job) -> Plan:
-    """What ``run`` finds out before it begins: the memory plan, and the errors of settings that do not fit the data."""
+def rehearse(job: Job, progress: Progress) -> Plan:
+    """What ``run`` finds out before it begins: the memory plan, doubts about the network, and the errors of settings
+    that do not fit the data."""
     plan = make_plan(job)
     training, _ = training_split(job)
     if job.epochs and training is not None:
         gradual_levels(job, job.batches(training, drop_last=True))
+    with within(plan.chunks):
+        glance(job, progress)
     return plan
 
 
@@ -122,6 +126,7 @@ class _Run:
                 progress.note(choice)
             with clock.time("measure"):
                 self.dense_found = self._measure_dense()
+                say_doubts(job, self.dense_found, progress)
                 dense_side = _side(job, self.dense.module, self.dense_found)
             with clock.time("prune"):
                 self._prune()
@@ -220,6 +225,7 @@ def evaluate(job: Job, progress: Progress) -> Side:
     module = job.network.module
     with laid_out(job, module):
         found = _measure(job, module, progress, "measure")
+        say_doubts(job, found, progress)
     return _side(job, module, found)
 
 

@@ -31,6 +31,7 @@ from prunetaylor.progress import Progress
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
+from prunetaylor.sanity import glance
 from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import believed
 from prunetaylor.settings import check_scoring
@@ -59,6 +60,7 @@ def run(job: Job, progress: Progress) -> Scores:
         job.choices += said
         for choice in (*job.choices, plan.describe()):
             progress.note(choice)
+        glance(job, progress)
         levels, layers, held_out = outlook.look()
     return Scores(
         method=job.method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunetaylor.outcome import Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.outcome import BROKEN, Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
 
 Status = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["pp", "metric", "fraction", "bytes", "ratio"]
@@ -40,7 +40,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All limits together: failed where one is, else inconclusive where one is, else passed."""
+    """All limits together: failed where one is, else inconclusive where one is, else passed.
+
+    Against a dense network that is at chance nothing can be judged: inconclusive, whatever is to become of that.
+    """
 
     checks: list[Check]
     on_inconclusive: Literal["pass", "fail", "warn"] | None
@@ -64,12 +67,21 @@ class Verdict:
     warnings: list[Alert] = field(default_factory=list)
 
     @property
+    def baseless(self) -> bool:
+        """Whether the dense network is no ground to judge on."""
+        return any(alert.key in BROKEN for alert in self.warnings)
+
+    @property
     def status(self) -> Status:
+        if self.baseless:
+            return "inconclusive"
         found = {check.status for check in self.checks}
         return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
 
     @property
     def exit_code(self) -> int:
         """0 passed, 3 failed, 4 inconclusive, or what ``on_inconclusive`` makes of it."""
+        if self.baseless:
+            return INCONCLUSIVE
         settled = {"pass": PASSED, "fail": FAILED, "warn": PASSED, None: INCONCLUSIVE}
         return {"pass": PASSED, "fail": FAILED, "inconclusive": settled[self.on_inconclusive]}[self.status]

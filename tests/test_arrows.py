@@ -21,6 +21,7 @@ ROOMS = [
     "prunetaylor.report",
     "prunetaylor.scoring",
     "prunetaylor.pipeline",
+    "prunetaylor.sanity",
     "prunetaylor.planning",
     "prunetaylor.finetune",
     "prunetaylor.stages",

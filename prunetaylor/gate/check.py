@@ -24,9 +24,10 @@ from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
+from prunetaylor.outcome import BROKEN, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
 from prunetaylor.progress import Progress
 from prunetaylor.risk import all_outputs
+from prunetaylor.sanity import say_doubts
 from prunetaylor.verdict import Check, Verdict
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
@@ -80,8 +81,11 @@ def check(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: P
     pair = open_pair(config, trusted_arch=trusted_arch, trusted_data=trusted_data)
     found = _measure(pair, progress)
     job = pair.pruned
+    checks = _judge(pair, found)
+    if any(alert.key in BROKEN for alert in pair.dense.warnings):
+        checks = [limits.baseless(check) for check in checks]
     return Verdict(
-        checks=_judge(pair, found),
+        checks=checks,
         on_inconclusive=config.gate.on_inconclusive,
         metric=found.metric,
         goal="min" if found.metric == "loss" else "max",
@@ -126,6 +130,7 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
         return _Measured((_side(pair.dense, None), _side(pair.pruned, None)), metric)
     progress.phase("measure the dense network")
     dense = _evaluated(pair.dense)
+    say_doubts(pair.dense, dense, progress)
     progress.phase("measure the pruned network")
     pruned = _evaluated(pair.pruned)
     found = _Measured((_side(pair.dense, dense), _side(pair.pruned, pruned)), metric, samples=len(dense.losses))

@@ -102,6 +102,12 @@ def latency(found: Latency, limit: float) -> Check:
     return check
 
 
+def baseless(check: Check) -> Check:
+    """The same limit where the dense network is at chance: nothing can be judged against it."""
+    why = f"the dense network is no ground to judge on, see the warning (otherwise: {check.status}, {check.why})"
+    return replace(check, status="inconclusive", why=why, samples_needed=None)
+
+
 def _estimated(name: str, label: str, limit: float, unit: Unit, value: float, low: float, high: float) -> Check:
     status: Status = "pass" if high <= limit else "fail" if low > limit else "inconclusive"
     why = {

@@ -21,36 +21,36 @@ class Evaluation:
     """``metrics``: top1 in percent (classes only) and loss, a mean over samples.
 
     ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where answers are not simply right or
-    wrong, are by sample.
+    wrong, are by sample. So are ``answers``: class ids (N,), or of yes or no (N, K); None where they are neither, or
+    nobody kept them.
     """
 
     metrics: dict[str, float]
     losses: Tensor
     correct: Tensor | None
     targets: Tensor
+    answers: Tensor | None = None
 
     @classmethod
-    def of(cls, losses: Tensor, correct: Tensor | None, targets: Tensor) -> Evaluation:
+    def of(cls, losses: Tensor, correct: Tensor | None, targets: Tensor, answers: Tensor | None = None) -> Evaluation:
         """Metrics from what was found of each sample."""
         loss = float(losses.double().mean() if losses.device.type != "mps" else losses.mean())
         if correct is None:
-            return cls({"loss": loss}, losses, None, targets)
-        return cls({"top1": 100 * int(correct.sum()) / len(correct), "loss": loss}, losses, correct, targets)
+            return cls({"loss": loss}, losses, None, targets, answers)
+        top1 = 100 * int(correct.sum()) / len(correct)
+        return cls({"top1": top1, "loss": loss}, losses, correct, targets, answers)
 
     def part(self, indices: Sequence[int]) -> Evaluation:
         """The same of some of the samples, in this order."""
         at = torch.tensor(indices, dtype=torch.long, device=self.losses.device)
-        return Evaluation.of(self.losses[at], None if self.correct is None else self.correct[at], self.targets[at])
+        correct, answers = (None if one is None else one[at] for one in (self.correct, self.answers))
+        return Evaluation.of(self.losses[at], correct, self.targets[at], answers)
 
 
 def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
     """Metrics by name. NumericsError where the loss is not finite; it says what is to blame."""
     outputs, targets = all_outputs(module, batches)
-    loss = loss_of(kind)
-    correct = loss.correct(outputs, targets)
-    if correct is not None:  # of one logit the targets may be any numbers
-        targets = targets.flatten().long()
-    found = Evaluation.of(loss.values(outputs, targets), correct, targets)
+    found = answered(outputs, targets, kind)
     value = found.metrics["loss"]
     if not math.isfinite(value):
         check_values(module)
@@ -60,3 +60,13 @@ def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
             "check the targets, and that the samples are normalised as in training (data.normalize)",
         )
     return found
+
+
+def answered(outputs: Tensor, targets: Tensor, kind: Kind) -> Evaluation:
+    """What outputs (N, K) come to for their targets."""
+    loss = loss_of(kind)
+    correct, answers = loss.correct(outputs, targets), outputs > 0 if kind == "binary" else None
+    if correct is not None:  # of one logit the targets may be any numbers
+        targets = targets.flatten().long()
+        answers = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
+    return Evaluation.of(loss.values(outputs, targets), correct, targets, answers)

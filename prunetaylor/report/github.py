@@ -34,7 +34,9 @@ def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
     """A line for the console for each limit that is not held; none where nobody reads them."""
     if environ.get("GITHUB_ACTIONS") != "true":
         return []
-    return [_annotation(check, verdict) for check in verdict.checks if check.status != "pass"]
+    level = "error" if verdict.exit_code else "warning"
+    told = [f"::{level} title=prunetaylor%3A warning::{_escape(alert.text)}" for alert in verdict.warnings]
+    return told + [_annotation(check, verdict) for check in verdict.checks if check.status != "pass"]
 
 
 def step_outputs(verdict: Verdict) -> dict[str, str]:

@@ -42,7 +42,9 @@ def to_junit(verdict: Verdict) -> str:
 def _case(check: Check, verdict: Verdict) -> ElementTree.Element:
     case = ElementTree.Element("testcase", {"classname": "prunetaylor.check", "name": check.name, "time": "0"})
     status: str = check.status
-    if status == "inconclusive":
+    if status == "inconclusive" and verdict.baseless:
+        status = "failure"
+    elif status == "inconclusive":
         status = {"pass": "pass", "warn": "skipped"}.get(verdict.on_inconclusive or "", "failure")
     text = _clean(f"{check.label} {shown(check.value, check)}, limits {interval(check)}, allowed {allowed(check)}")
     if status == "pass":

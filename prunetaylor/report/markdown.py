@@ -19,6 +19,7 @@ _SIGNS = {"pass": "\u2705", "fail": "\u274c", "inconclusive": "\u2754"}
 def to_markdown(verdict: Verdict) -> str:
     """The verdict, its limits, what stands beside them; classes and layers folded away."""
     lines = [f"### {_SIGNS[verdict.status]} prunetaylor check: {escape(conclusion(verdict))}", ""]
+    lines += [f"> **warning: {escape(alert.text)}**\n" for alert in verdict.warnings]
     lines += ["| limit | measured | one-sided 95 % | allowed | verdict |", "| --- | ---: | ---: | ---: | --- |"]
     for check in verdict.checks:
         cells = (escape(check.label), shown(check.value, check), interval(check), escape(allowed(check)))

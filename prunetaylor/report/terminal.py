@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from prunetaylor.text import neutral
 
 if TYPE_CHECKING:
     from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Flips, Outcome, Side
+    from prunetaylor.outcome import Alert, Flips, Outcome, Side
 
 _NAME_WIDTH = 34
 _LINE = 2000
@@ -50,9 +50,17 @@ def print_outcome(
     print_list(console, "written", files.values())
 
 
-def print_side(console: Console, side: Side) -> None:
-    """One network's numbers."""
+def print_side(console: Console, side: Side, warnings: Sequence[Alert] = ()) -> None:
+    """One network's numbers, and what is doubtful about them."""
     console.print(_sides({"": side}, {}))
+    print_alerts(console, warnings)
+
+
+def print_alerts(console: Console, warnings: Iterable[Alert]) -> None:
+    """Each warning in red, after an empty line."""
+    for alert in warnings:
+        console.print()
+        console.print(Text(f"warning: {alert.text}", style="bold red"))
 
 
 def print_inspection(console: Console, found: Inspection) -> None:

@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from prunetaylor.report.terminal import new_table, number, pairs_table, percent, print_list, size
+from prunetaylor.report.terminal import new_table, number, pairs_table, percent, print_alerts, print_list, size
 from prunetaylor.verdict import Check, Verdict
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -31,6 +31,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     console.print(facts)
     print_list(console, "why", [f"{check.label}: {check.why}" for check in verdict.checks])
     print_list(console, "notes", verdict.notes)
+    print_alerts(console, verdict.warnings)
     console.print()
     console.print(Text(conclusion(verdict), style=f"bold {COLOURS[verdict.status]}"))
 
@@ -38,6 +39,11 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
 def conclusion(verdict: Verdict) -> str:
     """The verdict and the exit code in one line."""
     told = {0: "passes", 3: "fails", 4: "is left open"}[verdict.exit_code]
+    if verdict.baseless:
+        return (
+            f"{verdict.status}: the dense network is no ground to judge on (see the warning), "
+            f"exit code {verdict.exit_code}"
+        )
     settled = verdict.status == "inconclusive" and verdict.on_inconclusive is not None
     because = f" (gate.on_inconclusive is {verdict.on_inconclusive})" if settled else ""
     return f"{verdict.status}: the gate {told}{because}, exit code {verdict.exit_code}"

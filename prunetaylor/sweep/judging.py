@@ -111,10 +111,11 @@ class _Dense:
             with laid_out(self.job, self.job.network.module):
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
-            tensors |= {} if made.correct is None else {"correct": made.correct.cpu()}
+            more = {"correct": made.correct, "answers": made.answers}
+            tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}
             kept = tensors
             write_by_path(path, lambda temporary: save_file(kept, temporary), failures=(OSError, SafetensorError))
-        return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"])
+        return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
 
     def _key(self, indices: list[int] | None) -> str:
         """sha256, hexadecimal, of all that the evaluation depends on."""

@@ -1,0 +1,41 @@
+"""The dense network is looked at before any work: what is at chance is no ground to prune, score or judge on."""
+
+from __future__ import annotations
+
+import torch
+
+from prunetaylor.data.samples import draw
+from prunetaylor.job import Job
+from prunetaylor.measure.chance import doubt, plainly_better
+from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.memory import chunks
+from prunetaylor.progress import Progress
+
+FIRST, MOST = 256, 2048
+"""Test samples that a glance takes: the first are enough for a network that is plainly better than guessing."""
+
+
+def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
+    """Warn of a network that is at chance on the test samples; ``found`` is its evaluation there."""
+    if found is None:
+        return
+    said = job.checkpoint.said if job.checkpoint is not None else None
+    alert = doubt(found, job.kind, pruned=said is not None and bool(said.masks))
+    if alert is not None and alert not in job.warnings:
+        job.warn(alert, progress)
+
+
+def glance(job: Job, progress: Progress) -> None:
+    """The same from some of the test samples, for commands that do not measure the network on all of them."""
+    if job.samples is None:
+        return
+    progress.phase("look at the network")
+    test = job.samples.test
+    drawn = draw(test, MOST, torch.Generator().manual_seed(job.config.seed))
+    batch = max(1, job.config.data.batch_size // chunks().batch)
+    for taken in (FIRST, MOST):
+        some = test.subset(drawn[:taken])
+        found = evaluate(job.network.module, job.batches(some, batch_size=batch), job.kind)
+        if plainly_better(found, job.kind):
+            return
+    say_doubts(job, found, progress)
