@@ -189,6 +189,7 @@ class Alert:
 
 
 DENSE_AT_CHANCE, CLASSES_RENAMED = "dense_at_chance", "classes_renamed"
+PRUNED_AT_CHANCE = "pruned_at_chance"
 BROKEN = (DENSE_AT_CHANCE, CLASSES_RENAMED)
 """Keys of alerts under which no comparison with the dense network means anything."""
 
@@ -241,6 +242,7 @@ class Outcome:
     loss_rise: Drop | None = None  # pruned - dense, in its own unit; None without samples
     unfinished: Unfinished | None = None  # where the sparsity asked for was not reached
     warnings: list[Alert] = field(default_factory=list)
+    constant: dict[str, float] = field(default_factory=dict)  # metrics of the best answer that never changes
     verdict: Judgement | None = None  # of the whole run; the pipeline gives one to every run
 
 

@@ -19,6 +19,7 @@ from prunetaylor.job import Job, open_job
 from prunetaylor.judgement import judge
 from prunetaylor.keep import Forgetful, Keeper
 from prunetaylor.layout import laid_out
+from prunetaylor.measure.chance import constant_answer
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.evaluate import evaluate as evaluate_on
@@ -32,7 +33,7 @@ from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Out
 from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
-from prunetaylor.sanity import glance, say_doubts
+from prunetaylor.sanity import glance, pruned_doubts, say_doubts
 from prunetaylor.stages import Stages
 
 __all__ = ["Job", "evaluate", "open_job", "run"]
@@ -167,9 +168,11 @@ class _Run:
             classes=_classes(self.dense_found, pruned_found),
             histogram=stages.histogram,
             unfinished=None if self.finetuning is None else self.finetuning.unfinished,
-            warnings=job.warnings,
+            warnings=[*job.warnings, *pruned_doubts(job, pruned_found)],
+            constant={} if self.dense_found is None else constant_answer(self.dense_found, job.kind).metrics,
         )
-        return replace(found, verdict=judge(found))
+        training = 0 if job.samples is None else len(job.samples.train)
+        return replace(found, verdict=judge(found, job.config, training))
 
     def _measure_dense(self) -> Evaluation | None:
         if "dense" in self.left:

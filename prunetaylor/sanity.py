@@ -6,9 +6,10 @@ import torch
 
 from prunetaylor.data.samples import draw
 from prunetaylor.job import Job
-from prunetaylor.measure.chance import doubt, plainly_better
+from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.memory import chunks
+from prunetaylor.outcome import PRUNED_AT_CHANCE, Alert
 from prunetaylor.progress import Progress
 
 FIRST, MOST = 256, 2048
@@ -23,6 +24,13 @@ def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
     alert = doubt(found, job.kind, pruned=said is not None and bool(said.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)
+
+
+def pruned_doubts(job: Job, found: Evaluation | None) -> list[Alert]:
+    """What is doubtful of the pruned network, for the result; ``found`` is its evaluation on the test samples."""
+    if found is None or not at_chance(found, job.kind):
+        return []
+    return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
 
 
 def glance(job: Job, progress: Progress) -> None:

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor._version import __version__
+from prunetaylor.judgement import prediction_check
 from prunetaylor.outcome import believed_to
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def to_json(
         "metric": {"name": outcome.metric, "goal": outcome.goal},
         "dense": asdict(outcome.dense),
         "pruned": asdict(outcome.pruned),
+        "constant": dict(outcome.constant),
         "sparsity": asdict(outcome.sparsity),
         "drop_pp": None if outcome.drop is None else asdict(outcome.drop),
         "loss_rise": None if outcome.loss_rise is None else asdict(outcome.loss_rise),
         "stages": [asdict(stage) for stage in outcome.stages],
         "believed_to": believed_to(outcome.stages),
+        "prediction_check": asdict(prediction_check(outcome.stages)) if outcome.stages else None,
         "first_order": None if outcome.first_order is None else asdict(outcome.first_order),
         "layers": [asdict(layer) for layer in outcome.layers],
         "skipped": [asdict(one) for one in outcome.skipped],

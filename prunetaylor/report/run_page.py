@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from markupsafe import Markup
 
 from prunetaylor.config.schema import Config
-from prunetaylor.outcome import Drop
+from prunetaylor.judgement import prediction_check, standing
+from prunetaylor.outcome import Drop, Stage
 from prunetaylor.report import figures
 from prunetaylor.report.page import clip, flat, render
-from prunetaylor.report.terminal import belief, count, first_order, number, percent, size
+from prunetaylor.report.terminal import count, first_order, number, percent, size
 from prunetaylor.report.verdict import allowed, interval, shown
 from prunetaylor.verdict import Check
 
@@ -122,8 +124,7 @@ def facts(document: Document) -> list[str]:
             f"{number(first['gradient_norm'], 3)}, {number(first['noise_norm'], 3)} from sampling alone."
         )
     if stages := document["stages"]:
-        predicted = any(stage.get("cumulative_predicted") is not None for stage in stages)
-        said = belief(predicted, document["believed_to"], stages[-1]["sparsity"])
+        said = prediction_check([_as_stage(stage) for stage in stages]).text
         lines.append(f"{said[0].upper()}{said[1:]}.")
     return lines
 
@@ -150,9 +151,15 @@ def _figures(document: Document, metric: str) -> list[tuple[str, Markup | None, 
     return [(title, None if svg is None else Markup(svg), note) for title, svg, note in drawn]
 
 
+def _as_stage(stage: Document) -> Stage:
+    return Stage(**{one.name: stage[one.name] for one in fields(Stage) if one.name in stage})
+
+
 def _stage(index: int, stage: Document) -> tuple[str, ...]:
     changes = (number(stage[key]) for key in ("predicted_change", "measured_change"))
-    ratios = (number(stage.get(key), 3) for key in ("gain_ratio", "cumulative_ratio"))
+    how = standing(_as_stage(stage))
+    since = number(stage.get("cumulative_ratio"), 3) + (f" {how}" if how in ("off", "noise") else "")
+    ratios = (number(stage.get("gain_ratio"), 3), since)
     reached = percent(stage["sparsity"]) + ("" if stage.get("accepted", True) else " (taken back)")
     return (str(index), reached, *changes, *ratios, number(stage["seconds"], 3))
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunetaylor.outcome import believed_to
+from prunetaylor.judgement import prediction_check, standing
 from prunetaylor.text import neutral
 
 if TYPE_CHECKING:
@@ -22,23 +22,28 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 34
 _LINE = 2000
 BRIEF = 8
+JUDGED = {"ok": "bold green", "caution": "bold yellow", "bad": "bold red"}
+"""Styles of verdicts, by their level."""
 
 
 def print_outcome(
     console: Console, outcome: Outcome, files: Mapping[str, str], *, verbose: bool = False, said: Iterable[str] = ()
 ) -> None:
-    """Dense against pruned, the stages, the layers, and what was chosen or left alone.
+    """The verdict, dense against pruned, the stages, the layers, and what was chosen or left alone.
 
     ``verbose`` shows every layer; ``said`` are the choices that the user has read already.
     """
+    if outcome.verdict is not None:
+        console.print(Text(outcome.verdict.text, style=JUDGED[outcome.verdict.level]))
+        console.print()
     console.print(_sides({"dense": outcome.dense, "pruned": outcome.pruned}, _change(outcome)))
     console.print()
     console.print(_facts(outcome))
     if outcome.stages:
         console.print()
         console.print(_stages(outcome))
-        predicted = any(stage.cumulative_predicted is not None for stage in outcome.stages)
-        console.print(belief(predicted, believed_to(outcome.stages), outcome.stages[-1].sparsity), style="dim")
+        checked = prediction_check(outcome.stages)
+        console.print(Text(checked.text, style="dim" if checked.level == "ok" else JUDGED[checked.level]))
     if outcome.epochs:
         console.print()
         console.print(_epochs(outcome))
@@ -221,7 +226,9 @@ def _stages(outcome: Outcome) -> Table:
     table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "since dense", "seconds")
     for i, stage in enumerate(outcome.stages, 1):
         changes = (stage.predicted_change, stage.measured_change)
-        ratios = (number(stage.gain_ratio, 3), number(stage.cumulative_ratio, 3))
+        how = standing(stage)
+        since = number(stage.cumulative_ratio, 3) + (f" {how}" if how in ("off", "noise") else "")
+        ratios = (number(stage.gain_ratio, 3), since)
         sparsity = percent(stage.sparsity) + ("" if stage.accepted else " (taken back)")
         table.add_row(str(i), sparsity, *(number(change) for change in changes), *ratios, f"{stage.seconds:.1f}")
     return table
@@ -232,26 +239,6 @@ def first_order(kept: bool, labels: bool) -> str:
     if not labels:
         return " with labels, which are not used"
     return ", kept" if kept else ", not kept"
-
-
-def belief(predicted: bool, reached: float | None, last: float) -> str:
-    """How far the predictions may be believed: measured over predicted change since the dense network in [0.5, 2].
-
-    ``predicted``: whether any stage's change was; ``reached``: the sparsity up to which it was right; ``last``: that of
-    the last stage.
-    """
-    if not predicted:
-        return "nothing was predicted, so nothing could be checked"
-    if reached is None:
-        return (
-            "the model was wrong by more than a factor of two from the first stage on: do not believe its predictions"
-        )
-    if reached == last:
-        return (
-            "measured and predicted change since the dense network agree within a factor of two, or as far as the "
-            "samples can tell, at every stage"
-        )
-    return f"beyond {percent(reached)} sparsity predicted changes are wrong by more than a factor of two"
 
 
 def _epochs(outcome: Outcome) -> Table:
