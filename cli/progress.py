@@ -76,21 +76,23 @@ class Quiet:
 
 
 class Warnings(Quiet):
-    """Shows warnings only."""
+    """Shows warnings only: each once, and in red where there are colours."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._warnings = console or screen.console(stderr=True, soft_wrap=True)
+        self._warned: set[str] = set()
 
     def warn(self, text: str) -> None:
-        print_warning(screen.console(stderr=True, soft_wrap=True), text)
-
-
-def print_warning(console: Console, text: str) -> None:
-    """Print ``warning: text`` in red, where there are colours."""
-    console.print(Text(f"warning: {screen.one_line(text)}", style="bold red"))
+        if text not in self._warned:
+            self._warned.add(text)
+            self._warnings.print(Text(f"warning: {screen.one_line(text)}", style="bold red"))
 
 
 class Lines(Warnings):
     """One line when a phase starts, with the seconds since the beginning; one line a note."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._console = screen.console(stderr=True, soft_wrap=True, no_color=True)
         self._start = time.monotonic()
 
@@ -104,10 +106,11 @@ class Lines(Warnings):
         self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {screen.one_line(text)}")
 
 
-class Bars(Quiet):
+class Bars(Warnings):
     """A bar a phase; a finished phase leaves its line behind."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__(console)
         self._console = console
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -141,9 +144,6 @@ class Bars(Quiet):
 
     def note(self, text: str) -> None:
         self._console.print(Text(f"note: {screen.one_line(text)}"))
-
-    def warn(self, text: str) -> None:
-        print_warning(self._console, text)
 
     def _finish(self) -> None:
         """A phase without a count is done with its one step; a bar that is full stops its clock."""

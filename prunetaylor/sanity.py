@@ -9,7 +9,7 @@ from prunetaylor.job import Job
 from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.memory import chunks
-from prunetaylor.outcome import PRUNED_AT_CHANCE, Alert
+from prunetaylor.outcome import BROKEN, PRUNED_AT_CHANCE, Alert
 from prunetaylor.progress import Progress
 
 FIRST, MOST = 256, 2048
@@ -27,8 +27,11 @@ def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
 
 
 def pruned_doubts(job: Job, found: Evaluation | None) -> list[Alert]:
-    """What is doubtful of the pruned network, for the result; ``found`` is its evaluation on the test samples."""
-    if found is None or not at_chance(found, job.kind):
+    """What is doubtful of the pruned network, for the result; ``found`` is its evaluation on the test samples.
+
+    Beside a dense network that is at chance it goes without saying.
+    """
+    if found is None or any(alert.key in BROKEN for alert in job.warnings) or not at_chance(found, job.kind):
         return []
     return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
 
