@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.finetune import Finetuning
 from prunetaylor.pipeline import open_job, run
@@ -74,7 +75,7 @@ def measure(checkpoint: str, data: str, goal: str, way: str, seed: int) -> None:
         "seed": seed,
     }
     config = from_values(values | WAYS[way]).config
-    job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
+    job = open_job(config, trust=Trust(everything=True), progress=Silent())
     with patch.object(Finetuning, "_look_before", lambda self: None) if way == TRAINED else nullcontext():
         outcome = run(job, Silent())
     [said] = [line for line in outcome.choices if line.startswith("validation: ")]

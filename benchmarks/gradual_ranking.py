@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.network.code import load_object
 from prunetaylor.pipeline import open_job, run
@@ -107,7 +108,7 @@ def measure(folder: Path, name: str, weight: float | None, seed: int) -> None:
     }
     if weight is None:
         settings |= {"prune.method": "magnitude", "prune.repair": "none"}
-    job = open_job(from_values(settings).config, trusted_arch=True, trusted_data=True, progress=Silent())
+    job = open_job(from_values(settings).config, trust=Trust(everything=True), progress=Silent())
     with patch.object(_units, "RETRAINED", weight):
         outcome = run(job, Silent())
     row = {

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.curvature.fisher import FisherRows
 from prunetaylor.data.samples import draw
@@ -216,7 +217,7 @@ def network_model(args: argparse.Namespace) -> Quadratic:
             "data.normalize": args.normalize,
         }
     ).config
-    job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
+    job = open_job(config, trust=Trust(everything=True), progress=Silent())
     assert job.samples is not None
     train = job.samples.train
     chosen = train.subset(draw(train, args.samples, torch.Generator().manual_seed(args.seed))).in_memory()

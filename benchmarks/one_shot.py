@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.job import Job
 from prunetaylor.layout import laid_out
@@ -162,7 +163,7 @@ def measure(
                     settings["prune.stages"] = stages_of(case.default, results, sparsity, seed)
                 config = from_values(settings).config
                 start = time.perf_counter()
-                job = open_job(config, trusted_arch=True, trusted_data=True, progress=Silent())
+                job = open_job(config, trust=Trust(everything=True), progress=Silent())
                 if dense is None:  # the same for all rows
                     opened = time.perf_counter()
                     with laid_out(job, job.network.module):

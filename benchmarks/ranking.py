@@ -22,6 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.data.samples import draw
 from prunetaylor.job import Job, open_job
@@ -75,7 +76,7 @@ def measure(args: argparse.Namespace, method: str, sparsity: float, weight: floa
         "finetune.epochs": 0,
         "seed": seed,
     }
-    job = open_job(from_values(settings).config, trusted_arch=True, trusted_data=True, progress=Silent())
+    job = open_job(from_values(settings).config, trust=Trust(everything=True), progress=Silent())
     keep_out(job)
     step = Removal.step
 

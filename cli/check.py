@@ -114,7 +114,7 @@ def check(
 
     require_limits(resolved.config)
     with reporter(state) as shown:
-        verdict = judge(resolved.config, **trusted(resolved, trust_code), progress=Logged(shown, None))
+        verdict = judge(resolved.config, trust=trusted(resolved, trust_code), progress=Logged(shown, None))
     failed = [*_write(verdict, junit, markdown), *announce(verdict)]
     if as_json:
         from prunetaylor.report.json_report import verdict_to_json

@@ -63,7 +63,7 @@ def evaluate(
     start = time.monotonic()
     with reporter(state) as shown:
         progress = Logged(shown, None)
-        job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
+        job = open_job(resolved.config, trust=trusted(resolved, trust_code), progress=progress)
         side = measure(job, progress)
     if not state.main:
         return

@@ -16,6 +16,7 @@ from prunetaylor.errors import UsageError
 from .complete import of_setting, of_words
 
 if TYPE_CHECKING:
+    from prunetaylor.config.code import Trust
     from prunetaylor.config.resolve import Resolved
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -152,9 +153,8 @@ def read_configuration(
     return resolved
 
 
-def trusted(resolved: Resolved, trust_code: bool) -> dict[str, bool]:
-    """What code may be imported: what the user named in person, or all with ``--trust-code``."""
-    return {
-        "trusted_arch": trust_code or resolved.said("model.arch"),
-        "trusted_data": trust_code or resolved.said("data.source"),
-    }
+def trusted(resolved: Resolved, trust_code: bool) -> Trust:
+    """Return the code that may be imported: what the user's own configuration names, or all with ``--trust-code``."""
+    from prunetaylor.config.code import Trust, code_in, settings_of
+
+    return Trust(frozenset(code_in(settings_of(resolved.config.model_dump()))), trust_code)

@@ -34,6 +34,7 @@ from .stopping import at_moments
 from .together import nproc_option, together
 
 if TYPE_CHECKING:
+    from prunetaylor.config.code import Trust
     from prunetaylor.config.resolve import Resolved
     from prunetaylor.config.schema import Config
     from prunetaylor.outcome import Outcome
@@ -175,7 +176,7 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
 
 
 def _run(
-    state: State, resolved: Resolved, trust: dict[str, bool], force: bool, resume: bool
+    state: State, resolved: Resolved, trust: Trust, force: bool, resume: bool
 ) -> tuple[Outcome | None, dict[str, Any], list[str], Verdict | None]:
     """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict.
 
@@ -205,7 +206,7 @@ def _run(
             if asked(config.gate):
                 require_limits(config)
             progress = Logged(shown, None if folder.finished else folder)
-            job = open_job(config, **trust, progress=progress)
+            job = open_job(config, trust=trust, progress=progress)
             require_reachable(job)
             same = identity(config, str(job.device), hashes(job))
             if folder.finished:
@@ -248,9 +249,7 @@ def _way_on(err: BaseException, folder: RunFolder) -> str:
     return f"its state is kept; go on with the same command and --resume -o {folder.path}"
 
 
-def _gate(
-    folder: RunFolder, config: Config, trust: dict[str, bool], document: dict[str, Any], progress: Progress
-) -> Verdict:
+def _gate(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:
     """Judge the file that was written beside the one that was pruned; the verdict goes into the report."""
     from prunetaylor.report.json_report import verdict_to_json
     from prunetaylor.run import REPORT
@@ -265,7 +264,7 @@ def _gate(
     return verdict
 
 
-def _judged(config: Config, written: tuple[str, int], trust: dict[str, bool], progress: Progress) -> Verdict:
+def _judged(config: Config, written: tuple[str, int], trust: Trust, progress: Progress) -> Verdict:
     """The verdict on what the main process has ``written``, its file and the samples in a batch.
 
     Every process has its share of the samples, and comes to the same verdict.
@@ -279,10 +278,10 @@ def _judged(config: Config, written: tuple[str, int], trust: dict[str, bool], pr
         "data": config.data.model_copy(update={"batch_size": batch}),
         "gate": config.gate.model_copy(update={"baseline": config.gate.baseline or config.model.checkpoint}),
     }
-    return check(config.model_copy(update=sections), **trust, progress=progress)
+    return check(config.model_copy(update=sections), trust=trust, progress=progress)
 
 
-def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
+def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
     """The job in a process that has its share of the work, and neither prints nor writes."""
     from prunetaylor.distributed.exchange import from_main
     from prunetaylor.gate.check import asked
@@ -294,7 +293,7 @@ def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
-        job = open_job(resolved.config, **trust, progress=progress)
+        job = open_job(resolved.config, trust=trust, progress=progress)
         begun: str | None = from_main(None)
         if begun != _FINISHED:
             keeper = Follower(None if begun is None else Path(begun))
@@ -304,7 +303,7 @@ def _follow(state: State, resolved: Resolved, trust: dict[str, bool]) -> None:
                 _judged(resolved.config, ("", 0), trust, progress)
 
 
-def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: bool) -> None:
+def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> None:
     """Open everything as the run would, and print what it would do."""
     from dataclasses import asdict
 
@@ -318,7 +317,7 @@ def _dry_run(state: State, resolved: Resolved, trust: dict[str, bool], as_json: 
         require_limits(resolved.config)
     with reporter(state) as shown:
         progress = Logged(shown, None)
-        job = open_job(resolved.config, **trust, progress=progress)
+        job = open_job(resolved.config, trust=trust, progress=progress)
         require_reachable(job)
         memory = rehearse(job, progress)
     plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]

@@ -79,7 +79,7 @@ def score(
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
-        job = open_job(resolved.config, **trusted(resolved, trust_code), progress=progress)
+        job = open_job(resolved.config, trust=trusted(resolved, trust_code), progress=progress)
         scores = run(job, progress)
     if not state.main:
         return

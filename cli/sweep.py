@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunetaylor.errors import OutputError, TrialsFailed, UsageError
+from prunetaylor.errors import CheckpointRefused, OutputError, TrialsFailed, UsageError
 from prunetaylor.run import HTML_FILE
 
 from .complete import of_words
@@ -21,13 +21,13 @@ from .options import (
     method_option,
     split_words,
     trust_option,
-    trusted,
     verbosity_options,
     words,
 )
 from .screen import say, say_path
 
 if TYPE_CHECKING:
+    from prunetaylor.config.code import Trust
     from prunetaylor.outcome import SweepOutcome, Trial
     from prunetaylor.sweep.definition import Sweep
 
@@ -127,13 +127,14 @@ def sweep(
         return
     from .board import Board
 
-    wanted, there = _wanted(words if method is None else (*words, f"prune.method={method}"), file, vary, output)
+    given = words if method is None else (*words, f"prune.method={method}")
+    wanted, there, trust = _wanted(given, file, vary, output, (address, trust_code))
     from prunetaylor.sweep.file import with_engine
     from prunetaylor.sweep.folder import place
 
     wanted = with_engine(wanted, engine, {"jobs": jobs, "address": address})
     folder = place(wanted, there, resume=resume or worker)
-    crew = crew_of(wanted, folder, storage, trusted(wanted.base, trust_code))
+    crew = crew_of(wanted, folder, storage, trust)
     with Board(folder, [one.name for one in wanted.objectives], state.verbosity) as board:
         board.note(f"{folder}: {wanted.size} trials, {wanted.method}, engine {wanted.engine['name']}")
         if wanted.ignored:
@@ -147,19 +148,28 @@ def sweep(
                 lead(wanted, crew, board.show, max_failures=1 if fail_fast else max_failures)
         except BaseException as err:
             if not isinstance(err, Exception):
-                board.note(f"stopped; {_again(folder, storage)} goes on with it")
+                board.note(f"stopped; {_again(folder, storage, wanted)} goes on with it")
             raise
     if not worker:
         _finish(state, folder, storage, cost, as_csv, as_json)
 
 
 def _wanted(
-    words: tuple[str, ...], file: Path | None, vary: tuple[str, ...], output: str | None
-) -> tuple[Sweep, Path | None]:
-    """The sweep that a command line means, and its folder where that is said."""
-    from prunetaylor.config.resolve import resolve
+    words: tuple[str, ...],
+    file: Path | None,
+    vary: tuple[str, ...],
+    output: str | None,
+    trusts: tuple[str | None, bool],
+) -> tuple[Sweep, Path | None, Trust]:
+    """The sweep that a command line means, its folder where that is said, and the code that the user trusts.
+
+    ``trusts`` are --address and --trust-code. What a sweep's folder names the user does not: it may be somebody else's.
+    """
+    address, trust_code = trusts
+    from prunetaylor.config.code import Trust, code_in
+    from prunetaylor.config.resolve import flat, resolve
     from prunetaylor.sweep.file import of_options, read
-    from prunetaylor.sweep.folder import is_sweep, stored
+    from prunetaylor.sweep.folder import home_of, is_sweep, stored
 
     first, pairs = split_words(words)
     folder = Path(output) if output else None
@@ -168,19 +178,28 @@ def _wanted(
     if first is None:
         raise UsageError("no sweep is named", "say SWEEP.yaml, or MODEL with -m prune.sparsity=0.5,0.7,0.9")
     if vary:
-        base = resolve(file, os.environ, pairs, {"model.checkpoint": first})
-        return of_options(first, vary, base), folder
+        found = of_options(first, vary, resolve(file, os.environ, pairs, {"model.checkpoint": first}))
+        return found, folder, Trust(frozenset(found.code()), trust_code)
     if file is not None:
         raise UsageError("-c goes with MODEL and -m", "a sweep's file names its configuration: base: FILE")
-    if is_sweep(Path(first)):
-        if pairs or (folder is not None and folder.resolve() != Path(first).resolve()):
-            raise UsageError(
-                f"the sweep in {first} is what it is", "start another one from the file to change anything"
+    if is_sweep(home := home_of(Path(first))):
+        found = stored(home)
+        again = [code_in(flat(resolve(None, {}, [pair], {})).items()) for pair in pairs]
+        elsewhere = folder is not None and folder.resolve() != home.resolve()
+        if elsewhere or not all(code and code <= found.code() for code in again):
+            raise UsageError(f"the sweep in {home} is what it is", "start another one from the file to change anything")
+        trust = Trust(frozenset(code_in(flat(resolve(None, os.environ, pairs, {})).items())), trust_code)
+        trust.require(found.code(), f"the sweep in {home}")
+        if not trust_code and (cluster := found.engine.get("address")) not in (None, "auto", address):
+            raise CheckpointRefused(
+                f"the sweep in {home} works on the cluster at {cluster!r}, which can run code here in turn",
+                f"if you trust it, name it: --address {shlex.quote(str(cluster))}; or pass --trust-code",
             )
-        return stored(Path(first)), Path(first)
+        return found, home, trust
     if Path(first).suffix not in (".yaml", ".yml"):
         raise UsageError(f"{first} is no sweep, and nothing is varied", "say what: -m prune.sparsity=0.5,0.7,0.9")
-    return read(Path(first), os.environ, pairs), folder
+    found = read(Path(first), os.environ, pairs)
+    return found, folder, Trust(frozenset(found.code()), trust_code)
 
 
 def _finish(state: State, folder: Path, storage: str | None, cost: str | None, as_csv: bool, as_json: bool) -> None:
@@ -214,7 +233,8 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
         print_list(console(), "written", written)
     if found.failed:
         raise TrialsFailed(
-            f"{found.failed} of {len(found.trials)} trials failed", f"{_again(folder, storage)} runs them again"
+            f"{found.failed} of {len(found.trials)} trials failed",
+            f"{_again(folder, storage, study.sweep)} runs them again",
         )
     if failure is not None:
         again = f"`prunetaylor sweep --show {shlex.quote(str(folder))}` writes it again"
@@ -237,9 +257,14 @@ def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: 
     written.append(str(folder / HTML_FILE))
 
 
-def _again(folder: Path, storage: str | None) -> str:
+def _again(folder: Path, storage: str | None, sweep: Sweep) -> str:
     """The command that goes on with a sweep; a database's address may hold a password."""
-    return f"`prunetaylor sweep {shlex.quote(str(folder))}{' --storage URL' if storage else ''}`"
+    from prunetaylor.config.code import again
+
+    words = f"{shlex.quote(str(folder))}{again(sweep.code())}"
+    if cluster := sweep.engine.get("address"):
+        words += f" --address {shlex.quote(str(cluster))}"
+    return f"`prunetaylor sweep {words}{' --storage URL' if storage else ''}`"
 
 
 def page_of(found: SweepOutcome, folder: Path) -> str:

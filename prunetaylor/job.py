@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunetaylor import registry
 from prunetaylor.checkpoint.architecture import known_network, resolve
 from prunetaylor.checkpoint.read import Checkpoint, read
+from prunetaylor.config.code import Trust, settings_of
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Check, Checked, Samples, Split, WithTargets, check_targets
@@ -161,19 +162,20 @@ class Job:
         return lines + [f"chosen     {choice}" for choice in self.choices]
 
 
-def open_job(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: Progress) -> Job:
+def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     """Read the checkpoint, build its network, find the samples and check that they fit together.
 
-    ``trusted_*``: whether code that only the checkpoint names may be imported.
+    ``trust`` is the code that may be imported though only a file names it.
     """
     if config.model.checkpoint is None:
         raise UsageError("no checkpoint was named", "prunetaylor prune MODEL")
+    trust.require(settings_of(config.model_dump()), "the configuration")
     device, reason = pick_device(config.device)
     progress.phase("open")
     checkpoint = read(config.model.checkpoint)
-    found = resolve(config.model.arch, config.model.args, checkpoint, trusted=trusted_arch)
+    found = resolve(config.model.arch, config.model.args, checkpoint, trust=trust)
     said = checkpoint.said.data if checkpoint.said else None
-    samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
+    samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
     config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
     wide = next(found.module.parameters()).dtype

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import from_values
 from prunetaylor.errors import DataError, UsageError
 from prunetaylor.gate.check import check
@@ -140,18 +141,18 @@ def test_the_file_says_which_loss_it_was(one: tuple[nn.Module, Pair], tmp_path: 
     common = {"model.arch": f"{tmp_path / 'net.py'}:make", "data.source": f"arrays:{tmp_path / 'data.npz'}"}
     how = {**common, "model.checkpoint": str(tmp_path / "dense.pt"), "loss": "bce", "finetune.epochs": 0}
     resolved = from_values({**how, "prune.sparsity": 0.3, "prune.refine": "none"})
-    job = open_job(resolved.config, trusted_arch=True, trusted_data=True, progress=Silent())
+    job = open_job(resolved.config, trust=Trust(everything=True), progress=Silent())
     with RunFolder.create(tmp_path / "run", "run") as folder:
         write_run(folder, resolved, run(job, Silent()), job.identity(), {"loss": job.config.loss})
         folder.commit()
     gate = {"gate.baseline": str(tmp_path / "dense.pt"), "gate.max_drop": 50.0}
     written = from_values({**common, **gate, "model.checkpoint": str(tmp_path / "run")}).config
-    verdict = check(written, trusted_arch=True, trusted_data=True, progress=Silent())
+    verdict = check(written, trust=Trust(everything=True), progress=Silent())
     assert verdict.status == "pass"
     assert verdict.dense.metrics["top1"] > 85
     unsaid = from_values({**how, "loss": "auto"}).config
     with pytest.raises(UsageError, match="may be answers of yes or no"):  # the dense file says nothing
-        open_job(unsaid, trusted_arch=True, trusted_data=True, progress=Silent())
+        open_job(unsaid, trust=Trust(everything=True), progress=Silent())
 
 
 def test_a_loss_that_nobody_knows() -> None:

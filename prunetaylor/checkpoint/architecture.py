@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,22 +13,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from prunetaylor.checkpoint.arguments import FETCHING, own_arguments
 from prunetaylor.checkpoint.builtin import NETWORKS
 from prunetaylor.checkpoint.fit import fit
 from prunetaylor.checkpoint.match import match
 from prunetaylor.checkpoint.read import Checkpoint
+from prunetaylor.config.code import NOBODY, Trust, is_code
+from prunetaylor.config.paths import rooted
+from prunetaylor.config.values import dump_value
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
-from prunetaylor.network.code import is_code, load_object
+from prunetaylor.network.code import load_object
 from prunetaylor.network.state import copied
 from prunetaylor.text import neutral
 from prunetaylor.vision import import_torchvision
 
 _FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
-
-# Arguments that make a factory fetch or open weights of its own: a checkpoint must not be able to ask for that.
-_FETCHING = frozenset(
-    {"cache_dir", "checkpoint_path", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay"}
-) | {"weights", "weights_backbone"}
+_NAME_IT = f"name the network yourself: --arch with {_FORMS}"
 
 
 class Resolved(NamedTuple):
@@ -40,34 +41,59 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    spec: str | None, args: Mapping[str, Any] | None, checkpoint: Checkpoint, *, trusted: bool = False
+    spec: str | None, args: Mapping[str, Any] | None, checkpoint: Checkpoint, *, trust: Trust = NOBODY
 ) -> Resolved:
     """The checkpoint's network, every tensor of the file in its place.
 
     ``spec`` is what the user names (None: what the file says of itself, else torchvision's networks by names and
-    shapes); ``args`` go to the factory, over those that the file gives for the same factory. ``trusted`` allows code
-    that only the file names.
+    shapes); ``args`` go to the factory, over those that the file gives for this very factory. ``trust`` is the code
+    that may be imported though only the file names it.
 
     Raises UsageError (an unknown network, arguments that the factory does not take, code that fails) and
     CheckpointRefused (untrusted code; tensors missing, unexpected or of another shape, named).
     """
-    said = checkpoint.said
+    said, args = checkpoint.said, args or {}
     if spec is not None:
-        own = said.args if said and said.arch and _factory_name(said.arch) == _factory_name(spec) else {}
-        return _built(spec, {**own, **(args or {})}, checkpoint, f"{spec}, as asked")
-    if said is not None and said.arch is not None:
-        if not known_network(said.arch) and not trusted:
-            raise CheckpointRefused(
-                f"{checkpoint.path} says that its network is the code {said.arch!r}, which is not imported untrusted",
-                f"if you trust that code, say --trust-code (trust_code=True), or name it yourself: --arch {said.arch}",
-            )
-        try:
-            return _built(said.arch, {**said.args, **(args or {})}, checkpoint, f"{said.arch}, as the checkpoint says")
-        except UsageError as error:
-            if is_code(said.arch) or args:
-                raise
-            raise CheckpointRefused(f"the checkpoint's own network: {error.cause}", error.remedy) from error
-    return _matched(args, checkpoint)
+        return _as_asked(spec, args, checkpoint, trust)
+    if said is None or said.arch is None:
+        return _matched(args, checkpoint)
+    if not known_network(said.arch):
+        _require_trusted(said.arch, checkpoint, trust)
+    own = own_arguments(checkpoint, args, trust)
+    try:
+        return _built(said.arch, {**own, **args}, checkpoint, f"{said.arch}, as the checkpoint says")
+    except UsageError as error:
+        if is_code(said.arch) or args:
+            raise
+        raise CheckpointRefused(f"the checkpoint's own network: {error.cause}", error.remedy) from error
+
+
+def _as_asked(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust: Trust) -> Resolved:
+    """The network that the user names, with the file's own arguments only where it names the same."""
+    said = checkpoint.said
+    if said is None or said.arch is None or rooted("model.arch", said.arch) == rooted("model.arch", spec):
+        own = own_arguments(checkpoint, args, trust) if said and said.arch else {}
+        return _built(spec, {**own, **args}, checkpoint, f"{spec}, as asked")
+    try:
+        return _built(spec, dict(args), checkpoint, f"{spec}, as asked")
+    except (UsageError, CheckpointRefused) as error:
+        left = {key: value for key, value in said.args.items() if key not in args}
+        if not left:
+            raise
+        words = shlex.join(f"model.args.{key}={dump_value(value)}" for key, value in left.items())
+        raise type(error)(
+            error.cause, f"{error.remedy}\nthe file was made with {said.arch}; if that is the same network, add {words}"
+        ) from error
+
+
+def _require_trusted(arch: str, checkpoint: Checkpoint, trust: Trust) -> None:
+    if not is_code(arch):
+        raise CheckpointRefused(f"{checkpoint.path} says that its network is {arch!r}, which names none", _NAME_IT)
+    if not trust.covers("model.arch", arch):
+        raise CheckpointRefused(
+            f"{checkpoint.path} needs the code {arch!r}, and loading it would run that",
+            f"if you trust it, pass --arch {shlex.quote(arch)} or --trust-code (in Python arch=... or trust_code=True)",
+        )
 
 
 def known_network(spec: str) -> bool:
@@ -94,12 +120,12 @@ def build(spec: str, args: Mapping[str, Any]) -> nn.Module:
     else:
         hint = f"write {spec}:FACTORY" if spec.endswith(".py") else f"write {_FORMS}"
         raise UsageError(f"{spec!r} names no network", hint)
-    if known_network(spec) and (fetching := sorted(_FETCHING & set(args))):
+    if known_network(spec) and (fetching := sorted(FETCHING & set(args))):
         raise UsageError(f"{spec} cannot take {fetching[0]!r}: the weights are the checkpoint's", "leave it out")
     return _called(spec, factory, dict(args))
 
 
-def _matched(args: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Resolved:
+def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
     found = match(checkpoint.state, checkpoint.named)
     if not found:
         own = checkpoint.said.extra.get("class") if checkpoint.said is not None else None
@@ -118,7 +144,7 @@ def _matched(args: Mapping[str, Any] | None, checkpoint: Checkpoint) -> Resolved
     spec, own = found[0]
     classes = f" with num_classes={own['num_classes']}" if "num_classes" in own else ""
     reason = f"{spec}{classes}, whose names and shapes are the checkpoint's"
-    return _built(spec, {**own, **(args or {})}, checkpoint, reason)
+    return _built(spec, {**own, **args}, checkpoint, reason)
 
 
 def _built(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> Resolved:
@@ -210,11 +236,6 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         return module
 
     return factory
-
-
-def _factory_name(spec: str) -> str:
-    """``resnet20`` of ``configs/net.py:resnet20``: the file may have moved; other forms as they are."""
-    return spec.rpartition(":")[2] if is_code(spec) else spec
 
 
 def _head_argument(spec: str) -> str | None:

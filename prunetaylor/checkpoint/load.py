@@ -11,6 +11,7 @@ from torch import nn
 
 from prunetaylor.checkpoint.architecture import resolve
 from prunetaylor.checkpoint.read import read
+from prunetaylor.config.code import Trust
 
 
 def load(
@@ -28,4 +29,4 @@ def load(
 
     Raises UsageError (nothing there, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
     """
-    return resolve(arch, args, read(path), trusted=trust_code).module.to(device)
+    return resolve(arch, args, read(path), trust=Trust(everything=trust_code)).module.to(device)

@@ -17,6 +17,7 @@ def rooted(key: str, value: Any) -> Any:
     if key in _PATHS:
         return _full(value)
     if key in _SPECS:
+        value = value.removeprefix("code:")  # the long form of a data source
         scheme, _, path = value.partition(":")
         if scheme in _SCHEMES and path:
             return f"{scheme}:{_full(path)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from prunetaylor import registry
+from prunetaylor.config.code import NOBODY, Trust, is_code
 from prunetaylor.config.schema import DataSection, Normalization
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.preprocess import Preprocess
@@ -18,32 +20,34 @@ from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
 from prunetaylor.distributed.group import local_world
-from prunetaylor.errors import DataError, UsageError, close_match
-from prunetaylor.network.code import is_code
+from prunetaylor.errors import CheckpointRefused, DataError, UsageError, close_match
 
 _ROOM = "data/sources"
 PYTHON = "python"
 """The source of samples that were given as objects."""
+_NO_DATA = ("/dev/", "/proc/", "/sys/", "/net/")
+"""Folders in which nothing is a file like another: devices, processes, machines that are mounted when one looks."""
 _WAYS = "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none"
 
 
 def load_samples(
-    cfg: DataSection, *, said: Mapping[str, Any] | None = None, trusted: bool = False, seed: int
+    cfg: DataSection, *, said: Mapping[str, Any] | None = None, trust: Trust = NOBODY, seed: int
 ) -> Samples | None:
     """The samples that ``cfg`` names, or else what the checkpoint says of itself (``said``); None for "none".
 
-    ``said`` may hold source, root, size, normalize and augment. Code that only the checkpoint names is imported only if
-    ``trusted``. UsageError where no source is known or it cannot be meant, DataError where its samples are bad.
+    ``said`` may hold source, root, size, normalize and augment; it may name what lies on this machine, and code only if
+    ``trust`` covers that. UsageError where no source is known or it cannot be meant, CheckpointRefused for what the
+    checkpoint may not ask for, DataError where the samples are bad.
     """
     said = said or {}
     spec, cfg = _source(cfg, said)
     if spec == "none":
         return None
     name, argument = split_spec(spec)
-    if name == "code" and cfg.source is None and not trusted:
-        raise UsageError(
-            f"the checkpoint names code for its data ({argument}), which is not run unasked",
-            f"say --data {argument} to run it, --trust-code to trust what the checkpoint names, or other data",
+    if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
+        raise CheckpointRefused(
+            f"the checkpoint gets its data from the code {argument!r}, and reading them would run that",
+            f"if you trust it, pass --data {shlex.quote(argument)} or --trust-code; or name other data",
         )
     raw: RawSource = registry.load(_ROOM, name).read(argument, cfg, seed)
     first = _checked(raw, spec)
@@ -144,7 +148,24 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
     for key, kind in (("root", str), ("size", int)):
         if getattr(cfg, key) is None and isinstance(said.get(key), kind) and said[key]:
             filled[key] = said[key]
+    if "root" in filled and cfg.download:
+        raise UsageError(
+            f"data.download would write {spec} into {filled['root']}, a folder that the checkpoint chose",
+            f"say where: {shlex.quote('data.root=' + filled['root'])}, or another folder",
+        )
+    for text in (spec, filled.get("root", "")):
+        if _elsewhere(text):
+            raise CheckpointRefused(
+                f"the checkpoint's data lie at {text!r}, not on this machine", "name the data yourself with --data"
+            )
     return spec, cfg.model_copy(update=filled)
+
+
+def _elsewhere(text: str) -> bool:
+    """Whether opening what ``text`` names could ask another machine, or is no plain file at all."""
+    path = text.partition(":")[2] if text.startswith(("folder:", "arrays:")) else text
+    slashed = path.replace("\\", "/")
+    return "://" in path or slashed.startswith("//") or "\0" in path or slashed.startswith(_NO_DATA)
 
 
 def _checked(raw: RawSource, spec: str) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from prunetaylor.checkpoint.read import Checkpoint
+from prunetaylor.config.code import Trust
 from prunetaylor.config.schema import Config, GateSection
 from prunetaylor.data.samples import Batches
 from prunetaylor.errors import UsageError
@@ -69,16 +70,16 @@ def require_reachable(job: Job) -> None:
         )
 
 
-def check(config: Config, *, trusted_arch: bool, trusted_data: bool, progress: Progress) -> Verdict:
+def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     """Judge the file or run in ``config.model.checkpoint`` by the limits of ``config.gate``.
 
-    ``trusted_*``: whether code that only a file names may be imported. Raises UsageError (no limit, no baseline, limits
-    that need samples), CheckpointRefused, DataError and NumericsError.
+    ``trust`` is the code that may be imported though only a file names it. Raises UsageError (no limit, no baseline,
+    limits that need samples), CheckpointRefused, DataError and NumericsError.
     """
     require_limits(config)
     start = time.perf_counter()
     progress.phase("open")
-    pair = open_pair(config, trusted_arch=trusted_arch, trusted_data=trusted_data)
+    pair = open_pair(config, trust=trust)
     found = _measure(pair, progress)
     job = pair.pruned
     checks = _judge(pair, found)

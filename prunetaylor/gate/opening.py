@@ -11,6 +11,7 @@ from typing import Any
 from prunetaylor.checkpoint.architecture import Resolved, resolve
 from prunetaylor.checkpoint.read import Checkpoint, read
 from prunetaylor.checkpoint.said import Said
+from prunetaylor.config.code import Trust, settings_of
 from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples
 from prunetaylor.device import pick_device
@@ -28,24 +29,25 @@ class Pair:
     notes: list[str]
 
 
-def open_pair(config: Config, *, trusted_arch: bool, trusted_data: bool) -> Pair:
+def open_pair(config: Config, *, trust: Trust) -> Pair:
     """The network in ``config.model.checkpoint`` beside its baseline.
 
     A file that does not say what network it belongs to is taken for the other's; samples are what the configuration
-    names, else what the pruned file says, else the dense one. ``trusted_*``: whether code that only a file names may be
-    imported.
+    names, else what the pruned file says, else the dense one. ``trust`` is the code that may be imported though only a
+    file names it.
 
     Raises UsageError (no baseline, an unknown network), CheckpointRefused and DataError as opening a job does.
     """
     assert config.model.checkpoint is not None  # the command line saw to it
+    trust.require(settings_of(config.model_dump()), "the configuration")
     pruned = read(config.model.checkpoint)
     dense, notes = _baseline(pruned, config.gate.baseline)
     device, reason = pick_device(config.device)
     words = [one.said for one in (pruned, dense) if one.said is not None]
     said = next((one.data for one in words if one.data), None)
-    samples = load_samples(config.data, said=said, trusted=trusted_data, seed=config.seed)
+    samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
     config, jobs = with_loss(config, pruned, dense), {}
-    for file, found in _networks(config, dense, pruned, trusted_arch):
+    for file, found in _networks(config, dense, pruned, trust):
         jobs[file.path] = make_job(
             config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args
         )
@@ -55,9 +57,7 @@ def open_pair(config: Config, *, trusted_arch: bool, trusted_data: bool) -> Pair
     return pair
 
 
-def _networks(
-    config: Config, dense: Checkpoint, pruned: Checkpoint, trusted: bool
-) -> list[tuple[Checkpoint, Resolved]]:
+def _networks(config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trust) -> list[tuple[Checkpoint, Resolved]]:
     """Both files with their networks; who says which network it is comes first, and may lend it to the other."""
     found: list[tuple[Checkpoint, Resolved]] = []
     for file in sorted((pruned, dense), key=lambda one: one.said is None or one.said.arch is None):
@@ -65,7 +65,7 @@ def _networks(
         silent = file.said is None or file.said.arch is None
         if silent and config.model.arch is None and found and found[0][0].said is not None:
             source = replace(file, said=Said(arch=found[0][1].spec, args=found[0][1].args))
-        found.append((file, resolve(config.model.arch, config.model.args, source, trusted=trusted)))
+        found.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
     return found
 
 

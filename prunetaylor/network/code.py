@@ -6,27 +6,14 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from prunetaylor.config.code import is_code
 from prunetaylor.errors import UsageError, close_match
-
-# What stands before the colon of specs that are no code.
-SCHEMES = frozenset({"arrays", "builtin", "folder", "timm", "torchvision"})
-
-_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-def is_code(spec: str) -> bool:
-    """Whether ``spec`` has the form of code: ``FILE.py:NAME`` or ``package.module:NAME``."""
-    head, colon, name = spec.rpartition(":")
-    if not (colon and _MODULE.fullmatch(name)) or spec.partition(":")[0] in SCHEMES:
-        return False
-    return head.endswith(".py") or _MODULE.fullmatch(head) is not None
 
 
 def source_hash(spec: str) -> str | None:

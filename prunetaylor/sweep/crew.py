@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunetaylor.config.code import Trust
+
 Watch = Callable[[], None]
 """Called a few times a second while workers are at work."""
 
@@ -23,5 +25,4 @@ class Crew:
     storage: str | None
     options: Mapping[str, Any]
     device: str
-    trusted_arch: bool
-    trusted_data: bool
+    trust: Trust

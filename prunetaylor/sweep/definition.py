@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prunetaylor.config.code import code_in, settings_of
 from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.config.values import dump_value
 from prunetaylor.errors import UsageError
 from prunetaylor.run import MODEL_FILE
-from prunetaylor.sweep.space import Parameter
+from prunetaylor.sweep.space import Choices, Parameter
 
 Goal = Literal["maximize", "minimize"]
 METRICS: dict[str, Goal] = {
@@ -80,6 +81,11 @@ class Sweep:
     def trial(self, number: int, values: Mapping[str, Any]) -> Resolved:
         """The configuration of one trial, each of its values with its origin."""
         return override(self.base, {key: (value, f"trial {number}") for key, value in values.items()})
+
+    def code(self) -> set[tuple[str, str]]:
+        """Return the code that trials would import, (key, spec): what the base and the parameters name."""
+        varied = [(p.key, value) for p in self.parameters if isinstance(p.domain, Choices) for value in p.domain.values]
+        return code_in([*settings_of(self.base.config.model_dump()), *varied])
 
     def plain(self) -> dict[str, Any]:
         """All that makes a trial what it is; where trials run is no part of it."""

@@ -26,6 +26,11 @@ def is_sweep(path: Path) -> bool:
     return (path / SWEEP).is_file()
 
 
+def home_of(path: Path) -> Path:
+    """Return the folder of a sweep for the file that its folder holds, else ``path`` itself."""
+    return path.parent if path.name == SWEEP and (path.parent / DIGEST).exists() else path
+
+
 def stored(folder: Path) -> Sweep:
     """The sweep that was started in ``folder``; OutputError where there is none."""
     if not is_sweep(folder):

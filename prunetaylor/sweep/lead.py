@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prunetaylor import registry
+from prunetaylor.config.code import Trust
 from prunetaylor.outcome import Trial
 from prunetaylor.sweep.alive import others
 from prunetaylor.sweep.crew import Crew
@@ -66,7 +67,7 @@ class _Look:
         self.show(self.study.trials())
 
 
-def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: dict[str, bool]) -> Crew:
+def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: Trust) -> Crew:
     """What the sweep's engine is told."""
     options = {key: value for key, value in sweep.engine.items() if key != "name"}
-    return Crew(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, **trust)
+    return Crew(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, trust)

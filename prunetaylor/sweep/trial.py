@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.free_memory import free_bytes
@@ -42,8 +43,7 @@ class Place:
 
     folder: Path
     jobs: int
-    trusted_arch: bool
-    trusted_data: bool
+    trust: Trust
 
 
 def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
 def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[str, Any]:
     progress = Logged(Silent(), folder)
     resolved = _shared(sweep.trial(taken.number, taken.values), place)
-    job = open_job(resolved.config, trusted_arch=place.trusted_arch, trusted_data=place.trusted_data, progress=progress)
+    job = open_job(resolved.config, trust=place.trust, progress=progress)
     judged = judging(job, place.folder, sweep.base.config.seed, progress)
     if judged is not None:
         job.samples = judged.samples

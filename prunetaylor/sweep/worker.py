@@ -33,8 +33,7 @@ class Task:
     storage: str | None
     worker: str
     jobs: int
-    trusted_arch: bool
-    trusted_data: bool
+    trust: dict[str, Any]  # in its plain form, as the user gave it to whoever leads
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -70,6 +69,7 @@ def main() -> int:
 
 
 def _work(task: Task, signals: _Signals) -> int:
+    from prunetaylor.config.code import Trust
     from prunetaylor.errors import PruneTaylorError
     from prunetaylor.sweep.folder import open_study
     from prunetaylor.sweep.study import Stopped
@@ -77,7 +77,7 @@ def _work(task: Task, signals: _Signals) -> int:
     from prunetaylor.sweep.trial_files import trial_folder, write_error
 
     study = open_study(Path(task.folder), task.storage)
-    place = Place(Path(task.folder), task.jobs, task.trusted_arch, task.trusted_data)
+    place = Place(Path(task.folder), task.jobs, Trust.from_plain(task.trust))
     while not signals.asked and (taken := study.take(task.worker)) is not None:
         measured: dict[str, Any] = {}
         failure: BaseException | None = None

@@ -17,6 +17,7 @@ from prunetaylor.checkpoint.match import Match, _reference, match
 from prunetaylor.checkpoint.read import read
 from prunetaylor.checkpoint.write import write_model, write_pt
 from prunetaylor.errors import CheckpointRefused, UsageError
+from prunetaylor.network.code import load_object
 from prunetaylor.vision import import_torchvision
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_lenet_has_the_size_of_the_literature():
 def test_code_that_only_the_file_names_is_not_imported(net, network_file, tmp_path, write):
     write(tmp_path / "a", net, arch=f"{network_file}:make", args={}, data={})
     inspect_file(tmp_path / "a")
-    with pytest.raises(CheckpointRefused, match="not imported untrusted") as caught:
+    with pytest.raises(CheckpointRefused, match="loading it would run that") as caught:
         load(tmp_path / "a")
     assert f"--arch {network_file}:make" in caught.value.remedy
     assert "--trust-code" in caught.value.remedy
@@ -94,7 +95,7 @@ def test_code_that_only_the_file_names_is_not_imported(net, network_file, tmp_pa
 )
 def test_other_things_that_a_file_may_name_are_refused(net, tmp_path, arch):
     write_model(tmp_path / "a", net, arch=arch, args={}, data={})
-    with pytest.raises(CheckpointRefused, match="not imported untrusted"):
+    with pytest.raises(CheckpointRefused, match=r"would run that|which names none"):
         load(tmp_path / "a")
 
 
@@ -115,10 +116,65 @@ def test_what_a_file_says_wrongly_is_refused(net, tmp_path, arch, args, match):
         build(arch, args)
 
 
-def test_arguments_of_the_file_serve_the_same_factory_elsewhere(net, network_file, tmp_path):
+def test_arguments_of_the_file_are_for_the_very_factory_that_it_names(net, network_file, tmp_path):
     wide = nn.Sequential(*net[:4], nn.Linear(16, 7))
-    write_model(tmp_path / "a", wide, arch="gone/network_file.py:make", args={"num_classes": 7}, data={})
-    assert load(tmp_path / "a", arch=f"{network_file}:make")[4].out_features == 7
+    spec = f"{network_file}:make"
+    write_model(tmp_path / "a", wide, arch=spec, args={"num_classes": 7}, data={})
+    assert load(tmp_path / "a", arch=spec)[4].out_features == 7
+    write_model(tmp_path / "b", wide, arch="gone/network_file.py:make", args={"num_classes": 7}, data={})
+    with pytest.raises(CheckpointRefused, match=r"4\.weight") as caught:
+        load(tmp_path / "b", arch=spec)
+    assert "made with gone/network_file.py:make" in caught.value.remedy
+    assert caught.value.remedy.endswith("add model.args.num_classes=7")
+    assert load(tmp_path / "b", arch=spec, args={"num_classes": 7})[4].out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "passes"),
+    [
+        ("width", 3, True),
+        ("act", "relu", True),
+        ("norm", "batch_norm 2d", True),
+        ("pretrained", False, True),
+        ("weights", None, True),
+        ("widths", [16, 32, {"last": 64}], True),
+        ("weight_scale", 0.5, True),
+        ("num_classes", 10, True),
+        ("pretrained", True, False),
+        ("use_pretrained_backbone", 1, False),
+        ("weights", "DEFAULT", False),
+        ("encoder_weights", "imagenet", False),
+        ("ckpt", "best", False),
+        ("download", True, False),
+        ("config_file", "base", False),
+        ("act", "https://example.org/x", False),
+        ("act", "weights.pt", False),
+        ("act", "/etc/passwd", False),
+        ("act", "__import__('os').system('true')", False),
+        ("act", "there", False),
+        ("parts", ["relu", ["../x"]], False),
+        ("parts", {"path": "x"}, False),
+    ],
+)
+def test_arguments_of_a_file_open_nothing(tmp_path, monkeypatch, name, value, passes):
+    (tmp_path / "there").write_text("a file of that name")
+    (tmp_path / "f.py").write_text(
+        "from torch import nn\ncalls = []\ndef make(**given):\n    calls.append(given)\n    return nn.Linear(2, 2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "a", nn.Linear(2, 2), arch="f.py:make", args={name: value}, data={})
+    calls = load_object("f.py:calls")
+    if passes:
+        load(tmp_path / "a", arch="f.py:make")
+        assert calls == [{name: value}]
+        return
+    with pytest.raises(CheckpointRefused, match="gives its network") as caught:
+        load(tmp_path / "a", arch="f.py:make")
+    assert f"model.args.{name}=" in caught.value.remedy
+    assert calls == []
+    load(tmp_path / "a", arch="f.py:make", args={name: value})  # the user's own word
+    load(tmp_path / "a", trust_code=True)
+    assert calls == [{name: value}] * 2
 
 
 def test_a_head_of_another_size_is_named_with_the_remedy(net, network_file, tmp_path):

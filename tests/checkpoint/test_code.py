@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from prunetaylor.config.code import is_code
 from prunetaylor.errors import UsageError
-from prunetaylor.network.code import is_code, load_object
+from prunetaylor.network.code import load_object
 
 
 @pytest.mark.parametrize(

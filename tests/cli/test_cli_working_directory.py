@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweeps import write_task
+
+from support.sweeps import write_task
 
 _PLANTED = (
     *("click", "cloudpickle", "json", "numpy", "optuna", "pickle", "prunetaylor", "pydantic", "random", "ray"),

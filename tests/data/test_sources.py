@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from prunetaylor import registry
+from prunetaylor.config.code import NOBODY, Trust
 from prunetaylor.config.schema import DataSection, Normalization
 from prunetaylor.data.load import from_python, load_samples, split_spec, workers
 from prunetaylor.data.samples import Preprocess, TensorSplit
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.errors import CheckpointRefused, DataError, UsageError
 
 
-def _load(source=None, said=None, trusted=False, **options):
-    return load_samples(DataSection(source=source, **options), said=said, trusted=trusted, seed=0)
+def _load(source=None, said=None, trust=NOBODY, **options):
+    return load_samples(DataSection(source=source, **options), said=said, trust=trust, seed=0)
 
 
 def test_the_registry_finds_sources_without_torch():
@@ -232,9 +233,9 @@ def test_code_that_fails_is_named(tmp_path, body, message):
 def test_a_checkpoints_code_is_run_only_when_trusted(tmp_path):
     spec = _code(tmp_path, "d = torch.rand(4, 2), torch.zeros(4).long(); return d, d")
     for said in (spec, f"code:{spec}"):
-        with pytest.raises(UsageError, match=r"not run unasked(?s:.*)--trust-code"):
+        with pytest.raises(CheckpointRefused, match=r"would run that(?s:.*)--trust-code"):
             _load(said={"source": said})
-        assert len(_load(said={"source": said}, trusted=True).train) == 4
+        assert len(_load(said={"source": said}, trust=Trust(everything=True)).train) == 4
 
 
 def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from prunetaylor import registry
+from prunetaylor.config.code import Trust
 from prunetaylor.config.schema import Section
 from prunetaylor.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.outcome import Trial
@@ -29,7 +30,7 @@ metric: {name: top1}
 parameters: {seed: {values: [1, 2, 3, 4, 5, 6]}}
 base: {model: {checkpoint: net.pt}}
 """
-TRUST = {"trusted_arch": False, "trusted_data": False}
+TRUST = Trust()
 
 
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunetaylor.checkpoint.load import load
+from prunetaylor.config.code import Trust
 from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.run import REPORT
@@ -31,7 +32,7 @@ def begin(home: Path, text: str) -> tuple[Study, Taken, Place]:
     study.fill()
     taken = study.take("me")
     assert taken is not None
-    return study, taken, Place(home / "out", 1, True, True)
+    return study, taken, Place(home / "out", 1, Trust(everything=True))
 
 
 def test_a_trial_is_an_ordinary_run(home: Path) -> None:
@@ -124,7 +125,7 @@ def test_a_trial_s_numbers_are_tracked(home: Path, monkeypatch: pytest.MonkeyPat
 def test_trials_at_the_same_time_share_the_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, taken, place = begin(home, (home / "sweep.yaml").read_text())
     monkeypatch.setattr("prunetaylor.sweep.trial.free_bytes", lambda device: 40 * 2**30)
-    run_trial(study.sweep, Place(place.folder, 2, True, True), taken)
+    run_trial(study.sweep, Place(place.folder, 2, Trust(everything=True)), taken)
     report = json.loads((trial_folder(home / "out", 1) / REPORT).read_text())
     assert report["memory"]["limit"] == 18 * 2**30
 

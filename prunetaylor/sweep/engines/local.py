@@ -111,7 +111,7 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
         start_new_session=True,  # Ctrl-C is for this process to pass on
     )
     assert process.stdin is not None
-    task = Task(str(crew.folder), crew.storage, name, jobs, crew.trusted_arch, crew.trusted_data)
+    task = Task(str(crew.folder), crew.storage, name, jobs, crew.trust.plain())
     with contextlib.suppress(BrokenPipeError):  # it is gone already; the next look at it tells
         process.stdin.write(task.line())
         process.stdin.flush()
