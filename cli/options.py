@@ -155,6 +155,6 @@ def read_configuration(
 
 def trusted(resolved: Resolved, trust_code: bool) -> Trust:
     """Return the code that may be imported: what the user's own configuration names, or all with ``--trust-code``."""
-    from prunetaylor.config.code import Trust, code_in, settings_of
+    from prunetaylor.config.code import Trust
 
-    return Trust(frozenset(code_in(settings_of(resolved.config.model_dump()))), trust_code)
+    return Trust.of(resolved.config.model_dump(), everything=trust_code)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunetaylor import pipeline, scoring
 from prunetaylor.checkpoint.load import load
+from prunetaylor.config.code import Trust
 from prunetaylor.config.contradictions import same
 from prunetaylor.config.resolve import Resolved, from_values, override
 from prunetaylor.data.load import from_python, split_spec
@@ -200,8 +201,8 @@ def prune(
         named = {"model.checkpoint": str(model), "model.arch": arch, "data.source": data}
         check_from_python(values, named=True)
         resolved = from_values(_settings(values, named))
-        trust = {"trusted_arch": trust_code or arch is not None, "trusted_data": trust_code or data is not None}
-        job = open_job(resolved.config, **trust, progress=told)
+        trust = Trust.of(resolved.config.model_dump(), everything=trust_code)
+        job = open_job(resolved.config, trust=trust, progress=told)
     outcome = pipeline.run(job, told)
     found = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
     return Result(**found, resolved=resolved, identity=_identity(job), extra=_extra(job), events=log.events)

@@ -47,6 +47,11 @@ class Trust:
         """Whether the user has named this very code for this very purpose, or trusts everything."""
         return self.everything or (key, rooted(key, spec)) in self.named
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], *, everything: bool) -> Trust:
+        """Return the trust of somebody whose own configuration, ``Config.model_dump()``, this is."""
+        return cls(frozenset(code_in(settings_of(config))), everything)
+
     def plain(self) -> dict[str, Any]:
         """Return it as JSON says it, for another process."""
         return {"named": sorted(map(list, self.named)), "everything": self.everything}
