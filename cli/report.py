@@ -31,8 +31,8 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
 
     Each writes its own already; this writes it again, from what is in DIR.
     """
-    text = page(folder)
     target = output or folder / HTML_FILE
+    text = page(folder, target.parent)
     write_page(target, text, named=output is not None)
     if as_json:
         click.echo(json.dumps({"file": str(target.resolve()), "bytes": len(text.encode())}))
@@ -40,15 +40,18 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
         say_path(str(target))
 
 
-def page(folder: Path) -> str:
-    """The page of what is in ``folder``, by the file that says what that is. UsageError for anything else."""
+def page(folder: Path, home: Path) -> str:
+    """The page of what is in ``folder``, by the file that says what that is, to lie in the folder ``home``.
+
+    UsageError for anything else.
+    """
     from prunetaylor.report.run_page import run_page
     from prunetaylor.sweep.folder import is_sweep
 
     if is_sweep(folder):
         from .sweep import page as sweep_page
 
-        return sweep_page(folder)
+        return sweep_page(folder, home)
     document = read_report(folder)
     try:
         return run_page(document, folder.resolve().name)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prunetaylor.sweep.definition import Sweep
 
 _PLOTS = ("plot.svg", "plot.png")
+_COST = "nonzero"
 
 _EPILOG = """\b
 Examples:
@@ -70,7 +71,7 @@ Examples:
 @click.option(
     "--show", metavar="DIR", type=click.Path(path_type=Path), help="Print the results of a sweep, run nothing."
 )
-@click.option("--cost", metavar="FIELD", default="nonzero", help="What the plot is drawn against.  [default: nonzero]")
+@click.option("--cost", metavar="FIELD", default=_COST, help="What the plot is drawn against.  [default: nonzero]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print one row a trial on stdout.")
 @json_option
 @trust_option
@@ -253,7 +254,7 @@ def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: 
             written += _plot(found, folder, cost)
         except UsageError as err:  # the results are no worse for want of a plot
             say(f"note: no plot is drawn: {err.cause}; {err.remedy}", err=True)
-    write_text(folder / HTML_FILE, page_of(found, folder))
+    write_text(folder / HTML_FILE, page_of(sweep, found, folder, cost, folder))
     written.append(str(folder / HTML_FILE))
 
 
@@ -267,22 +268,26 @@ def _again(folder: Path, storage: str | None, sweep: Sweep) -> str:
     return f"`prunetaylor sweep {words}{' --storage URL' if storage else ''}`"
 
 
-def page_of(found: SweepOutcome, folder: Path) -> str:
-    """The page of a sweep, with what was drawn and written in its folder."""
+def page_of(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, home: Path) -> str:
+    """The page of the sweep in ``folder``, as it is to lie in the folder ``home``."""
     from prunetaylor.report.sweep_page import sweep_page
-    from prunetaylor.sweep.results import BEST
+    from prunetaylor.sweep.results import accuracy, best_config, links
 
-    return sweep_page(found, folder / _PLOTS[0], folder / BEST)
+    value, sign = accuracy(found.objectives, found.trials)
+    best = best_config(sweep, found.best) if found.best is not None else ""
+    known = links(found.trials, folder, home)
+    return sweep_page(found, value=value, sign=sign, cost=cost, links=known, best=best)
 
 
-def page(folder: Path) -> str:
+def page(folder: Path, home: Path) -> str:
     """The page of the sweep that is kept in ``folder``."""
     from prunetaylor.sweep.folder import open_study
     from prunetaylor.sweep.results import outcome
     from prunetaylor.sweep.trial_files import described
 
     study = open_study(folder, None)
-    return page_of(outcome(study.sweep, folder, study.trials(), described(folder)), folder)
+    found = outcome(study.sweep, folder, study.trials(), described(folder))
+    return page_of(study.sweep, found, folder, _COST, home)
 
 
 def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
 from rich.console import Console
 from rich.text import Text
 
 from prunetaylor.report import figures
+from prunetaylor.report.fields import title
 from prunetaylor.report.json_report import SCHEMA_VERSION
-from prunetaylor.report.page import clip, flat, render
+from prunetaylor.report.page import clip, figure, flat, render
 from prunetaylor.report.terminal import count, new_table, number, percent, print_list, shorten, size
 
 Document = Mapping[str, Any]
 
-HEAD = ["run", "sparsity", "metric", "drop, 95 %", "FLOPs", "file", "time", "gate"]
+HEAD = ["run", "sparsity", "metric", "drop (95 %), pp", "FLOPs, non-zero", "file", "time", "gate"]
 _SHORT = {"inconclusive": "open"}
 _UNEQUAL = {"model.checkpoint", "output"}
 """Settings that say where, not how."""
@@ -65,13 +65,13 @@ def notes(documents: Sequence[Document]) -> list[str]:
     """Why these runs may not be comparable."""
     found = []
     for what, why in (
-        ("data", "they were measured on different samples"),
-        ("checkpoint", "they pruned different networks"),
+        ("data", "the runs were measured on different samples"),
+        ("checkpoint", "the runs pruned different networks"),
     ):
         if len({one["hashes"].get(what) for one in documents}) > 1:
-            found.append(f"{why}: their {what} hashes differ")
+            found.append(f"{why} (their {what} hashes differ)")
     if len({one["metric"]["name"] for one in documents}) > 1:
-        found.append("they were measured by different metrics")
+        found.append("the runs were measured by different metrics")
     return found
 
 
@@ -92,6 +92,12 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _metric_title(found: Mapping[str, Any]) -> str:
+    """The metric's name where all runs have the same."""
+    names = {run["metric"] for run in found["runs"]}
+    return title(names.pop()) if len(names) == 1 else "metric"
+
+
 def _metric(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if name == "top1" and value is not None else number(value)
 
@@ -106,7 +112,14 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     gated = any(run["verdict"] for run in found["runs"])
     # 80 columns have no room for the files' sizes
     table = new_table(
-        "run", "sparsity", "metric", "drop, 95 %", "FLOPs", "time", *(["gate"] if gated else []), padding=2
+        "run",
+        "sparsity",
+        _metric_title(found),
+        "drop (95 %), pp",
+        "FLOPs",
+        "time",
+        *(["gate"] if gated else []),
+        padding=2,
     )
     for row, drop in zip(rows(found), drops, strict=True):
         name, sparsity, metric, interval, work, _, seconds, verdict = row
@@ -121,7 +134,7 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
         for key, values in found["settings"].items():
             each = ", ".join(f"{shorten(run['name'], 14)} {v}" for run, v in zip(found["runs"], values, strict=True))
             console.print(Text(f"  {key}: {each}"))
-    print_list(console, "mind that", found["notes"])
+    print_list(console, "notes", found["notes"])
 
 
 def compare_page(names: Sequence[str], documents: Sequence[Document]) -> str:
@@ -136,10 +149,10 @@ def compare_page(names: Sequence[str], documents: Sequence[Document]) -> str:
         "compare.html",
         title=f"{len(documents)} runs side by side",
         notes=found["notes"],
-        head=HEAD,
+        head=[_metric_title(found) if name == "metric" else name for name in HEAD],
         rows=rows(found),
         names=list(names),
-        drawn=[("Drop against sparsity", None if drawn is None else Markup(drawn), "With paired 95 % intervals.")],
+        drawn=[figure("Drop of each run", drawn, "With paired 95 % intervals; the sparsity stands behind each name.")],
         differ=[(key, *values) for key, values in found["settings"].items()],
         layers=[(clip(name, 120), *values) for name, values in layers.items()],
     )

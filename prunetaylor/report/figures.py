@@ -1,30 +1,36 @@
-"""Figures of a report as SVG that goes into a page: text stays text, colours are the page's own, for light and dark.
-
-matplotlib draws in stand-in colours, which become the variables of the page's style sheet. Every figure takes plain
-values of a report's JSON; None where it has nothing to show. Text from files is never taken for mathematics.
-"""
+"""The figures of reports. Each takes plain values of a report's JSON; None where it has nothing to show."""
 
 from __future__ import annotations
 
-import io
-import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.report.drawing import (
+    BAND,
+    CARD,
+    FIRST,
+    HEIGHT,
+    INK,
+    MUTED,
+    SECOND,
+    count_axis,
+    labels,
+    log_axis,
+    power_axis,
+    svg,
+    within,
+)
+from prunetaylor.report.fields import axis_title
+from prunetaylor.report.plot import Point, pareto
 from prunetaylor.report.terminal import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
-_FIRST, _SECOND, _BAND = "#040404", "#050505", "#060606"
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _FIRST: "first", _SECOND: "second", _BAND: "band"}
-_SIZE = (5.0, 3.1)
-"""Inches: at 360 pixels wide a letter has still its 10."""
 _LABELLED = 24
 """Layers that can be told apart by name along an axis."""
 _CLASSES = 10
+_ROW = 0.25  # inches
 
 Document = Mapping[str, Any]
 
@@ -38,19 +44,20 @@ def sparsity_by_layer(layers: Sequence[Document]) -> str | None:
 
     def draw(axes: Axes) -> None:
         if few:
-            axes.barh(range(len(layers)), values, color=_FIRST)
+            axes.barh(range(len(layers)), values, color=FIRST)
             axes.set_yticks(range(len(layers)), [shorten(layer["name"], 22) for layer in layers])
-            axes.invert_yaxis()
+            axes.set_ylim(max(len(layers), 4) - 0.4, -0.6)
             axes.set_xlim(0, 100)
             axes.set_xlabel("removed, %")
             axes.grid(axis="y", visible=False)
         else:
-            axes.bar(range(len(layers)), values, width=1.0, color=_FIRST)
+            axes.bar(range(len(layers)), values, width=1.0, color=FIRST)
+            axes.set_xlim(-0.5, len(layers) - 0.5)
             axes.set_ylim(0, 100)
             axes.set_xlabel("layer, in the order in which they run")
             axes.set_ylabel("removed, %")
 
-    return _svg("Sparsity by layer", draw, height=max(_SIZE[1], 0.5 + 0.21 * len(layers)) if few else _SIZE[1])
+    return svg("Sparsity by layer", draw, height=max(HEIGHT, 0.6 + 0.21 * len(layers)) if few else HEIGHT)
 
 
 def saliency(histogram: Document | None) -> str | None:
@@ -60,15 +67,17 @@ def saliency(histogram: Document | None) -> str | None:
     edges, threshold = histogram["edges"], histogram["threshold"]
 
     def draw(axes: Axes) -> None:
-        axes.stairs(histogram["removed"], edges, fill=True, color=_SECOND, alpha=0.75, label="removed")
-        axes.stairs(histogram["kept"], edges, fill=True, color=_FIRST, alpha=0.75, label="kept")
+        axes.stairs(histogram["removed"], edges, fill=True, color=SECOND, alpha=0.75, label="removed")
+        axes.stairs(histogram["kept"], edges, fill=True, color=FIRST, alpha=0.75, label="kept")
         if threshold is not None:
-            axes.axvline(threshold, color=_INK, linewidth=1, linestyle="--", label="largest removed")
-        axes.set_xlabel("log10 of the score")
+            axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="largest removed")
+        axes.set_xlabel("score")
         axes.set_ylabel("weights")
+        power_axis(axes, "x")
+        count_axis(axes, "y")
         axes.legend()
 
-    return _svg("Saliency in the last stage", draw)
+    return svg("Scores of removed and kept weights", draw)
 
 
 def predictions(stages: Sequence[Document]) -> str | None:
@@ -79,180 +88,152 @@ def predictions(stages: Sequence[Document]) -> str | None:
 
     def draw(axes: Axes) -> None:
         numbers = [s[key] for s in shown for key in ("predicted_change", "measured_change")]
-        ends = [min(numbers) / 2.5, max(numbers) * 2.5]
-        axes.fill_between(ends, [x / 2 for x in ends], [x * 2 for x in ends], color=_BAND, label="within a factor of 2")
-        axes.plot(ends, ends, color=_MUTED, linewidth=1)
-        for stands, label, face in ((True, "stage", _FIRST), (False, "taken back", "none")):
+        ends = (min(numbers) / 2.5, max(numbers) * 2.5)
+        axes.fill_between(ends, [x / 2 for x in ends], [x * 2 for x in ends], color=BAND, label="within a factor of 2")
+        axes.plot(ends, ends, color=MUTED, linewidth=1)
+        for stands, label, face in ((True, "stage", FIRST), (False, "taken back", CARD)):
             points = [s for s in shown if s["accepted"] is stands]
             if points:
                 x, y = ([s[key] for s in points] for key in ("predicted_change", "measured_change"))
-                axes.plot(x, y, "o", color=_FIRST, markerfacecolor=face, markersize=5, label=label)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(*ends)
+                axes.plot(x, y, "o", color=FIRST, markerfacecolor=face, markersize=5, label=label)
+        log_axis(axes, "x", ends)
+        log_axis(axes, "y", ends)
         axes.set_xlabel("predicted change of the error")
         axes.set_ylabel("measured")
         axes.legend()
 
-    return _svg("Predicted and measured change by stage", draw)
+    return svg("Predicted and measured change by stage", draw)
 
 
-def metric_by_stage(document: Document) -> str | None:
-    """The metric on held-out calibration samples after each stage, and on the test samples before and after all."""
+def metric_by_stage(document: Document) -> tuple[str | None, str]:
+    """The metric against sparsity on ONE kind of samples, and which: held-out ones by stage, else the test samples."""
     name = document["metric"]["name"]
     stages = [s for s in document["stages"] if s.get("metric") is not None and s["accepted"]]
     test = [(document[side]["metrics"].get(name)) for side in ("dense", "pruned")]
-    if not stages and None in test:
-        return None
+    if len(stages) > 1:
+        points = [(100 * s["sparsity"], s["metric"]) for s in stages]
+        said = "After each stage, before any fine-tuning, on calibration samples that no fit saw."
+    elif None not in test:
+        points = [(0.0, test[0]), (100 * document["sparsity"]["obtained"], test[1])]
+        said = "The dense and the pruned network on the test samples."
+    else:
+        return None, ""
 
     def draw(axes: Axes) -> None:
-        if stages:
-            x, y = [100 * s["sparsity"] for s in stages], [s["metric"] for s in stages]
-            axes.plot(x, y, "o-", color=_FIRST, markersize=4, label="held-out calibration samples")
-        if None not in test:
-            drop, end = document["drop_pp"], 100 * document["sparsity"]["obtained"]
-            errors = None
-            if drop is not None and name == "top1":
-                errors = [[0, drop["high"] - drop["value"]], [0, drop["value"] - drop["low"]]]
-            axes.errorbar(
-                [0, end],
-                test,
-                yerr=errors,
-                fmt="s",
-                color=_SECOND,
-                markersize=5,
-                capsize=3,
-                label="test samples",
-            )
+        axes.plot(*zip(*points, strict=True), "o-", color=FIRST, markersize=5, clip_on=False, zorder=3)
+        within(axes, "x")
+        if name == "top1":
+            within(axes, "y")
         axes.set_xlabel("sparsity, %")
-        axes.set_ylabel(_unit(name))
-        axes.legend()
+        axes.set_ylabel(axis_title(name))
 
-    return _svg("Accuracy against sparsity" if name == "top1" else f"{name} against sparsity", draw)
+    return svg(f"{axis_title(name)} vs sparsity", draw), said
 
 
 def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
-    """The training loss and the validation metric of every epoch."""
+    """The training loss and the validation metric of every epoch, and the sparsity where it changes."""
     if not epochs:
         return None
+    sparsities = [one.get("sparsity") for one in epochs]
+    gradual = None not in sparsities and len(set(sparsities)) > 1
 
-    from matplotlib.ticker import MaxNLocator
+    def draw(*axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
 
-    def draw(axes: Axes) -> None:
         numbers = [one["epoch"] for one in epochs]
-        axes.plot(numbers, [_number(one["loss"]) for one in epochs], "o-", color=_FIRST, markersize=4)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("training loss", color=_FIRST)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set_xlim(0.5, len(epochs) + 0.5)
-        other = axes.twinx()
-        other.plot(numbers, [_number(one["validation"]) for one in epochs], "s-", color=_SECOND, markersize=4)
-        other.set_ylabel(f"validation {_unit(metric)}", color=_SECOND)
-        other.grid(visible=False)
-        _plain(other)
+        drawn = [("training loss", [_number(one["loss"]) for one in epochs], SECOND)]
+        drawn.append((f"validation {axis_title(metric)}", [_number(one["validation"]) for one in epochs], FIRST))
+        if gradual:
+            drawn.append(("sparsity, %", [100 * s for s in sparsities if s is not None], MUTED))
+        for one, (title, values, colour) in zip(axes, drawn, strict=True):
+            one.plot(numbers, values, "o-", color=colour, markersize=4, clip_on=False, zorder=3)
+            one.set_ylabel(title.replace(" ", "\n", 1))
+            if title.endswith("%"):
+                within(one, "y")
+        axes[-1].set_xlabel("epoch")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes[-1].set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
 
-    return _svg("Fine-tuning", draw)
+    rows = 3 if gradual else 2
+    return svg("Fine-tuning", draw, height=0.5 + 1.3 * rows, rows=rows)
 
 
 def class_drops(classes: Sequence[Document]) -> str | None:
     """The classes that lost most, each with its interval."""
     worst = [one for one in classes if one["lost"] or one["won"]][:_CLASSES]
-    if not worst:
-        return None
-
-    def draw(axes: Axes) -> None:
-        drops = [one["drop"] for one in worst]
-        values = [drop["value"] for drop in drops]
-        errors = [[d["value"] - d["low"] for d in drops], [d["high"] - d["value"] for d in drops]]
-        axes.barh(range(len(worst)), values, color=_SECOND, xerr=errors, ecolor=_INK, capsize=2, height=0.7)
-        axes.set_yticks(range(len(worst)), [f"class {one['label']}" for one in worst])
-        axes.set_ylim(max(len(worst), 5) - 0.5, -0.5)
-        axes.axvline(0, color=_INK, linewidth=1)
-        axes.set_xlabel("drop, pp, with its 95 % interval")
-        axes.grid(axis="y", visible=False)
-
-    return _svg("Drop by class", draw)
+    return _intervals("Drop by class", [(f"class {one['label']}", one["drop"]) for one in worst])
 
 
 def drops_of_runs(names: Sequence[str], documents: Sequence[Document]) -> str | None:
-    """Each run's drop against its sparsity, with its interval."""
+    """Each run's drop with its interval, a row a run, the sparsest last."""
     known = [(name, one) for name, one in zip(names, documents, strict=True) if one["drop_pp"] is not None]
-    if not known:
+    known.sort(key=lambda pair: pair[1]["sparsity"]["obtained"])
+    rows = [(f"{shorten(name, 22)} ({100 * one['sparsity']['obtained']:.0f} %)", one["drop_pp"]) for name, one in known]
+    return _intervals("Drop of each run", rows)
+
+
+def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cost: str) -> str | None:
+    """Every trial of a sweep with its number; joined are those that no other beats in both. As ``plot.draw``."""
+    if not points:
+        return None
+    front = pareto(points, sign, cost)
+    others = [one for one in points if one not in front]
+
+    def draw(axes: Axes) -> None:
+        axes.plot([one.cost for one in front], [one.value for one in front], color=FIRST, linewidth=1)
+        for group, colour, name in ((front, FIRST, "Pareto front"), (others, MUTED, "other trials")):
+            if not group:
+                continue
+            ends = [one.interval or (one.value, one.value) for one in group]
+            bars = [
+                [max(0.0, one.value - low) for one, (low, _) in zip(group, ends, strict=True)],
+                [max(0.0, high - one.value) for one, (_, high) in zip(group, ends, strict=True)],
+            ]
+            x, y = [one.cost for one in group], [one.value for one in group]
+            axes.errorbar(
+                x,
+                y,
+                yerr=bars,
+                fmt="o",
+                color=colour,
+                capsize=2,
+                markersize=5,
+                linewidth=0.8,
+                label=name,
+                clip_on=False,
+            )
+        if cost in ("sparsity", "top1"):
+            within(axes, "x", high=1.0 if cost == "sparsity" else 100.0)
+        elif cost != "loss":
+            count_axis(axes, "x", {"bytes": "B", "seconds": "s"}.get(cost, ""))
+        if value == "top1":
+            within(axes, "y")
+        axes.set_xlabel(axis_title(cost))
+        axes.set_ylabel(axis_title(value))
+        axes.legend()
+        labels(axes, [(one.cost, one.value, one.name) for one in (*front, *others)])
+
+    return svg("Accuracy vs cost", draw, height=1.3 * HEIGHT)
+
+
+def _intervals(title: str, rows: Sequence[tuple[str, Document]]) -> str | None:
+    """A row a drop: its value and its interval."""
+    if not rows:
         return None
 
     def draw(axes: Axes) -> None:
-        for name, one in known:
-            drop, x = one["drop_pp"], 100 * one["sparsity"]["obtained"]
-            error = [[drop["value"] - drop["low"]], [drop["high"] - drop["value"]]]
-            axes.errorbar([x], [drop["value"]], yerr=error, fmt="o", color=_FIRST, capsize=3, markersize=5)
-            axes.annotate(shorten(name, 24), (x, drop["value"]), (6, 4), textcoords="offset points", parse_math=False)
-        axes.margins(x=0.25)
-        axes.set_xlabel("sparsity, %")
-        axes.set_ylabel("drop, pp")
+        places = range(len(rows))
+        values = [drop["value"] for _, drop in rows]
+        errors = [[d["value"] - d["low"] for _, d in rows], [d["high"] - d["value"] for _, d in rows]]
+        axes.errorbar(values, places, xerr=errors, fmt="o", color=SECOND, ecolor=SECOND, capsize=3, markersize=5)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(places, [name for name, _ in rows])
+        axes.set_ylim(max(len(rows), 2) - 0.4, -0.6)
+        axes.set_xlabel("drop, pp, with its 95 % interval")
+        axes.grid(axis="y", visible=False)
 
-    return _svg("Drop against sparsity", draw)
-
-
-def _unit(metric: str) -> str:
-    return "top-1, %" if metric == "top1" else metric
+    return svg(title, draw, height=0.8 + _ROW * max(len(rows), 3))
 
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _svg(title: str, draw: Callable[[Axes], None], height: float = _SIZE[1]) -> str:
-    # It tells about its font cache on stderr, which is the run's.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.size": 11,
-        "text.parse_math": False,
-        "axes.edgecolor": _MUTED,
-        "axes.labelcolor": _INK,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": _GRID,
-        "text.color": _INK,
-        "xtick.color": _MUTED,
-        "ytick.color": _MUTED,
-        "legend.frameon": False,
-        "legend.fontsize": 9,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
-        axes = figure.add_subplot()
-        draw(axes)
-        _plain(axes)
-        file = io.StringIO()
-        bare = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=bare)
-    return _embedded(file.getvalue(), title)
-
-
-def _plain(axes: Axes) -> None:
-    """Labels of ticks as they are: a name of a layer may hold dollar signs."""
-    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_parse_math(axes.get_xscale() == "log")
-
-
-def _embedded(text: str, title: str) -> str:
-    """The figure without what only a file needs, its names its own, its size and colours the page's."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    head, _, body = text.partition(">")
-    box = re.search(r'viewBox="[^"]+"', head)
-    assert box is not None  # matplotlib writes one
-    prefix = re.sub(r"\W+", "-", title.lower())
-    body = re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}-", body)
-    for colour, name in _VARIABLES.items():
-        body = body.replace(colour, f"var(--{name})")
-    body = re.sub(r"\s*\n\s*", "\n", body)
-    space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {space} {box[0]} role="img" aria-label="{title}">{body.strip()}'

@@ -40,6 +40,13 @@ def _shown(value: Any) -> Any:
     return neutral_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
+def figure(title: str, svg: str | None, note: str = "") -> tuple[str, Any, str]:
+    """A figure for a template. Only what drawing.py made comes here: it has escaped what comes from data."""
+    from markupsafe import Markup
+
+    return title, None if svg is None else Markup(svg), note
+
+
 def clip(value: Any, most: int = _LONGEST) -> str:
     """Text that does not fill a page by itself."""
     text = str(value)

@@ -7,20 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunetaylor.errors import UsageError
 from prunetaylor.files import write_bytes
+from prunetaylor.report.fields import axis_title
+from prunetaylor.text import neutral
 
-_AXIS = {
-    "nonzero": "weights that are not zero",
-    "parameters": "parameters",
-    "flops": "FLOPs",
-    "flops_nonzero": "FLOPs without products by zero",
-    "bytes": "bytes of the file",
-    "seconds": "seconds of the run",
-    "sparsity": "sparsity",
-    "top1": "top-1 in %",
-    "loss": "loss",
-}
 _LARGER_IS_CHEAPER = ("sparsity", "top1")
 
 
@@ -45,14 +35,10 @@ def pareto(points: Sequence[Point], sign: int, cost: str) -> list[Point]:
 
 
 def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: str, files: Sequence[Path]) -> None:
-    """Draw the points into each of ``files``; the ending says the form. UsageError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            f"a plot needs matplotlib, which cannot be imported: {error}", "pip install matplotlib"
-        ) from error
+    """Draw the points into each of ``files``; the ending says the form."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -65,9 +51,9 @@ def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: st
         axes.errorbar([point.cost], [point.value], yerr=bars, fmt="o", color=colour, capsize=2, markersize=4, lw=0.8)
         axes.annotate(point.name, (point.cost, point.value), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.plot([p.cost for p in front], [p.value for p in front], color="C0", lw=1, label="Pareto front", gid="front")
-    axes.set_xlabel(_AXIS[cost])
-    axes.set_ylabel(f"{_AXIS[value]}, on the samples that rank (95 % interval)")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(axis_title(cost))
+    axes.set_ylabel(f"{axis_title(value)}, ranking samples (95 % interval)")
+    axes.set_title(neutral(title, 80), loc="left", fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
     for file in files:

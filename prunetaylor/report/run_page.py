@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from markupsafe import Markup
-
 from prunetaylor.config.schema import Config
 from prunetaylor.judgement import prediction_check, standing
-from prunetaylor.outcome import Drop, Stage
+from prunetaylor.outcome import LEVELS, Drop, Stage
 from prunetaylor.report import figures
-from prunetaylor.report.page import clip, flat, render
+from prunetaylor.report.fields import title
+from prunetaylor.report.page import clip, figure, flat, render
 from prunetaylor.report.terminal import count, first_order, number, percent, size
 from prunetaylor.report.verdict import allowed, interval, shown
 from prunetaylor.verdict import Check
@@ -31,9 +30,13 @@ def run_page(document: Document, name: str) -> str:
     classes = [one for one in document.get("classes", []) if one["lost"] or one["won"]]
     return render(
         "run.html",
-        title=f"{name}: {percent(cut['obtained'])} of the weights removed",
-        summary=f"{cut['removed']:,} of {cut['prunable']:,} prunable weights, {percent(cut['asked'])} asked for. "
-        f"{_total(document['seconds'].get('total'))} on {document['device']}.",
+        title=f"{name}: {_verdict(document)['text']}",
+        name=name,
+        verdict=_verdict(document),
+        warnings=[one["text"] for one in document.get("warnings", [])],
+        tiles=_tiles(document, metric),
+        summary=f"{percent(cut['asked'])} asked for; {_total(document['seconds'].get('total'))} "
+        f"on {document['device']}.",
         gate=_gate(document.get("gate")),
         sides=sides(document),
         facts=facts(document),
@@ -63,13 +66,45 @@ def run_page(document: Document, name: str) -> str:
     )
 
 
+def _verdict(document: Document) -> dict[str, str]:
+    """The run's verdict in words; of a report from before there were any, how much was removed."""
+    found = document.get("verdict")
+    if not found:
+        return {"level": "", "text": f"{percent(document['sparsity']['obtained'])} of the weights removed"}
+    return {"level": found["level"] if found["level"] in LEVELS else "", "text": found["text"]}
+
+
+def _tiles(document: Document, metric: str) -> list[tuple[str, str, str]]:
+    """(label, number, what stands under it) of what people ask first."""
+    dense, pruned, cut, drop = (document[key] for key in ("dense", "pruned", "sparsity", "drop_pp"))
+    tiles = []
+    before, after = (side["metrics"].get(metric) for side in (dense, pruned))
+    if before is not None:
+        tiles.append((title(metric), _arrow(_metric(metric, before), _metric(metric, after)), "test samples"))
+    if drop is not None:
+        within = f"95 % interval {drop['low']:.2f} to {drop['high']:.2f} pp"
+        tiles.append(("drop", f"{drop['value']:.2f} pp", within))
+    tiles.append(("weights removed", percent(cut["obtained"]), f"{cut['removed']:,} of {cut['prunable']:,} prunable"))
+    if dense["flops_nonzero"] and pruned["flops_nonzero"] is not None:
+        work = _arrow(count(dense["flops_nonzero"]), count(pruned["flops_nonzero"]))
+        tiles.append(("FLOPs, non-zero", work, _less(dense, pruned, "flops_nonzero")))
+    else:
+        tiles.append(("file size", _arrow(size(dense["bytes"]), size(pruned["bytes"])), _less(dense, pruned, "bytes")))
+    return tiles
+
+
+def _arrow(before: str, after: str) -> str:
+    """One number becomes another; neither is parted from its unit at the end of a line."""
+    return " \u2192 ".join(text.replace(" ", "\u00a0") for text in (before, after))
+
+
 def sides(document: Document) -> list[tuple[str, ...]]:
     dense, pruned = document["dense"], document["pruned"]
     rows: list[tuple[str, ...]] = []
     for name in dense["metrics"]:
         before, after = dense["metrics"][name], pruned["metrics"].get(name)
         drop = document["drop_pp"] if name == "top1" else None
-        rows.append((name, _metric(name, before), _metric(name, after), _change(name, before, after, drop)))
+        rows.append((title(name), _metric(name, before), _metric(name, after), _change(name, before, after, drop)))
     for key, label in (("nonzero", "non-zero parameters"), ("parameters", "parameters")):
         rows.append((label, f"{dense[key]:,}", f"{pruned[key]:,}", _less(dense, pruned, key)))
     for key, label in (("flops", "FLOPs"), ("flops_nonzero", "FLOPs, non-zero")):
@@ -103,14 +138,16 @@ def facts(document: Document) -> list[str]:
     rise = document.get("loss_rise")
     if rise is not None and (document["drop_pp"] is None or document["metric"]["name"] == "loss"):
         value, low, high = (number(rise[key]) for key in ("value", "low", "high"))
-        lines.append(f"Loss up by {value}, paired 95 % interval {low} to {high}, on test samples that chose nothing.")
+        lines.append(
+            f"Loss up by {value}, paired 95 % interval {low} to {high}, on test samples (not used for pruning)."
+        )
     elif document["drop_pp"] is None:
         lines.append("The drop is not known: there were no samples to measure it on.")
     if document["drop_pp"] is not None:
         drop = Drop(**document["drop_pp"])
         lines.append(
             f"Drop {drop.value:.2f} pp, paired 95 % interval {drop.low:.2f} to {drop.high:.2f} pp, on test samples "
-            "that chose nothing."
+            "(not used for pruning)."
         )
     if flips := document.get("flips"):
         lines.append(
@@ -129,26 +166,29 @@ def facts(document: Document) -> list[str]:
     return lines
 
 
-def _figures(document: Document, metric: str) -> list[tuple[str, Markup | None, str]]:
-    drawn = [
-        ("Sparsity by layer", figures.sparsity_by_layer(document["layers"][:_LAYERS]), ""),
-        ("Saliency", figures.saliency(document.get("histogram")), "Scores in the last stage, by what became of them."),
-        (
-            "Predicted and measured",
+def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
+    against, samples = figures.metric_by_stage(document)
+    return [
+        figure(f"{'Accuracy' if metric == 'top1' else metric} vs sparsity", against, samples),
+        figure("Sparsity by layer", figures.sparsity_by_layer(document["layers"][:_LAYERS])),
+        figure("Scores of removed and kept weights (last stage)", figures.saliency(document.get("histogram"))),
+        figure(
+            "Predicted vs measured change",
             figures.predictions(document["stages"]),
-            "Change of the error in each stage, on samples that were not fitted; changes that are not positive are "
-            "left out. Beyond the band the next stage goes less far.",
+            "Change of the error in each stage, on held-out calibration samples. Changes that are not positive are "
+            "left out. After a stage outside the band the next one removes less.",
         ),
-        ("Against sparsity", figures.metric_by_stage(document), ""),
-        (
+        figure(
             "Fine-tuning",
             figures.finetuning(document["epochs"], metric),
             "The best epoch is chosen on validation samples.",
         ),
-        ("Classes", figures.class_drops(document.get("classes", [])), "The classes that lost most, on test samples."),
+        figure(
+            "Drop by class",
+            figures.class_drops(document.get("classes", [])),
+            "The classes that lost most, on test samples.",
+        ),
     ]
-    # figures.py escapes what comes from data; this is the one place where markup is taken as it is
-    return [(title, None if svg is None else Markup(svg), note) for title, svg, note in drawn]
 
 
 def _as_stage(stage: Document) -> Stage:
@@ -208,5 +248,5 @@ def _origin(document: Document) -> list[tuple[str, str]]:
 
 def _total(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
-        return "Some time"
+        return "some time"
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"

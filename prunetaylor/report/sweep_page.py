@@ -1,51 +1,83 @@
-"""The page of a sweep: its ranked trials, the plot, what failed and the best configuration."""
+"""The page of a sweep: its ranked trials with links to their reports, the plot, what failed, the best configuration."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-from markupsafe import Markup
-
-from prunetaylor.outcome import SweepOutcome
-from prunetaylor.report.page import render
+from prunetaylor.outcome import SweepOutcome, Trial
+from prunetaylor.report import figures
+from prunetaylor.report.fields import axis_title, title
+from prunetaylor.report.page import figure, render
+from prunetaylor.report.plot import Point
 from prunetaylor.report.sweep import chosen, field
 from prunetaylor.report.terminal import number
 
 _FIELDS = ("top1", "loss", "sparsity", "nonzero", "flops_nonzero", "bytes")
 
 
-def sweep_page(found: SweepOutcome, plot: Path, best: Path) -> str:
-    """One self-contained page; ``plot`` (SVG) and ``best`` (YAML) are shown where they are there."""
+def sweep_page(
+    found: SweepOutcome, *, value: str, sign: int, cost: str, links: Mapping[int, str], best: str = ""
+) -> str:
+    """One self-contained page.
+
+    Args:
+        value, sign, cost: what the plot shows against what; ``sign`` is 1 where more of the value is better.
+        links: where a trial's report or error lies, relative to the page; trials without one are not linked.
+        best: YAML of the best trial's configuration.
+    """
     names = list(dict.fromkeys([*(name for name, _ in found.objectives), *_FIELDS]))
     names = [name for name in names if any(name in trial.metrics for trial in found.trials)]
-    several = len(found.objectives) > 1
-    rows = []
-    for trial in found.trials:
-        rank = f"{trial.rank}{' *' if several and trial.front else ''}" if trial.rank else trial.state
-        cells = [field(name, trial.metrics.get(name)) for name in names]
-        rows.append([chosen(trial.parameters), rank, trial.number, *cells, number(trial.metrics.get("seconds"), 3)])
-    goals = ", ".join(f"{goal} {name}" for name, goal in found.objectives)
-    notes = [f"{len(found.trials)} trials by {found.method}: {goals}{'; * is the Pareto front' if several else ''}"]
-    if found.samples:
-        notes.append(f"Ranked and reported on different samples: {found.samples}.")
-    if found.best is not None:
-        told = ", ".join(f"{name} {field(name, value)}" for name, value in found.best.reported.items())
-        notes.append(f"Best: trial {found.best.number}{f', on the samples that report: {told}' if told else ''}.")
+    points = [
+        Point(one.metrics[cost], one.metrics[value], one.interval.get(value), str(one.number))
+        for one in found.trials
+        if cost != value and cost in one.metrics and value in one.metrics
+    ]
+    drawn = figures.accuracy_against_cost(points, value=value, sign=sign, cost=cost)
+    said = "On the ranking samples, with 95 % intervals. Numbers are those of the trials."
     return render(
         "sweep.html",
-        title=f"sweep {found.name}",
-        notes=notes,
-        head=["varied", "rank", "trial", *names, "seconds"],
-        rows=rows,
-        drawn=[("Accuracy against cost", _svg(plot), "")],
-        failed=[f"trial {one.number} ({chosen(one.parameters)}): {one.cause}" for one in found.trials if one.cause],
-        best=best.read_text(encoding="utf-8") if best.exists() else "",
+        title=f"Sweep: {found.name}",
+        notes=_notes(found),
+        tiles=_tiles(found),
+        head=["settings", "rank", "trial", *map(title, names), title("seconds")],
+        rows=[_row(trial, names, links, len(found.objectives) > 1) for trial in found.trials],
+        drawn=[figure(f"{'Accuracy' if value == 'top1' else title(value)} vs {axis_title(cost)}", drawn, said)],
+        failed=[
+            (_link(f"trial {one.number}", one.number, links), f"({chosen(one.parameters)}): {one.cause}")
+            for one in found.trials
+            if one.cause
+        ],
+        best=best,
     )
 
 
-def _svg(file: Path) -> Markup | None:
-    """Our own drawing, without what a page has already; its text was escaped as it was drawn."""
-    if not file.exists():
-        return None
-    text = file.read_text(encoding="utf-8")
-    return Markup(text[text.index("<svg") :])
+def _notes(found: SweepOutcome) -> list[str]:
+    goals = ", ".join(f"{goal} {title(name)}" for name, goal in found.objectives)
+    several = "; * marks the Pareto front" if len(found.objectives) > 1 else ""
+    notes = [f"{len(found.trials)} trials, method {found.method}: {goals}{several}."]
+    return [*notes, f"Samples: {found.samples}."] if found.samples else notes
+
+
+def _tiles(found: SweepOutcome) -> list[tuple[str, str, str]]:
+    """(label, number, what stands under it) of the best trial and of how many there are."""
+    tiles = []
+    if (best := found.best) is not None:
+        tiles.append(("best", f"trial {best.number}", chosen(best.parameters)))
+        tiles += [
+            (title(name), field(name, value), "best trial, test samples") for name, value in best.reported.items()
+        ]
+    done = sum(trial.state == "done" for trial in found.trials)
+    tiles.append(("trials done", f"{done} of {len(found.trials)}", f"{found.failed} failed"))
+    return tiles
+
+
+def _row(trial: Trial, names: list[str], links: Mapping[int, str], several: bool) -> list[Any]:
+    rank = f"{trial.rank}{' *' if several and trial.front else ''}" if trial.rank else trial.state
+    cells = [field(name, trial.metrics.get(name)) for name in names]
+    link = _link(str(trial.number), trial.number, links)
+    return [chosen(trial.parameters), rank, link, *cells, f"{number(trial.metrics.get('seconds'), 3)} s"]
+
+
+def _link(text: str, number: int, links: Mapping[int, str]) -> str | dict[str, str]:
+    return {"text": text, "href": links[number]} if number in links else text

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prunetaylor.config.describe import dump
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.outcome import SweepOutcome, Trial
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
+from prunetaylor.run import HTML_FILE
 from prunetaylor.sweep.definition import Objective, Sweep
 from prunetaylor.sweep.trial_files import ERROR, trial_folder
 from prunetaylor.text import neutral
@@ -72,6 +75,17 @@ def best_config(sweep: Sweep, best: Trial) -> str:
         f"# The best of the sweep {neutral(sweep.name)}: trial {best.number}, {value}. `prunetaylor prune -c` takes it."
     )
     return "\n".join([head, *lines[1:]]) + "\n"
+
+
+def links(trials: Sequence[Trial], folder: Path, home: Path) -> dict[int, str]:
+    """Addresses of the trials' reports, or of the errors of those that failed, as seen from a page in ``home``."""
+    found = {}
+    for trial in trials:
+        file = trial_folder(folder, trial.number) / (ERROR if trial.state == "failed" else HTML_FILE)
+        if file.is_file():
+            way = os.path.relpath(file.resolve(), home.resolve())
+            found[trial.number] = quote(Path(way).as_posix().encode("utf-8", "surrogateescape"))
+    return found
 
 
 def to_json(found: SweepOutcome) -> dict[str, Any]:
