@@ -151,13 +151,13 @@ def announce(verdict: Verdict) -> list[OutputError]:
 
 
 def _require_folders(*files: Path | None) -> None:
-    """OutputError where a file cannot be written: before the networks are measured, not after."""
-    from prunetaylor.errors import OutputError
+    """OutputPlaceError where a file cannot be written: before the networks are measured, not after."""
+    from prunetaylor.errors import OutputPlaceError
 
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             what = "is a folder" if file.is_dir() else f"cannot be written: there is no folder {file.parent}"
-            raise OutputError(f"{file} {what}", "name a file in a folder that exists")
+            raise OutputPlaceError(f"{file} {what}", "name a file in a folder that exists")
 
 
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[OutputError]:

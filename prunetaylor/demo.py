@@ -15,7 +15,7 @@ from prunetaylor.config.schema import DataSection, FinetuneSection
 from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
-from prunetaylor.errors import OutputError, PruneTaylorError
+from prunetaylor.errors import OutputPlaceError, PruneTaylorError
 from prunetaylor.network.state import channels_last
 from prunetaylor.progress import Progress
 from prunetaylor.repair.train import train
@@ -38,7 +38,8 @@ class Demo:
 def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
     """Train ``builtin:digits`` on the CPU and write it to ``path``, with what it says of its network and data.
 
-    OutputError where ``path`` is somebody else's file and ``force`` is not set, or cannot be written.
+    OutputPlaceError where ``path`` is somebody else's file and ``force`` is not set, OutputError where it cannot be
+    written.
     """
     check_path(path, force=force)
     samples = load_samples(DataSection(source="digits"), seed=seed)
@@ -55,11 +56,11 @@ def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
 
 
 def check_path(path: Path, *, force: bool) -> None:
-    """OutputError where ``make`` would refuse to write."""
+    """OutputPlaceError where ``make`` would refuse to write."""
     if path.is_dir():
-        raise OutputError(f"{path} is a folder", "name the file to write with -o/--output")
+        raise OutputPlaceError(f"{path} is a folder", "name the file to write with -o/--output")
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent} is not a folder", "make it, or name another file with -o/--output")
+        raise OutputPlaceError(f"{path.parent} is not a folder", "make it, or name another file with -o/--output")
     if not path.exists() or force:
         return
     try:
@@ -67,7 +68,7 @@ def check_path(path: Path, *, force: bool) -> None:
     except PruneTaylorError:
         said = None
     if said is None or said.extra.get("made_by") != _MADE_BY:
-        raise OutputError(
+        raise OutputPlaceError(
             f"{path} is there already, and `prunetaylor demo` did not make it",
             "name another file with -o/--output, or replace it with --force",
         )

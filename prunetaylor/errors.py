@@ -30,7 +30,9 @@ class CheckpointRefused(PruneTaylorError):
 
 
 class DataError(PruneTaylorError):
-    """Samples that are missing, empty or malformed."""
+    """Samples that are missing, empty or malformed: the data that the user named is not what it is used as."""
+
+    exit_code = 2
 
 
 class NumericsError(PruneTaylorError):
@@ -39,6 +41,21 @@ class NumericsError(PruneTaylorError):
 
 class OutputError(PruneTaylorError):
     """A result that cannot be written where it was asked for."""
+
+
+class OutputPlaceError(OutputError):
+    """A place named for a result that is taken, or no place for it: another one is to be named."""
+
+    exit_code = 2
+
+
+_NO_PLACE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
+def cannot_write(path: object, err: OSError, remedy: str) -> OutputError:
+    """The error of a place that the user named: one that cannot be is usage, a full disk or a missing right is not."""
+    kind = OutputPlaceError if isinstance(err, _NO_PLACE) else OutputError
+    return kind(f"cannot write {path}: {err.strerror or type(err).__name__}", remedy)
 
 
 class PeerError(PruneTaylorError):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from prunetaylor.errors import OutputError
+from prunetaylor.errors import OutputError, cannot_write
 
 PARTIAL = ".partial"
 """How the name of a file ends that is not complete yet."""
@@ -63,7 +63,7 @@ def write_stream(
         with temporary.open("wb") as stream:
             write(stream)
 
-    with _told(path, failures, remedy):
+    with _told(path, failures, remedy, named):
         straight = _straight(path) if named else None
         if straight is None:
             return _replace(path.resolve() if named else path, fill, mode)
@@ -85,7 +85,7 @@ def write_by_path(
     remedy: str = _REMEDY,
 ) -> int:
     """The same for a ``write`` that opens its file itself; its name ends with ``suffix`` where that matters."""
-    with _told(path, failures, remedy):
+    with _told(path, failures, remedy, named):
         straight = _straight(path) if named else None
         if straight is not None:
             with straight as stream, tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,8 @@ def write_by_path(
 
 def append_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
     """Append to a file that the user named, or that the environment named for them. OutputError where it cannot be."""
-    with _told(path, (OSError,), remedy), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    told = _told(path, (OSError,), remedy, named=False)
+    with told, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
@@ -219,12 +220,14 @@ def _position(stream: IO[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def _told(path: Path, failures: tuple[type[Exception], ...], remedy: str) -> Iterator[None]:
+def _told(path: Path, failures: tuple[type[Exception], ...], remedy: str, named: bool) -> Iterator[None]:
     try:
         yield
     except OutputError:
         raise
     except failures as err:
         found = err if isinstance(err, OSError) else err.__context__
+        if named and isinstance(found, OSError):
+            raise cannot_write(path, found, remedy) from err
         said = found.strerror if isinstance(found, OSError) and found.strerror else str(err) or type(err).__name__
         raise OutputError(f"cannot write {path}: {said.splitlines()[0]}", remedy) from err

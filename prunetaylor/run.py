@@ -22,7 +22,7 @@ from types import FrameType, TracebackType
 from typing import IO, Any
 
 from prunetaylor import files
-from prunetaylor.errors import OutputError
+from prunetaylor.errors import OutputError, OutputPlaceError, cannot_write
 
 REPORT = "report.json"
 LOG = "log.jsonl"
@@ -68,9 +68,7 @@ class RunFolder:
             return cls(path, made, log)
         except OSError as err:
             _remove_empty(made)
-            raise OutputError(
-                f"cannot write the run to {path or _HOME}: {err.strerror}", "choose another folder with -o/--output"
-            ) from err
+            raise cannot_write(path or _HOME, err, "choose another folder with -o/--output") from err
         except OutputError:
             _remove_empty(made)
             raise
@@ -195,7 +193,7 @@ def _safe(name: str) -> str:
 def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
     """Make sure of the folder; whether it holds a finished run that is all there is to do."""
     if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file, and a run needs a folder", "choose another one with -o/--output")
+        raise OutputPlaceError(f"{path} is a file, and a run needs a folder", "choose another one with -o/--output")
     _make_all(path, made)
     there = sorted(entry.name for entry in path.iterdir() if entry.name != STAGING)
     if not there or (resume and (path / STAGING / STATE).exists()):
@@ -203,12 +201,14 @@ def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
     if not _is_run(path) and _is_run(path / STAGING) and (force or resume):
         return False  # killed while its files were moved up
     if not _is_run(path):
-        raise OutputError(
+        raise OutputPlaceError(
             f"{path} holds files that are not of a run ({', '.join(there[:3])}{'...' if len(there) > 3 else ''})",
             "choose a new or empty folder with -o/--output",
         )
     if not force and not resume:
-        raise OutputError(f"{path} holds a run already", "choose another folder with -o, or replace it with --force")
+        raise OutputPlaceError(
+            f"{path} holds a run already", "choose another folder with -o, or replace it with --force"
+        )
     return resume
 
 
@@ -251,7 +251,7 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
         return log
     if kept and not force:
         log.close()
-        raise OutputError(
+        raise OutputPlaceError(
             f"{path} holds a run that was interrupted",
             "go on with it with --resume, start anew with --force, or choose another folder with -o",
         )

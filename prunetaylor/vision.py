@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 from prunetaylor.errors import UsageError
+from prunetaylor.requirements import install_hint
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -28,7 +29,7 @@ def import_torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except ModuleNotFoundError as error:
-        raise UsageError(f"torchvision cannot be imported: {error}", "pip install torchvision") from error
+        raise UsageError(f"torchvision cannot be imported: {error}", install_hint("torchvision")) from error
     except RuntimeError as error:
         if "does not exist" not in str(error) or _declared:
             raise

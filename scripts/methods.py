@@ -1,4 +1,4 @@
-"""Write the table of docs/methods.md anew, from what the files of saliency/ state. Run it after a change of a method."""
+"""Write the table of docs/methods.md anew, from what the files of saliency/ state, whenever a method has changed."""
 
 from __future__ import annotations
 

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support.fresh import clone, is_clone, stranger, tracked
 
-pytestmark = pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a git clone")
-
-
-def tracked(*patterns: str) -> list[str]:
-    listed = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
-
-
-def clone(folder: Path) -> Path:
-    """The files that git knows, as they are now."""
-    for name in tracked():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    return folder
+pytestmark = pytest.mark.skipif(not is_clone(), reason="needs a git clone")
 
 
 def work(clone: Path) -> None:
@@ -34,7 +19,7 @@ def work(clone: Path) -> None:
     for name in ("runs/model-1", "sweeps/digits-1", "data", "support", "torchvision", "prune", *helpers):
         (clone / name).mkdir(parents=True, exist_ok=True)
     ugly = "import os, sys\nimport torch\nfrom runs import *\nx=undefined"
-    for name in ("net.py", "tests.py", "test_mine.py", "configs/mine.py", "runs/model-1/net.py", "scripts/mine.py"):
+    for name in ("net.py", "tests.py", "test_mine.py", "configs/mine.py", "runs/model-1/net.py"):
         (clone / name).write_text(ugly)
     for name in ("conftest.py", "click.py", "optuna.py", "support/__init__.py"):
         (clone / name).write_text("raise RuntimeError('a file of the user')\n")
@@ -53,7 +38,7 @@ def test_the_linter_looks_at_the_projects_own_files_and_at_all_of_them(tmp_path:
         done = ruff(tmp_path, *check)
         assert done.returncode == 0, done.stdout
     seen = {str(Path(line).relative_to(tmp_path)) for line in ruff(tmp_path, "check", "--show-files").stdout.split()}
-    assert seen == set(tracked("*.py"))
+    assert seen == set(tracked("*.py")), "ruff.toml includes what ruff is to look at"
 
 
 def test_no_helper_of_the_tests_is_named_like_a_folder_of_results() -> None:
@@ -65,21 +50,14 @@ def test_no_helper_of_the_tests_is_named_like_a_folder_of_results() -> None:
 @pytest.mark.timeout(3000)
 def test_the_readmes_two_commands_one_after_the_other_twice(tmp_path: Path) -> None:
     """The linter and the types are whole; of the tests a few run, without this one."""
-    here = tmp_path / "clone"
-    here.mkdir()
-    clone(here)
-    for command in ("init", "add ."):
-        subprocess.run(["git", *command.split()], cwd=here, check=True, capture_output=True)
-    home = tmp_path / "home"
-    home.mkdir()
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))}
+    here = clone(tmp_path / "clone")
     some = ["-k", "test_arrows or test_the_commands_are_found or test_the_linter"]
     for round in (1, 2):
         for words in (["scripts/quickstart.sh"], ["scripts/test.sh", *some]):
             done = subprocess.run(
                 ["bash", *words],
                 cwd=here,
-                env=kept | {"HOME": str(home), "PRUNETAYLOR_PRUNE_SPARSITY": "60%"},
+                env=stranger(tmp_path / "home") | {"PRUNETAYLOR_PRUNE_SPARSITY": "60%"},
                 capture_output=True,
                 text=True,
                 check=False,

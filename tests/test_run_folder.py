@@ -122,12 +122,12 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(OutputError, match="is a file, and a run needs a folder"):
         RunFolder.create(tmp_path / "f", "m")
-    with pytest.raises(OutputError, match="cannot write the run to"):
+    with pytest.raises(OutputError, match="cannot write"):
         RunFolder.create(tmp_path / "f" / "deeper", "m")
 
 
 def test_a_folder_that_cannot_be_written() -> None:
-    with pytest.raises(OutputError, match="cannot write the run to /proc/nowhere"):
+    with pytest.raises(OutputError, match="cannot write /proc/nowhere"):
         RunFolder.create(Path("/proc/nowhere"), "m")
 
 

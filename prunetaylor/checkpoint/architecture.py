@@ -24,6 +24,7 @@ from prunetaylor.config.values import dump_value
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
 from prunetaylor.network.code import load_object
 from prunetaylor.network.state import copied
+from prunetaylor.requirements import install_hint
 from prunetaylor.text import neutral
 from prunetaylor.vision import import_torchvision
 
@@ -225,7 +226,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     try:
         import timm
     except ImportError as error:
-        raise UsageError("timm is not installed", "pip install 'prunetaylor[timm]'") from error
+        raise UsageError("timm is not installed", install_hint("timm")) from error
     if not timm.is_model(name):  # excludes "hf-hub:" and "local-dir:", which would fetch or open a configuration
         raise UsageError(
             f"timm has no network {name!r}{close_match(name, timm.list_models())}", "see timm.list_models()"

@@ -76,7 +76,7 @@ def decode(words: Any) -> Said:
     if version > VERSION:
         raise CheckpointRefused(
             f"the file was written by a newer prunetaylor (its format is {version}, this one reads {VERSION})",
-            "upgrade prunetaylor: pip install -U prunetaylor",
+            "read it with the version of prunetaylor that wrote it, or a newer one",
         )
     arch, classes = words.get("arch"), words.get("classes")
     if not (arch is None or isinstance(arch, str)) or not (classes is None or type(classes) is int):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.errors import OutputError, OutputPlaceError, UsageError, cannot_write
 from prunetaylor.files import open_own, write_text
 from prunetaylor.run import locked
 from prunetaylor.sweep.definition import Sweep
@@ -32,9 +32,9 @@ def home_of(path: Path) -> Path:
 
 
 def stored(folder: Path) -> Sweep:
-    """The sweep that was started in ``folder``; OutputError where there is none."""
+    """The sweep that was started in ``folder``; OutputPlaceError where there is none."""
     if not is_sweep(folder):
-        raise OutputError(f"{folder} holds no sweep", "name the folder of one: -o says where a sweep is kept")
+        raise OutputPlaceError(f"{folder} holds no sweep", "name the folder of one: -o says where a sweep is kept")
     return read(folder / SWEEP)
 
 
@@ -65,24 +65,24 @@ def open_study(folder: Path, url: str | None) -> Study:
 def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
     """The folder of a sweep, which holds its file from here on: ``wanted``, or ``sweeps/NAME-N``.
 
-    One that holds the same sweep is taken again. OutputError where ``wanted`` holds something else, or where ``resume``
-    is set and there is nothing to resume.
+    One that holds the same sweep is taken again. OutputPlaceError where ``wanted`` holds something else, or where
+    ``resume`` is set and there is nothing to resume.
     """
     try:
         folder = wanted if wanted is not None else _numbered(sweep)
         if is_sweep(folder):
             if digest(folder) != sweep.digest():
-                raise OutputError(
+                raise OutputPlaceError(
                     f"{folder} holds another sweep (or the checkpoint has changed)",
                     "choose another folder with -o/--output",
                 )
             return folder
         if resume:
-            raise OutputError(
+            raise OutputPlaceError(
                 f"{folder} holds no such sweep to resume", "leave out --resume, or name its folder with -o"
             )
         if folder.exists() and (not folder.is_dir() or any(path.name != DIGEST for path in folder.iterdir())):
-            raise OutputError(
+            raise OutputPlaceError(
                 f"{folder} holds files that are not of a sweep", "choose a new or empty one with -o/--output"
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,7 @@ def place(sweep: Sweep, wanted: Path | None, *, resume: bool) -> Path:
         write_text(folder / DIGEST, sweep.digest() + "\n")
         write_text(folder / SWEEP, sweep.dump())
     except OSError as err:
-        raise OutputError(
-            f"cannot write the sweep to {wanted or _HOME}: {err.strerror}", "choose another folder with -o/--output"
-        ) from err
+        raise cannot_write(wanted or _HOME, err, "choose another folder with -o/--output") from err
     return folder
 
 

@@ -1,5 +1,5 @@
 """Trackers: where else a run's numbers go. One file each, found by its name in the configuration's ``track``.
 
-A tracker's file has ``EXTRA``, the extra of the package that installs what it needs, and
-``open(folder, run, settings)``, which returns a ``Tracker``.
+A tracker's file has ``PACKAGE``, the distribution that it needs, and ``open(folder, run, settings)``, which returns a
+``Tracker``.
 """

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from prunetaylor import registry
 from prunetaylor.errors import UsageError
+from prunetaylor.requirements import install_hint
 
 _FAILURES = (Exception, SystemExit)
 """A service's client may mean to end the program. Signals end it, whoever is at work."""
@@ -47,7 +48,7 @@ class Trackers:
             except ImportError as error:
                 raise UsageError(
                     f"track={name} needs a package that is not installed ({error.name})",
-                    f'pip install "prunetaylor[{room.EXTRA}]"',
+                    install_hint(room.PACKAGE),
                 ) from error
             except _FAILURES as error:
                 self._failed(name, error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-EXTRA = "mlflow"
+PACKAGE = "mlflow"
 
 
 class _Run:

@@ -183,8 +183,8 @@ def test_without_data_what_needs_none_is_judged(here: Path, inline) -> None:
         (["runs/model-1", "--max-drop", "1", "gate.metric=none.py:f"], 2, "none.py"),
         (["plain.pt", "--max-drop", "1"], 2, "does not say what it was pruned from"),
         (["runs/model-1", "--max-drop", "1", "--baseline", "none.pt"], 2, "no such file"),
-        (["runs/model-1", "--max-drop", "1", "--junit", "none/gate.xml"], 1, "there is no folder none"),
-        (["runs/model-1", "--max-drop", "1", "--markdown", "runs"], 1, "is a folder"),
+        (["runs/model-1", "--max-drop", "1", "--junit", "none/gate.xml"], 2, "there is no folder none"),
+        (["runs/model-1", "--max-drop", "1", "--markdown", "runs"], 2, "is a folder"),
         (["code.safetensors", "--max-drop", "1", "--baseline", "model.pt"], 5, "--trust-code"),
     ],
 )

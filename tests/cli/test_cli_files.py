@@ -28,7 +28,7 @@ def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cl
 def test_the_demo_replaces_its_own_file_only(inline, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"mine")
     code, _, stderr = inline("demo")
-    assert code == 1
+    assert code == 2
     assert "did not make it" in stderr
     assert "--force" in stderr
     assert (tmp_path / "model.pt").read_bytes() == b"mine"
@@ -42,7 +42,7 @@ def test_the_demo_replaces_its_own_file_only(inline, tmp_path: Path) -> None:
 def test_the_demo_wants_a_file_in_a_folder_that_is_there(inline, tmp_path: Path) -> None:
     for where in (".", "none/model.pt"):
         code, _, stderr = inline("demo", "-o", where)
-        assert code == 1
+        assert code == 2
         assert "folder" in stderr
     assert list(tmp_path.iterdir()) == []
 

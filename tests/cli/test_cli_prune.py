@@ -194,12 +194,12 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
         (["nan.pt"], 5, "NaN"),
         (["MODEL", "--arch", "builtin:lenet"], 5, "do not fit"),
         (["MODEL", "--arch", "none.py:net"], 2, "none.py"),
-        (["MODEL", "--data", "folder:none"], 1, "none"),
+        (["MODEL", "--data", "folder:none"], 2, "none"),
         (["MODEL", "--data", "digitz"], 2, "did you mean 'digits'"),
         (["MODEL", "--device", "gpu"], 2, "device"),
         (["MODEL", "prune.exclude=none*"], 2, "none*"),
-        (["MODEL", "-o", "taken"], 1, "not of a run"),
-        (["MODEL", "-o", "file/deeper"], 1, "cannot write"),
+        (["MODEL", "-o", "taken"], 2, "not of a run"),
+        (["MODEL", "-o", "file/deeper"], 2, "cannot write"),
     ],
 )
 def test_bad_input_is_an_error_that_leaves_nothing(
@@ -226,7 +226,7 @@ def test_a_run_is_not_overwritten_without_force(demo_model: Path, inline, tmp_pa
     assert inline(*arguments)[0] == 0
     before = (tmp_path / "r" / "model.safetensors").read_bytes()
     code, _, stderr = inline(*arguments, "--sparsity", "0.9")
-    assert code == 1
+    assert code == 2
     assert "--force" in stderr
     assert (tmp_path / "r" / "model.safetensors").read_bytes() == before
     assert inline(*arguments, "--sparsity", "0.9", "--force")[0] == 0

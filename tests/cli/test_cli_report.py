@@ -76,7 +76,7 @@ def test_runs_side_by_side(here: Path, inline) -> None:
         (["report", "text"], 2, "it is not JSON"),
         (["report", "old"], 2, "another schema_version"),
         (["report", "empty"], 2, "KeyError"),
-        (["report", "runs/model-1", "-o", "none/page.html"], 1, "cannot write"),
+        (["report", "runs/model-1", "-o", "none/page.html"], 2, "cannot write"),
         (["compare", "runs/model-1"], 2, "name two runs or more"),
         (["compare", "runs/model-1", "empty"], 2, "empty/report.json is no report that this version knows: KeyError"),
         (["compare", "runs/model-1", "odd", "--html", "x.html"], 2, "odd/report.json is no report"),

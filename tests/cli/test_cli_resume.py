@@ -145,7 +145,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     assert "form of the state was 1 and is 2" in errors
     assert "go on with the same command" not in errors  # which is the one that was refused
     code, _, errors = inline(*words)
-    assert code == 1
+    assert code == 2
     assert "holds a run that was interrupted" in errors
     assert "--resume" in errors
 

@@ -22,6 +22,7 @@ from support.verdicts import assert_valid_junit
 
 ROOT = Path(__file__).parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
+INSTALLING = {"install", "extras", "torch-index"}
 
 
 def block(page: str, language: str) -> str:
@@ -82,7 +83,7 @@ def test_the_action_is_composite_and_its_steps_are_whole() -> None:
     assert all({"shell", "run", "name"} <= step.keys() for step in steps)
     assert all("${{" not in step["run"] for step in steps), "an input in a script is run, not read"
     read = [re.fullmatch(r"\$\{\{ inputs\.([\w-]+) \}\}", value) for value in steps[1]["env"].values()]
-    assert {found[1] for found in read if found} == ACTION["inputs"].keys() - {"install"}
+    assert {found[1] for found in read if found} == ACTION["inputs"].keys() - INSTALLING
     assert all(one["description"] for one in (*ACTION["inputs"].values(), *ACTION["outputs"].values()))
 
 
@@ -90,7 +91,7 @@ def test_the_actions_limits_are_the_commands() -> None:
     from prunetaylor.cli.check import check
 
     options = {option.removeprefix("--") for one in check.params for option in one.opts}
-    assert ACTION["inputs"].keys() - {"pruned", "arguments", "install"} <= options
+    assert ACTION["inputs"].keys() - {"pruned", "arguments"} - INSTALLING <= options
 
 
 def workflow() -> list[dict[str, Any]]:
@@ -122,14 +123,14 @@ def test_the_example_workflow_passes_and_tells(here: Path) -> None:
     [step] = [step for step in workflow() if step.get("uses", "").startswith("OWNER/prunetaylor")]
     code, outputs = run_action(here, step["with"])
     assert code == 0
-    assert called(here, "python") == ["-m", "pip", "install", "--quiet", "/the/action"]
+    assert called(here, "python") == ["-m", "pip", "install", "--quiet", "/the/action[demo]"]
     assert called(here)[-2:] == ["--device", "cpu"]
     assert outputs["verdict"] == "pass"
     assert "the gate passes" in (here / "summary.md").read_text()
     assert_valid_junit((here / "gate.xml").read_text())
     declared = {name: one["value"] for name, one in ACTION["outputs"].items()}
     values = {name: filled(text, outputs) for name, text in declared.items()}
-    [said] = [step for step in workflow() if step.get("name") == "Say what it cost"]
+    [said] = [step for step in workflow() if step.get("name") == "Show the drop"]
     env = {name: filled(text, values) for name, text in said["env"].items()}
     assert shell(here, said["run"], **env).stdout == f"verdict pass, drop {outputs['drop']} pp\n"
 
@@ -159,7 +160,7 @@ def test_the_gitlab_job(here: Path) -> None:
     assert job["artifacts"]["reports"]["junit"] == "gate.xml"
     script = "\n".join([*job["before_script"], *job["script"]])
     assert shell(here, script, PRUNETAYLOR_CODE="4", **job["variables"]).returncode == 4
-    assert called(here, "python") == ["-m", "pip", "install", "--quiet", "prunetaylor"]
+    assert called(here, "python") == ["-m", "pip", "install", "--quiet", job["variables"]["PACKAGE"]]
     assert judged(here) == 0
     assert_valid_junit((here / "gate.xml").read_text())
     assert all((here / path).is_file() for path in job["artifacts"]["paths"])

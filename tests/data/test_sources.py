@@ -49,7 +49,7 @@ def test_digits_are_split_alike_for_every_seed():
 def test_digits_without_scikit_learn_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UsageError, match=r"pip install prunetaylor\[demo\]"):
+    with pytest.raises(UsageError, match=r"pip install 'scikit-learn>="):
         _load("digits")
 
 

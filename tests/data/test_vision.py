@@ -40,5 +40,5 @@ def test_it_imports_without_its_compiled_operators():
 
 def test_without_torchvision_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UsageError, match="pip install torchvision"):
+    with pytest.raises(UsageError, match="pip install 'torchvision>="):
         import_torchvision()

@@ -239,5 +239,5 @@ def test_a_worker_joins(sweep: Run, start: Start, task: Path) -> None:
     assert ranking(found) == [(1, 4, 41.0), (2, 3, 72.0), (3, 2, 102.0), (4, 1, 133.0)]
     assert len({trial["worker"] for trial in found["trials"]}) == 2
     nothing = sweep("blind.yaml", "-o", "nowhere", "--worker")
-    assert nothing.returncode == 1
+    assert nothing.returncode == 2
     assert "nowhere holds no such sweep" in nothing.stderr

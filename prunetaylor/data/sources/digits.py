@@ -13,6 +13,7 @@ import torch
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.errors import UsageError
+from prunetaylor.requirements import install_hint
 
 TEST_SHARE = 0.2
 _SPLIT_SEED = 0
@@ -26,7 +27,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(
-            f"the digits come with scikit-learn, which cannot be imported: {error}", "pip install prunetaylor[demo]"
+            f"the digits come with scikit-learn, which cannot be imported: {error}", install_hint("scikit-learn")
         ) from error
     bunch = load_digits()
     inputs = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32) / 16).unsqueeze(1)

@@ -23,6 +23,7 @@ from prunetaylor.config.schema import DataSection
 from prunetaylor.data.images import Images, image_splits
 from prunetaylor.data.samples import RawSource, Split, TensorSplit
 from prunetaylor.errors import DataError, UsageError, close_match
+from prunetaylor.requirements import install_hint
 from prunetaylor.vision import import_torchvision
 
 # Sets whose splits are called something else than train= or split="train"/"test": arguments of train, test, validation.
@@ -97,7 +98,7 @@ def _open(kind: Any, name: str, cfg: DataSection, arguments: _Arguments) -> Any:
         with contextlib.redirect_stdout(sys.stderr):
             return kind(root=cfg.root, **arguments, **download)
     except ModuleNotFoundError as error:
-        raise UsageError(f"torchvision's {name} needs a package: {error}", f"pip install {error.name}") from error
+        raise UsageError(f"torchvision's {name} needs a package: {error}", install_hint(str(error.name))) from error
     except Exception as error:
         said = " ".join(str(error).split())
         raise DataError(

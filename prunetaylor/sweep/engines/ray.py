@@ -14,6 +14,7 @@ from pydantic import Field
 
 from prunetaylor.config.schema import Section
 from prunetaylor.errors import PruneTaylorError, UsageError
+from prunetaylor.requirements import install_hint
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines.local import alone
 
@@ -74,9 +75,7 @@ def _connected(options: Options) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UsageError(
-            f"the engine ray needs ray, which cannot be imported: {error}", "pip install prunetaylor[ray]"
-        ) from error
+        raise UsageError(f"the engine ray needs ray, which cannot be imported: {error}", install_hint("ray")) from error
     try:
         # Ray's workers import from the directory that its driver connects in: Python's own, not a folder of data.
         with contextlib.chdir(sys.prefix):

@@ -15,6 +15,7 @@ from prunetaylor.config.schema import Section, Size
 from prunetaylor.errors import PruneTaylorError, UsageError
 from prunetaylor.files import own_folder
 from prunetaylor.processes import python, safe_path
+from prunetaylor.requirements import install_hint
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines.local import alone
 
@@ -71,7 +72,7 @@ def _executor(crew: Crew, options: Options) -> Any:
         import submitit
     except ImportError as error:
         raise UsageError(
-            f"the engine slurm needs submitit, which cannot be imported: {error}", "pip install prunetaylor[slurm]"
+            f"the engine slurm needs submitit, which cannot be imported: {error}", install_hint("submitit")
         ) from error
     try:
         interpreter = {f"{options.cluster}_python": shlex.join(python())}
