@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import IO
 
+from prunetaylor import cores
 from prunetaylor.distributed.place import ALIVE, LISTEN, LOST
 from prunetaylor.errors import PeerError, UsageError
 from prunetaylor.processes import python
@@ -76,8 +77,8 @@ def _start(
 
 
 def environment_of(rank: int, count: int, port: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process gets besides ``environment``: torchrun's variables, and, where nothing else is said, its share of
-    the cores and connections within the machine."""
+    """What a process gets besides ``environment``: torchrun's variables, its share of the cores, or as many as the
+    user set, and, where nothing else is said, connections within the machine."""
     found = {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
@@ -86,11 +87,9 @@ def environment_of(rank: int, count: int, port: int, environment: Mapping[str, s
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    usual = {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    if sys.platform == "linux":
-        usual["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine's own name resolves to
-    return found | {name: value for name, value in usual.items() if name not in environment}
+    if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in environment:
+        found["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine's own name resolves to
+    return found | cores.environment(cores.asked(environment) or max(1, cores.available() // count))
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> int | None:

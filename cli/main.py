@@ -22,6 +22,7 @@ from prunetaylor._version import __version__
 from prunetaylor.distributed.place import find
 from prunetaylor.errors import PeerError, PruneTaylorError, close_match
 from prunetaylor.processes import forget_working_directory
+from prunetaylor.stopping import Terminated, terminate
 from prunetaylor.text import neutral_lines
 
 from .check import check
@@ -35,7 +36,6 @@ from .prune import prune
 from .report import report
 from .score import score
 from .screen import say
-from .stopping import Terminated, terminate
 from .sweep import sweep
 
 _EPILOG = """\b

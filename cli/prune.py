@@ -12,6 +12,7 @@ import click
 
 from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.run import MODEL_FILE
+from prunetaylor.stopping import at_moments
 
 from .options import (
     State,
@@ -30,7 +31,6 @@ from .options import (
     words,
 )
 from .screen import console, say, say_path
-from .stopping import at_moments
 from .together import nproc_option, together
 
 if TYPE_CHECKING:

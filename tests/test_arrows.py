@@ -34,6 +34,7 @@ ROOMS = [
     "prunetaylor.layout",
     "prunetaylor.job",
     "prunetaylor.settings",
+    "prunetaylor.stopping",
     "prunetaylor.resume",
     "prunetaylor.track",
     "prunetaylor.run",
@@ -68,6 +69,7 @@ ROOMS = [
     "prunetaylor.text",
     "prunetaylor.errors",
     "prunetaylor.processes",
+    "prunetaylor.cores",
     "prunetaylor._version",
 ]
 TORCH_FREE = [
@@ -75,6 +77,8 @@ TORCH_FREE = [
     "files",
     "text",
     "processes",
+    "cores",
+    "stopping",
     "registry",
     "requirements",
     "progress",

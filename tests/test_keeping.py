@@ -14,10 +14,10 @@ from typing import IO, Any
 import pytest
 import torch
 
-from prunetaylor.cli.stopping import Terminated, at_moments
 from prunetaylor.errors import OutputError
 from prunetaylor.resume import FolderKeeper, UnreadableState
 from prunetaylor.run import RunFolder
+from prunetaylor.stopping import Terminated, at_moments
 
 IDENTITY = {"seed": 0}
 STATE = {"weights": torch.arange(20_000.0)}

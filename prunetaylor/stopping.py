@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetaylor.resume import FolderKeeper, Follower
@@ -23,17 +23,23 @@ def terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
-def at_moments(keeper: FolderKeeper | Follower) -> Iterator[None]:
+def at_moments(
+    keeper: FolderKeeper | Follower, signals: Sequence[signal.Signals] = SIGNALS, *, hurry: bool = True
+) -> Iterator[None]:
     """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once.
 
-    A state that is being written is written to its end first: half of one is of no use.
+    A state that is being written is written to its end first: half of one is of no use. Without ``hurry`` a second
+    signal changes nothing, as a cluster and whoever supervises the process for it may each send one.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked = KeyboardInterrupt if number == signal.SIGINT else Terminated
         if keeper.stop is not None:
-            if keeper.writing:
+            if keeper.writing or not hurry:
                 return
             raise asked
         keeper.stop = asked
@@ -44,7 +50,7 @@ def at_moments(keeper: FolderKeeper | Follower) -> Iterator[None]:
         if not keeper.writing:
             raise keeper.stop or Terminated
 
-    before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {kind: signal.signal(kind, ask) for kind in signals}
     if hasattr(signal, "SIGALRM"):
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, late)
     try:
