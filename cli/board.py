@@ -31,6 +31,7 @@ class Board:
         if self._console.is_terminal and not quiet:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told: dict[int, str] | None = None
+        self._returns: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -50,7 +51,11 @@ class Board:
             if finished:
                 self.note(f"{finished} of {len(now)} trials are done already")
             before = now
+            self._returns = {trial.number: trial.returns for trial in trials}
         for trial in trials:
+            if trial.returns > self._returns.get(trial.number, 0) and trial.returned is not None:
+                self.note(f"trial {trial.number} was given back and goes on from its last state: {trial.returned}")
+            self._returns[trial.number] = trial.returns
             if before[trial.number] != trial.state and trial.state in ("done", "failed", "stopped"):
                 self._tell(trial)
         if self._live is not None:

@@ -29,6 +29,7 @@ from .screen import say, say_path
 if TYPE_CHECKING:
     from prunetaylor.config.code import Trust
     from prunetaylor.outcome import SweepOutcome, Trial
+    from prunetaylor.sweep.crew import EngineFailed
     from prunetaylor.sweep.definition import Sweep
 
 _PLOTS = ("plot.svg", "plot.png")
@@ -130,6 +131,7 @@ def sweep(
 
     given = words if method is None else (*words, f"prune.method={method}")
     wanted, there, trust = _wanted(given, file, vary, output, (address, trust_code))
+    from prunetaylor.sweep.crew import EngineFailed
     from prunetaylor.sweep.file import with_engine
     from prunetaylor.sweep.folder import place
 
@@ -142,17 +144,22 @@ def sweep(
             board.note(f"{', '.join(wanted.ignored)}: left aside, as every trial is a run of prunetaylor prune")
         if wanted.base.said("gate") or any(one.key.startswith("gate.") for one in wanted.parameters):
             board.note("gate: trials are ranked, not judged; `prunetaylor prune` judges the best configuration")
+        stopped: EngineFailed | None = None
         try:
             if worker:
-                join(wanted, crew, board.show)
+                join(wanted, crew, board)
             else:
-                lead(wanted, crew, board.show, max_failures=1 if fail_fast else max_failures)
+                lead(wanted, crew, board, max_failures=1 if fail_fast else max_failures)
+        except EngineFailed as err:  # what was done is shown all the same
+            if worker:
+                raise
+            stopped = err
         except BaseException as err:
             if not isinstance(err, Exception):
                 board.note(f"stopped; {_again(folder, storage, wanted)} goes on with it")
             raise
     if not worker:
-        _finish(state, folder, storage, cost, as_csv, as_json)
+        _finish(state, folder, storage, cost, as_csv, as_json, stopped)
 
 
 def _wanted(
@@ -203,9 +210,20 @@ def _wanted(
     return found, folder, Trust(frozenset(found.code()), trust_code)
 
 
-def _finish(state: State, folder: Path, storage: str | None, cost: str | None, as_csv: bool, as_json: bool) -> None:
-    """Print what came of a sweep, and write it if ``cost``, of the plot, is said; TrialsFailed where some failed."""
-    from prunetaylor.sweep.folder import open_study
+def _finish(
+    state: State,
+    folder: Path,
+    storage: str | None,
+    cost: str | None,
+    as_csv: bool,
+    as_json: bool,
+    stopped: EngineFailed | None = None,
+) -> None:
+    """Print what came of a sweep, and write it if ``cost``, of the plot, is said.
+
+    TrialsFailed where trials failed or never ran, as the sweep was stopped before, by ``stopped`` perhaps.
+    """
+    from prunetaylor.sweep.folder import is_led, open_study
     from prunetaylor.sweep.results import outcome, to_csv, to_json
     from prunetaylor.sweep.trial_files import described
 
@@ -232,14 +250,22 @@ def _finish(state: State, folder: Path, storage: str | None, cost: str | None, a
 
         print_sweep(console(), found)
         print_list(console(), "written", written)
-    if found.failed:
-        raise TrialsFailed(
-            f"{found.failed} of {len(found.trials)} trials failed",
-            f"{_again(folder, storage, study.sweep)} runs them again",
-        )
+    never_ran = 0 if is_led(folder) else found.never_ran
+    if found.failed or never_ran or stopped is not None:
+        raise _incomplete(found, never_ran, stopped, f"{_again(folder, storage, study.sweep)} runs them")
     if failure is not None:
         again = f"`prunetaylor sweep --show {shlex.quote(str(folder))}` writes it again"
         raise OutputError(failure.cause, again) from failure
+
+
+def _incomplete(found: SweepOutcome, never_ran: int, stopped: EngineFailed | None, again: str) -> TrialsFailed:
+    """How a sweep ended that is not complete."""
+    counts = [f"{found.failed} failed"] if found.failed else []
+    counts += [f"{never_ran} never ran"] if never_ran else []
+    said = [stopped.cause] if stopped is not None else []
+    said += [f"of {len(found.trials)} trials {' and '.join(counts)}"] if counts else []
+    remedies = [stopped.remedy] if stopped is not None and stopped.remedy else []
+    return TrialsFailed("; ".join(said), "\n".join([*remedies, again]))
 
 
 def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: list[str]) -> None:

@@ -306,6 +306,9 @@ class Trial:
     progress: tuple[tuple[int, float], ...] = ()  # (epoch or stage, value) that early stopping went by
     cause: str | None = None  # of a failure
     worker: str | None = None
+    threads: int | None = None  # that it computes with; None where it has not begun
+    returns: int = 0  # times that it was given back, as its worker had to stop or was lost
+    returned: str | None = None  # why it was given back, the last time
     rank: int | None = None  # from 1, of those that are done
     front: bool = False  # no other is as good in every objective and better in one
 
@@ -325,3 +328,8 @@ class SweepOutcome:
     @property
     def failed(self) -> int:
         return sum(trial.state == "failed" for trial in self.trials)
+
+    @property
+    def never_ran(self) -> int:
+        """The number of trials that still wait: nobody has run them to their end."""
+        return sum(trial.state == "waiting" for trial in self.trials)

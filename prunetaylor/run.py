@@ -34,6 +34,10 @@ STAGING = ".partial"
 _HOME = Path("runs")
 
 
+class FolderInUse(OutputError):
+    """Another run is writing to the folder."""
+
+
 class RunFolder:
     """The folder of one run, as a context: left without ``commit`` it takes away all that it made."""
 
@@ -243,7 +247,7 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
     staging = path / STAGING
     log = _locked_log(staging)
     if log is None:
-        raise OutputError(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
+        raise FolderInUse(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
     files.refuse_link(staging / STATE)
     kept = (staging / STATE).exists()
     if kept and resume:

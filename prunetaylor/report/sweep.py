@@ -36,14 +36,15 @@ def ranked(found: SweepOutcome) -> Table:
     names = list(dict.fromkeys([*(name for name, _ in found.objectives), *more]))
     names = [name for name in names if any(name in trial.metrics for trial in found.trials)]
     several = len(found.objectives) > 1
-    table = new_table("rank", "trial", *(key.rpartition(".")[2] for key in keys), *names, "seconds")
+    table = new_table("rank", "trial", *(key.rpartition(".")[2] for key in keys), *names, "threads", "seconds")
     for column in table.columns:
         column.no_wrap = True
     for trial in found.trials:
         rank = f"{trial.rank}{' *' if several and trial.front else ''}" if trial.rank else trial.state
         cells = [shorten(_plain(trial.parameters.get(key, "")), _VALUE_WIDTH) for key in keys]
         cells += [field(name, trial.metrics.get(name)) for name in names]
-        table.add_row(rank, str(trial.number), *cells, number(trial.metrics.get("seconds"), 3))
+        cells += [str(trial.threads or "-"), number(trial.metrics.get("seconds"), 3)]
+        table.add_row(rank, str(trial.number), *cells)
     return table
 
 

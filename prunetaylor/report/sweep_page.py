@@ -56,6 +56,8 @@ def _notes(found: SweepOutcome) -> list[str]:
     goals = ", ".join(f"{goal} {title(name)}" for name, goal in found.objectives)
     several = "; * marks the Pareto front" if len(found.objectives) > 1 else ""
     notes = [f"{len(found.trials)} trials, method {found.method}: {goals}{several}."]
+    if found.never_ran:
+        notes.append(f"{found.never_ran} of {len(found.trials)} trials never ran.")
     return [*notes, f"Samples: {found.samples}."] if found.samples else notes
 
 

@@ -21,6 +21,8 @@ from prunetaylor.run import locked
 
 BEAT = 5.0  # seconds
 PATIENCE = 60.0
+_TOLD = 3 * BEAT
+"""The same for a worker that its engine says is gone: it may be wrong, where only the network was."""
 _ROOM = "workers"
 
 
@@ -61,16 +63,22 @@ class Alive:
                 os.utime(self.path)
 
 
-def is_alive(folder: Path, worker: str) -> bool:
-    """Whether a worker is at work, as far as can be told from here."""
+def is_alive(folder: Path, worker: str, *, told_gone: bool = False) -> bool:
+    """Whether a worker is at work, as far as can be told from here.
+
+    ``told_gone``: its engine says that it is gone. A lock on its file tells nothing then, as shared file systems keep
+    those of a machine that is lost.
+    """
     path = folder / _ROOM / worker
+    here = worker.startswith(f"{_host()}-")
     try:
         with open_own(path, "r+") as file:
-            if not locked(file):
-                return True
-        if worker.startswith(f"{_host()}-"):
-            return False
-        return _age(path) < PATIENCE
+            if here or not told_gone:
+                if not locked(file):
+                    return True
+                if here:
+                    return False
+            return _age(path) < (_TOLD if told_gone else PATIENCE)
     except (OSError, OutputError):  # it took its file away when it left; a link is no worker's
         return False
 

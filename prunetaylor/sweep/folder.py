@@ -103,6 +103,15 @@ def leading(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_led(folder: Path) -> bool:
+    """Return whether a process leads the sweep, as far as can be told from here."""
+    try:
+        with leading(folder):
+            return False
+    except UsageError:
+        return True
+
+
 def _numbered(sweep: Sweep) -> Path:
     """The latest ``sweeps/NAME-N`` that holds this sweep, else the next number."""
     name = re.sub(r"[^\w.+-]+", "_", sweep.name).strip(".") or "sweep"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from prunetaylor import registry
 from prunetaylor.config.code import Trust
@@ -15,10 +15,20 @@ from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.folder import leading, open_study
 from prunetaylor.sweep.study import Study
 
-Show = Callable[[list[Trial]], None]
-"""Is given all trials whenever something may have changed."""
+
+class Show(Protocol):
+    """Whoever is shown a sweep."""
+
+    def show(self, trials: list[Trial]) -> None:
+        """All trials, whenever something may have changed."""
+
+    def note(self, text: str) -> None:
+        """What happened to an engine, in one line."""
+
+
 _EVERY = 0.5  # seconds between two looks at the study
-_ELSEWHERE = 2.0  # the same while only others work
+_TEND = 2.0  # seconds between two looks for workers that are gone
+_ELSEWHERE = 2.0  # seconds between two looks while only others work
 
 
 def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = None) -> list[Trial]:
@@ -28,43 +38,68 @@ def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = Non
     """
     with leading(crew.folder):
         study = open_study(crew.folder, crew.storage)
-        waiting = study.fill(max_failures)
-        look = _Look(study, show)
-        if waiting:
-            registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
-        while study.running:  # on other machines
-            study.reap()
-            look()
-            time.sleep(_ELSEWHERE)
-        look.now()
-        others(crew.folder)  # takes away what workers left that were killed
+        study.fill(max_failures)
+        look = _Look(study, show, leads=True)
+        try:
+            _work(sweep, crew, study, look)
+        finally:
+            study.tend()
+            look.now()
+            others(crew.folder)  # takes away what workers left that were killed
         return study.trials()
 
 
 def join(sweep: Sweep, crew: Crew, show: Show) -> list[Trial]:
-    """Help a sweep that another process leads, or that nobody leads any more, until no trial waits."""
+    """Help a sweep that another process leads, or that nobody leads any more, until no trial waits or may come back."""
     study = open_study(crew.folder, crew.storage)
     study.reap()
-    look = _Look(study, show)
-    registry.load("sweep/engines", sweep.engine["name"]).run(crew, look)
-    look.now()
+    look = _Look(study, show, leads=False)
+    try:
+        _work(sweep, crew, study, look)
+    finally:
+        look.now()
     return study.trials()
 
 
-class _Look:
-    """Looks at the study now and then, and shows it."""
+def _work(sweep: Sweep, crew: Crew, study: Study, look: _Look) -> None:
+    """Run what waits, and wait for what others run: it may be given back."""
+    engine = registry.load("sweep/engines", sweep.engine["name"])
+    while True:
+        if study.waiting and not study.stopping:
+            engine.run(crew, look)
+        look.tend()
+        if study.stopping or not study.waiting:
+            if not study.running:
+                return
+            time.sleep(_ELSEWHERE)
 
-    def __init__(self, study: Study, show: Show) -> None:
-        self.study, self.show = study, show
+
+class _Look:
+    """Looks at the study now and then, and shows it. Whoever leads takes care of trials that were given back."""
+
+    def __init__(self, study: Study, show: Show, *, leads: bool) -> None:
+        self.study, self.show, self.leads = study, show, leads
         self.next = 0.0
+        self.tended = -_TEND
 
     def __call__(self) -> None:
-        if time.monotonic() >= self.next:
+        if time.monotonic() - self.tended >= _TEND:
+            self.tend()
+        elif time.monotonic() >= self.next:
             self.now()
-            self.next = time.monotonic() + _EVERY
+
+    def tend(self) -> None:
+        if self.leads:
+            self.study.tend()
+        self.tended = time.monotonic()
+        self.now()
 
     def now(self) -> None:
-        self.show(self.study.trials())
+        self.show.show(self.study.trials())
+        self.next = time.monotonic() + _EVERY
+
+    def note(self, text: str) -> None:
+        self.show.note(text)
 
 
 def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: Trust) -> Crew:

@@ -100,6 +100,7 @@ def to_json(found: SweepOutcome) -> dict[str, Any]:
         "metrics": [{"name": name, "goal": goal} for name, goal in found.objectives],
         "samples": found.samples,
         "counts": {state: sum(t.state == state for t in found.trials) for state in _states(found)},
+        "never_ran": found.never_ran,
         "best": None if best is None else {"trial": best.number, "reported": best.reported},
         "trials": [
             {**asdict(trial), "folder": str(trial_folder(folder, trial.number)), "error": _error(folder, trial)}
@@ -116,12 +117,15 @@ def to_csv(found: SweepOutcome) -> str:
     fields = list(dict.fromkeys(name for trial in found.trials for name in trial.metrics))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["rank", "trial", "state", "front", *map(_cell, keys), *map(_cell, fields), "cause"])
+    rows.writerow(["rank", "trial", "state", "front", *map(_cell, keys), *map(_cell, fields), "threads", "cause"])
     for trial in found.trials:
         chosen = [_cell(trial.parameters.get(key)) for key in keys]
         measured = [trial.metrics.get(name, "") for name in fields]
         rows.writerow(
-            [trial.rank or "", trial.number, trial.state, int(trial.front), *chosen, *measured, _cell(trial.cause)]
+            [
+                *(trial.rank or "", trial.number, trial.state, int(trial.front)),
+                *(*chosen, *measured, trial.threads or "", _cell(trial.cause)),
+            ]
         )
     return text.getvalue()
 

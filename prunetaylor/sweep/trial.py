@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -26,9 +27,11 @@ from prunetaylor.pipeline import run
 from prunetaylor.progress import Logged, Silent
 from prunetaylor.report.json_report import finite
 from prunetaylor.report.run_files import write_page, write_run
+from prunetaylor.resume import FolderKeeper
 from prunetaylor.run import REPORT, RunFolder
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
+from prunetaylor.sweep.keeping import TrialKeeper, drop_state, open_folder
 from prunetaylor.sweep.study import Stopped, Taken
 from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
 from prunetaylor.track._trackers import Trackers
@@ -46,10 +49,20 @@ class Place:
     trust: Trust
 
 
-def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
+Guard = Callable[[FolderKeeper], AbstractContextManager[None]]
+"""While it is open a signal ends the run at a moment at which its state can be kept."""
+
+
+def unguarded(keeper: FolderKeeper) -> AbstractContextManager[None]:
+    """Signals do what they do elsewhere."""
+    return nullcontext()
+
+
+def run_trial(sweep: Sweep, place: Place, taken: Taken, guard: Guard = unguarded) -> dict[str, Any]:
     """Run one trial and write its folder; what was measured. Stopped where Hyperband ends it, else any error of a run.
 
-    The result of an attempt that died between writing and telling is taken as it is.
+    The result of an attempt that died between writing and telling is taken as it is; one that was broken off goes on
+    from its last state.
     """
     path = make_folder(trial_folder(place.folder, taken.number))
     there = _found(path, taken)
@@ -57,15 +70,19 @@ def run_trial(sweep: Sweep, place: Place, taken: Taken) -> dict[str, Any]:
         (path / ERROR).unlink(missing_ok=True)
         return there
     clear(path)
-    with RunFolder.create(path, path.name) as folder:
+    with open_folder(path) as folder:
+        if folder.finished and (there := _found(path, taken)) is not None:  # while its folder was waited for
+            return there
         try:
-            return _run(sweep, place, taken, folder)
-        except BaseException:
+            return _run(sweep, place, taken, folder, guard)
+        except BaseException as err:
             keep_log(path)
+            if isinstance(err, Stopped | NumericsError):  # going on would end here again
+                drop_state(folder)
             raise
 
 
-def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[str, Any]:
+def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder, guard: Guard) -> dict[str, Any]:
     progress = Logged(Silent(), folder)
     resolved = _shared(sweep.trial(taken.number, taken.values), place)
     job = open_job(resolved.config, trust=place.trust, progress=progress)
@@ -74,11 +91,15 @@ def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder) -> dict[st
         job.samples = judged.samples
         job.choices.append(f"sweep {sweep.name}, trial {taken.number}: {judged.said}")
         describe(place.folder, judged.said)
+    keeper = TrialKeeper(folder, job, judged.said if judged else "", progress)
     name = f"{sweep.name}-{folder.path.name}"
-    with closing(Trackers(job.config.track, folder.stage(""), name, flat(resolved), progress.note)) as trackers:
+    with (
+        guard(keeper),
+        closing(Trackers(job.config.track, folder.stage(""), name, flat(resolved), progress.note)) as trackers,
+    ):
         progress.trackers = trackers
         dense = judged.dense_reporting if judged else None
-        outcome = run(job, progress, dense_found=dense, watch=_Watch(sweep, taken, job))
+        outcome = run(job, progress, keeper, dense_found=dense, watch=_Watch(sweep, taken, job))
     ranked = _ranked(job, outcome, judged)
     outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
     write_page(folder, document)
@@ -96,6 +117,8 @@ def explain(err: BaseException) -> str:
     """The cause of a failure in one line."""
     if isinstance(err, PruneTaylorError):
         return err.cause
+    if isinstance(err, SystemExit):
+        return f"its code ended the process: sys.exit({'' if err.code is None else repr(err.code)})"
     if is_out_of_memory(err):
         return "out of memory: try a smaller data.batch_size, fewer --jobs, or a limit (memory: 3GiB beneath base)"
     return f"{type(err).__name__}: {' '.join(str(err).split())[:300]}"

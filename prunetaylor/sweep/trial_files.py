@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prunetaylor.errors import OutputError
 from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
-from prunetaylor.run import LOG, STAGING
+from prunetaylor.run import LOG, STAGING, STATE
 from prunetaylor.text import neutral_lines
 
 TRIALS = "trials"
@@ -42,7 +42,8 @@ def write_error(path: Path, cause: str, detail: str) -> None:
         killed = path / STAGING
         if killed.is_dir():
             keep_log(path)
-            shutil.rmtree(killed, ignore_errors=True)
+            if not (killed / STATE).is_file():  # else the next attempt goes on from it
+                shutil.rmtree(killed, ignore_errors=True)
         write_text(path / ERROR, neutral_lines(f"{cause}\n\n{detail.rstrip()}\n"))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 NET = '''
-import os, signal, time
+import os, signal, sys, time
 from torch import nn
 
 def make(fail="no", pause=0.0, width=8):
@@ -19,6 +19,12 @@ def make(fail="no", pause=0.0, width=8):
     time.sleep(pause)
     if fail == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fail == "leaves":
+        os._exit(0)
+    if fail == "exits":
+        sys.exit(0)
+    if fail == "reads":
+        sys.stdin.read()
     if fail == "memory":
         raise MemoryError("no room")
     if fail == "bug":

@@ -33,6 +33,23 @@ base: {model: {checkpoint: net.pt}}
 TRUST = Trust()
 
 
+class Seen:
+    """Keeps what was shown last, and all notes."""
+
+    def __init__(self) -> None:
+        self.trials: list[Trial] = []
+        self.notes: list[str] = []
+
+    def show(self, trials: list[Trial]) -> None:
+        self.trials = trials
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+Nobody = Seen
+
+
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:
     """Takes trials in this process, some of which fail."""
 
@@ -43,7 +60,7 @@ def engine_that_fails(bad: set[int]) -> SimpleNamespace:
                 study.failed(taken, f"trial {taken.number} is bad")
             else:
                 study.done(taken, {"metrics": {"top1": float(taken.number)}})
-            watch.now()
+            watch()
 
     return SimpleNamespace(Options=Section, run=run)
 
@@ -59,10 +76,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def states(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], limit: int | None) -> list[str]:
     sweep = read(folder / "s.yaml")
     home = place(sweep, Path("out"), resume=False)
-    seen: list[list[Trial]] = []
+    seen = Seen()
     monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(bad))
-    trials = lead(sweep, crew_of(sweep, home, None, TRUST), seen.append, max_failures=limit)
-    assert seen[-1] == trials
+    trials = lead(sweep, crew_of(sweep, home, None, TRUST), seen, max_failures=limit)
+    assert seen.trials == trials
     return [trial.state for trial in trials]
 
 
@@ -89,8 +106,8 @@ def test_one_leads_and_others_join(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(set()))
     with leading(home):
         with pytest.raises(UsageError, match="out is running"):
-            lead(sweep, crew, lambda trials: None)
-        assert {trial.state for trial in join(sweep, crew, lambda trials: None)} == {"done"}
+            lead(sweep, crew, Nobody())
+        assert {trial.state for trial in join(sweep, crew, Nobody())} == {"done"}
 
 
 def test_the_same_file_gets_the_same_folder(folder: Path) -> None:
@@ -171,7 +188,7 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
     home = place(sweep, Path("out"), resume=False)
     started: list[str] = []
 
-    def start(crew: Crew, jobs: int, gpu: str | None) -> local._Worker:
+    def start(crew: Crew, jobs: int, threads: int, gpu: str | None) -> local._Worker:
         started.append(new_name())
         if len(started) > deaths:
             (folder / "well").touch()
@@ -183,10 +200,10 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
     monkeypatch.setattr(local, "_start", start)
     if deaths == 3:
         with pytest.raises(PruneTaylorError, match="workers of the sweep die before they have a trial"):
-            lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+            lead(sweep, crew_of(sweep, home, None, TRUST), Nobody())
         assert len(started) == 3
     else:
-        trials = lead(sweep, crew_of(sweep, home, None, TRUST), lambda trials: None)
+        trials = lead(sweep, crew_of(sweep, home, None, TRUST), Nobody())
         assert {trial.state for trial in trials} == {"done"}
         assert len(started) == 3
 
@@ -206,11 +223,13 @@ def test_gpus_are_handed_out_one_a_worker(
     class Process(subprocess.Popen[str]):
         def __init__(self, command: list[str], *, env: dict[str, str], **others: Any) -> None:
             seen.append(env["CUDA_VISIBLE_DEVICES"] if env["CUDA_VISIBLE_DEVICES"] != "3,5" else None)
+            if len(seen) == len(expected):
+                open_study(home, None).stop("enough")
             super().__init__([sys.executable, "-c", "import sys; sys.stdin.readline()"], env=env, **others)
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
     monkeypatch.setattr(local.subprocess, "Popen", Process)
     crew = replace(crew_of(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
-    local.run(crew, lambda: None)
+    local.run(crew, local.Unwatched())
     assert seen == expected

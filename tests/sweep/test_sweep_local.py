@@ -122,6 +122,33 @@ def test_results_that_cannot_be_written_are_printed(
     assert len(inline("--show", "out dir", "--csv").splitlines()) == 2  # for programs, nothing is written
 
 
+def test_a_trial_that_ends_its_process_well_has_failed(sweep: Run, task: Path) -> None:
+    """And what waits behind it is run. Exit code 0 is no result, and stdin is not a trial's to read."""
+    words = ["net.pt", "model.arch=net.py:make", "data.source=none", "device=cpu", "-o", "out"]
+    done = sweep(*words, "-m", "model.args.fail=leaves,exits,reads,no", "--json")
+    found = document(done, 6)
+    assert {trial["number"]: trial["state"] for trial in found["trials"]} == {
+        1: "failed", 2: "failed", 3: "done", 4: "done",
+    }  # fmt: skip
+    assert "1 (fail=leaves) failed: its code ended the process (os._exit(0)" in done.stderr
+    assert "2 (fail=exits) failed: its code ended the process: sys.exit(0)" in done.stderr
+    assert found["never_ran"] == 0
+    assert {trial["threads"] for trial in found["trials"]} == {1}
+
+
+def test_what_never_ran_is_said(sweep: Run, task: Path) -> None:
+    words = ["net.pt", "model.arch=net.py:make", "data.source=none", "device=cpu", "-o", "out"]
+    done = sweep(*words, "-m", "model.args.fail=no,leaves,reads", "-m", "seed=1,2", "--json", "--fail-fast")
+    found = document(done, 6)
+    assert (found["counts"]["failed"], found["never_ran"]) == (1, 3)
+    assert "error: of 6 trials 1 failed and 3 never ran" in done.stderr
+    (task / "out" / "report.html").unlink()
+    shown = sweep("--show", "out")
+    assert shown.returncode == 6
+    assert "1 failed and 3 never ran" in shown.stderr
+    assert "3 of 6 trials never ran" in (task / "out" / "report.html").read_text()
+
+
 @pytest.mark.long
 def test_an_accident_costs_its_trial_only(sweep: Run, task: Path) -> None:
     words = ["net.pt", "model.arch=net.py:make", "data.source=none", "device=cpu", "-o", "out"]
@@ -134,7 +161,7 @@ def test_an_accident_costs_its_trial_only(sweep: Run, task: Path) -> None:
     where = (task / "net.py").resolve()
     assert f"3 (fail=bug) failed: {where}:make called with (fail='bug') raised ZeroDivisionError" in done.stderr
     assert "4 (fail=twice) failed: its process died (exit code 3)" in done.stderr
-    assert "error: 3 of 4 trials failed" in done.stderr
+    assert "error: of 4 trials 3 failed" in done.stderr
     text = (task / "out" / "trials" / "0003" / "error.txt").read_text()
     assert "ZeroDivisionError: a bug of somebody's" in text
     assert 'net.py", line' in text
@@ -219,8 +246,8 @@ def test_ctrl_c_stops_the_workers_and_can_be_resumed(sweep: Run, start: Start, t
     assert workers
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     states = {trial["number"]: trial for trial in document(sweep("--show", "out", "--json"), 6)["trials"]}
-    assert states[1]["state"] == "failed"
-    assert states[1]["cause"] == "interrupted"
+    assert states[1]["state"] == "waiting"
+    assert states[1]["returned"] == "interrupted"
     assert states[2]["state"] == "waiting"
 
 

@@ -16,7 +16,7 @@ from prunetaylor.errors import OutputError, UsageError
 from prunetaylor.run import locked
 from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import GONE, JOURNAL, Stopped, Study
+from prunetaylor.sweep.study import GONE, JOURNAL, RETURNS, Stopped, Study
 
 GRID = """
 method: grid
@@ -92,6 +92,74 @@ def test_failed_and_lost_trials_are_run_again_once(tmp_path: Path) -> None:
     assert [trial.values for trial in again.trials()] == [(90.0,), (82.0,), (83.0,), (84.0,), (85.0,), (86.0,)]
 
 
+def test_a_trial_that_is_given_back_waits_again_at_once(tmp_path: Path) -> None:
+    """With what was chosen for it; and only so often, until a user asks for it once more."""
+    one = study(tmp_path, RANDOM)
+    one.fill(max_failures=1)
+    seen = []
+    for returns in range(RETURNS + 1):
+        taken = one.take("w", "post 1", 2)
+        assert taken is not None
+        assert (one.trials()[0].returns, one.trials()[0].threads) == (returns, 2)
+        seen.append((taken.number, taken.values))
+        for number in range(2, 6):  # so that it is the only one that waits
+            if returns == 0:
+                other = one.take("other")
+                assert other is not None
+                assert other.number == number
+                one.done(other, measured(number))
+        one.give_back(taken, "its node went down")
+        one.tend()
+    assert seen == [seen[0]] * (RETURNS + 1)
+    found = one.trials()[0]
+    assert found.state == "failed"
+    assert found.cause == f"given back {RETURNS} times, and again: its node went down"
+    assert one.stopping
+    assert one.fill() == 1
+    again = one.take("w")
+    assert again is not None
+    assert again.values == seen[0][1]
+    assert one.trials()[0].returns == 0
+
+
+def test_a_trial_that_was_given_back_is_enqueued_once(tmp_path: Path) -> None:
+    one, two = study(tmp_path), study(tmp_path)
+    one.fill()
+    taken = one.take("w", "post 1")
+    assert taken is not None
+    assert one.busy() == {"w", "post 1"}
+    assert two.release_post("post 1", "its job was cancelled")  # nobody of that name is at work
+    one.give_back(taken, "stopped")  # it comes to say so itself: too late
+    assert one.busy() == set()
+    assert one.waiting == 5
+    assert [trial.state for trial in one.trials()] == ["waiting"] * 6
+    assert (one.trials()[0].returns, one.trials()[0].returned) == (1, "its job was cancelled")
+    for _ in range(3):
+        one.tend()
+    assert one.waiting == 6
+    assert (one.trials()[0].returns, one.trials()[0].returned) == (1, "its job was cancelled")
+    assert one.has_taken("w")
+    assert one.has_taken("post 1")
+    assert not one.has_taken("post 2")
+
+
+def test_an_engine_s_word_counts_once_a_worker_beats_no_more(tmp_path: Path) -> None:
+    """A machine that is cut off works on: its trial is not begun a second time."""
+    here = tmp_path / "workers" / "elsewhere-1-x"
+    here.parent.mkdir()
+    here.touch()
+    one = study(tmp_path)
+    one.fill()
+    one.take("elsewhere-1-x", "post 1")
+    assert not one.release_post("post 1", "node lost")
+    assert one.trials()[0].state == "running"
+    for age, gone in ((14, False), (16, True)):
+        os.utime(here, (time.time() - age,) * 2)
+        assert is_alive(tmp_path, "elsewhere-1-x")  # nobody has said that it is gone
+        assert one.release_post("post 1", "node lost") == gone
+    assert one.trials()[0].state == "waiting"
+
+
 def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     one = study(tmp_path)
     one.fill()
@@ -117,8 +185,8 @@ with Alive(Path(sys.argv[1]), sys.argv[2]):
         other.wait()
     assert not is_alive(tmp_path, name)
     one.reap()
-    assert one.trials()[0].state == "failed"
-    assert one.trials()[0].cause == GONE
+    assert one.trials()[0].state == "waiting"
+    assert one.trials()[0].returned == GONE
     assert others(tmp_path) == []
     assert list((tmp_path / "workers").iterdir()) == []
 

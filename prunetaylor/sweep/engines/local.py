@@ -11,23 +11,27 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import IO, Annotated
 
 from pydantic import Field
 
 from prunetaylor.config.schema import Section
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.cores import available, environment, share
 from prunetaylor.processes import python
+from prunetaylor.stopping import Terminated
 from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
 from prunetaylor.sweep.folder import open_study
 from prunetaylor.sweep.study import Study
 from prunetaylor.sweep.trial_files import trial_folder, write_error
-from prunetaylor.sweep.worker import DONE, INTERRUPTED, REPLACE, Task
+from prunetaylor.sweep.worker import INTERRUPTED, SIGNALS, STOPPED, Task
 
 _PAUSE = 0.2  # seconds between two looks at the workers
 _GRACE = 20.0  # seconds that a worker has to take its trial down after SIGTERM
 _TAIL = 2000  # characters of what a worker that died said last
+_EVERY = 2.0  # seconds between two looks at what waits
+STOPPED_BY_SIGNAL = "stopped by a signal"
 _DEATHS = 3  # workers in a row that die before they have a trial: there is something wrong with all of them
 
 
@@ -36,6 +40,8 @@ class Options(Section):
 
     jobs: Annotated[int, Field(ge=1)] | None = None
     """Trials at the same time; null: one a GPU, one where there is none."""
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    """Cores that a trial computes with; null: an equal share of this machine's, OMP_NUM_THREADS at most."""
 
 
 @dataclass
@@ -59,45 +65,102 @@ class _Worker:
 
 def run(crew: Crew, watch: Watch) -> None:
     """Work on the sweep until no trial waits. KeyboardInterrupt and the like end the workers and go on."""
-    gpus = _gpus(crew)
-    jobs = crew.options.get("jobs") or max(1, len(gpus))
-    study = open_study(crew.folder, crew.storage)
-    workers: list[_Worker] = []
-    deaths = 0
-    try:
-        for i in range(min(jobs, study.waiting)):
-            workers.append(_start(crew, jobs, gpus[i % len(gpus)] if gpus else None))
-        while workers:
-            watch()
-            for worker in list(workers):
-                code = worker.process.poll()
-                if code is None:
-                    continue
-                workers.remove(worker)
-                with contextlib.closing(worker):
-                    if code not in (DONE, REPLACE):
-                        deaths = 0 if _give_up(study, crew, worker, code) else deaths + 1
-                    if deaths == _DEATHS:
-                        raise PruneTaylorError("workers of the sweep die before they have a trial", worker.tail())
-                    if code != DONE and study.waiting and not study.stopping:
-                        workers.append(_start(crew, jobs, worker.gpu))
-            time.sleep(_PAUSE)
-    finally:
-        _end(study, workers)
+    _Team(crew).work(watch)
 
 
-def alone(crew: Crew) -> None:
-    """One worker, wherever this is called: what the other engines start on their nodes."""
+class _Team:
+    """The workers of this machine."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.gpus = _gpus(crew)
+        self.jobs: int = crew.options.get("jobs") or max(1, len(self.gpus))
+        self.threads: int = crew.options.get("cpus") or share(self.jobs)
+        self.study = open_study(crew.folder, crew.storage)
+        self.workers: list[_Worker] = []
+        self.idle_ends = 0
+        self.stopped = False
+
+    def work(self, watch: Watch) -> None:
+        looked = -_EVERY
+        try:
+            while True:
+                watch()
+                ended = [worker for worker in self.workers if worker.process.poll() is not None]
+                for worker in ended:
+                    self._see_off(worker)
+                if ended or time.monotonic() - looked >= _EVERY:
+                    self._hire()
+                    looked = time.monotonic()
+                if not self.workers:
+                    return
+                time.sleep(_PAUSE)
+        finally:
+            _end(self.study, self.workers)
+
+    def _hire(self) -> None:
+        """Start as many workers as trials wait for, and as there is room for."""
+        if self.stopped or len(self.workers) == self.jobs or not self.study.waiting or self.study.stopping:
+            return
+        busy = self.study.busy()
+        idle = sum(worker.name not in busy for worker in self.workers)
+        for _ in range(min(self.jobs - len(self.workers), self.study.waiting - idle)):
+            used = [worker.gpu for worker in self.workers]
+            gpu = min(self.gpus, key=used.count) if self.gpus else None
+            self.workers.append(_start(self.crew, self.jobs, self.threads, gpu))
+
+    def _see_off(self, worker: _Worker) -> None:
+        """A worker has ended: whatever its exit code says, a trial that it holds has not come to its end."""
+        self.workers.remove(worker)
+        code = worker.process.returncode
+        with contextlib.closing(worker):
+            held = _give_up(self.study, self.crew, worker, code)
+            self.stopped = self.stopped or (code == STOPPED and self.crew.post is not None)
+            if held or self.study.has_taken(worker.name) or not self.study.waiting or self.study.stopping:
+                self.idle_ends = 0
+                return
+            self.idle_ends += 1
+            if self.idle_ends == _DEATHS:
+                raise EngineFailed("workers of the sweep die before they have a trial", worker.tail())
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def __call__(self) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def alone(crew: Crew, cpus: int) -> str:
+    """One worker, wherever this is called: what the other engines start on their nodes. Returns how it ended.
+
+    A signal with which a cluster ends its tasks ends the worker, which gives its trial back.
+    """
     os.chdir(crew.cwd)
-    run(replace(crew, options={"jobs": 1}), lambda: None)
+    cpus = min(cpus, available())
+    before = {number: signal.signal(number, _stop) for number in SIGNALS}
+    try:
+        run(replace(crew, options={"jobs": 1, "cpus": cpus}), Unwatched())
+    except Terminated:
+        return STOPPED_BY_SIGNAL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return ""
 
 
-def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
+def _stop(number: int, frame: FrameType | None) -> None:
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)  # the worker is being ended already
+    raise Terminated
+
+
+def _start(crew: Crew, jobs: int, threads: int, gpu: str | None) -> _Worker:
     name = new_name()
-    env = dict(os.environ)
-    threads = str(max(1, _cores() // jobs))
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        env.setdefault(variable, threads)
+    env = {**os.environ, **environment(threads)}
     if gpu is not None:
         env["CUDA_VISIBLE_DEVICES"] = gpu
     said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 as long as the worker
@@ -111,7 +174,7 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
         start_new_session=True,  # Ctrl-C is for this process to pass on
     )
     assert process.stdin is not None
-    task = Task(str(crew.folder), crew.storage, name, jobs, crew.trust.plain())
+    task = Task(str(crew.folder), crew.storage, name, jobs, threads, crew.post, crew.trust.plain())
     with contextlib.suppress(BrokenPipeError):  # it is gone already; the next look at it tells
         process.stdin.write(task.line())
         process.stdin.flush()
@@ -119,11 +182,11 @@ def _start(crew: Crew, jobs: int, gpu: str | None) -> _Worker:
 
 
 def _give_up(study: Study, crew: Crew, worker: _Worker, code: int) -> bool:
-    """The trial of a worker that did not end by itself has failed; whether it had one."""
+    """A trial that a worker held as it ended has failed; whether it had one."""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
         how += ", as the system does where memory is short"
-    cause = f"its process died ({how})"
+    cause = f"its process died ({how})" if code else "its code ended the process (os._exit(0), or the like)"
     held = study.lost(worker.name, cause)
     for number in held:
         write_error(trial_folder(crew.folder, number), cause, worker.tail())
@@ -141,8 +204,9 @@ def _end(study: Study, workers: list[_Worker]) -> None:
         except subprocess.TimeoutExpired:
             worker.process.kill()
             worker.process.wait()
-        study.lost(worker.name, INTERRUPTED)
+        study.release(worker.name, INTERRUPTED)
         worker.close()
+    workers.clear()
 
 
 def _gpus(crew: Crew) -> list[str]:
@@ -160,7 +224,3 @@ def _gpus(crew: Crew) -> list[str]:
 def _may_have_gpu() -> bool:
     """Without asking torch, which takes seconds."""
     return bool(shutil.which("nvidia-smi")) or any(Path(d).exists() for d in ("/dev/nvidiactl", "/dev/kfd"))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
