@@ -25,7 +25,7 @@ method: grid
 metric: {name: top1}
 parameters:
   prune.sparsity: {values: [0.5, 0.6, 0.7, 0.8, 0.9]}
-base: {model: {checkpoint: net.pt}, prune: {stages: [0.1, 0.4]}}
+base: {model: {checkpoint: net.pt}, prune: {stages: 3}}
 """
 TWO = ONE.replace("metric: {name: top1}", "metrics: [top1, nonzero]")
 
