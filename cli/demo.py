@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -43,4 +44,4 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
         click.echo(json.dumps({"file": str(output.resolve()), "top1": made.top1, "parameters": made.parameters}))
         return
     say(f"{output}: {made.parameters:,} parameters, top-1 {made.top1:.2f} % on {made.tested:,} test digits")
-    say(f"next: prunetaylor prune {output}")
+    say(f"next: prunetaylor prune {shlex.quote(str(output))}")

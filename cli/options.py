@@ -126,10 +126,15 @@ def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Seque
             raise UsageError(f"{name} is given twice, as {values[0]} and as {values[1]}", "keep one of the two")
 
 
+def is_pair(word: str) -> bool:
+    """Whether a word is KEY=VALUE."""
+    return _SETTING.match(word) is not None
+
+
 def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
     """MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` is a file, ``a=b`` a setting."""
-    pairs = [word for word in given if _SETTING.match(word)]
-    others = [word for word in given if not _SETTING.match(word)]
+    pairs = [word for word in given if is_pair(word)]
+    others = [word for word in given if not is_pair(word)]
     if len(others) > 1:
         raise UsageError(
             f"unexpected argument {others[1]!r}: MODEL is {others[0]!r} already",

@@ -153,9 +153,20 @@ def prune(
     code = int((document.get("gate") or {}).get("exit_code", 0))
     if verdict is not None:
         code = _announce(state, verdict, as_json)
+    if outcome is not None and not as_json and state.verbosity >= 0:
+        _say_next(resolved.config, outcome, document["files"]["folder"])
     if short := document.get("unfinished"):
         raise NumericsError(short["cause"], short["remedy"])
     return code
+
+
+def _say_next(config: Config, outcome: Outcome, folder: str) -> None:
+    """Print what to do next, as commands that can be pasted."""
+    from .following import lines, relative, steps
+
+    click.echo()
+    for line in lines(steps(click.get_current_context(), config, outcome, relative(folder))):
+        say(line)
 
 
 def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
