@@ -61,7 +61,8 @@ def score(
     prediction is marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
     the cache of fits (cache.dir).
 
-    MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
+    MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints. With -q it
+    prints the sparsity up to which predictions hold, and nothing else.
     """
     flags = {
         "model.arch": arch,
@@ -88,8 +89,11 @@ def score(
 
         click.echo(json.dumps(scores_to_json(scores, resolved.config.model_dump()), allow_nan=False))
         return
-    from prunetaylor.report.scores import print_scores
-
     from .screen import console
+
+    if state.verbosity < 0:
+        click.echo("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")
+        return
+    from prunetaylor.report.scores import print_scores
 
     print_scores(console(), scores, verbose=state.verbosity > 0, said=progress.notes)

@@ -18,7 +18,7 @@ class Side:
     nonzero: int  # parameters that are not zero
     flops: int | None  # a sample's forward pass, MAC = 2, zeros counted as work; None where no input is known
     flops_nonzero: int | None  # the same without the products by zero weights
-    bytes: int  # of the network as a safetensors file
+    bytes: int  # of the network's file on the disk; where there is none, of the safetensors file that it would be
 
 
 def removed_at(sparsity: float, prunable: int) -> int:
@@ -243,6 +243,7 @@ class Outcome:
     unfinished: Unfinished | None = None  # where the sparsity asked for was not reached
     warnings: list[Alert] = field(default_factory=list)
     constant: dict[str, float] = field(default_factory=dict)  # metrics of the best answer that never changes
+    method: str = ""  # the criterion that ranked the weights, ``auto`` settled
     verdict: Judgement | None = None  # of the whole run; the pipeline gives one to every run
 
 

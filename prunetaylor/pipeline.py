@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.checkpoint.read import Checkpoint
 from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.data.samples import Split, draw
 from prunetaylor.errors import DataError
@@ -128,7 +129,7 @@ class _Run:
             with clock.time("measure"):
                 self.dense_found = self._measure_dense()
                 say_doubts(job, self.dense_found, progress)
-                dense_side = _side(job, self.dense.module, self.dense_found)
+                dense_side = _side(job, self.dense.module, self.dense_found, job.checkpoint)
             with clock.time("prune"):
                 self._prune()
             epochs: list[Epoch] = []
@@ -146,6 +147,7 @@ class _Run:
         found = Outcome(
             module=module,
             masks=stages.masks,
+            method=job.method,
             metric=job.config.metric,
             goal="min" if job.config.metric == "loss" else "max",
             dense=dense_side,
@@ -229,7 +231,7 @@ def evaluate(job: Job, progress: Progress) -> Side:
     with laid_out(job, module):
         found = _measure(job, module, progress, "measure")
         say_doubts(job, found, progress)
-    return _side(job, module, found)
+    return _side(job, module, found, job.checkpoint)
 
 
 def training_split(job: Job) -> tuple[Split | None, Split | None]:
@@ -261,13 +263,16 @@ def _measure(job: Job, module: nn.Module, progress: Progress, phase: str) -> Eva
     return evaluate_on(module, job.batches(job.samples.test, batch_size=batch), job.kind)
 
 
-def _side(job: Job, module: nn.Module, found: Evaluation | None) -> Side:
+def _side(job: Job, module: nn.Module, found: Evaluation | None, file: Checkpoint | None = None) -> Side:
+    """The numbers of a network; ``file`` is the checkpoint that it was read from."""
     parameters, nonzero = count(module)
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
         example, _ = next(iter(job.batches(job.samples.test.subset([0]))))
         work = flops(module, example)
-    return Side(found.metrics if found else {}, parameters, nonzero, *work, model_bytes(module))
+    return Side(
+        found.metrics if found else {}, parameters, nonzero, *work, model_bytes(module) if file is None else file.size
+    )
 
 
 def _sparsity(job: Job, masks: Mapping[str, Tensor]) -> Sparsity:

@@ -16,7 +16,7 @@ from prunetaylor.report.terminal import count, new_table, number, percent, print
 
 Document = Mapping[str, Any]
 
-HEAD = ["run", "sparsity", "metric", "drop (95 %), pp", "FLOPs, non-zero", "file", "time", "gate"]
+_HEAD = ["run", "method", "sparsity", "metric", "drop (95 %), pp", "FLOPs, non-zero", "file", "time", "gate"]
 _SHORT = {"inconclusive": "open"}
 _UNEQUAL = {"model.checkpoint", "output"}
 """Settings that say where, not how."""
@@ -36,6 +36,7 @@ def _run(name: str, one: Document) -> dict[str, Any]:
     metric = one["metric"]["name"]
     return {
         "name": name,
+        "method": one.get("method") or (one["configuration"].get("prune") or {}).get("method"),
         "metric": metric,
         "dense": one["dense"]["metrics"].get(metric),
         "pruned": one["pruned"]["metrics"].get(metric),
@@ -75,11 +76,17 @@ def notes(documents: Sequence[Document]) -> list[str]:
     return found
 
 
+def head(found: Mapping[str, Any]) -> list[str]:
+    """Names of the columns: of the metric its own, where all runs have the same."""
+    return [_metric_title(found) if name == "metric" else name for name in _HEAD]
+
+
 def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row of text a run, as HEAD names them."""
+    """A row of text a run, as ``head`` names them."""
     return [
         (
             run["name"],
+            run["method"] or "-",
             percent(run["sparsity"]),
             _metric(run["metric"], run["pruned"]),
             _drop(run["drop_pp"]),
@@ -110,22 +117,14 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """A row a run; the smallest drop stands out. Then what differs between their settings."""
     drops = [run["drop_pp"]["value"] if run["drop_pp"] else float("inf") for run in found["runs"]]
     gated = any(run["verdict"] for run in found["runs"])
-    # 80 columns have no room for the files' sizes
-    table = new_table(
-        "run",
-        "sparsity",
-        _metric_title(found),
-        "drop (95 %), pp",
-        "FLOPs",
-        "time",
-        *(["gate"] if gated else []),
-        padding=2,
-    )
+    # 80 columns have no room for files' sizes and times
+    names = head(found)
+    table = new_table(*names[:5], "FLOPs,\nnon-zero", *(["gate"] if gated else []), padding=1 if gated else 2)
     for row, drop in zip(rows(found), drops, strict=True):
-        name, sparsity, metric, interval, work, _, seconds, verdict = row
+        name, method, sparsity, metric, interval, work, _, _, verdict = row
         best = "bold" if drop == min(drops) < float("inf") and len(drops) > 1 else ""
         drop_cell = Text(interval.replace(" to ", ".."), style=best)
-        cells: list[str | Text] = [shorten(name, 14), sparsity, metric, drop_cell, work, seconds]
+        cells: list[str | Text] = [shorten(name, 14), shorten(method, 11), sparsity, metric, drop_cell, work]
         table.add_row(*cells, *([_SHORT.get(verdict, verdict)] if gated else []))
     console.print(table)
     if found["settings"]:
@@ -149,7 +148,7 @@ def compare_page(names: Sequence[str], documents: Sequence[Document]) -> str:
         "compare.html",
         title=f"{len(documents)} runs side by side",
         notes=found["notes"],
-        head=[_metric_title(found) if name == "metric" else name for name in HEAD],
+        head=head(found),
         rows=rows(found),
         names=list(names),
         drawn=[figure("Drop of each run", drawn, "With paired 95 % intervals; the sparsity stands behind each name.")],

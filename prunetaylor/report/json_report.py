@@ -32,6 +32,7 @@ def to_json(
         "schema_version": SCHEMA_VERSION,
         "verdict": None if outcome.verdict is None else asdict(outcome.verdict),
         "warnings": [asdict(alert) for alert in outcome.warnings],
+        "method": outcome.method,
         "metric": {"name": outcome.metric, "goal": outcome.goal},
         "dense": asdict(outcome.dense),
         "pruned": asdict(outcome.pruned),

@@ -50,7 +50,8 @@ def print_outcome(
     console.print()
     _print_layers(console, outcome, verbose)
     heard = set(said)
-    print_list(console, "chosen", [choice for choice in outcome.choices if choice not in heard])
+    if verbose:
+        print_list(console, "automatic choices", [choice for choice in outcome.choices if choice not in heard])
     print_list(console, "left alone", [f"{one.name}: {one.why}" for one in outcome.skipped])
     print_list(console, "written", files.values())
 
@@ -90,9 +91,9 @@ def inspection_facts(found: Inspection) -> list[tuple[str, str]]:
     """Label and value of everything that stands above the table of tensors; what is empty is left out."""
     said = found.said
     facts = [
-        ("file", str(found.path)),
+        ("path", str(found.path)),
         ("form", f"{found.form} ({found.container})" if found.container != found.form else found.form),
-        ("size", size(found.bytes)),
+        ("file", size(found.bytes)),
         ("sha256", found.sha256),
         ("prefix removed", found.prefix_removed),
         ("tensors", f"{len(found.tensors):,} with {found.elements:,} values, {percent(found.sparsity)} of them zeros"),

@@ -198,8 +198,11 @@ def shown(names: list[str], documents: list[dict[str, Any]]) -> list[str]:
 def test_runs_side_by_side_in_80_columns() -> None:
     lines = shown(["resnet20-1", "a-run-with-a-long-name-12"], [report(), other()])
     assert max(map(len, lines)) <= 80
-    row = "resnet20-1  80.00 %  85.93 %  2.36 (1.92..2.81)  21.30 M  168 s  open"
-    assert " ".join(lines[1].split()) == " ".join(row.split())
+    heads = " ".join(" ".join(lines[:2]).split())
+    for name in ("method", "top-1", "drop (95 %), pp", "FLOPs,"):
+        assert name in heads
+    row = "resnet20-1  obs  80.00 %  85.93 %  2.36 (1.92..2.81)  21.30 M  open"
+    assert " ".join(lines[2].split()) == " ".join(row.split())
     assert "  prune.sparsity: resnet20-1 0.8, a-ru..e-12 0.7" in [re.sub(r"a-\S+12", "a-ru..e-12", x) for x in lines]
     assert "  the runs were measured on different samples (their data hashes differ)" in lines
 

@@ -49,7 +49,8 @@ def test_few_layers_unless_verbose(outcome: Outcome) -> None:
 
 
 def test_choices_that_were_read_already_are_not_said_again(outcome: Outcome) -> None:
-    lines = _shown(outcome, said=[outcome.choices[0]])
+    assert f"  {outcome.choices[1]}" not in _shown(outcome), "only with -v"
+    lines = _shown(outcome, said=[outcome.choices[0]], verbose=True)
     assert f"  {outcome.choices[0]}" not in lines
     assert f"  {outcome.choices[1]}" in lines
 
