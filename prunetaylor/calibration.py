@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from prunetaylor import registry
 from prunetaylor.data import augment
 from prunetaylor.data.draws import Draws
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decoded_together, draw
-from prunetaylor.errors import DataError
+from prunetaylor.dwarfing import Dwarfing, Energies, find
+from prunetaylor.errors import DataError, UsageError
 from prunetaylor.job import Job
 from prunetaylor.memory import chunks
 from prunetaylor.objective import Kind, Objective, loss_of
@@ -24,6 +26,11 @@ SMALL_ELEMENTS = 1 << 18
 
 13 images of 3 x 224 x 224, 85 of 3 x 32 x 32, 334 of 28 x 28. No result depends on it beyond rounding.
 """
+
+FEWEST_FITTED = 4
+"""Samples below which nothing is fitted: least squares of a handful follows each of them wherever it lies."""
+_SOLVING = ("least-squares", "obs")
+"""Repairs that are fitted to samples."""
 
 
 def chunk(elements: int, batch_size: int) -> int:
@@ -41,10 +48,13 @@ class Part:
     targets: Tensor
 
     @classmethod
-    def of(cls, job: Job, dense: nn.Module, split: Split, size: int) -> Part:
-        """All samples of a split, in batches of ``size``; what has no labels gets the dense network's answers."""
+    def of(cls, job: Job, dense: nn.Module, split: Split, size: int, seen: Energies) -> Part:
+        """All samples of a split, in batches of ``size``; what has no labels gets the dense network's answers.
+
+        ``seen`` is told each sample's size.
+        """
         batches = job.batches(decoded_together(split), batch_size=size)
-        outputs, targets = all_outputs(dense, batches)
+        outputs, targets = all_outputs(dense, batches, seen.watch, lambda done: seen.add(done.x, done.targets))
         if not split.labelled:
             targets = _answers(job, outputs)
             inputs, _ = batches.split.fetch(range(batches.samples))
@@ -53,6 +63,19 @@ class Part:
 
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
         return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
+
+    def without(self, job: Job, rows: Collection[int]) -> Part:
+        """The part without some of its samples."""
+        if not rows:
+            return self
+        kept = [row for row in range(self.batches.samples) if row not in rows]
+        if not kept:
+            raise DataError(
+                f"all {len(rows)} samples that {job.method} would be held against, or fitted to, dwarf the others",
+                "look at how the training samples are stored and scaled",
+            )
+        batches = job.batches(self.batches.split.subset(kept), batch_size=self.batches.batch_size)
+        return Part(batches, self.dense_outputs[kept], self.targets[kept])
 
     def changed_anew(self, job: Job, dense: nn.Module, generator: torch.Generator) -> Part:
         """The same samples after fresh random changes (data.augment), which are free: no new sample is seen."""
@@ -79,8 +102,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Calibration:
+    """``dwarfing``: samples that were left out, as they would outweigh all others; None where all are of a kind."""
+
     fit: Part
     holdout: Part
+    dwarfing: Dwarfing | None = None
 
     @classmethod
     def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
@@ -92,22 +118,22 @@ class Calibration:
         cfg = job.config.calibration
         samples = min(cfg.samples, len(pool))
         held = max(1, round(cfg.holdout * samples))
-        if samples - held < 1:
-            raise DataError(
-                f"{samples} training samples are too few to calibrate with", "give at least two, better a thousand"
-            )
+        check_enough(job, samples - held)
         if cfg.resample:
             order = draw(pool, len(pool), torch.Generator().manual_seed(job.config.seed))
             apart = max(held, round(cfg.holdout * len(pool)))
             parts = pool.subset(order[apart:]), pool.subset(order[:apart])
-            chosen = [s.subset(draw(s, n, generator)) for s, n in zip(parts, (samples - held, held), strict=True)]
+            drawn = [draw(s, n, generator) for s, n in zip(parts, (samples - held, held), strict=True)]
+            chosen = [s.subset(some) for s, some in zip(parts, drawn, strict=True)]
         else:
-            drawn = draw(pool, samples, generator)
-            chosen = [pool.subset(drawn[held:]), pool.subset(drawn[:held])]
+            order = draw(pool, samples, generator)
+            chosen = [pool.subset(order[held:]), pool.subset(order[:held])]
         size = chunk(chosen[0].fetch([0])[0].numel(), job.config.data.batch_size)
-        fit, holdout = (Part.of(job, dense, split, size) for split in chosen)
+        seen = [Energies(dense) for _ in chosen]
+        fit, holdout = (Part.of(job, dense, split, size, one) for split, one in zip(chosen, seen, strict=True))
+        fit, holdout, dwarfing = _of_a_kind(job, (fit, holdout), chosen, [one.all() for one in seen])
         check_deterministic(dense, fit.batches)
-        return cls(fit, holdout)
+        return cls(fit, holdout, dwarfing)
 
     def spread(self, kind: Kind) -> float:
         """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
@@ -118,6 +144,32 @@ class Calibration:
         z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
         answer = loss_of(kind).apart.constant(z)
         return float(objective.values(answer.expand_as(z), z).mean())
+
+
+def check_enough(job: Job, fitted: int) -> None:
+    """UsageError where so few samples are left to fit to that nothing can be fitted."""
+    criterion, repair = registry.load("saliency", job.method), job.config.prune.repair
+    fits = criterion.NEEDS != "nothing" or (criterion.REPAIR if repair == "auto" else repair) in _SOLVING
+    if fitted < (FEWEST_FITTED if fits else 1):
+        raise UsageError(
+            f"too few calibration samples: {fitted} for {job.method} to be fitted to, where {FEWEST_FITTED} are needed",
+            f"give at least {2 * FEWEST_FITTED} training samples, better a thousand; prune.method=magnitude with "
+            "prune.repair=none fits nothing",
+        )
+
+
+def _of_a_kind(
+    job: Job, parts: tuple[Part, Part], chosen: Sequence[Split], energies: Sequence[Tensor]
+) -> tuple[Part, Part, Dwarfing | None]:
+    """The parts without samples that dwarf the rest of both, and which those are."""
+    fit, holdout = parts
+    rows, size = find(torch.cat(list(energies)))
+    if not rows:
+        return fit, holdout, None
+    count = fit.batches.samples
+    at_fit, held = [row for row in rows if row < count], [row - count for row in rows if row >= count]
+    origins = [split.origin(row) for split, which in zip(chosen, (at_fit, held), strict=True) for row in which]
+    return fit.without(job, at_fit), holdout.without(job, held), Dwarfing(tuple(sorted(origins)), size)
 
 
 def answered(job: Job, dense: nn.Module, split: Split) -> Split:

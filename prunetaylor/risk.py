@@ -98,11 +98,20 @@ def _pass(
     return Pass(start, x, targets, outputs)
 
 
-def all_outputs(module: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Every sample's outputs (N, K), and its targets (N, ...)."""
+def all_outputs(
+    module: nn.Module,
+    batches: Batches,
+    watch: Mapping[nn.Module, Watcher] | None = None,
+    done: Callable[[Pass], None] = lambda _: None,
+) -> tuple[Tensor, Tensor]:
+    """Every sample's outputs (N, K), and its targets (N, ...).
+
+    ``watch`` is as in :func:`sweep`; ``done`` is told each batch of this process's own samples.
+    """
     outputs, targets = [], []
-    for batch in sweep(module, batches):
+    for batch in sweep(module, batches, watch=watch):
         assert batch.outputs is not None
+        done(batch)
         outputs.append(batch.outputs.float())
         targets.append(batch.targets)
     none = torch.empty(0, device=batches.device)

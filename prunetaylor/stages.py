@@ -27,7 +27,7 @@ from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.memory import release
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, displacement, restore, snapshot
-from prunetaylor.outcome import Histogram, Stage, removed_at
+from prunetaylor.outcome import Alert, Histogram, Stage, removed_at
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.refinement import REMEMBERED
 from prunetaylor.removal import Removal, Removed
@@ -41,6 +41,10 @@ from prunetaylor.usage import examine, unreached
 
 FEW = 20
 """Held-out samples below which a run says that they are few."""
+FEW_IN_ALL = 50
+"""Calibration samples below which a run warns that they are few."""
+EXPLODED = 100.0
+"""A stage after which the held-out error is so many times that of a constant answer is taken back."""
 _DRAWS = 10
 """Tries to draw samples that reach each layer, where a network chooses by the sample which layers it runs."""
 
@@ -81,6 +85,7 @@ class Stages:
         self.repaired: float | None = None
         self.damping = config.prune.damping
         self.plan: Fixed | TrustRegion | None = None
+        self._left_of_plan: Mapping[str, Any] | None = None  # of a state that was loaded
         self.trained = 0
         """Steps of training that the network has had since it was dense."""
         self.settled = config.prune.schedule != "one-shot"
@@ -98,8 +103,8 @@ class Stages:
         plan = self._plan()
         if left is not None:
             self.load_state_dict(left)
-            if left["plan"] is not None:
-                plan.load_state_dict(left["plan"])
+            if self._left_of_plan is not None:
+                plan.load_state_dict(self._left_of_plan)
         self.plan = plan
         if left is None:
             self.moment()
@@ -123,6 +128,9 @@ class Stages:
             self._choose(
                 f"held-out samples: {held}; what is measured on so few says little, give more calibration.samples"
             )
+        if (drawn := held + self.calibration.fit.batches.samples) < FEW_IN_ALL:
+            text = f"only {drawn} calibration samples: expect a larger drop; 1,000 are usual (calibration.samples)"
+            self.job.warn(Alert("few_samples", text), self.progress)
         self._calibrate()
 
     def to(self, sparsity: float) -> None:
@@ -132,12 +140,21 @@ class Stages:
         """
         if self.refining is not None:
             self._finish()
-        if self.at_work is not None or removed_at(sparsity, self.job.network.prunable) > self.removed:
-            self._next(Fixed([sparsity], self.job.config.prune.damping))
+        plan = Fixed([sparsity], self.job.config.prune.damping)
+        if self.at_work is not None and self._left_of_plan is not None:
+            plan.load_state_dict(self._left_of_plan)
+        self.plan = plan
+        while self.at_work is not None or removed_at(sparsity, self.job.network.prunable) > self.removed:
+            self._next(plan)
 
     def _next(self, plan: Fixed | TrustRegion) -> None:
         if self.done and self.job.config.calibration.resample and self.at_work is None:
             self._draw()
+        if isinstance(plan, TrustRegion) and plan.hurried:
+            self._choose(
+                f"stages: most of the {plan.budget} that this run may take are used; each from here on removes its "
+                "share of what is left to remove"
+            )
         self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
         self._stage(plan, self.calibration, self.absorbers)
 
@@ -156,6 +173,8 @@ class Stages:
                 f"{missing[0]} is reached by no sample of {_DRAWS} draws, as it was by those drawn first",
                 "give more calibration.samples, or leave it alone (prune.exclude)",
             )
+        if (dwarfing := self.calibration.dwarfing) is not None and dwarfing.alert() not in self.job.warnings:
+            self.job.warn(dwarfing.alert(), self.progress)
         for part in (self.calibration.fit, self.calibration.holdout):
             check_outputs(self.dense.module, part.batches, part.dense_outputs)
         self.drawn = [*self.drawn, state][-REMEMBERED:]
@@ -193,6 +212,7 @@ class Stages:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; after ``begin``."""
+        self._left_of_plan = state["plan"]
         self.seen, self.drawn = [], []
         for before in state["drawn"]:
             self.generator.set_state(before)
@@ -275,7 +295,8 @@ class Stages:
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.aim.objective)
         judge, before = self._model(network, held, calibration), held.values()
-        now = self.removed / network.prunable
+        removed_before = sum(int((~mask).sum()) for mask in work.masks.values())
+        now = removed_before / network.prunable
         found = self._remove_and_repair(work, plan, judge, calibration, absorbers)
         reached = self._reached(found.sparsity)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
@@ -284,12 +305,23 @@ class Stages:
         self.progress.step("measured")
         predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
         unsure = self.aim.solves or hasattr(self.criterion, "solve")
-        stands = plan.judge(now, found.sparsity, predicted, measured, noise, "needed" if unsure else "none needed")
-        if stands and not isfinite(measured):
+        exploded = self._exploded(float(before.mean()), measured)
+        stands = plan.judge(
+            now,
+            found.sparsity,
+            predicted,
+            float("inf") if exploded else measured,
+            noise,
+            "needed" if unsure else "none needed",
+            damped=self.criterion.DAMPED or self.aim.solves,
+            least=self.removed - removed_before == 1,
+        )
+        if stands and exploded:
             repairs = "" if self.aim.repair == "least-squares" else "prune.repair=least-squares, or "
             raise NumericsError(
-                f"pruned from {now:.2%} to {reached:.2%} the outputs are out of range, and no smaller stage is left",
-                f"try {repairs}a sparsity nearer to {now:.2%}",
+                f"pruned from {now:.2%} to {reached:.2%} the network is ruined ({exploded}), and no smaller or more "
+                "damped stage is left",
+                f"try {repairs}a sparsity nearer to {now:.2%}, or more calibration.samples",
             )
         if found.alone is not None and found.alone > 0 < predicted:
             self.repaired = predicted / found.alone
@@ -302,6 +334,7 @@ class Stages:
             restore(network.module, work.before)
             self.masks, self.histogram = work.masks, work.histogram
             far = ", too far for one stage" if believed(predicted, measured, noise, 0.0) else ""
+            far = f": {exploded}" if exploded else far
             text = f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted"
             self.progress.note(text + far)
         else:
@@ -333,6 +366,15 @@ class Stages:
         if stands:
             self.refining = {} if self.aim.refinement.when == "stages" or last else None
             self._finish()
+
+    def _exploded(self, before: float, change: float) -> str:
+        """How the network is ruined by a stage that changed the held-out error so; empty where it is not."""
+        if not isfinite(change):
+            return "its outputs are out of range"
+        usual = max(before, self.calibration.spread(self.job.kind))
+        if change > EXPLODED * usual > 0:
+            return f"its held-out error is {change / usual:.2g} times that of a constant answer"
+        return ""
 
     def _remove_and_repair(
         self,

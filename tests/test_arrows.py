@@ -31,6 +31,7 @@ ROOMS = [
     "prunetaylor.refinement",
     "prunetaylor.usage",
     "prunetaylor.calibration",
+    "prunetaylor.dwarfing",
     "prunetaylor.layout",
     "prunetaylor.job",
     "prunetaylor.settings",

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from prunetaylor import stages as stages_module
 from prunetaylor.curvature import taylor
 from prunetaylor.curvature.gram import Moments
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.removal import Removal, Removed
-from prunetaylor.selection.trust import RAISES, TrustRegion
+from prunetaylor.selection.trust import RAISES, STAGES, TrustRegion
 from prunetaylor.stages import Stages
 from support.runs import TRAIN, assert_truthful, quick
 from support.toys import ConvNet, trained
@@ -102,7 +103,7 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
     torch.manual_seed(0)
     module = Cliff()
     module.most = 0.2
-    with pytest.raises(NumericsError, match=r"pruned from [\d.]+% to [\d.]+% the outputs .*\n.*least-squares"):
+    with pytest.raises(NumericsError, match=r"% to [\d.]+% the network is ruined \(its outputs .*\n.*least-squares"):
         quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
     module.most = 0.5
     outcome = quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
@@ -314,9 +315,9 @@ def test_where_weights_move_what_a_stage_changes_is_a_guess_beforehand(
 ) -> None:
     judge, heard = TrustRegion.judge, []
 
-    def watched(self: TrustRegion, *found: Any) -> bool:
+    def watched(self: TrustRegion, *found: Any, **how: Any) -> bool:
         heard.append(found[-1])
-        return judge(self, *found)
+        return judge(self, *found, **how)
 
     monkeypatch.setattr(TrustRegion, "judge", watched)
     monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.3, 2.0, 0.01, 0.35))
@@ -357,3 +358,40 @@ def test_one_weight_stays_at_any_sparsity(conv: nn.Module) -> None:
     for method in ("magnitude", "obs"):
         outcome = quick(conv, sparsity=asked, prune__method=method)
         assert outcome.sparsity.removed == prunable - 1
+
+
+@pytest.mark.parametrize(("method", "repair"), [("magnitude", "none"), ("obs", "none"), ("exact_obs", "least-squares")])
+def test_no_stage_is_tried_again_with_the_same_numbers(
+    method: str, repair: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network that no model predicts, whose every stage costs more than was thought."""
+    torch.manual_seed(0)
+    change = stages_module._change
+    monkeypatch.setattr(stages_module, "_change", lambda *a: (change(*a)[0] + 50.0, 0.0))
+    how = {"prune__stages": "auto", "prune__method": method, "prune__repair": repair, "prune__refine": "none"}
+    outcome = quick(nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 4)), sparsity=0.8, **how)
+    matters = method != "magnitude"
+    tried, removed = [], 0.0
+    for stage in outcome.stages:
+        tried.append((removed, stage.sparsity, stage.damping if matters else None))
+        removed = stage.sparsity if stage.accepted else removed
+    assert len(set(tried)) == len(tried)
+    assert len(tried) <= STAGES + 1
+
+
+@pytest.mark.parametrize("stages", ["auto", 2, 1])
+def test_a_stage_whose_error_explodes_is_taken_back(
+    conv: nn.Module, stages: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried anew with more damping where its size is settled; an error, and no network, where nothing helps."""
+    change, calls = stages_module._change, iter([True])
+    monkeypatch.setattr(stages_module, "_change", lambda *a: (1e9, 0.0) if next(calls, False) else change(*a))
+    first, *others = quick(conv, sparsity=0.5, prune__stages=stages).stages
+    assert not first.accepted
+    assert others[-1].accepted
+    assert others[-1].sparsity == 0.5
+    if stages != "auto":
+        assert [stage.damping for stage in (first, *others)][:2] == pytest.approx([0.01, 0.1])
+    monkeypatch.setattr(stages_module, "_change", lambda *a: (1e9, 0.0))
+    with pytest.raises(NumericsError, match=r"is ruined .*its held-out error is .* times that of a constant answer"):
+        quick(conv, sparsity=0.5, prune__stages=stages)

@@ -94,6 +94,9 @@ class Checked(Split):
         self._check(targets, self._name, indices)
         return inputs, targets
 
+    def origin(self, index: int) -> int:
+        return self._parent.origin(index)
+
     def nbytes(self) -> int | None:
         return self._parent.nbytes()
 

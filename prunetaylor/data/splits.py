@@ -62,6 +62,10 @@ class Split(ABC):
         """A view of these samples in this order; nothing is copied."""
         return Subset(self, indices)
 
+    def origin(self, index: int) -> int:
+        """Where a sample stands in what its source reads."""
+        return index
+
     def in_memory(self) -> TensorSplit:
         """All samples, decoded once."""
         return TensorSplit(*self.fetch(range(len(self))))
@@ -127,6 +131,9 @@ class WithTargets(Split):
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         return self._parent.fetch(indices, variant)[0], self._targets[torch.as_tensor(indices, dtype=torch.long)]
 
+    def origin(self, index: int) -> int:
+        return self._parent.origin(index)
+
     def targets(self) -> Tensor:
         return self._targets
 
@@ -167,6 +174,9 @@ class Subset(Split):
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
         return self._parent.fetch([self._indices[i] for i in indices], variant)
+
+    def origin(self, index: int) -> int:
+        return self._parent.origin(self._indices[index])
 
     def targets(self) -> Tensor | None:
         targets = self._parent.targets()

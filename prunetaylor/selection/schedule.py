@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil, isfinite, log
 from typing import Literal
 
+RAISES = 4
+"""Powers of ten that the damping may be above the one asked for."""
 STEP = 0.7
 """Share of the weights that a stage keeps, by default: the local model is re-fitted before it is asked for more."""
 
@@ -50,22 +52,45 @@ def pruning_steps(stages: int, steps: float) -> list[int]:
 
 @dataclass
 class Fixed:
-    """Stages that were settled beforehand: how they turn out changes nothing."""
+    """Stages that were settled beforehand: how they turn out changes nothing.
+
+    But for one that explodes: it is tried again with more damping, where that changes it, and up to ``RAISES`` times.
+    """
 
     levels: Sequence[float]
-    damping: float
+    asked_damping: float
     _done: int = 0
+
+    def __post_init__(self) -> None:
+        self.damping = self.asked_damping
 
     def propose(self, now: float, change: Callable[[float], float]) -> float:
         """The next of the levels."""
         self._done += 1
         return self.levels[self._done - 1]
 
-    def judge(self, now: float, then: float, predicted: float, measured: float, noise: float, guess: str = "") -> bool:
+    def judge(
+        self,
+        now: float,
+        then: float,
+        predicted: float,
+        measured: float,
+        noise: float,
+        guess: str = "",
+        *,
+        damped: bool = True,
+        least: bool = False,
+    ) -> bool:
+        """Whether the stage stands; an infinite ``measured`` is an explosion."""
+        if not isfinite(measured) and damped and self.damping < self.asked_damping * 10**RAISES:
+            self.damping *= 10
+            self._done -= 1
+            return False
+        self.damping = self.asked_damping
         return True
 
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self._done}
+    def state_dict(self) -> dict[str, float]:
+        return {"done": self._done, "damping": self.damping}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self._done = state["done"]
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._done, self.damping = int(state["done"]), state["damping"]

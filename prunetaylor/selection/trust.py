@@ -27,8 +27,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil, isfinite, log
 from typing import Literal
+
+from prunetaylor.selection.schedule import RAISES
 
 LOW, HIGH = 0.5, 2.0
 """Gain ratios between which the model is believed."""
@@ -45,8 +47,9 @@ SMALLEST = 0.02
 """The share of the weights left that one stage removes, at least; the most is the criterion's ``REACH``."""
 FRESH = 0.06
 """The most where every stage learns from fresh samples: the more stages, the more of them are seen."""
-RAISES = 4
-"""Powers of ten that the damping may be above the one asked for."""
+STAGES = 40
+"""Stages that a run takes, at most, those taken back included; twice as many as its largest would need, if that is
+more. When three quarters are used, each that follows removes its share of what is left to remove, and stands."""
 _PROBES = 5
 
 
@@ -89,17 +92,32 @@ class TrustRegion:
         self.radius = START * self.scale
         self.reach = self.largest
         self.damping = self.asked_damping
+        self.done = 0
+        needed = ceil(log(1 - self.target) / log(1 - self.largest)) if self.target else 1
+        self.budget = max(STAGES, 2 * needed)
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the budget of stages is nearly used up."""
+        return self.done >= self.budget * 3 // 4
+
+    def smallest(self, now: float) -> float:
+        """The share of the weights left that the next stage removes, at least."""
+        if not self.hurried:
+            return SMALLEST
+        stays: float = ((1 - self.target) / (1 - now)) ** (1 / max(1, self.budget - self.done))
+        return max(SMALLEST, 1 - stays)
 
     def propose(self, now: float, change: Callable[[float], float]) -> float:
         """The sparsity after the next stage; ``change(sparsity)`` is what the model predicts for it.
 
         Found by bisection over the share of the weights that stays.
         """
-        density = 1 - now
-        far = max(1 - self.target, density * (1 - self.reach))
+        density, smallest = 1 - now, self.smallest(now)
+        far = max(1 - self.target, density * (1 - max(self.reach, smallest)))
         if change(1 - far) <= self.radius:
             return self._snap(1 - far)
-        near = max(far, density * (1 - SMALLEST))
+        near = max(far, density * (1 - smallest))
         for _ in range(_PROBES):
             middle = (near * far) ** 0.5
             if change(1 - middle) <= self.radius:
@@ -109,19 +127,36 @@ class TrustRegion:
         return self._snap(1 - near)
 
     def judge(
-        self, now: float, then: float, predicted: float, measured: float, noise: float, guess: Guess = "none needed"
+        self,
+        now: float,
+        then: float,
+        predicted: float,
+        measured: float,
+        noise: float,
+        guess: Guess = "none needed",
+        *,
+        damped: bool = True,
+        least: bool = False,
     ) -> bool:
         """Whether the stage from sparsity ``now`` to ``then`` stands; the radius and the damping follow its ratio.
 
-        ``noise`` is the standard error of the measured change, ``guess`` how its change was known when it was proposed.
-        A stage that can be neither smaller nor more damped stands.
+        A stage that can be neither smaller nor more damped stands: the next would be the same once more.
+
+        Args:
+            measured: the error's change; infinite where the network is ruined.
+            noise: the standard error of the measured change.
+            guess: how the change was known when it was proposed.
+            damped: whether anything in the stage depends on the damping.
+            least: the stage removed a single group, so that none is smaller.
         """
         taken, negligible = 1 - (1 - then) / (1 - now), NEGLIGIBLE * self.scale
-        right = _within(predicted, measured)
+        can_shrink = not least and taken >= 2 * self.smallest(now)
+        self.done += 1
+        right = isfinite(measured) and _within(predicted, measured)
         worse = not right and measured - predicted > max(NOISE * noise, negligible)
         # What came far better than predicted is as far as it cost.
         change = predicted if right else min(predicted, measured)
-        far = change > max(REJECT * self.radius, negligible) and taken >= 2 * SMALLEST
+        far = change > max(REJECT * self.radius, negligible) and can_shrink
         if far and not worse:  # the model was right: it is no reason to trust it less
             self.reach = taken / 2
             return False
@@ -134,7 +169,7 @@ class TrustRegion:
         if not worse:
             return True
         most = self.asked_damping * 10**RAISES
-        small = taken < 2 * SMALLEST and self.damping >= most
+        small = not can_shrink and (self.damping >= most or not damped or self.hurried)
         stands = not far and (measured <= max(REJECT * predicted, self.radius) or small)
         self.radius = 0.5 * (min(self.radius, predicted) if predicted > 0 else self.radius)
         self.damping = min(self.damping * 10, most)
@@ -144,10 +179,11 @@ class TrustRegion:
         return stands
 
     def state_dict(self) -> dict[str, float]:
-        return {"radius": self.radius, "reach": self.reach, "damping": self.damping}
+        return {"radius": self.radius, "reach": self.reach, "damping": self.damping, "done": self.done}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.radius, self.reach, self.damping = state["radius"], state["reach"], state["damping"]
+        self.done = int(state["done"])
 
     def _snap(self, sparsity: float) -> float:
         """The target itself where less than a smallest step would be left."""

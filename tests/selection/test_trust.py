@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.trust import RAISES, REJECT, SMALLEST, START, Guess, TrustRegion, believed
+from prunetaylor.selection.trust import RAISES, REJECT, SMALLEST, STAGES, START, Guess, TrustRegion, believed
 
 LARGEST = 0.35
 
@@ -114,7 +114,7 @@ def test_it_arrives_where_each_stage_costs_far_more_than_the_radius(guess: Guess
         if now == 0.95:
             break
     assert now == 0.95
-    assert taken_back < 40
+    assert taken_back < STAGES
 
 
 def test_a_predicted_gain_that_became_a_loss_is_not() -> None:
@@ -174,3 +174,30 @@ def test_noise_is_no_failure_and_damping_has_an_end() -> None:
 )
 def test_what_is_believed(predicted: float, measured: float, noise: float, right: bool) -> None:
     assert believed(predicted, measured, noise, 2.0) == right
+
+
+@pytest.mark.parametrize("target", [0.3, 0.9, 0.99, 0.9999])
+@pytest.mark.parametrize("largest", [0.06, 0.35, 0.9])
+@pytest.mark.parametrize(("predicted", "measured"), [(1e9, 1e9), (0.0, 1.0), (1e-3, float("inf")), (0.0, 0.0)])
+def test_every_search_has_an_end(target: float, largest: float, predicted: float, measured: float) -> None:
+    """Whatever comes of its stages, and no stage is a repetition of one that was taken back."""
+    trust, now, tried = TrustRegion(target, 2.0, 0.01, largest), 0.0, set()
+    for _ in range(1000):
+        then = trust.propose(now, lambda _: predicted)
+        assert now < then <= target
+        assert (now, then, trust.damping) not in tried
+        tried.add((now, then, trust.damping))
+        if trust.judge(now, then, predicted, measured, 0.0):
+            now = then
+        if now == target:
+            break
+    assert now == target
+    assert trust.done <= trust.budget
+
+
+def test_what_does_not_depend_on_the_damping_is_not_tried_again_for_it() -> None:
+    trust = region()
+    assert not trust.judge(0, SMALLEST, 1e-9, 100.0, 0.0)
+    assert trust.judge(0, SMALLEST, 1e-9, 100.0, 0.0, damped=False)
+    assert not trust.judge(0, 0.3, 1e-9, 100.0, 0.0, damped=False)
+    assert trust.judge(0, 0.3, 1e-9, 100.0, 0.0, damped=False, least=True)  # a single weight of a small network
