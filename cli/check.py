@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .screen import say_json
 
 if TYPE_CHECKING:
     from prunetaylor.errors import OutputError
@@ -119,7 +119,7 @@ def check(
     if as_json:
         from prunetaylor.report.json_report import verdict_to_json
 
-        click.echo(json.dumps(verdict_to_json(verdict, resolved.config.model_dump()), allow_nan=False))
+        say_json(verdict_to_json(verdict, resolved.config.model_dump()))
     else:
         from prunetaylor.report.verdict import print_verdict
 

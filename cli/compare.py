@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from prunetaylor.errors import UsageError
 
 from .options import json_option, verbosity_options
 from .report import BROKEN, not_ours, read_report, write_page
+from .screen import say_json
 
 
 @click.command(short_help="Show several runs side by side.")
@@ -43,7 +43,7 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
             _require_whole(folder, name, document)
         raise
     if as_json:
-        click.echo(json.dumps(found, allow_nan=False))
+        say_json(found)
     else:
         print_comparison(console(), found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from prunetaylor.errors import UsageError
 
 from .options import config_option, json_option, read_configuration, split_words, words
+from .screen import say_json, say_lines
 
 
 @click.command(short_help="Print all settings, or their JSON schema.")
@@ -29,18 +29,18 @@ def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: boo
     from prunetaylor.config.describe import defaults, dump, explain, json_schema
 
     if schema:
-        click.echo(json.dumps(json_schema(), indent=2))
+        say_json(json_schema(), indent=2)
         return
     key, pairs = split_words(words)
     if key is not None:
         if pairs or file is not None or as_json:
             raise UsageError(f"{key} is shown by itself", f"run: prunetaylor config {key}")
-        click.echo(explain(key), nl=False)
+        say_lines(explain(key))
         return
     resolved = read_configuration(words, file, {}, model_needed=False)
     if as_json:
-        click.echo(json.dumps({"configuration": resolved.config.model_dump(), "origins": resolved.origins}))
+        say_json({"configuration": resolved.config.model_dump(), "origins": resolved.origins}, allow_nan=True)
     elif all(origin == "default" for origin in resolved.origins.values()):
-        click.echo(defaults(), nl=False)
+        say_lines(defaults())
     else:
-        click.echo(dump(resolved), nl=False)
+        say_lines(dump(resolved))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 import click
 
 from .options import State, json_option, seed_option, verbosity_options
-from .screen import say
+from .screen import say, say_json
 
 
 @click.command(short_help="Train a small network on the digits and write model.pt.")
@@ -41,7 +40,7 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
     with reporter(state) as shown:
         made = make(output, seed=number, force=force, progress=Logged(shown, None))
     if as_json:
-        click.echo(json.dumps({"file": str(output.resolve()), "top1": made.top1, "parameters": made.parameters}))
+        say_json({"file": str(output.resolve()), "top1": made.top1, "parameters": made.parameters})
         return
     say(f"{output}: {made.parameters:,} parameters, top-1 {made.top1:.2f} % on {made.tested:,} test digits")
     say(f"next: prunetaylor prune {shlex.quote(str(output))}")

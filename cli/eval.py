@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .screen import say_json
 from .together import nproc_option, together
 
 
@@ -71,7 +71,7 @@ def evaluate(
         from prunetaylor.report.json_report import side_to_json
 
         found = side_to_json(side, resolved.config.metric, time.monotonic() - start, str(job.device), job.warnings)
-        click.echo(json.dumps(found, allow_nan=False))
+        say_json(found)
         return
     from prunetaylor.report.terminal import print_side
 

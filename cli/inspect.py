@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from .options import json_option, verbosity_options
+from .screen import say_json
 
 
 @click.command(short_help="Show what is in a checkpoint; runs none of its code.")
@@ -26,7 +26,7 @@ def inspect(model: Path, as_json: bool) -> None:
     if as_json:
         from prunetaylor.report.json_report import inspection_to_json
 
-        click.echo(json.dumps(inspection_to_json(found), allow_nan=False))
+        say_json(inspection_to_json(found))
         return
     from prunetaylor.report.terminal import print_inspection
 

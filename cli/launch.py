@@ -23,6 +23,8 @@ from prunetaylor.distributed.place import ALIVE, LISTEN, LOST
 from prunetaylor.errors import PeerError, UsageError
 from prunetaylor.processes import python
 
+from .screen import result_descriptor
+
 GRACE = 30.0
 """Seconds to end in, after a signal or another process's failure."""
 _POLL = 0.05
@@ -69,7 +71,7 @@ def _start(
         python("-m", "prunetaylor.cli.main", *arguments),
         env={**os.environ, **more, ALIVE: str(pipe)},
         pass_fds=inherited,
-        stdout=None if rank == 0 else kept,
+        stdout=result_descriptor() if rank == 0 else kept,
         stderr=None if rank == 0 else kept,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once

@@ -35,7 +35,7 @@ from .options import State, refuse_repeated
 from .prune import prune
 from .report import report
 from .score import score
-from .screen import say
+from .screen import forget_stdout, say, with_own_stdout
 from .sweep import sweep
 
 _EPILOG = """\b
@@ -87,25 +87,30 @@ def group(ctx: click.Context) -> None:
 
 
 for _command in (prune, score, sweep, evaluate, check, compare, report, inspect, demo, config):
+    assert _command.callback is not None
+    _command.callback = with_own_stdout(_command.callback)
     group.add_command(_command)
 
 
 def main() -> None:
     """The entry point."""
     forget_working_directory()
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], last=True))
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly."""
-    state = State(arguments=tuple(arguments), main=_is_main())
+def run(arguments: Sequence[str], *, last: bool = False) -> int:
+    """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly.
+
+    ``last``: the process ends with it, so that nobody else gets stdout back.
+    """
+    state = State(arguments=tuple(arguments), main=_is_main(), last=last)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return 1
     except (Exception, click.Abort, KeyboardInterrupt, Terminated) as err:
         return _report(err, state)
@@ -170,11 +175,6 @@ def _say(cause: str, remedy: str) -> None:
         say(cause, err=True, head=click.style("error: ", fg="red", bold=True))
         for line in remedy.splitlines():
             say(f"  {line}", err=True)
-
-
-def _forget_stdout() -> None:
-    """Whoever read stdout is gone; Python's own flush at exit must not complain about it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

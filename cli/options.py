@@ -30,6 +30,7 @@ class State:
     verbosity: int = 0  # 0 is normal, -1 quiet, 2 shows tracebacks
     remedy: str = ""  # of whatever ends the command
     arguments: tuple[str, ...] = ()  # all words of it
+    last: bool = False  # whether the process ends with the command
     main: bool = True  # whether this is the process that prints and writes, of several
 
 

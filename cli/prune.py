@@ -30,7 +30,7 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import console, say, say_path
+from .screen import console, say, say_json, say_path
 from .together import nproc_option, together
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def prune(
         return 0
     outcome, document, notes, verdict = _run(state, resolved, trust, force, resume)
     if as_json:
-        click.echo(json.dumps(document, allow_nan=False))
+        say_json(document)
     elif state.verbosity < 0:
         say_path(document["files"]["folder"])
     elif outcome is None:
@@ -179,7 +179,7 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
     if as_json or state.verbosity < 0:
         say(conclusion(verdict), err=True)
     else:
-        click.echo()
+        say("")
         print_verdict(console(), verdict)
     if failed:
         raise failed[0]
@@ -345,7 +345,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
             "memory": asdict(memory.report),
             "configuration": resolved.config.model_dump(),
         }
-        click.echo(json.dumps(document, allow_nan=False))
+        say_json(document)
     else:
         for line in plan:
             say(line)

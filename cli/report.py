@@ -13,7 +13,7 @@ from prunetaylor.files import write_text
 from prunetaylor.run import HTML_FILE
 
 from .options import json_option, verbosity_options
-from .screen import say_path
+from .screen import say_json, say_path
 
 BROKEN = (KeyError, TypeError, AttributeError, ValueError)
 """What rendering a report.json that is none of ours comes to."""
@@ -35,7 +35,7 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
     text = page(folder, target.parent)
     write_page(target, text, named=output is not None)
     if as_json:
-        click.echo(json.dumps({"file": str(target.resolve()), "bytes": len(text.encode())}))
+        say_json({"file": str(target.resolve()), "bytes": len(text.encode())})
     else:
         say_path(str(target))
 

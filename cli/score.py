@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -23,6 +22,7 @@ from .options import (
     verbosity_options,
     words,
 )
+from .screen import say_json
 from .together import nproc_option, together
 
 
@@ -87,7 +87,7 @@ def score(
     if as_json:
         from prunetaylor.report.json_report import scores_to_json
 
-        click.echo(json.dumps(scores_to_json(scores, resolved.config.model_dump()), allow_nan=False))
+        say_json(scores_to_json(scores, resolved.config.model_dump()))
         return
     from .screen import console
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from pathlib import Path
@@ -24,7 +23,7 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import say, say_path
+from .screen import say, say_json, say_lines, say_path
 
 if TYPE_CHECKING:
     from prunetaylor.config.code import Trust
@@ -237,9 +236,9 @@ def _finish(
     except OutputError as err:  # the results are printed all the same
         failure = err
     if as_json:
-        click.echo(json.dumps(to_json(found), allow_nan=False))
+        say_json(to_json(found))
     elif as_csv:
-        click.echo(to_csv(found), nl=False)
+        say_lines(to_csv(found))
     elif state.verbosity < 0:
         say_path(str(folder))
     else:
