@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from prunetaylor.text import neutral_lines
@@ -60,7 +62,8 @@ def svg(title: str, draw: Callable[..., None], height: float = HEIGHT, rows: int
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has fonts of its own
         matplotlib.rcdefaults()  # a user's own style would bring colours that no page knows
         matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": title})
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -114,12 +117,15 @@ def plain(value: float) -> str:
     return f"{mantissa}e{int(power)}" if sign else mantissa
 
 
-def labels(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+def labels(
+    axes: Axes, points: Sequence[tuple[float, float, str]], inches: tuple[float, float] = (WIDTH, HEIGHT)
+) -> None:
     """Write names beside their points where there is room; those that would lie upon another are left out.
 
-    Call it when the axes have their limits.
+    Call it when all else is drawn; ``inches`` is the size of the figure, at least.
     """
-    width, height = 72 * WIDTH * 0.82, 72 * HEIGHT * 0.75  # of the axes, about
+    axes.autoscale_view()
+    width, height = 72 * inches[0] * 0.82, 72 * inches[1] * 0.75  # of the axes in points, about
     places = [axes.transAxes.inverted().transform(axes.transData.transform((x, y))) for x, y, _ in points]
     at = [(px * width, py * height) for px, py in places]
     taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in at]
@@ -154,4 +160,4 @@ def _embedded(text: str, title: str) -> str:
         body = body.replace(colour, f"var(--{name})")
     body = re.sub(r"\s*\n\s*", "\n", body)
     space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {space} {box[0]} role="img" aria-label="{title}">{body.strip()}'
+    return f'<svg {space} {box[0]} role="img" aria-label="{escape(title)}">{body.strip()}'

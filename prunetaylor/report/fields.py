@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from prunetaylor.text import neutral
+
+_LONGEST = 60
 _NAMES = {
     "top1": "top-1",
     "loss": "loss",
@@ -23,7 +26,7 @@ _AXES = {
 
 def title(field: str) -> str:
     """The heading of a column: ``nonzero`` is "non-zero"; names that are somebody else's stay."""
-    return _NAMES.get(field, field)
+    return _NAMES.get(field) or neutral(field, _LONGEST)
 
 
 def axis_title(field: str) -> str:

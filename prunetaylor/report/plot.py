@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunetaylor.files import write_bytes
+from prunetaylor.report.drawing import labels
 from prunetaylor.report.fields import axis_title
 from prunetaylor.text import neutral
 
+_SIZE = (7.0, 4.5)  # inches
 _LARGER_IS_CHEAPER = ("sparsity", "top1")
 
 
@@ -39,7 +42,7 @@ def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: st
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     front = pareto(points, sign, cost)
@@ -49,16 +52,17 @@ def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: st
         low, high = point.interval or (point.value, point.value)
         bars = [[max(0.0, point.value - low)], [max(0.0, high - point.value)]]
         axes.errorbar([point.cost], [point.value], yerr=bars, fmt="o", color=colour, capsize=2, markersize=4, lw=0.8)
-        axes.annotate(point.name, (point.cost, point.value), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.plot([p.cost for p in front], [p.value for p in front], color="C0", lw=1, label="Pareto front", gid="front")
     axes.set_xlabel(axis_title(cost))
     axes.set_ylabel(f"{axis_title(value)}, ranking samples (95 % interval)")
     axes.set_title(neutral(title, 80), loc="left", fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
+    labels(axes, [(p.cost, p.value, p.name) for p in (*front, *(p for p in points if p not in front))], _SIZE)
     for file in files:
         image = io.BytesIO()
-        figure.savefig(
-            image, format=file.suffix[1:], dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None
-        )
+        bare = {"Date": None} if file.suffix == ".svg" else None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in letters that no font here has
+            figure.savefig(image, format=file.suffix[1:], dpi=150, metadata=bare)
         write_bytes(file, image.getvalue())
