@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from prunetaylor.errors import UsageError
 
 from .options import json_option, verbosity_options
-from .report import BROKEN, not_ours, read_report, write_page
+from .report import read_report, shown, write_page
 from .screen import say_json
 
 
@@ -34,28 +33,17 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     from .screen import console
 
     names = _names(folders)
-    try:
-        found = side_by_side(names, documents)
-        if html is not None:
-            write_page(html, compare_page(names, documents), named=True)
-    except BROKEN:
-        for folder, name, document in zip(folders, names, documents, strict=True):
-            _require_whole(folder, name, document)
-        raise
+    for folder, name, document in zip(folders, names, documents, strict=True):
+        with shown(folder):  # one by one, so that the run that has no place beside others is named
+            side_by_side([name], [document])
+            compare_page([name], [document])
+    found = side_by_side(names, documents)
+    if html is not None:
+        write_page(html, compare_page(names, documents), named=True)
     if as_json:
         say_json(found)
     else:
         print_comparison(console(), found)
-
-
-def _require_whole(folder: Path, name: str, document: dict[str, Any]) -> None:
-    """UsageError where it is this run that has no place beside others."""
-    from prunetaylor.report.compare import compare_page
-
-    try:
-        compare_page([name], [document])
-    except BROKEN as err:
-        raise not_ours(folder, f"{type(err).__name__}: {err}") from err
 
 
 def _names(folders: tuple[Path, ...]) -> list[str]:

@@ -251,9 +251,11 @@ def _run(
 
 def _way_on(err: BaseException, folder: RunFolder) -> str:
     """What to do with the state of a run that ``err`` ended; nothing to say where there is none, or it is no use."""
+    if folder.state is None:
+        return ""
     from prunetaylor.resume import OtherRun, UnreadableState
 
-    if folder.state is None or isinstance(err, UnreadableState | OtherRun):
+    if isinstance(err, UnreadableState | OtherRun):
         return ""
     if isinstance(err, NumericsError):  # the same command would end here again
         return f"other settings start the run anew: with --force, or in another folder than {folder.path}"

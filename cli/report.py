@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import PruneTaylorError, RunRefused, UsageError
 from prunetaylor.files import write_text
+from prunetaylor.foreign import read_json
 from prunetaylor.run import HTML_FILE
 
 from .options import json_option, verbosity_options
 from .screen import say_json, say_path
-
-BROKEN = (KeyError, TypeError, AttributeError, ValueError)
-"""What rendering a report.json that is none of ours comes to."""
 
 
 @click.command(short_help="Write a run's or a sweep's report as one HTML file.")
@@ -41,10 +40,7 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
 
 
 def page(folder: Path, home: Path) -> str:
-    """The page of what is in ``folder``, by the file that says what that is, to lie in the folder ``home``.
-
-    UsageError for anything else.
-    """
+    """The page of what is in ``folder``, by the file that says what that is, to lie in the folder ``home``."""
     from prunetaylor.report.run_page import run_page
     from prunetaylor.sweep.folder import is_sweep
 
@@ -53,30 +49,40 @@ def page(folder: Path, home: Path) -> str:
 
         return sweep_page(folder, home)
     document = read_report(folder)
-    try:
+    with shown(folder):
         return run_page(document, folder.resolve().name)
-    except BROKEN as err:
-        raise not_ours(folder, f"{type(err).__name__}: {err}") from err
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of a run's folder; UsageError where there is none, or none of ours."""
+    """The report.json of a run's folder; UsageError where there is none, RunRefused where it is none of ours."""
     from prunetaylor.run import REPORT
 
     file = folder / REPORT
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
     except OSError as err:
         raise UsageError(f"{folder} holds no finished run: {file}: {err.strerror}", "name the folder of a run") from err
     except ValueError as err:
-        raise not_ours(folder, "it is not JSON") from err
+        raise not_ours(folder, str(err)) from err
     if not isinstance(document, dict) or document.get("schema_version") != 1:
         raise not_ours(folder, "it has another schema_version")
     return document
 
 
-def not_ours(folder: Path, why: str) -> UsageError:
-    return UsageError(f"{folder}/report.json is no report that this version knows: {why}", "name the folder of a run")
+@contextmanager
+def shown(folder: Path) -> Iterator[None]:
+    """What showing the report of ``folder`` raises is that report's fault, whatever it is: RunRefused."""
+    try:
+        yield
+    except PruneTaylorError:
+        raise
+    except Exception as err:
+        said = (str(err).splitlines() or [""])[0][:200]
+        raise not_ours(folder, f"{type(err).__name__}: {said}") from err
+
+
+def not_ours(folder: Path, why: str) -> RunRefused:
+    return RunRefused(f"{folder}/report.json is no report that this version knows: {why}", "name the folder of a run")
 
 
 def write_page(path: Path, text: str, *, named: bool) -> None:

@@ -29,6 +29,12 @@ class CheckpointRefused(PruneTaylorError):
     exit_code = 5
 
 
+class RunRefused(PruneTaylorError):
+    """A run's folder whose report, state or network is not what a run writes."""
+
+    exit_code = 5
+
+
 class DataError(PruneTaylorError):
     """Samples that are missing, empty or malformed: the data that the user named is not what it is used as."""
 

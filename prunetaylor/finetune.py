@@ -27,6 +27,7 @@ from prunetaylor.repair.divergence import LOOK_EVERY, Diverged
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.repair.optimizer import peak_lr, precision
 from prunetaylor.repair.train import Training, TrainState
+from prunetaylor.resume import restoring
 from prunetaylor.selection.schedule import gradual, pruning_steps, sparsities
 from prunetaylor.stages import Stages
 
@@ -81,7 +82,8 @@ class Finetuning:
     def run(self, left: Mapping[str, Any] | None = None) -> list[Epoch]:
         """Train, prune and choose; from ``left``, a state, on."""
         if left is not None:
-            self.choices = list(left["choices"])
+            with restoring():
+                self.choices = list(left["choices"])
         self._say_choices()
         if left is None:
             self._prune_at(0)
@@ -89,10 +91,11 @@ class Finetuning:
             self.moment()
         training = self._training()
         if left is not None:
-            self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
-            self._best, self._reached = left["best"], left["reached"]
-            training.load_state_dict(left["training"], again=left["ending"])
-            self.stages.trained = left["training"]["step"]
+            with restoring():
+                self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
+                self._best, self._reached = left["best"], left["reached"]
+                training.load_state_dict(left["training"], again=left["ending"])
+                self.stages.trained = left["training"]["step"]
         self.training = training
         if self.stages.unfinished:
             self._prune_at(self.stages.trained)

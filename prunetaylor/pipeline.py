@@ -34,6 +34,7 @@ from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Out
 from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
+from prunetaylor.resume import restoring
 from prunetaylor.sanity import glance, pruned_doubts, say_doubts
 from prunetaylor.stages import Stages
 
@@ -112,8 +113,10 @@ class _Run:
         self.plan = make_plan(job)
         if self.left:
             # Other chunks would round otherwise.
-            self.plan = replace(self.plan, chunks=Chunks(**self.left["chunks"]))
-        self.clock = Clock(dict(self.left.get("seconds", {})))
+            with restoring():
+                self.plan = replace(self.plan, chunks=Chunks(**self.left["chunks"]))
+        with restoring():
+            self.clock = Clock(dict(self.left.get("seconds", {})))
         self.dense = Network.of(copied(job.network.module), job.config.prune.include, job.config.prune.exclude)
         self.training, self.validation = training_split(job)
         self.stages = Stages(job, self.dense, self.training, progress, self.moment, watch)
@@ -179,7 +182,8 @@ class _Run:
     def _measure_dense(self) -> Evaluation | None:
         if "dense" in self.left:
             found = self.left["dense"]
-            return None if found is None else Evaluation(**found)
+            with restoring():
+                return None if found is None else Evaluation(**found)
         return self.dense_found or _measure(self.job, self.dense.module, self.progress, "measure the dense network")
 
     def _prune(self) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from prunetaylor.checkpoint.read import MODEL_HASH
+from prunetaylor.checkpoint.refusal import first_line, refusing
+from prunetaylor.checkpoint.torch_file import TorchFile
 from prunetaylor.config.schema import Config
-from prunetaylor.errors import CheckpointRefused, UsageError
+from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError
 from prunetaylor.run import RunFolder
 
 _OF_NO_RESULT = (
@@ -103,9 +107,6 @@ class Follower:
 
 def _read(file: Path) -> dict[str, Any]:
     """What ``keep`` wrote. UnreadableState for a file that holds anything else, or that is damaged."""
-    from prunetaylor.checkpoint.refusal import refusing
-    from prunetaylor.checkpoint.torch_file import TorchFile
-
     try:
         with refusing(file), file.open("rb") as stream:
             kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
@@ -127,8 +128,26 @@ def identity(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str
 
 
 def identity_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a finished run."""
-    return _identity(report["configuration"], report["device"], report["hashes"])
+    """The same of a finished run. UnreadableState for a report that does not say it."""
+    settings, hashes = report.get("configuration"), report.get("hashes")
+    if not isinstance(settings, dict) or not isinstance(hashes, dict) or not isinstance(report.get("device"), str):
+        raise UnreadableState("the report in the folder does not say which run it is of", "start anew with --force")
+    own = {name: value for name, value in hashes.items() if name != MODEL_HASH}  # what came of it is no part of it
+    return _identity(settings, report["device"], own)
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Whatever taking up a state raises says that it is none of this run's: UnreadableState."""
+    try:
+        yield
+    except PruneTaylorError:
+        raise
+    except Exception as err:
+        why = f"{type(err).__name__}: {first_line(err)}"
+        raise UnreadableState(
+            f"the state that was kept is not one of this run: {why}", "start anew with --force"
+        ) from err
 
 
 def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from prunetaylor import files
 from prunetaylor.errors import OutputError, OutputPlaceError, cannot_write
+from prunetaylor.foreign import read_json
 
 REPORT = "report.json"
 LOG = "log.jsonl"
@@ -99,7 +100,7 @@ class RunFolder:
 
     def report(self) -> dict[str, Any]:
         """The report of a finished run."""
-        found: dict[str, Any] = json.loads((self.path / REPORT).read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(self.path / REPORT)
         return found
 
     def require(self, need: int) -> None:
@@ -219,7 +220,7 @@ def _named(path: Path, made: list[Path], force: bool, resume: bool) -> bool:
 def _is_run(path: Path) -> bool:
     """Whether the folder was written by a run: by what its report says, not by its name."""
     try:
-        report = json.loads((path / REPORT).read_text(encoding="utf-8"))
+        report = read_json(path / REPORT)
     except (OSError, ValueError):
         return False
     return isinstance(report, dict) and "schema_version" in report

@@ -34,6 +34,7 @@ from prunetaylor.removal import Removal, Removed
 from prunetaylor.repair import batch_norm, compensate, least_squares
 from prunetaylor.repair.affine import Absorber, find_absorbers
 from prunetaylor.repair.masks import apply_masks
+from prunetaylor.resume import restoring
 from prunetaylor.risk import Risk, check_outputs
 from prunetaylor.selection.schedule import Fixed, sparsities
 from prunetaylor.selection.trust import FRESH, TrustRegion, believed
@@ -104,7 +105,8 @@ class Stages:
         if left is not None:
             self.load_state_dict(left)
             if self._left_of_plan is not None:
-                plan.load_state_dict(self._left_of_plan)
+                with restoring():
+                    plan.load_state_dict(self._left_of_plan)
         self.plan = plan
         if left is None:
             self.moment()
@@ -210,6 +212,7 @@ class Stages:
             "refining": None if self.refining is None else self._refined.state(),
         }
 
+    @restoring()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there; after ``begin``."""
         self._left_of_plan = state["plan"]

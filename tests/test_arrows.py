@@ -68,6 +68,7 @@ ROOMS = [
     "prunetaylor.outcome",
     "prunetaylor.files",
     "prunetaylor.text",
+    "prunetaylor.foreign",
     "prunetaylor.errors",
     "prunetaylor.processes",
     "prunetaylor.cores",

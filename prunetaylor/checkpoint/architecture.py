@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunetaylor.checkpoint.arguments import FETCHING, own_arguments
+from prunetaylor.checkpoint.bounded import built_within
 from prunetaylor.checkpoint.builtin import NETWORKS
 from prunetaylor.checkpoint.fit import fit
 from prunetaylor.checkpoint.match import match
@@ -149,7 +150,10 @@ def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
 
 
 def _built(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> Resolved:
-    module = build(spec, args)
+    if args:  # they come from a file, perhaps
+        module = built_within(lambda: build(spec, args), checkpoint.state, spec, args, known=known_network(spec))
+    else:
+        module = build(spec, args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(module, checkpoint, spec=spec, head_argument=_head_argument(spec))

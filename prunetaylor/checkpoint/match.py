@@ -69,12 +69,12 @@ def _other_head(own: Shapes, given: Shapes, differing: Iterable[str]) -> int | N
 def _reference(name: str, args: dict[str, Any]) -> Shapes:
     models = import_torchvision().models
     own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    with _Shapeless(), warnings.catch_warnings():
+    with Shapeless(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _shapes(models.get_model(name, weights=None, **own, **args).state_dict())
 
 
-class _Shapeless(TorchFunctionMode):
+class Shapeless(TorchFunctionMode):
     """Parameters are made on the meta device. The default device stays: some networks compute with small tensors."""
 
     _makers: tuple[Callable[..., Tensor], ...] = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)

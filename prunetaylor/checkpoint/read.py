@@ -20,8 +20,11 @@ from prunetaylor.checkpoint.said import FORMAT, Said, decode
 from prunetaylor.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.checkpoint.unwrap import plain_names, unwrap
 from prunetaylor.errors import CheckpointRefused, UsageError, close_match
+from prunetaylor.foreign import read_json
 
 RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
+RUN_REPORT = "report.json"  # what the run says of it
+MODEL_HASH = "model"  # the key of the file's hash there
 
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
@@ -76,8 +79,9 @@ def open_file(path: str | Path) -> Checkpoint:
         parts = _open_safetensors(file, size) if container == "safetensors" else _open_torch(file, stream, size)
         if not parts["state"]:
             raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256(file)
+    if Path(path).is_dir():
+        parts["notes"] = (*parts.get("notes", ()), *_of_its_run(Path(path), digest))
     return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
 
 
@@ -103,6 +107,30 @@ def find_file(path: str | Path) -> Path:
             raise UsageError(f"{file} is a pipe, and a checkpoint is read more than once", way)
         raise UsageError(f"{file} is a device or a socket, not a file", "name a checkpoint file")
     return file
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _of_its_run(folder: Path, digest: str) -> list[str]:
+    """A note where the folder cannot tell; CheckpointRefused where its run wrote another file than the one there."""
+    try:
+        report = read_json(folder / RUN_REPORT)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        return [f"{folder / RUN_REPORT} cannot be read: it is not known whether the run wrote this file"]
+    hashes = report.get("hashes") if isinstance(report, dict) else None
+    wrote = hashes.get(MODEL_HASH) if isinstance(hashes, dict) else None
+    if wrote is not None and wrote != digest:
+        raise CheckpointRefused(
+            f"{folder / RUN_FILE} is not the file that the run in {folder} wrote: its sha256 is another",
+            f"if that is meant, name the file instead of the folder: {shlex.quote(str(folder / RUN_FILE))}",
+        )
+    return []
 
 
 def nonfinite(tensor: Tensor) -> int:

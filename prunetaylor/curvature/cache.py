@@ -134,11 +134,13 @@ class Cache:
     def _read(self, path: Path, key: str, what: str, note: Note) -> dict[str, Tensor] | None:
         """The file's tensors; None where there is none. One that is not what was written is removed."""
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is no regular file")
             with safe_open(path, "pt", device="cpu") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
                 # Copied: memory of its own, laid out as the fit made it, is summed in the same order.
                 tensors = {
-                    name: torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
+                    name: torch.empty_strided(stored.shape, _dense(stored, stride), dtype=stored.dtype).copy_(stored)
                     for name, stride in header["strides"].items()
                     for stored in [file.get_tensor(name)]
                 }
@@ -146,7 +148,7 @@ class Cache:
                 raise ValueError("its content is not what was written")
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # what is damaged can raise anything
             if not path.exists():  # another run has made room in between; the reader says so in ways of its own
                 return None
             note(f"cache: {what} fitted anew, as {path} cannot be used ({_first_line(error)})")
@@ -240,6 +242,18 @@ def _digest(tensors: Iterable[Tensor]) -> str:
         plain = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _dense(stored: Tensor, stride: object) -> list[int]:
+    """``stride`` if it lays the values out without gaps; ValueError for any other, which could claim any memory."""
+    if not isinstance(stride, list) or len(stride) != stored.ndim:
+        raise ValueError("its strides are of another tensor")
+    if not all(type(step) is int and step >= 0 for step in stride):
+        raise ValueError("its strides are no numbers")
+    last = sum((n - 1) * step for n, step in zip(stored.shape, stride, strict=True))
+    if stored.numel() and last + 1 != stored.numel():
+        raise ValueError("its strides leave gaps")
+    return stride
 
 
 def _first_line(error: BaseException) -> str:

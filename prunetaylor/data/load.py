@@ -210,6 +210,23 @@ def _augment(
         return augmentation.resolve(cfg.augment, first)[0], ()
     named = said.get("augment")
     if isinstance(named, str | list) and named != "auto":
+        _require_small(named, first)
         return augmentation.resolve(named, first)[0], ("augmentation: as the checkpoint says",)
     name = augmentation.resolve(raw.augment, first)[0]
     return name, (f"augmentation {name}: the usual one of such samples",)
+
+
+def _require_small(named: Any, first: Tensor) -> None:
+    """CheckpointRefused where the numbers of a file's transforms add up to images that fill the memory: Pad, Resize."""
+    sizes, left = 0.0, [named]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list | tuple):
+            left += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int | float):
+            sizes += abs(value)
+    if sizes > max(4096, 16 * max(first.shape)):
+        raise CheckpointRefused(
+            f"the file's own augmentation has sizes far above those of its images {tuple(first.shape)}",
+            "name one with data.augment, or leave it out with data.augment=none",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from prunetaylor.config.schema import Config
 from prunetaylor.data.load import load_samples
 from prunetaylor.device import pick_device
 from prunetaylor.errors import DataError, UsageError
+from prunetaylor.foreign import read_json
 from prunetaylor.job import Job, make_job, with_loss
 from prunetaylor.run import REPORT
 
@@ -98,7 +98,7 @@ def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[s
 def run_report(folder: Path) -> Mapping[str, Any]:
     """A run's report.json; empty where there is none that can be read."""
     try:
-        found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        found = read_json(folder / REPORT)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.checkpoint.read import MODEL_HASH, sha256
 from prunetaylor.checkpoint.write import write_model
 from prunetaylor.config.describe import dump
 from prunetaylor.report.json_report import to_json
@@ -30,7 +31,8 @@ def write_run(
     written = write_model(
         folder.stage(MODEL_FILE), outcome.module, **identity, masks=outcome.masks, extra=extra, named=False
     )
-    outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written))
+    hashes = {**outcome.hashes, MODEL_HASH: sha256(folder.stage(MODEL_FILE))}
+    outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written), hashes=hashes)
     home = folder.path.resolve()
     names = {"model": MODEL_FILE, "report": REPORT, "html": HTML_FILE, "config": CONFIG_FILE, "log": LOG}
     files = {"folder": str(home), **{what: str(home / name) for what, name in names.items()}}

@@ -24,11 +24,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from prunetaylor._version import __version__
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.errors import DataError
 from prunetaylor.files import write_by_path, write_text
+from prunetaylor.foreign import read_json
 from prunetaylor.job import Job
 from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
@@ -95,6 +97,10 @@ def known_better(training: Evaluation, test: Evaluation) -> bool:
     return bool(theirs.mean() - ours.mean() > _SIGNIFICANT * error)
 
 
+def _evaluation(tensors: dict[str, Tensor]) -> Evaluation:
+    return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
+
+
 class _Dense:
     """The dense network's evaluations: each is made once for a sweep, by the first trial that needs it."""
 
@@ -106,7 +112,10 @@ class _Dense:
         path = self.folder / f"dense-{name}-{self._key(indices)[:16]}.safetensors"
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError):
+            if {len(one) for one in tensors.values()} != {len(split)}:
+                raise ValueError("of other samples")
+            return _evaluation(tensors)
+        except Exception:  # there is none, or one that is damaged: it is made again
             self.progress.phase(f"measure the dense network ({name})")
             with laid_out(self.job, self.job.network.module):
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
@@ -115,7 +124,7 @@ class _Dense:
             tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}
             kept = tensors
             write_by_path(path, lambda temporary: save_file(kept, temporary), failures=(OSError, SafetensorError))
-        return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
+        return _evaluation(tensors)
 
     def _key(self, indices: list[int] | None) -> str:
         """sha256, hexadecimal, of all that the evaluation depends on."""
@@ -143,8 +152,8 @@ def _chosen(folder: Path, choose: Callable[[], str]) -> str:
     """What the sweep's first trial chose."""
     path = folder / CHOICE
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["rank"])
-    except (OSError, ValueError, KeyError):
+        return str(read_json(path)["rank"])
+    except Exception:  # whatever else it holds: the choice is made again
         chosen = choose()
         write_text(path, json.dumps({"rank": chosen}) + "\n")
         return chosen

@@ -17,6 +17,7 @@ import torch
 from prunetaylor.config.code import Trust
 from prunetaylor.config.resolve import Resolved, flat, override
 from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
+from prunetaylor.foreign import read_json
 from prunetaylor.free_memory import free_bytes
 from prunetaylor.job import Job, open_job
 from prunetaylor.layout import laid_out
@@ -154,7 +155,7 @@ def _found(path: Path, taken: Taken) -> dict[str, Any] | None:
     if not (path / REPORT).exists():
         return None
     try:
-        said = json.loads((path / TRIAL).read_text(encoding="utf-8"))
+        said = read_json(path / TRIAL)
         same = said["trial"] == taken.number and said["parameters"] == json.loads(json.dumps(taken.values, default=str))
     except (OSError, ValueError, KeyError, TypeError):
         same = False

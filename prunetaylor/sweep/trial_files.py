@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunetaylor.errors import OutputError
 from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
+from prunetaylor.foreign import read_json
 from prunetaylor.run import LOG, STAGING, STATE
 from prunetaylor.text import neutral_lines
 
@@ -69,10 +70,10 @@ def phase(folder: Path, number: int) -> str:
 def described(folder: Path) -> str:
     """Which samples rank and which report, as the first trial said it; empty before there was one."""
     try:
-        found = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+        found = read_json(folder / CHOICE)
     except (OSError, ValueError):
         return ""
-    return str(found.get("said", ""))
+    return str(found.get("said", "")) if isinstance(found, dict) else ""
 
 
 def describe(folder: Path, said: str) -> None:

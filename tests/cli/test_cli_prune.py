@@ -77,7 +77,7 @@ def test_the_report_is_truthful(pruned, demo_model: Path) -> None:
     assert document["stages"][-1]["sparsity"] == pytest.approx(0.8, abs=1e-4)
     assert document["pruned"]["flops"] == document["dense"]["flops"]
     assert document["pruned"]["flops_nonzero"] < 0.5 * document["dense"]["flops_nonzero"]
-    assert set(document["hashes"]) == {"checkpoint", "data"}
+    assert set(document["hashes"]) == {"checkpoint", "data", "model"}
     assert document["seconds"]["total"] > 0
 
 

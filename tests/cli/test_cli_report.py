@@ -73,13 +73,13 @@ def test_runs_side_by_side(here: Path, inline) -> None:
     [
         (["report", "none"], 2, "holds no finished run"),
         (["report", "runs"], 2, "holds no finished run"),
-        (["report", "text"], 2, "it is not JSON"),
-        (["report", "old"], 2, "another schema_version"),
-        (["report", "empty"], 2, "KeyError"),
+        (["report", "text"], 5, "it is not JSON"),
+        (["report", "old"], 5, "another schema_version"),
+        (["report", "empty"], 5, "KeyError"),
         (["report", "runs/model-1", "-o", "none/page.html"], 2, "cannot write"),
         (["compare", "runs/model-1"], 2, "name two runs or more"),
-        (["compare", "runs/model-1", "empty"], 2, "empty/report.json is no report that this version knows: KeyError"),
-        (["compare", "runs/model-1", "odd", "--html", "x.html"], 2, "odd/report.json is no report"),
+        (["compare", "runs/model-1", "empty"], 5, "empty/report.json is no report that this version knows: KeyError"),
+        (["compare", "runs/model-1", "odd", "--html", "x.html"], 5, "odd/report.json is no report"),
     ],
 )
 def test_what_has_no_page(here: Path, inline, arguments: list[str], code: int, message: str) -> None:

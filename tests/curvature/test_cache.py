@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -357,3 +358,16 @@ def test_runs_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None
         _, stderr = one.communicate(timeout=120)
         assert one.returncode == 0, stderr
     assert all(file.suffix == ".safetensors" for file in files(tmp_path))
+
+
+def test_strides_of_an_entry_cannot_claim_memory(tmp_path: Path) -> None:
+    kept = torch.ones(3, 3)
+    for strides in ([10**12, 1], [-3, 1], [1], "x", None):
+        header = {"key": "k", "strides": {"t": strides}, "digest": module_of_cache._digest([kept])}
+        save_file({"t": kept}, tmp_path / "first-k.safetensors", {"prunetaylor": json.dumps(header)})
+        notes: list[str] = []
+        found = Cache(tmp_path, 10**6).fitted(
+            "fit", 1, "k", torch.device("cpu"), lambda: {"t": torch.zeros(2)}, notes.append
+        )
+        assert found["t"].tolist() == [0, 0]
+        assert "fitted anew" in notes[0], strides

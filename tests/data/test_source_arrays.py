@@ -6,6 +6,7 @@ import torch
 
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.load import load_samples
+from prunetaylor.data.sources import arrays
 from prunetaylor.errors import DataError, UsageError
 
 
@@ -156,3 +157,12 @@ def test_files_that_are_no_archive(tmp_path):
 def test_size_does_not_apply(tmp_path):
     with pytest.raises(UsageError, match=r"data\.size does not apply"):
         _load(tmp_path, _arrays(), size=16)
+
+
+def test_arrays_that_claim_far_more_than_the_file_holds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_LITTLE", 1 << 20)
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, x_train=np.zeros((10, 1 << 20), np.uint8), x_test=np.zeros((1, 1 << 20)), y_test=[0])
+    with pytest.raises(DataError, match="claim") as caught:
+        load_samples(DataSection(source=f"arrays:{file}"), seed=0)
+    assert caught.value.exit_code == 2

@@ -9,10 +9,9 @@ that makes the image square is taken, then channels first; where none could, cha
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from torch import Tensor
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.wrap import target, tensor
-from prunetaylor.errors import DataError, UsageError, close_match
+from prunetaylor.errors import DataError, PruneTaylorError, UsageError, close_match
 
 Array = np.ndarray[Any, Any]
 _NEEDED = ("x_train", "x_test", "y_test")
 _OPTIONAL = ("x_val", "y_val")
+_MOST_COMPRESSED, _LITTLE = 20, 1 << 29  # times; bytes
 _SAVE = "write it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
 
 
@@ -58,6 +58,7 @@ def _load(path: Path) -> dict[str, Array]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} holds one array, not an .npz archive of several", _SAVE)
+            _require_plausible(archive, file)
             present = list(archive.files)
             wanted = [*_NEEDED, *(_OPTIONAL if set(_OPTIONAL) & set(present) else ())]
             # Labels that are there under another name are not left out without a word.
@@ -68,8 +69,19 @@ def _load(path: Path) -> dict[str, Array]:
                     found = ", ".join(present[:8]) or "none"
                     raise DataError(f"{path} has no array {name}{close_match(name, present)} (it has {found})", _SAVE)
             return {name: _member(archive, name, path) for name in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as .npz: {type(error).__name__}: {error}", _SAVE) from error
+    except PruneTaylorError:
+        raise
+    except Exception as error:  # foreign bytes can raise anything
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise DataError(f"{path} cannot be read as .npz: {type(error).__name__}: {said}", _SAVE) from error
+
+
+def _require_plausible(archive: Any, file: IO[bytes]) -> None:
+    """ValueError where the arrays claim to be far larger than the file: no images are compressed like that."""
+    claimed = sum(entry.file_size for entry in archive.zip.infolist())
+    size = os.fstat(file.fileno()).st_size
+    if claimed > _MOST_COMPRESSED * size + _LITTLE:
+        raise ValueError(f"its arrays claim {claimed:,} bytes, and the file has {size:,}")
 
 
 def _member(archive: Any, name: str, path: Path) -> Array:
