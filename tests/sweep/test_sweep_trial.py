@@ -71,7 +71,12 @@ def test_epochs_are_reported_and_a_stopped_trial_leaves_no_run(home: Path, monke
 
 
 def test_stages_are_reported_where_there_are_no_epochs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (home / "sweep.yaml").read_text().replace("stages: 1", "stages: [0.1, 0.15, 0.2]")
+    text = (
+        (home / "sweep.yaml")
+        .read_text()
+        .replace("stages: 1", "stages: [0.1, 0.15, 0.2]")
+        .replace("[0.2, 0.5, 0.8]", "[0.2]")
+    )
     text = text.replace("method: grid", "method: grid\nearly_terminate: {type: hyperband}")
     study, taken, place = begin(home, text)
     said: list[tuple[int, float]] = []
