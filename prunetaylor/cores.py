@@ -19,6 +19,7 @@ VARIABLES = (
 )
 """One library each. Where they differ torch goes by MKL's, whatever OpenMP's says: they are set together."""
 _USERS = VARIABLES[:2]
+_GROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -64,7 +65,7 @@ def _affinity() -> int:
 def _quota() -> int | None:
     """Return the cores that the container's quota amounts to, rounded up."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = []

@@ -30,14 +30,14 @@ from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
 
 _PAUSE = 0.2  # seconds between two looks at the driver
 _GRACE = 60.0  # seconds that a driver has to take back what it started
+_LAST = 5.0  # seconds for its last words
 _KINDS = {kind.__name__: kind for kind in (PruneTaylorError, UsageError, EngineFailed)}
 
 
 def run(name: str, crew: Crew, watch: Watch) -> None:
     """Drive the engine ``name`` until no trial waits. What it raises is raised here."""
     log = crew.folder / f"{name}.log"
-    with open_own(log, "a") as out, _started(name, crew, out) as process:
-        told = _heard(process)
+    with open_own(log, "a") as out, _started(name, crew, out) as (process, told):
         failure: PruneTaylorError | None = None
         while True:
             over = process.poll() is not None
@@ -112,18 +112,18 @@ class _Heard:
         self._thread.start()
 
     def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self.lines.put(line)
+        with stream:
+            for line in stream:
+                self.lines.put(line)
+
+    def close(self) -> None:
+        """The driver has ended, and with it its end of the pipe."""
+        self._thread.join(_LAST)
 
     def alive(self) -> bool:
         """Return whether there may be more to come. What the driver started must not hold its end of the pipe long."""
         self._thread.join(0.5)
         return not self.lines.empty()
-
-
-def _heard(process: subprocess.Popen[str]) -> _Heard:
-    assert process.stdout is not None
-    return _Heard(process.stdout)
 
 
 def _pass_on(heard: _Heard, watch: Watch) -> PruneTaylorError | None:
@@ -138,8 +138,8 @@ def _pass_on(heard: _Heard, watch: Watch) -> PruneTaylorError | None:
 
 
 @contextlib.contextmanager
-def _started(name: str, crew: Crew, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """The driver, which takes back what it started where this process leaves it."""
+def _started(name: str, crew: Crew, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _Heard]]:
+    """The driver and what it says; it takes back what it started where this process leaves it."""
     process = subprocess.Popen(
         python("-m", "prunetaylor.sweep.engines._driver"),
         stdin=subprocess.PIPE,
@@ -149,11 +149,13 @@ def _started(name: str, crew: Crew, log: IO[str]) -> Iterator[subprocess.Popen[s
         start_new_session=True,  # Ctrl-C is for this process to pass on
     )
     assert process.stdin is not None
+    assert process.stdout is not None
+    told = _Heard(process.stdout)
     try:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps({"engine": name, "crew": crew.plain()}) + "\n")
             process.stdin.flush()
-        yield process
+        yield process, told
     finally:
         process.terminate()
         try:
@@ -163,6 +165,7 @@ def _started(name: str, crew: Crew, log: IO[str]) -> Iterator[subprocess.Popen[s
             process.wait()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+        told.close()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
