@@ -246,10 +246,11 @@ def _remove_empty(made: list[Path]) -> None:
 def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
     """The log in the staging folder. Its lock tells a run at work from the remains of one that was killed."""
     staging = path / STAGING
+    for own in (staging, staging / STATE):
+        files.refuse_link(own)
     log = _locked_log(staging)
     if log is None:
         raise FolderInUse(f"another run is writing to {path}", "wait for it, or choose another folder with -o")
-    files.refuse_link(staging / STATE)
     kept = (staging / STATE).exists()
     if kept and resume:
         _leave_state(staging)

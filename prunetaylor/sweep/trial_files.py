@@ -52,8 +52,8 @@ def keep_log(path: Path) -> None:
     """The log of an attempt that did not end, beside its error."""
     with contextlib.suppress(OSError, OutputError):
         log = path / STAGING / LOG
-        refuse_link(log.parent)
-        refuse_link(log)
+        for own in (path.parent, path, log.parent, log):
+            refuse_link(own)
         write_bytes(path / LOG, log.read_bytes())
 
 
