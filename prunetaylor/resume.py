@@ -108,6 +108,8 @@ class Follower:
 def _read(file: Path) -> dict[str, Any]:
     """What ``keep`` wrote. UnreadableState for a file that holds anything else, or that is damaged."""
     try:
+        if not file.is_file():
+            raise UnreadableState(f"{file} is no regular file", "start anew with --force")
         with refusing(file), file.open("rb") as stream:
             kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
             found = kept.values()

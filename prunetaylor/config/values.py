@@ -145,8 +145,16 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 
 def _refuse_aliases(text: str, name: str) -> None:
-    """``*conv1`` is an alias to YAML and a pattern to everybody who writes one here."""
+    """``*conv1`` is an alias to YAML and a pattern to everybody who writes one here.
+
+    Brackets within brackets without end are refused in passing: YAML takes minutes for them.
+    """
+    depth = 0
     for token in yaml.scan(text, Loader=CoreLoader):
+        depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
+        depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
+        if depth > _DEEPEST:
+            raise UsageError(f"{name} is nested too deeply")
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
             sign = "*" if isinstance(token, yaml.AliasToken) else "&"
             raise UsageError(

@@ -60,7 +60,7 @@ def keep_log(path: Path) -> None:
 def phase(folder: Path, number: int) -> str:
     """What a trial is at, by the last phase in its log; empty where nothing is known."""
     found = ""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):  # a log may hold anything, and is being written
         for line in (trial_folder(folder, number) / STAGING / LOG).read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             found = event["name"] if event.get("event") == "phase" else found

@@ -40,7 +40,7 @@ def readings(files, folder: Path):
 def check(count: int, seed: int, tmp_path: Path) -> None:
     known, draw, canary = seeds(tmp_path), random.Random(seed), tmp_path / "canary"
     names = [list(known)[n % len(known)] for n in range(count)]
-    files = [(name, known[name][0], mutant(name, known, draw, canary)) for name in names]
+    files = ((name, known[name][0], mutant(name, known, draw, canary)) for name in names)
     (tmp_path / "read").mkdir()
     wrong, outcomes = [], set()
     for number, (name, content, found) in enumerate(readings(files, tmp_path / "read")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickletools
@@ -258,5 +259,5 @@ def _changed(found: Any, draw: random.Random) -> str:
             other, at = draw.choice(places)
             holder[key] = json.loads(json.dumps(other[at])) if at in other or isinstance(other, list) else None
         else:
-            holder[key] = draw.choice((*_VALUES, "DEEP", "INF"))
+            holder[key] = copy.deepcopy(draw.choice((*_VALUES, "DEEP", "INF")))
     return json.dumps(found).replace('"DEEP"', "[" * 20000 + "]" * 20000, 1).replace('"INF"', "1e999", 1)
