@@ -1,8 +1,9 @@
-"""The README is run: its commands, its Python, its settings and its links."""
+"""The README and the pages of docs/ are run: their commands, their Python, their settings and their links."""
 
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import shlex
 import shutil
@@ -15,25 +16,30 @@ import torch
 from PIL import Image
 from torch import nn
 
+from prunetaylor import load
 from prunetaylor.cli.main import run
 from prunetaylor.config.keys import env_name, leaves
 from prunetaylor.config.schema import DataSection
 from prunetaylor.data.load import load_samples
+from prunetaylor.errors import CheckpointRefused
 from prunetaylor.vision import import_torchvision
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 KEYS = dict(leaves())
 
 
-def blocks(*languages: str) -> list[str]:
+def blocks(*languages: str, page: str = "README.md") -> list[str]:
     """The contents of fenced blocks."""
-    return [text for language, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if language in languages]
+    text = (ROOT / page).read_text()
+    return [block for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if language in languages]
 
 
 def commands() -> list[str]:
-    """Every `prunetaylor ...` of the bash and console blocks, then those in the text."""
-    lines = [line.removeprefix("$ ") for block in blocks("bash", "console") for line in block.splitlines()]
+    """Every `prunetaylor ...` of the bash and console blocks of all pages, then those in the README's text."""
+    fenced = [block for page in PAGES for block in blocks("bash", "console", page=page)]
+    lines = [line.removeprefix("$ ") for block in fenced for line in block.splitlines()]
     prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     return list(dict.fromkeys(text for text in [*lines, *spans] if text.startswith("prunetaylor ")))
@@ -84,8 +90,25 @@ def datasets():
 """
 
 
-def equip(command: str, here: Path, demo: Path) -> None:
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Path:
+    """A folder with what the README's first run of a user's own network makes, as the command stands there."""
+    here = tmp_path_factory.mktemp("own")
+    [command] = [line for line in commands() if line.startswith("prunetaylor prune net.pt --arch net.py:resnet20")]
+    equip(command, here, demo, here)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        quick(patch)
+        patch.setenv(env_name("prune.method"), "magnitude")
+        assert run(shlex.split(command)[1:]) == 0
+    return here
+
+
+def equip(command: str, here: Path, demo: Path, own: Path) -> None:
     """Put into ``here`` what a command names."""
+    if "runs/net-1" in command:
+        shutil.copytree(own, here, dirs_exist_ok=True)
+        return
     if "runs/" in command:
         shutil.copytree(demo, here, dirs_exist_ok=True)
     if "runs/model-2" in command:
@@ -120,14 +143,19 @@ def equip(command: str, here: Path, demo: Path) -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command(
-    command: str, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    demo: Path,
+    own: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = shlex.split(command)[1:]
     if words in (["demo"], ["prune", "model.pt", "--sparsity", "80%"]):
         report = demo / "runs" / "model-1" / "report.json"
         assert report.is_file()
         return
-    equip(command, tmp_path, demo)
+    equip(command, tmp_path, demo, own)
     monkeypatch.chdir(tmp_path)
     quick(monkeypatch)
     long = words[0] == "prune" and "model.pt" not in words
@@ -171,7 +199,7 @@ def test_the_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = samples.train.fetch(range(60))
     x_test, y_test = samples.test.fetch(range(100))
     space: dict[str, object] = {"x": x, "y": y, "x_test": x_test, "y_test": y_test, "train": step}
-    [code] = blocks("python")
+    code = blocks("python")[0]
     for statement in ast.parse(code).body:
         exec(compile(ast.Module([statement], []), "README.md", "exec"), space)
         if "network" in space and "optimizer" not in space:  # an optimizer of the network that the block loads
@@ -181,6 +209,25 @@ def test_the_python(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert zeros(space["network"]) == before
     outcome = space["outcome"]
     assert outcome.sparsity.removed == round(0.9 * outcome.sparsity.prunable)
+
+
+def test_the_python_for_a_network_of_ones_own(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own)
+    [_, code] = blocks("python")
+    space: dict[str, object] = {}
+    exec(code, space)
+    assert isinstance(space["network"], nn.Module)
+    assert zeros(space["network"]) > 0
+    with pytest.raises(CheckpointRefused, match=r"arch=.* or trust_code=True"):
+        load("runs/net-1")
+    assert zeros(load("runs/net-1", trust_code=True)) == zeros(space["network"])
+
+
+def test_what_is_installed_exists() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = [extra for text in re.findall(r"(?:\.|prunetaylor)\[([\w,]+)\]", README) for extra in text.split(",")]
+    assert {"demo", "timm", "ray"} <= set(named) <= set(setup["options.extras_require"])
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -202,14 +249,12 @@ def test_every_setting_exists() -> None:
     assert len(named) >= 5
     for key in named:
         assert key in KEYS or key.startswith("model.args."), key
-    variables = re.findall(r"PRUNETAYLOR_\w+", text)
+    variables = re.findall(r"(?<!_)PRUNETAYLOR_\w+", text)
     assert variables
     assert set(variables) <= {env_name(key) for key in KEYS}
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "docs/gate.md"]
-)
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     targets = re.findall(r"\]\(([^)#\s]+)", path.read_text())
