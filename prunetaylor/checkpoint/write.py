@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunetaylor.checkpoint.said import FORMAT, encode
-from prunetaylor.files import write_by_path
+from prunetaylor.files import write_by_path, write_stream
 
 _FAILURES = (OSError, SafetensorError, RuntimeError)
 """What the writers of safetensors and torch raise when a file cannot be written."""
@@ -78,7 +78,8 @@ def write_pt(
     state = {k: v.detach().cpu() for k, v in _tensors(module).items()}
     words = encode(arch=arch, args=args, data=data, masks=masks, tied={}, extra=extra)
     document = {**words, "state_dict": state}
-    return write_by_path(Path(path), lambda temporary: torch.save(document, temporary), named=True, failures=_FAILURES)
+    # to a stream: torch's own writer does not say why it fails
+    return write_stream(Path(path), lambda stream: torch.save(document, stream), named=True, failures=_FAILURES)
 
 
 def model_bytes(module: nn.Module) -> int:

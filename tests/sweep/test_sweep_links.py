@@ -130,3 +130,20 @@ def test_no_link_is_followed_as_a_sweep_runs(inline: Inline, task: Path) -> None
         before = tree(outside)
         run_command_line(["sweep", *WORDS[:-1], str(folder), "-m", "prune.sparsity=0.5"])
         assert tree(outside) == before, name
+
+
+def test_a_full_disk_leaves_the_results_of_before(
+    inline: Inline, task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resource = pytest.importorskip("resource")
+    inline(*WORDS, "-m", "prune.sparsity=0.5")
+    before = tree(task / "out")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        assert run_command_line(["sweep", "--show", "out"]) == 1
+        assert run_command_line(["report", "out"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.count("File too large") == 2
+    assert tree(task / "out") == before
