@@ -21,6 +21,7 @@ from prunetaylor.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.checkpoint.unwrap import plain_names, unwrap
 from prunetaylor.errors import CheckpointRefused, UsageError, close_match
 from prunetaylor.foreign import read_json
+from prunetaylor.text import neutral
 
 RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
 RUN_REPORT = "report.json"  # what the run says of it
@@ -88,6 +89,13 @@ def open_file(path: str | Path) -> Checkpoint:
 def find_file(path: str | Path) -> Path:
     """The file that ``path`` means; UsageError for a missing file and for a directory that holds no run."""
     file = Path(path)
+    try:
+        file.stat()
+    except FileNotFoundError:
+        pass  # said below, with what is there
+    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that may not be entered
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot read {neutral(str(file))}: {why}", "name an existing checkpoint") from error
     if file.is_dir():
         if (file / RUN_FILE).is_file():
             return file / RUN_FILE

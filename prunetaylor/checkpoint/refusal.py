@@ -14,9 +14,15 @@ from prunetaylor.free_memory import free_bytes
 
 _LOOKED_AT = 1 << 20
 _LITTLE = 1 << 28  # bytes that are there without a look
-_SAVE_AGAIN = (
-    "where you trust the file, save its weights alone and prune those with --arch: "
-    "m = torch.load({name!r}, weights_only=False); torch.save(m.state_dict(), 'weights.pt')"
+_TRUSTED = "where you trust the file, save its weights alone and prune those with --arch: "
+_OF_MODULE = (
+    "m = torch.load({name!r}, weights_only=False); "
+    "m = next(v for v in m.values() if isinstance(v, torch.nn.Module)) if isinstance(m, dict) else m; "
+    "torch.save(m.state_dict(), 'weights.pt')"
+)
+_OF_TENSORS = (
+    "m = torch.load({name!r}, weights_only=False); torch.save({{k: v for k, v in m.items() if torch.is_tensor(v) or "
+    "isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}}, 'weights.pt')"
 )
 
 
@@ -62,10 +68,12 @@ def first_line(error: BaseException | str) -> str:
 
 
 def _code(path: Path, wanted: str) -> CheckpointRefused:
-    what = f"{path} is a pickle that asks to run code ({wanted[:100]}); it was not run"
-    if _looks_like_module(path):
-        what = f"{path} is a pickled module ({wanted[:100]}), and opening it would run code; it was not run"
-    return CheckpointRefused(what, _SAVE_AGAIN.format(name=path.name))
+    module = _looks_like_module(path)
+    cause = f"{path} is a pickle that asks to run code ({wanted[:100]}); it was not run"
+    if module:
+        cause = f"{path} is a pickled module ({wanted[:100]}), and opening it would run code; it was not run"
+    way = (_OF_MODULE if module else _OF_TENSORS).format(name=str(path))
+    return CheckpointRefused(cause, f"{_TRUSTED}import torch; {way}")
 
 
 def _looks_like_module(path: Path) -> bool:

@@ -18,6 +18,7 @@ from prunetaylor.errors import DataError, UsageError
 from prunetaylor.foreign import read_json
 from prunetaylor.job import Job, make_job, with_loss
 from prunetaylor.run import REPORT
+from prunetaylor.text import neutral
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,13 @@ def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[s
         raise UsageError(
             f"{pruned.path} does not say what it was pruned from", "name the dense network: --baseline FILE"
         )
-    if not Path(source).exists():
+    try:
+        dense = read(source)
+    except UsageError as error:
         raise UsageError(
-            f"{source}, which {pruned.path.parent} was pruned from, is not there", "name it with --baseline FILE"
-        )
-    dense = read(source)
+            f"{neutral(source)}, which {pruned.path.parent} was pruned from, cannot be opened",
+            "name it with --baseline FILE",
+        ) from error
     if dense.sha256 != digest:
         raise UsageError(
             f"{source} has changed since {pruned.path.parent} was pruned from it: the hashes differ",

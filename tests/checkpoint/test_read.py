@@ -156,11 +156,28 @@ def refused(file, match, remedy=""):
         assert remedy in caught.value.remedy
 
 
+def assert_the_way_works(folder, file, net):
+    """The code that the refusal prints makes a file that is read."""
+    with pytest.raises(CheckpointRefused) as caught:
+        read(file)
+    code = "import torch" + caught.value.remedy.partition("import torch")[2]
+    exec(code.replace("'weights.pt'", repr(str(folder / "weights.pt"))))
+    same(read(folder / "weights.pt").state, net.state_dict())
+
+
+@pytest.mark.parametrize("form", [lambda s: {"model": s}, lambda s: s])
+def test_weights_beside_an_object_are_saved_alone(net, tmp_path, form):
+    torch.save({**form(net.state_dict()), "folder": Path("x")}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "asks to run code.*pathlib")
+    assert_the_way_works(tmp_path, tmp_path / "a.pt", net)
+
+
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 3}])
 def test_a_pickled_module_is_refused(net, tmp_path, zipped, wrap):
     torch.save(wrap(net), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
     refused(tmp_path / "whole.pt", "pickled module.*torch.nn", "m.state_dict(), 'weights.pt'")
+    assert_the_way_works(tmp_path, tmp_path / "whole.pt", net)
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -296,6 +313,12 @@ def test_quantised_tensors_are_refused(tmp_path):
 def test_sparse_tensors_become_dense(tmp_path):
     torch.save({"weight": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
     torch.testing.assert_close(read(tmp_path / "a.pt").state["weight"], torch.eye(3))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(UsageError, match="cannot read"):
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("look", [read, inspect_file])
