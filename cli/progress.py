@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from prunetaylor.progress import Detail
 from prunetaylor.progress import Logged as Logged
 
 from . import screen
@@ -45,9 +46,10 @@ def reporter(state: State) -> Reporter:
     if state.verbosity < 0:
         return Warnings()
     console = screen.console(stderr=True)
-    return (
-        Bars(console) if console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal else Lines()
-    )
+    bars = console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal
+    shown = Bars(console) if bars else Lines()
+    shown.details = state.verbosity > 0
+    return shown
 
 
 class Quiet:
@@ -76,7 +78,9 @@ class Quiet:
 
 
 class Warnings(Quiet):
-    """Shows warnings only: each once, and in red where there are colours."""
+    """Shows warnings only: each once, and in red where there are colours. ``details``: notes for close looks too."""
+
+    details = False
 
     def __init__(self, console: Console | None = None) -> None:
         self._warnings = console or screen.console(stderr=True, soft_wrap=True)
@@ -100,7 +104,8 @@ class Lines(Warnings):
         self._line(name)
 
     def note(self, text: str) -> None:
-        self._line(f"note: {text}")
+        if self.details or not isinstance(text, Detail):
+            self._line(f"note: {text}")
 
     def _line(self, text: str) -> None:
         self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {screen.one_line(text)}")
@@ -143,7 +148,8 @@ class Bars(Warnings):
         self._bars.advance(self._task)
 
     def note(self, text: str) -> None:
-        self._console.print(Text(f"note: {screen.one_line(text)}"))
+        if self.details or not isinstance(text, Detail):
+            self._console.print(Text(f"note: {screen.one_line(text)}"))
 
     def _finish(self) -> None:
         """A phase without a count is done with its one step; a bar that is full stops its clock."""

@@ -333,7 +333,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
         job = open_job(resolved.config, trust=trust, progress=progress)
         require_reachable(job)
         memory = rehearse(job, progress)
-    plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory ')}"]
+    plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory: ')}"]
     if limits:
         plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))
     if not state.main:

@@ -10,12 +10,13 @@ from torch import nn
 
 from prunetaylor import registry
 from prunetaylor.calibration import Calibration
-from prunetaylor.curvature.convergence import check_convergence
+from prunetaylor.curvature.convergence import Convergence, check_convergence
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.errors import UsageError
 from prunetaylor.job import Job
 from prunetaylor.objective import Objective
 from prunetaylor.outcome import FirstOrder
+from prunetaylor.progress import Detail
 from prunetaylor.refinement import Refinement, alone, settle
 from prunetaylor.repair import batch_norm
 from prunetaylor.risk import Risk
@@ -70,8 +71,7 @@ def look(
         refinement = settle(job, criterion.REPAIR, far=False, example=example)
         if idle:
             refinement = alone(job, labelled=False)
-        why = "the training samples have no labels"
-        error = f"error: {usual.objective.describe()} ({why})"
+        error = f"labels: none; pruning keeps the dense network's outputs ({usual.objective.describe()})"
         said = (_repair_said(job, usual.repair, idle), *_said(refinement, refines), error)
         repair = _possible(job, usual.repair)
         return replace(usual, repair=repair, refinement=refinement if refines else Refinement(), said=said)
@@ -81,7 +81,7 @@ def look(
     if needed and labels is False:
         raise UsageError(
             f"{job.method} needs labels: without them the error has no gradient at the dense weights",
-            "leave calibration.labels at auto, or take another prune.method",
+            "leave calibration.labels at auto, or choose another prune.method",
         )
     labelled = needed or (found.first_order_matters if labels == "auto" else labels)
     keep_first = usual.keep_first
@@ -108,10 +108,23 @@ def look(
         (
             _repair_said(job, repair, idle),
             *_said(refinement, refines),
-            f"error: {objective.describe()} ({found.describe()})",
-            _first_order_said(job, criterion, labelled, keep_first),
+            _convergence_said(found, labelled, labels),
+            Detail(f"error: {objective.describe()}; {found.describe()}"),
+            Detail(_first_order_said(job, criterion, labelled, keep_first)),
         ),
     )
+
+
+def _convergence_said(found: Convergence, labelled: bool, asked: bool | str) -> str:
+    """How far from a minimum the network is, and what pruning therefore keeps to."""
+    settled = found.first_order_matters or found.gradient_seen
+    state = "not quite" if found.gradient_seen and not found.first_order_matters else "no" if settled else "yes"
+    noise = "above" if settled else "indistinguishable from"
+    gradient = f"gradient {found.gradient_norm:.2g}, {noise} sampling noise"
+    if labelled:
+        return f"converged: {state} ({gradient}) - pruning keeps the loss with labels"
+    ignored = " (calibration.labels=false)" if asked is False and settled else "; labels are not needed"
+    return f"converged: {state} ({gradient}) - pruning keeps the dense network's outputs{ignored}"
 
 
 def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> str:
@@ -128,9 +141,11 @@ def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> s
 def _said(refinement: Refinement, refines: bool) -> list[str]:
     if not refines:
         return []
-    how = f"{refinement.steps} steps of {refinement.by}"
-    when = {"none": "none", "last": f"after the last stage, {how}", "stages": f"after each stage, {how}"}
-    return [f"refinement: {when[refinement.when]} ({refinement.why})"]
+    if refinement.when == "none":
+        return [f"refinement: off ({refinement.why})"]
+    towards = "matching the dense layers' outputs" if refinement.by == "features" else "by Gauss-Newton"
+    when = "after the last stage" if refinement.when == "last" else "after each stage"
+    return [f"refinement: {refinement.steps} steps {when}, {towards} ({refinement.why})"]
 
 
 def _possible(job: Job, repair: str) -> str:
@@ -140,15 +155,16 @@ def _possible(job: Job, repair: str) -> str:
 
 def _repair_said(job: Job, repair: str, idle: bool) -> str:
     """What each stage is repaired by, and what decided."""
+    shown = repair.replace("least-squares", "least squares")
     if idle and job.config.prune.repair != "none":
-        return "repair: none (nothing is removed, so that there is nothing to make up for)"
+        return "repair: skipped (nothing is removed)"
     if repair != _possible(job, repair):
-        return "repair: batch-norm has no effect, as the network has no batch norm with statistics"
+        return "repair: none (batch-norm was chosen, and the network has no batch norm with running statistics)"
     if job.config.prune.repair != "auto":
-        return f"repair: {repair} (as asked)"
-    usual = registry.load("saliency", job.method).REPAIR
-    why = f"usual for {job.method}" if repair == usual else "refinement after each stage makes up for what goes"
-    return f"repair: {repair} ({why})"
+        return f"repair: {shown} (as asked)"
+    if repair == registry.load("saliency", job.method).REPAIR:
+        return f"repair: {shown} (default for {job.method})"
+    return "repair: skipped; each stage is refined instead"
 
 
 def usual_repair(job: Job, criterion: Any) -> str:
@@ -158,6 +174,6 @@ def usual_repair(job: Job, criterion: Any) -> str:
         return str(criterion.REPAIR)
     if asked == "obs" and hasattr(criterion, "solve"):
         raise UsageError(
-            f"{job.method} moves the kept weights itself", "take another prune.repair, or leave it at auto"
+            f"{job.method} moves the kept weights itself", "choose another prune.repair, or leave it at auto"
         )
     return asked

@@ -29,7 +29,7 @@ def _own_gpu(asked: str) -> tuple[torch.device, str] | None:
     if index >= there:
         raise UsageError(
             f"there are {there} GPUs for {here.local_world} processes on this machine",
-            "start one process a GPU, or say --device cpu",
+            "start one process a GPU, or use --device cpu",
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index), f"GPU {index} for process {here.rank} of {here.world}"
@@ -43,7 +43,7 @@ def _in_words(device: torch.device) -> str:
 def _check_together(devices: Sequence[str]) -> None:
     kinds = sorted({device.split()[0] for device in devices})
     if len(kinds) > 1 or kinds == ["mps"]:
-        raise UsageError(f"the processes of this run compute on {' and '.join(kinds)}", "say --device cpu or cuda")
+        raise UsageError(f"the processes of this run compute on {' and '.join(kinds)}", "use --device cpu or cuda")
     if kinds == ["cuda"] and len(set(devices)) < len(devices):
         raise UsageError(
             f"{len(devices)} processes share {len(set(devices))} GPUs",
@@ -54,10 +54,10 @@ def _check_together(devices: Sequence[str]) -> None:
 def _pick(asked: str) -> tuple[torch.device, str]:
     if asked == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda"), "a CUDA GPU is there"
+            return torch.device("cuda"), "a CUDA GPU was found"
         if torch.backends.mps.is_available():
-            return torch.device("mps"), "no CUDA GPU, but Apple's is there"
-        return torch.device("cpu"), "no GPU is there"
+            return torch.device("mps"), "no CUDA GPU, but an Apple GPU was found"
+        return torch.device("cpu"), "no GPU found"
     try:
         device = torch.device(asked)
         torch.empty(1, device=device)

@@ -73,7 +73,7 @@ class Finetuning:
         _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
         if not validation.labelled:
-            self._choose(f"validation: the dense network's answers stand for labels, {job.config.metric} is of them")
+            self._choose(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
         self._chooser = job.batches(answered(job, dense, validation))
         self._levels = gradual_levels(job, self._batches)
         self._objective_loss = self._loss()
@@ -113,7 +113,7 @@ class Finetuning:
             restore(self.job.network.module, self._best[2])
             if self._best[1] == 0 and len(self.epochs) == self.job.epochs:
                 self._choose(
-                    "fine-tuning: all epochs were worse than the network before them, which stays; try a lower lr"
+                    "fine-tuning: no epoch improved the network, so it is kept as it was; try a lower finetune.lr"
                 )
             self._say_no_better(training)
         return self.epochs
@@ -128,7 +128,7 @@ class Finetuning:
             "best": self._best,
             "reached": self._reached,
             "ending": self._ending,
-            "choices": self.choices,
+            "choices": list(map(str, self.choices)),
         }
 
     def _after(self, training: Training, state: TrainState) -> None:
@@ -287,9 +287,9 @@ class Finetuning:
         kind, kind_reason = precision(config, self.job.device)
         share = distillation_share(config.distill)
         if not self.job.labelled:
-            self._choose("distillation: all of the loss, as there are no labels")
+            self._choose("distillation: weight 1 (there are no labels; teacher: the dense network)")
         if share and config.distill.weight == "auto":
-            self._choose(f"distillation: {share:g} of the loss, as the dense network is at hand")
+            self._choose(f"distillation: weight {share:g} (teacher: the dense network)")
         self._choose(f"learning rate {lr:g}: {lr_reason}")
         self._choose(f"precision {str(kind).removeprefix('torch.')}: {kind_reason}")
         if self._levels:
@@ -297,7 +297,7 @@ class Finetuning:
             steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._levels.items())
             self._choose(f"schedule {self.job.config.prune.schedule}: {steps}")
             if config.rewind and len(self._levels) == 1:
-                self._choose("no effect here: finetune.rewind, as there is one step of pruning")
+                self._choose("no effect: finetune.rewind (there is only one pruning step)")
 
     def _choose(self, text: str) -> None:
         if text not in self.choices:
@@ -316,7 +316,7 @@ def gradual_levels(job: Job, batches: Batches) -> dict[int, float]:
     during = config.during if config.during != "auto" else job.epochs * 2 / 3
     if during > job.epochs:
         raise UsageError(
-            f"prune.during={during:g} epochs are more than the {job.epochs} of fine-tuning",
+            f"prune.during={during:g} is more than the {job.epochs} epochs of fine-tuning",
             "lower prune.during, or give more --epochs",
         )
     if isinstance(config.stages, list):

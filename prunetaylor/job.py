@@ -168,7 +168,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     ``trust`` is the code that may be imported though only a file names it.
     """
     if config.model.checkpoint is None:
-        raise UsageError("no checkpoint was named", "prunetaylor prune MODEL")
+        raise UsageError("no checkpoint given", "prunetaylor prune MODEL")
     trust.require(settings_of(config.model_dump()), "the configuration")
     device, reason = pick_device(config.device)
     progress.phase("open")
@@ -177,7 +177,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     said = checkpoint.said.data if checkpoint.said else None
     samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
     config = with_loss(config, checkpoint)
-    choices = [f"network: {found.reason}", f"device {device}: {reason}", *checkpoint.notes]
+    choices = [f"network: {found.reason}", f"device: {device} ({reason})", *checkpoint.notes]
     wide = next(found.module.parameters()).dtype
     stored = {t.dtype for t in checkpoint.state.values() if t.is_floating_point()}
     if others := stored - {t.dtype for t in found.module.state_dict().values()}:
@@ -210,36 +210,36 @@ def make_job(
     network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
     job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
     if world() > 1:
-        job.choices.append(f"processes: {world()} share the samples")
+        job.choices.append(f"processes: {world()}, sharing the samples")
     criterion = registry.load("saliency", job.method)
     if config.prune.schedule != "one-shot" and not job.epochs:
         raise UsageError(
-            f"prune.schedule={config.prune.schedule} prunes while it fine-tunes, and there are no epochs",
+            f"prune.schedule={config.prune.schedule} prunes during fine-tuning, and there are no epochs",
             "give --epochs, or leave prune.schedule at one-shot",
         )
     if samples is None:
         if criterion.NEEDS != "nothing":
-            raise UsageError(f"{job.method} needs samples", "name them with --data, or use prune.method=magnitude")
+            raise UsageError(f"{job.method} needs samples", "name them with --data, or use --method magnitude")
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
         job.choices += check_pruning(config, criterion, data=False)
         job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
         job.choices.append(
-            f"method {job.method}: no data, so the drop, the FLOPs and the change of the error are not known"
+            f"method: {job.method} (no data: accuracy drop, FLOPs and the error's change cannot be measured)"
         )
         return job
     if not samples.test.labelled:
         raise DataError(
-            "the test samples have no labels, so that nothing can be measured",
+            "the test samples have no labels, so nothing can be measured",
             "give test samples with labels; training samples need none",
         )
     job.choices += samples.choices
     if config.prune.method == "auto":
         much = f"{job.exact_work / 1e12:,.2f} TFLOP"
-        why = "there are samples, and it is the strongest one-shot criterion measured"
+        why = "automatic: most accurate in our benchmarks"
         if job.method == "obs":
-            why = f"exact_obs, the strongest measured, would take {much} on the {device.type}"
-        job.choices.append(f"method {job.method}: {why}")
+            why = f"automatic: exact_obs is more accurate, and would take {much} on the {device.type}"
+        job.choices.append(f"method: {job.method} ({why})")
     job.kind = _kind(job, samples)
     job.choices += check_pruning(config, criterion, data=True)
     job.choices += check_finetuning(config, job.epochs, job.kind, labelled=job.labelled)
@@ -254,19 +254,19 @@ def _do_without_labels(job: Job, needs: str) -> None:
     assert samples is not None
     none, weight = "the training samples have no labels", config.finetune.distill.weight
     if needs == "labels":
-        raise UsageError(f"{none}, and {job.method} needs them", "take another prune.method, or leave it at auto")
+        raise UsageError(f"{none}, and {job.method} needs them", "choose another method, or leave --method at auto")
     if config.calibration.labels is True:
         raise UsageError(f"calibration.labels=true, but {none}", "leave it at auto")
     if job.epochs and weight not in ("auto", 1):
         raise UsageError(
             f"finetune.distill.weight={weight:g} trains towards labels too, but {none}",
-            "leave it at auto: the dense network teaches alone",
+            "leave it at auto: the dense network is the only teacher then",
         )
     if job.kind != "classes":
         # of the kind that a value is
         zeros = torch.zeros(len(samples.train), 1)
         job.samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
-    job.choices.append(f"labels: {none}; the dense network answers for them")
+    job.choices.append(f"labels: {none}; the dense network's outputs are used instead")
 
 
 def _kind(job: Job, samples: Samples) -> Kind:
@@ -277,7 +277,7 @@ def _kind(job: Job, samples: Samples) -> Kind:
     kind = _asked_kind(job.config.loss, outputs, y, samples)
     correct = loss_of(kind).correct(outputs, y)
     if correct is None and job.config.metric == "top1":
-        raise UsageError("the targets are no classes, so that there is no top1", "say metric=loss")
+        raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
     if kind == "classes":
         job.samples = _checked(samples, lambda targets, name, at: check_targets(targets, outputs.shape[1], name, at))
     elif kind == "binary":
@@ -293,8 +293,8 @@ def _asked_kind(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Kin
     if ":" in asked:
         if not samples.train.labelled:
             raise UsageError(
-                f"the training samples have no labels, and what the dense network answers loss={asked} does not say",
-                "say loss=cross-entropy, bce or mse",
+                f"the training samples have no labels, and loss={asked} does not define what the dense network answers",
+                "use loss=cross-entropy, bce or mse",
             )
         return Own.of(asked, load_object(asked))
     if asked == "cross-entropy" or (asked == "auto" and ids and outputs.shape[1] > 1):
@@ -305,15 +305,15 @@ def _asked_kind(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Kin
             return "binary" if asked == "bce" else "values"
         if ids or _zeros_and_ones(samples.test):
             raise UsageError(
-                "targets of zeros and ones may be answers of yes or no, or values",
-                "say loss=bce where the outputs are logits, loss=mse where the network was trained with squared errors",
+                "targets of zeros and ones may be binary labels or values",
+                "set loss=bce if the outputs are logits, loss=mse if the network was trained with squared errors",
             )
         if y.is_floating_point():
             return "values"
     raise DataError(
         f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values"
         + ("" if asked == "auto" else f" and loss={asked}"),
-        "give one class id a sample, or floating-point targets of the outputs' size; or say loss=FILE.py:FUNCTION",
+        "give one class id a sample, or floating-point targets of the outputs' size; or set loss=FILE.py:FUNCTION",
     )
 
 
@@ -330,7 +330,7 @@ def _check_binary(targets: Tensor, name: str, indices: Sequence[int] | None) -> 
         value, sample = float(targets[tuple(at)]), at[0] if indices is None else indices[at[0]]
         raise DataError(
             f"{name}: {value:g} of sample {sample} is neither 0 nor 1",
-            "loss=bce takes answers of yes or no",
+            "loss=bce needs targets of 0 or 1",
         )
 
 
@@ -364,7 +364,7 @@ def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
         if others:
             raise DataError(
                 f"the network's weights are {' and '.join(sorted(map(str, others)))}, and its inputs {x.dtype}: {text}",
-                f"prune {x.dtype} weights: model.float() makes them so",
+                f"convert the weights to {x.dtype} first (model.float())",
             ) from error
         raise DataError(
             f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",

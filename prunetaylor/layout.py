@@ -13,6 +13,7 @@ from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.job import Job
 from prunetaylor.network.state import channels_last, copied
 from prunetaylor.objective import outputs_of
+from prunetaylor.progress import Detail
 
 _APART = 0.05
 """Of the outputs' norm: rounding in half precision moves them by less, values read in another order by far more."""
@@ -30,7 +31,7 @@ def laid_out(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
         if reason is None:
             for module in modules:
                 stack.enter_context(channels_last(module))
-        yield [f"layout: plain, as with channels last, which is faster, {reason}"] if reason else []
+        yield [Detail(f"memory layout: plain (with channels last, which is faster, {reason})")] if reason else []
 
 
 def _reason(job: Job, module: nn.Module) -> str | None:

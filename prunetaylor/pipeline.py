@@ -32,7 +32,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied, fixed_order
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import Plan, make_plan
-from prunetaylor.progress import Progress, Watch, unwatched
+from prunetaylor.progress import Detail, Progress, Watch, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.resume import restoring
 from prunetaylor.sanity import glance, pruned_doubts, say_doubts
@@ -127,7 +127,7 @@ class _Run:
         together, fixed = laid_out(job, module, self.dense.module), fixed_order(job.device, self.left.get("threads"))
         with clock.time("total"), within(self.plan.chunks), fixed, together as said:
             job.choices += [*said, job.epochs_reason]
-            for choice in (*job.choices, self.plan.describe()):
+            for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details())):
                 progress.note(choice)
             with clock.time("measure"):
                 self.dense_found = self._measure_dense()
@@ -249,12 +249,12 @@ def training_split(job: Job) -> tuple[Split | None, Split | None]:
     held = min(round(len(train) / 10), ENOUGH) if share == "auto" else round(share * len(train))
     if held < 1 or len(train) - held < 2:
         raise DataError(
-            f"{len(train)} training samples are too few to keep some out for validation", "say --epochs 0, or give more"
+            f"{len(train)} training samples are too few to hold some out for validation", "say --epochs 0, or give more"
         )
     # A generator of its own: the split must not depend on how many numbers anything else draws.
     order = draw(train, len(train), torch.Generator().manual_seed(job.config.seed))
     job.choices.append(
-        f"validation: {held} of the {len(train)} training samples, kept out of calibration and fine-tuning"
+        f"validation: {held} of the {len(train)} training samples, held out of calibration and fine-tuning"
     )
     return train.subset(sorted(order[held:])), train.subset(sorted(order[:held]))
 

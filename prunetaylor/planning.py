@@ -74,15 +74,19 @@ class Plan:
         return Memory(self.phase.total, self.limit, dict(self.phase.parts), self.phase.name, self.batch)
 
     def describe(self) -> str:
-        """One line: the total, what it is for, and what is there."""
-        parts = sorted(self.phase.parts.items(), key=lambda part: -part[1])
-        said = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
-        there = "how much is free is not known: no limit" if self.free is None else f"{show_size(self.free)} free"
+        """One line: the total, and what is free."""
+        there = "free memory unknown, no limit" if self.free is None else f"{show_size(self.free)} free"
         if self.asked and self.limit is not None:
             there = f"limit {show_size(self.limit)}"
         smaller = [field.name for field in fields(self.chunks) if getattr(self.chunks, field.name) > 1]
         note = f"; smaller chunks to fit: {', '.join(smaller)}" if smaller else ""
-        return f"memory {show_size(self.phase.total)} planned at most, for {self.phase.name}: {said}; {there}{note}"
+        return f"memory: needs up to {show_size(self.phase.total)} ({there}){note}"
+
+    def details(self) -> str:
+        """One line: the phase that needs the most, and what for."""
+        parts = sorted(self.phase.parts.items(), key=lambda part: -part[1])
+        said = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
+        return f"memory peak: {self.phase.name} ({said})"
 
 
 def make_plan(job: Job, command: str = "prune") -> Plan:
@@ -282,9 +286,9 @@ class _Planner:
         # The libraries' share is nobody's to change.
         part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
         layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
-        there = "the limit is" if asked else "with all that is free there are"
+        there = "the limit is" if asked else "available are"
         cause = (
-            f"{worst.name} would take {show_size(worst.total)} of memory even in the smallest chunks, "
+            f"{worst.name} needs {show_size(worst.total)} of memory even in the smallest chunks, "
             f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
         )
         fitting = [*self._fitting(limit), *([f"--memory {_rounded_up(worst.total)}"] if asked else [])]

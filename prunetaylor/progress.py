@@ -27,6 +27,10 @@ class Progress(Protocol):
         """Numbers by name, after so many optimiser steps (0: before any): for trackers."""
 
 
+class Detail(str):
+    """A note that matters to those only who look closely: it is shown with -v, and always kept in the run's log."""
+
+
 class Silent:
     """Nobody listens."""
 

@@ -79,7 +79,7 @@ class Refinement:
             return
         scale = calibration.spread(job.kind)
         if not left and not self.asked and held.value() < NEGLIGIBLE * scale:
-            yield Refined(f"left out, the held-out error is {held.value():.2g}: there is nothing to gain", dict)
+            yield Refined(f"skipped: held-out error is already {held.value():.2g}", dict)
             return
         part = Part.joined(job, seen)
         assert job.samples is not None
@@ -159,20 +159,20 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
     if asked.refine != "auto":
         return Refinement(asked.refine, by, steps, "as asked", asked=True)
     if usual_repair != "least-squares":
-        return Refinement(why=f"{job.method} is known without")
+        return Refinement(why=f"default for {job.method}")
     if far:
-        return Refinement("stages", by, steps, "the network is not at a minimum, its gradient says where to go")
+        return Refinement("stages", by, steps, "the network is not converged")
     if told:
-        return Refinement("stages", by, steps, "labels are asked for, and each stage brings fresh ones to learn from")
+        return Refinement("stages", by, steps, "labels are used, and each stage draws fresh samples")
     if job.epochs:
         return Refinement(why="fine-tuning follows")
     if by == "gauss-newton":
-        return Refinement(why="near a minimum the least squares leave it little to gain")
+        return Refinement(why="little to gain near convergence")
     each = PASSES * match_features.BATCH * flops(job.network.module, example)[0]
     worth = WORTH.get(job.device.type, WORTH["cpu"])
     if each * FEWEST > worth:
         much = f"{each * steps / 1e12:,.0f} TFLOP on the {job.device.type}"
-        return Refinement(why=f"{steps} steps are {much}; prune.refine=last takes them all the same")
+        return Refinement(why=f"{steps} steps would cost {much}; prune.refine=last does it anyway")
     steps = min(steps, int(worth // each))
     return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")
 
@@ -190,10 +190,10 @@ def alone(job: Job, labelled: bool) -> Refinement:
     if asked.schedule != "one-shot":
         return Refinement(why=f"{nothing}, and fine-tuning follows")
     if not labelled:
-        remedy = "; calibration.labels=true asks for them" if job.labelled else ""
-        return Refinement(why=f"{nothing}, and labels alone could say more than the network does{remedy}")
+        remedy = "; calibration.labels=true uses them" if job.labelled else ""
+        return Refinement(why=f"{nothing}, and only labels could improve the dense network{remedy}")
     if asked.refine_by == "features":
-        return Refinement(why=f"{nothing}, and the features are the network's own; gauss-newton goes by labels")
+        return Refinement(why=f"{nothing}, and outputs match already; prune.refine_by=gauss-newton uses labels")
     steps = GAUSS_NEWTON_STEPS if asked.refine_steps == "auto" else asked.refine_steps
     return Refinement(asked.refine, "gauss-newton", steps, "as asked", asked=True)
 

@@ -27,7 +27,7 @@ from prunetaylor.network.state import displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores, removed_at
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
-from prunetaylor.progress import Progress
+from prunetaylor.progress import Detail, Progress
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
@@ -47,9 +47,7 @@ def run(job: Job, progress: Progress) -> Scores:
     """Score ``job.network``, which is left as it was. UsageError without samples, scores or room in memory."""
     start = time.perf_counter()
     if job.samples is None:
-        raise UsageError(
-            "without samples nothing can be said about the error", "name them with --data; prune needs none"
-        )
+        raise UsageError("score needs samples to measure the error on", "name them with --data")
     job.choices += check_scoring(job.config)
     plan = make_plan(job, "score")
     training, _ = training_split(job)
@@ -58,7 +56,7 @@ def run(job: Job, progress: Progress) -> Scores:
     # Laid out as in a run, which finds the fits in the cache by what they were taken of.
     with laid_out(job, job.network.module, outlook.dense.module) as said, within(plan.chunks):
         job.choices += said
-        for choice in (*job.choices, plan.describe()):
+        for choice in (*job.choices, plan.describe(), Detail(plan.details())):
             progress.note(choice)
         glance(job, progress)
         levels, layers, held_out = outlook.look()

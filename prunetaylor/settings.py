@@ -20,8 +20,8 @@ _OF_FILES = {
     "data.normalize": "pass normalize=",
     "data.augment": "pass augment=",
     "output": "outcome.save(folder) writes a run's folder",
-    "checkpoint.": "prunetaylor prune keeps a run's state",
-    "track": "pass a progress, whose measured() is told all numbers",
+    "checkpoint.": "only `prunetaylor prune` can resume a run",
+    "track": "pass progress=, whose measured() receives all numbers",
 }
 """Settings without effect on ``prunetaylor.prune``, by how they begin, and what there is instead."""
 
@@ -37,7 +37,7 @@ def check_from_python(keys: Iterable[str], *, named: bool = False) -> None:
     for key in keys:
         for start, instead in _OF_FILES.items():
             if key.startswith(start) and not (named and start.startswith(("model.", "data."))):
-                raise UsageError(f"{key} is about files, and none is read or written here", instead)
+                raise UsageError(f"{key} concerns files, and no file is read or written here", instead)
 
 
 def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
@@ -48,7 +48,7 @@ def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
     options, usual, said = config.prune, PruneSection(), []
     for key, given in (("refine", options.refine), ("repair", options.repair)):
         if not data and given not in ("auto", "none"):
-            raise UsageError(f"prune.{key}={given} needs samples", f"name them with --data, or say prune.{key}=none")
+            raise UsageError(f"prune.{key}={given} needs samples", f"name them with --data, or set prune.{key}=none")
     idle = []
     if options.refine == "none" or (options.refine == "auto" and criterion.REPAIR != "least-squares"):
         idle += ["refine_steps", "refine_by"]
@@ -56,11 +56,11 @@ def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
         idle.append("damping")
     idle = [key for key in idle if getattr(options, key) != getattr(usual, key)]
     if idle:
-        said.append(f"no effect here: {', '.join(f'prune.{key}' for key in idle)}")
+        said.append(f"no effect: {', '.join(f'prune.{key}' for key in idle)}")
     drawn = CalibrationSection()
     unused = [f"calibration.{key}" for key, value in config.calibration if value != getattr(drawn, key)]
     if unused and not data:
-        said.append(f"no effect here: {', '.join(unused)}, as there are no samples")
+        said.append(f"no effect: {', '.join(unused)}, because there are no samples")
     return said
 
 
@@ -69,7 +69,7 @@ def check_scoring(config: Config) -> list[str]:
     options, usual = config.prune, PruneSection()
     keys = ("stages", "schedule", "during", "refine", "refine_steps", "refine_by")
     idle = [f"prune.{key}" for key in keys if getattr(options, key) != getattr(usual, key)]
-    return [f"no effect here: {', '.join(idle)}, as each row is one step from the dense weights"] if idle else []
+    return [f"no effect: {', '.join(idle)}, because each row is one step from the dense weights"] if idle else []
 
 
 def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool) -> list[str]:
@@ -84,18 +84,18 @@ def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool)
     if config.prune.schedule == "one-shot" and any(gradual.values()):
         key = next(key for key, meant in gradual.items() if meant)
         raise UsageError(
-            f"{key} is about the steps of a gradual schedule, and prune.schedule is one-shot",
+            f"{key} applies to gradual schedules, and prune.schedule is one-shot",
             f"add prune.schedule=cubic, or leave {key} at its default",
         )
     usual = FinetuneSection()
     if options.optimizer != "sgd" and options.momentum != usual.momentum:
         raise UsageError(
-            f"finetune.momentum is of sgd, and finetune.optimizer is {options.optimizer}",
+            f"finetune.momentum applies to sgd, and finetune.optimizer is {options.optimizer}",
             "leave one of them at its default",
         )
     if not epochs:
         changed = [f"finetune.{key}" for key, value in options if key != "epochs" and value != getattr(usual, key)]
-        return [f"fine-tuning: none, so that {', '.join(changed)} has no effect; give --epochs"] if changed else []
+        return [f"no effect: {', '.join(changed)} (fine-tuning is off; set --epochs)"] if changed else []
     if options.label_smoothing:
         if not labelled or distillation_share(options.distill) == 1:
             why = "there are none" if not labelled else "finetune.distill.weight=1 uses none"
@@ -112,5 +112,5 @@ def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool)
             why = (
                 "outputs that are values are not softened" if taught else "finetune.distill.weight=0 learns from labels"
             )
-            return [f"no effect here: finetune.distill.temperature, as {why}"]
+            return [f"no effect: finetune.distill.temperature, as {why}"]
     return []

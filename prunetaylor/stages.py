@@ -127,9 +127,7 @@ class Stages:
         self._draw()
         held = self.calibration.holdout.batches.samples
         if held < FEW:
-            self._choose(
-                f"held-out samples: {held}; what is measured on so few says little, give more calibration.samples"
-            )
+            self._choose(f"only {held} held-out samples: their measurements are rough; raise calibration.samples")
         if (drawn := held + self.calibration.fit.batches.samples) < FEW_IN_ALL:
             text = f"only {drawn} calibration samples: expect a larger drop; 1,000 are usual (calibration.samples)"
             self.job.warn(Alert("few_samples", text), self.progress)
@@ -172,8 +170,8 @@ class Stages:
                 break
         else:
             raise DataError(
-                f"{missing[0]} is reached by no sample of {_DRAWS} draws, as it was by those drawn first",
-                "give more calibration.samples, or leave it alone (prune.exclude)",
+                f"{missing[0]} is used by no sample of {_DRAWS} draws, though it was by the first samples",
+                "raise calibration.samples, or exclude the layer (prune.exclude)",
             )
         if (dwarfing := self.calibration.dwarfing) is not None and dwarfing.alert() not in self.job.warnings:
             self.job.warn(dwarfing.alert(), self.progress)
@@ -207,7 +205,7 @@ class Stages:
             "plan": None if self.plan is None else self.plan.state_dict(),
             "repaired": self.repaired,
             "damping": self.damping,
-            "choices": self.choices,
+            "choices": list(map(str, self.choices)),
             "histogram": None if histogram is None else asdict(histogram),
             "refining": None if self.refining is None else self._refined.state(),
         }
@@ -491,7 +489,7 @@ class Stages:
             self.refining,
         ):
             if refined.text is not None:
-                self.progress.note(f"refined: {refined.text}")
+                self.progress.note(f"refinement {refined.text}")
             self._refined = refined
             self.done[-1] = replace(self.done[-1], seconds=before + time.perf_counter() - start)
             self.moment()

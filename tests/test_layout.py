@@ -135,7 +135,7 @@ def test_norms_without_statistics_bear_it(norm: nn.Module) -> None:
     options = {"device": "cpu", "cache.enabled": False, "prune.stages": 1, "calibration.samples": 64}
     outcome = prune(module, COLOURED, COLOURED_TEST, sparsity=0.5, settings=options)
     assert outcome.stages[0].predicted_change is not None
-    assert not any(choice.startswith("layout") for choice in outcome.choices)
+    assert not any(choice.startswith("memory layout") for choice in outcome.choices)
 
 
 def test_a_network_that_cannot_run_is_not_for_the_trial_to_judge() -> None:
@@ -157,14 +157,14 @@ def test_a_network_with_views_is_pruned_and_it_is_said(module: nn.Module, settin
     options = {"device": "cpu", "cache.enabled": False, "prune.refine_steps": 4, "calibration.samples": 64}
     outcome = prune(module, COLOURED, COLOURED_TEST, sparsity=0.5, settings={**options, **settings})
     assert outcome.sparsity.obtained == pytest.approx(0.5, abs=0.01)
-    said = [choice for choice in outcome.choices if choice.startswith("layout")]
+    said = [choice for choice in outcome.choices if choice.startswith("memory layout")]
     assert len(said) == 1
-    assert "plain, as with channels last, which is faster, the network fails: RuntimeError: view size" in said[0]
+    assert "plain (with channels last, which is faster, the network fails: RuntimeError: view size" in said[0]
 
 
 def test_score_stays_plain_too() -> None:
     scores = score(Reads(viewed), COLOURED, settings={"device": "cpu", "cache.enabled": False})
-    assert any(choice.startswith("layout: plain") for choice in scores.choices)
+    assert any(choice.startswith("memory layout: plain") for choice in scores.choices)
 
 
 def test_all_passes_of_a_run_have_the_layout_and_what_comes_out_is_plain() -> None:
@@ -178,7 +178,7 @@ def test_all_passes_of_a_run_have_the_layout_and_what_comes_out_is_plain() -> No
     module = Reads(watched)
     options = {"device": "cpu", "cache.enabled": False, "prune.repair": "none", "prune.refine": "none"}
     outcome = prune(module, COLOURED, COLOURED_TEST, sparsity=0.5, settings=options)
-    assert not any(choice.startswith("layout") for choice in outcome.choices)
+    assert not any(choice.startswith("memory layout") for choice in outcome.choices)
     assert seen[-20:] == [True] * 20
     for one in (outcome.module, module):
         assert all(p.is_contiguous() for p in one.parameters())

@@ -58,7 +58,7 @@ def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
     assert report.limit is not None
     assert report.limit > report.planned
     assert plan.chunks == Chunks()
-    assert plan.describe().startswith(f"memory {show_size(report.planned)} planned at most, for ")
+    assert plan.describe().startswith(f"memory: needs up to {show_size(report.planned)} (")
     assert f"{show_size(plan.free)} free" in plan.describe()
     assert max(map(len, (plan.describe(),))) < 250
 
@@ -67,7 +67,7 @@ def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monk
     monkeypatch.setattr(planning, "free_bytes", lambda _: None)
     plan = make_plan(job_of(conv))
     assert plan.report.limit is None
-    assert "how much is free is not known: no limit" in plan.describe()
+    assert "free memory unknown, no limit" in plan.describe()
 
 
 def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
     found = look(job_of(conv), Silent())
     assert found.memory is not None
     assert found.memory.planned > 0
-    with pytest.raises(UsageError, match=r"a step would take .* even in the smallest chunks"):
+    with pytest.raises(UsageError, match=r"a step needs .* even in the smallest chunks"):
         look(job_of(conv, memory="1MiB"), Silent())
 
 
@@ -149,11 +149,11 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     assert exact_obs.work(Network.of(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
     small = job_of(conv)
     assert small.method == "exact_obs"
-    assert any(choice.startswith("method exact_obs: there are samples") for choice in small.choices)
+    assert any(choice.startswith("method: exact_obs (automatic") for choice in small.choices)
     monkeypatch.setitem(room.WORTH, "cpu", 1.0)
     large = job_of(conv)
     assert large.method == "obs"
-    assert any("method obs: exact_obs, the strongest measured, would take" in choice for choice in large.choices)
+    assert any("method: obs (automatic: exact_obs" in choice for choice in large.choices)
     assert job_of(conv, prune__method="exact_obs").method == "exact_obs"
 
 
@@ -192,7 +192,7 @@ def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
     job = job_of(Idle(conv), prune__sparsity=0.5)
     outcome = run(job, Silent())
     assert job.method == "obs"
-    assert any(choice.startswith("method obs: ") for choice in outcome.choices)
+    assert any(choice.startswith("method: obs ") for choice in outcome.choices)
 
 
 def wide() -> nn.Module:
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         make_plan(job_of(wide(), memory="70MiB"))
     cause, remedy = found.value.cause, found.value.remedy
     assert found.value.exit_code == 2
-    assert " (exact_obs) would take " in cause
+    assert " (exact_obs) needs " in cause
     assert "(most for 3); " in cause
     assert "the limit is 70 MiB" in cause
     assert "prune.method=obd (" in remedy
@@ -332,7 +332,7 @@ def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
     monkeypatch.setattr(planning, "world", lambda: 2)
     how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
     fits = make_plan(job_of(conv, data__batch_size=16, **how)).report.planned
-    with pytest.raises(UsageError, match=r"fine-tuning would take .*(?s:.)*data\.batch_size=") as found:
+    with pytest.raises(UsageError, match=r"fine-tuning needs .*(?s:.)*data\.batch_size=") as found:
         make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=200, **how))
     [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
     size = int(said.removeprefix("data.batch_size=").rstrip(","))

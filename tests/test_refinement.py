@@ -22,7 +22,7 @@ def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: 
     how = {"sparsity": 0.8, "calibration__samples": 200, "calibration__labels": True}
     with_it = quick(far, **how)
     assert with_it.first_order.kept
-    assert any(line.startswith("refinement: after each stage") for line in with_it.choices)
+    assert any(line.startswith("refinement: ") and "after each stage" in line for line in with_it.choices)
     assert_truthful(with_it, far, 0.8)
     without = quick(far, prune__refine="none", prune__repair="least-squares", **how)
     assert with_it.pruned.metrics["loss"] < without.pruned.metrics["loss"]
@@ -54,17 +54,19 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
         [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
         return line
 
-    assert said().startswith("refinement: after the last stage, 300 steps of features (")
-    assert said(finetune__epochs=1) == "refinement: none (fine-tuning follows)"
-    assert said(prune__method="magnitude") == "refinement: none (magnitude is known without)"
-    assert said(prune__refine="none") == "refinement: none (as asked)"
-    assert said(prune__refine_steps=7).startswith("refinement: after the last stage, 7 steps of features (")
+    assert said().startswith("refinement: 300 steps after the last stage")
+    assert said(finetune__epochs=1) == "refinement: off (fine-tuning follows)"
+    assert said(prune__method="magnitude") == "refinement: off (default for magnitude)"
+    assert said(prune__refine="none") == "refinement: off (as asked)"
+    assert said(prune__refine_steps=7).startswith("refinement: 7 steps after the last stage")
     each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 80.5 * each})
-    assert said().startswith("refinement: after the last stage, 80 steps of features (")
+    assert said().startswith("refinement: 80 steps after the last stage")
     monkeypatch.setattr("prunetaylor.refinement.WORTH", {"cpu": 10 * each})
-    assert "none (300 steps are" in said()
-    assert said(prune__refine="last").startswith("refinement: after the last stage, 300 steps of features (as asked")
+    assert "off (300 steps would cost" in said()
+    forced = said(prune__refine="last")
+    assert forced.startswith("refinement: 300 steps after the last stage")
+    assert "as asked" in forced
 
 
 def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
@@ -83,10 +85,10 @@ def test_what_repairs_is_said_with_what_decided(conv: nn.Module) -> None:
         found = quick(conv, sparsity=0.3, prune__refine_steps=1, **settings).choices
         return [line for line in found if line.startswith("repair: ")]
 
-    assert said() == ["repair: least-squares (usual for exact_obs)"]
+    assert said() == ["repair: least squares (default for exact_obs)"]
     assert said(prune__method="obd", prune__repair="obs") == ["repair: obs (as asked)"]
     towards_labels = {"calibration__labels": True, "calibration__resample": True}
-    assert said(**towards_labels) == ["repair: none (refinement after each stage makes up for what goes)"]
+    assert said(**towards_labels) == ["repair: skipped; each stage is refined instead"]
 
 
 def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
@@ -97,7 +99,7 @@ def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
     assert learning.first_order.kept
     assert not quick(conv, prune__first_order="drop", **how).first_order.kept
     assert any(
-        line.startswith("refinement: after each stage, 6 steps of gauss-newton (labels are asked for")
+        line.startswith("refinement: 6 steps after each stage, by Gauss-Newton (labels are used")
         for line in learning.choices
     )
     for other in ({"calibration__resample": False}, {"prune__refine": "last"}, {"calibration__labels": False}):
@@ -133,8 +135,8 @@ def test_where_nothing_is_to_be_removed_a_refinement_asked_for_goes_towards_labe
     assert (stage.predicted_change, stage.measured_change) == (None, None)
     assert stage.metric is not None
     assert stage.seconds > 0
-    assert line(refined, "repair") == "repair: none (nothing is removed, so that there is nothing to make up for)"
-    assert line(refined, "refinement").endswith("6 steps of gauss-newton (as asked)")
+    assert line(refined, "repair") == "repair: skipped (nothing is removed)"
+    assert line(refined, "refinement").endswith("by Gauss-Newton (as asked)")
 
 
 def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
@@ -147,13 +149,13 @@ def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({}, "none (nothing is removed)"),
-        ({"prune__refine": "none"}, "none (as asked)"),
-        ({"prune__refine": "last", "calibration__labels": False}, "calibration.labels=true asks for them)"),
-        ({"prune__refine": "last", "prune__refine_by": "features"}, "the features are the network's own;"),
+        ({}, "off (nothing is removed)"),
+        ({"prune__refine": "none"}, "off (as asked)"),
+        ({"prune__refine": "last", "calibration__labels": False}, "calibration.labels=true uses them)"),
+        ({"prune__refine": "last", "prune__refine_by": "features"}, "gauss-newton uses labels"),
         (
             {"prune__refine": "last", "prune__schedule": "cubic", "finetune__epochs": 1},
-            "none (nothing is removed, and fine-tuning follows)",
+            "off (nothing is removed, and fine-tuning follows)",
         ),
     ],
 )
@@ -164,8 +166,8 @@ def test_where_nothing_is_removed_what_has_no_effect_is_named(
     outcome = quick(sparse.module, sparsity=0.8, prune__repair=repair, **{"calibration__labels": True, **how})
     assert outcome.stages == []
     assert said in line(outcome, "refinement")
-    why = "as asked" if repair == "none" else "nothing is removed, so that there is nothing to make up for"
-    assert line(outcome, "repair") == f"repair: none ({why})"
+    skipped = "none (as asked)" if repair == "none" else "skipped (nothing is removed)"
+    assert line(outcome, "repair") == f"repair: {skipped}"
     if not outcome.epochs:
         for name, tensor in sparse.module.state_dict().items():
             assert torch.equal(outcome.module.state_dict()[name], tensor)
@@ -173,13 +175,13 @@ def test_where_nothing_is_removed_what_has_no_effect_is_named(
 
 def test_without_labels_there_is_nothing_to_refine_towards(sparse: Outcome) -> None:
     outcome = quick(sparse.module, TRAIN[0], sparsity=0.8, prune__refine="last")
-    assert line(outcome, "refinement").endswith("labels alone could say more than the network does)")
+    assert line(outcome, "refinement").endswith("only labels could improve the dense network)")
 
 
 def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     how = {"sparsity": 0.3, "prune__method": "magnitude", "prune__repair": "batch-norm"}
-    assert line(quick(plain, **how), "repair").startswith("repair: batch-norm has no effect, as the network has no")
+    assert line(quick(plain, **how), "repair").startswith("repair: none (batch-norm")
     assert line(quick(conv, **how), "repair") == "repair: batch-norm (as asked)"
 
 

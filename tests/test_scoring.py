@@ -142,7 +142,7 @@ def test_far_from_a_minimum_the_step_is_the_one_that_prune_takes() -> None:
     torch.manual_seed(0)
     found = quick(ConvNet(), calibration__samples=240)
     assert found.repair == "none"
-    assert any(line.startswith("repair: none (refinement after each stage makes up") for line in found.choices)
+    assert any(line.startswith("repair: skipped; each stage is refined") for line in found.choices)
 
 
 def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None:
@@ -175,7 +175,7 @@ def test_settings_of_what_it_does_not_do_are_named(conv: nn.Module) -> None:
     given = {"prune__stages": 7, "prune__refine": "last", "prune__refine_steps": 9, "prune__repair": "batch-norm"}
     found = quick(conv, **given)
     assert (
-        "no effect here: prune.stages, prune.refine, prune.refine_steps, as each row is one step from the dense weights"
+        "no effect: prune.stages, prune.refine, prune.refine_steps, because each row is one step from the dense weights"
     ) in found.choices
     assert not any(line.startswith("refinement: ") for line in found.choices)
     assert found.repair == "batch-norm"

@@ -24,9 +24,9 @@ def said(values: dict[str, object], epochs: int = 1, kind: Kind = "classes", *, 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"finetune.rewind": True}, r"finetune\.rewind is about .* a gradual schedule.*\n.*cubic"),
-        ({"prune.during": 2.0}, r"prune\.during is about .* a gradual schedule.*\n.*cubic"),
-        ({"finetune.optimizer": "adamw", "finetune.momentum": 0.5}, r"momentum is of sgd, and .* is adamw"),
+        ({"finetune.rewind": True}, r"finetune\.rewind applies to gradual schedules.*\n.*cubic"),
+        ({"prune.during": 2.0}, r"prune\.during applies to gradual schedules.*\n.*cubic"),
+        ({"finetune.optimizer": "adamw", "finetune.momentum": 0.5}, r"momentum applies to sgd, and .* is adamw"),
     ],
 )
 def test_what_cannot_both_be_meant_is_refused(values: dict[str, object], message: str, epochs: int) -> None:
@@ -61,14 +61,14 @@ def test_a_temperature_that_softens_nothing_is_named() -> None:
     assert said(hot) == said({**hot, "finetune.distill.weight": 0.5}, kind="binary") == []
     assert said({**hot, "finetune.distill.weight": 0.0}, labelled=False) == []  # the dense network's answers alone
     for line in (*said({**hot, "finetune.distill.weight": 0.0}), *said(hot, kind="values")):
-        assert line.startswith("no effect here: finetune.distill.temperature, as ")
+        assert line.startswith("no effect: finetune.distill.temperature, as ")
     assert len(said(hot, kind="values")) == len(said({**hot, "finetune.distill.weight": 0.0})) == 1
 
 
 def test_calibration_without_samples_is_named() -> None:
     config = from_values({"calibration.samples": 50, "calibration.labels": False}).config
     [line] = check_pruning(config, registry.load("saliency", "magnitude"), data=False)
-    assert line.startswith("no effect here: calibration.samples, calibration.labels")
+    assert line.startswith("no effect: calibration.samples, calibration.labels")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ DAMPING = {"prune.damping": 0.1}
 )
 def test_settings_of_pruning_without_effect_are_named(method: str, values: dict[str, object], named: list[str]) -> None:
     found = check_pruning(from_values(values).config, registry.load("saliency", method), data=True)
-    assert found == ([f"no effect here: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
+    assert found == ([f"no effect: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
 
 
 @pytest.mark.parametrize("method", registry.names("saliency"))

@@ -154,9 +154,11 @@ def test_inputs_that_say_nothing_are_named_whatever_chooses(method: str, what: s
     x = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
     x[:, 1] = 0
     data = x, torch.arange(120) % 3
-    said = f"0.weight: {what} on all samples for 6 of its 24 weights, which seem to cost nothing"
+    said = f"0.weight: {what} on all samples for 6 of its 24 weights, whose weights look free to remove"
     if what is None:
-        said = "0: 1 of its 4 inputs are constant on the samples; weights on them seem to cost nothing"
+        said = (
+            "0: 1 of 4 inputs never change on the calibration samples (dead units?); their weights look free to remove"
+        )
     assert quick(module, data, data, sparsity=0.3, prune__method=method).choices.count(said) == 1
 
 

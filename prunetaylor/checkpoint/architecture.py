@@ -63,7 +63,7 @@ def resolve(
         _require_trusted(said.arch, checkpoint, trust)
     own = own_arguments(checkpoint, args, trust)
     try:
-        return _built(said.arch, {**own, **args}, checkpoint, f"{said.arch}, as the checkpoint says")
+        return _built(said.arch, {**own, **args}, checkpoint, f"{said.arch} (from the checkpoint)")
     except UsageError as error:
         if is_code(said.arch) or args:
             raise
@@ -75,9 +75,9 @@ def _as_asked(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust:
     said = checkpoint.said
     if said is None or said.arch is None or rooted("model.arch", said.arch) == rooted("model.arch", spec):
         own = own_arguments(checkpoint, args, trust) if said and said.arch else {}
-        return _built(spec, {**own, **args}, checkpoint, f"{spec}, as asked")
+        return _built(spec, {**own, **args}, checkpoint, f"{spec} (as asked)")
     try:
-        return _built(spec, dict(args), checkpoint, f"{spec}, as asked")
+        return _built(spec, dict(args), checkpoint, f"{spec} (as asked)")
     except (UsageError, CheckpointRefused) as error:
         left = {key: value for key, value in said.args.items() if key not in args}
         if not left:
@@ -145,7 +145,7 @@ def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
         )
     spec, own = found[0]
     classes = f" with num_classes={own['num_classes']}" if "num_classes" in own else ""
-    reason = f"{spec}{classes}, whose names and shapes are the checkpoint's"
+    reason = f"{spec}{classes} (matches the checkpoint's names and shapes)"
     return _built(spec, {**own, **args}, checkpoint, reason)
 
 

@@ -46,6 +46,7 @@ from prunetaylor.errors import OutputError
 from prunetaylor.files import PARTIAL, write_by_path
 from prunetaylor.losses import Own
 from prunetaylor.network.layer import Layer
+from prunetaylor.progress import Detail
 from prunetaylor.risk import Risk, first_pass
 
 WORTH_SECONDS = 0.02
@@ -120,7 +121,7 @@ class Cache:
         path = self.folder / f"{'first' if stage == 1 else 'later'}-{key}.safetensors"
         found = tensors_from_main(self._read(path, key, what, note) if main_process() else None)
         if found is not None:
-            note(f"curvature: {what} of stage {stage} taken from the cache (key {key[:12]})")
+            note(Detail(f"curvature: {what} of stage {stage} taken from the cache (key {key[:12]})"))
             return {name: tensor.to(device) for name, tensor in found.items()}
         start = time.perf_counter()
         tensors = fit()

@@ -92,10 +92,10 @@ class FisherRows:
 
     def _name_dead(self, name: str, rows: Tensor, note: Note) -> None:
         if not bool(rows.any()):
-            note(f"{name}: the gradient is zero on all samples, so that its weights seem to cost nothing")
+            note(f"{name}: the gradient is zero on all samples, so its weights look free to remove")
         elif self.single and (dead := int((~rows.any(0)).sum())):
             count = f"{dead:,} of its {rows.shape[1]:,} weights"
-            note(f"{name}: the gradient is zero on all samples for {count}, which seem to cost nothing")
+            note(f"{name}: the gradient is zero on all samples for {count}, whose weights look free to remove")
 
     def passes(self) -> list[list[Layer]]:
         """The layers of each pass."""

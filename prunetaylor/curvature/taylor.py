@@ -112,9 +112,9 @@ class TaylorModel:
         for name in moments if self.stage == 1 else ():
             dead = self._gram(moments[name], name).diagonal(dim1=-2, dim2=-1) == 0
             if bool(dead.any()):
-                how = "constant" if name in self.intercepts else "zero"
-                count = f"{int(dead.sum())} of its {dead.numel()} inputs"
-                self.note(f"{name}: {count} are {how} on the samples; weights on them seem to cost nothing")
+                how = "never change" if name in self.intercepts else "are always zero"
+                count = f"{int(dead.sum())} of {dead.numel()} inputs {how} on the calibration samples"
+                self.note(f"{name}: {count} (dead units?); their weights look free to remove")
         return moments
 
     def gram(self, layer: Layer) -> Tensor:
@@ -183,12 +183,12 @@ class TaylorModel:
         if empty and len(empty) == len(found):
             self.nothing_to_choose_by()
         for name in empty:
-            self.note(f"{name}: zero {what} on all samples, so that its weights seem to cost nothing")
+            self.note(f"{name}: zero {what} on all samples, so its weights look free to remove")
         # Of a layer's outputs a trained network has many that nothing depends on; those of no weight are named.
         for name, tensor in found.items() if self.stage == 1 and what != _SENSITIVITIES else ():
             if 0 < dead[name] < tensor.numel():
                 count = f"{dead[name]:,} of its {tensor.numel():,} weights"
-                self.note(f"{name}: zero {what} on all samples for {count}, which seem to cost nothing")
+                self.note(f"{name}: zero {what} on all samples for {count}, whose weights look free to remove")
 
     def nothing_to_choose_by(self) -> None:
         """The error bends along no weight: NumericsError in the first stage, a note in those after it."""

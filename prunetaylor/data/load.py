@@ -21,6 +21,7 @@ from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
 from prunetaylor.distributed.group import local_world
 from prunetaylor.errors import CheckpointRefused, DataError, UsageError, close_match
+from prunetaylor.progress import Detail
 
 _ROOM = "data/sources"
 PYTHON = "python"
@@ -197,9 +198,10 @@ def _preprocess(
     if cfg.normalize != "auto":
         return Preprocess.from_json(cfg.normalize), ()
     if "normalize" in said and said["normalize"] != "auto":
-        return Preprocess.from_json(said["normalize"]), ("normalization: as the checkpoint says",)
+        return Preprocess.from_json(said["normalize"]), ("normalization: from the checkpoint",)
     return Preprocess.from_json(raw.normalize), (
-        f"normalization {raw.normalize}: the usual one of {spec.partition(':')[0]}; data.normalize=... says another",
+        f"normalization: {raw.normalize} (default for {spec.partition(':')[0]}; set data.normalize if you trained with "
+        "another)",
     )
 
 
@@ -211,9 +213,9 @@ def _augment(
     named = said.get("augment")
     if isinstance(named, str | list) and named != "auto":
         _require_small(named, first)
-        return augmentation.resolve(named, first)[0], ("augmentation: as the checkpoint says",)
+        return augmentation.resolve(named, first)[0], (Detail("augmentation: from the checkpoint"),)
     name = augmentation.resolve(raw.augment, first)[0]
-    return name, (f"augmentation {name}: the usual one of such samples",)
+    return name, (Detail(f"augmentation: {name} (default for such samples)"),)
 
 
 def _require_small(named: Any, first: Tensor) -> None:

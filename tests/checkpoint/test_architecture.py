@@ -69,7 +69,7 @@ def test_built_in_networks_say_what_they_are(tmp_path, write, name, shape):
     write(tmp_path / "a", net, arch=f"builtin:{name}", args={"num_classes": 7}, data={})
     found = resolve(None, None, read(tmp_path / "a"))
     assert (found.spec, found.args) == (f"builtin:{name}", {"num_classes": 7})
-    assert "as the checkpoint says" in found.reason
+    assert "from the checkpoint" in found.reason
     same_outputs(found.module, net, shape)
 
 

@@ -31,7 +31,7 @@ def test_a_dry_run_says_it(demo_model: Path, inline) -> None:
     code, stdout, stderr = inline("prune", str(demo_model), "--dry-run", "--memory", "2GiB")
     assert code == 0, stderr
     [line] = [line for line in stdout.splitlines() if line.startswith("memory ")]
-    assert "planned at most" in line
+    assert "needs up to" in line
     assert line.endswith("limit 2.0 GiB")
     code, stdout, stderr = inline("prune", str(demo_model), "--dry-run", "--json")
     assert code == 0, stderr

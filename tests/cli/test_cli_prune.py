@@ -177,7 +177,7 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
     assert "71,706 weights" in stdout
     code, _, stderr = inline("prune", str(demo_model), "--dry-run", "--epochs", "1", "finetune.rewind=true")
     assert code == 2
-    assert "finetune.rewind is about the steps of a gradual schedule" in stderr
+    assert "finetune.rewind applies to gradual schedules" in stderr
     gradual = ["--epochs", "2", "prune.schedule=cubic"]
     for more, message in ((["prune.during=9"], "prune.during=9 epochs"), (["prune.stages=500"], "500 stages do not")):
         code, _, stderr = inline("prune", str(demo_model), "--dry-run", *gradual, *more)

@@ -303,12 +303,12 @@ def test_dead_inputs_and_layers_without_a_curvature_are_named() -> None:
     x[:, 1] = 0.5
     model = taylor(module, x)
     assert model.moments.keys() == {"0", "2"}
-    assert model.notes == ["0: 1 of its 3 inputs are constant on the samples; weights on them seem to cost nothing"]
+    assert model.notes == [
+        "0: 1 of 3 inputs never change on the calibration samples (dead units?); their weights look free to remove",
+    ]
     with torch.no_grad():
         module[2].weight.zero_()  # nothing of the first layer arrives
     model = taylor(module, x)
     assert not model.diagonal["0.weight"].any()
     assert model.diagonal["2.weight"].any()
-    assert model.notes == [
-        "0.weight: zero Gauss-Newton diagonal on all samples, so that its weights seem to cost nothing"
-    ]
+    assert model.notes == ["0.weight: zero Gauss-Newton diagonal on all samples, so its weights look free to remove"]

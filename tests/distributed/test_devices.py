@@ -50,7 +50,7 @@ def test_without_gpus_all_take_the_processor(here: Here, monkeypatch: pytest.Mon
     here(0, 0)
     assert device._own_gpu("auto") is None
     monkeypatch.setattr(device, "gather_objects", lambda value: [value] * 8)
-    assert device.pick_device("auto") == (torch.device("cpu"), "no GPU is there")
+    assert device.pick_device("auto") == (torch.device("cpu"), "no GPU found")
 
 
 @pytest.mark.parametrize(

@@ -229,4 +229,4 @@ def test_taylor1_names_layers_without_a_gradient() -> None:
     model = taylor(module, x, torch.arange(20) % 3, of="task")
     registry.load("saliency", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
     first = model.network.layers[0].parameter
-    assert f"{first}: zero gradient on all samples, so that its weights seem to cost nothing" in model.notes
+    assert f"{first}: zero gradient on all samples, so its weights look free to remove" in model.notes
