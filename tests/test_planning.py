@@ -229,7 +229,7 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     assert least["features"] < least["gauss-newton"]
     limit = (least["features"] + least["gauss-newton"]) // 2
     outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
-    assert any("steps of features" in line for line in outcome.choices)
+    assert any("matching the dense layers" in line for line in outcome.choices)
     with pytest.raises(UsageError, match="refinement by Gauss-Newton") as found:
         make_plan(job_of(wide(), **how, memory=limit))
     assert found.value.remedy.startswith("what would fit: prune.refine_by=features, ")
