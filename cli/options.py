@@ -36,7 +36,7 @@ class State:
 
 def words(metavar: str) -> Callable[[F], F]:
     """MODEL and KEY=VALUE, in any order."""
-    return click.argument("words", nargs=-1, metavar=metavar, shell_complete=of_words)
+    return click.argument("words", cls=_Words, nargs=-1, metavar=metavar, shell_complete=of_words)
 
 
 config_option = click.option(
@@ -127,13 +127,36 @@ def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Seque
             raise UsageError(f"{name} is given twice, as {values[0]} and as {values[1]}", "keep one of the two")
 
 
+class _Model(str):
+    """A word that follows ``--``: it is MODEL, whatever it looks like."""
+
+
+class _Words(click.Argument):
+    """The words of a command line, those after ``--`` marked as what they are."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        found: tuple[str, ...] = super().process_value(ctx, value) or ()
+        state = ctx.find_object(State)
+        given = () if state is None else state.arguments
+        after = len(given) - given.index("--") - 1 if "--" in given else 0
+        after = min(after, len(found))
+        return (*found[: len(found) - after], *map(_Model, found[len(found) - after :]))
+
+
 def is_pair(word: str) -> bool:
-    """Whether a word is KEY=VALUE."""
-    return _SETTING.match(word) is not None
+    """Whether a word is KEY=VALUE: no name of a file that exists, and no word after ``--``."""
+    return _SETTING.match(word) is not None and not isinstance(word, _Model) and not _exists(word)
+
+
+def _exists(word: str) -> bool:
+    try:
+        return os.path.lexists(word)
+    except ValueError:  # a null character
+        return False
 
 
 def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
-    """MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` is a file, ``a=b`` a setting."""
+    """MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` and what exists are files."""
     pairs = [word for word in given if is_pair(word)]
     others = [word for word in given if not is_pair(word)]
     if len(others) > 1:

@@ -81,5 +81,12 @@ class TrialsFailed(PruneTaylorError):
 
 def close_match(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = closest(name, known)
+    return "" if found is None else f"; did you mean {found!r}?"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is closest to ``name``, whatever the case of either; never ``name`` itself."""
+    folded = {one.casefold(): one for one in known if one != name}
+    found = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[found[0]] if found else None

@@ -94,7 +94,7 @@ def _require_trusted(arch: str, checkpoint: Checkpoint, trust: Trust) -> None:
     if not trust.covers("model.arch", arch):
         raise CheckpointRefused(
             f"{checkpoint.path} needs the code {arch!r}, and loading it would run that",
-            f"if you trust it, pass --arch {shlex.quote(arch)} or --trust-code (in Python arch=... or trust_code=True)",
+            f"if you trust it, pass --trust-code (trust_code=True in Python), or name it: --arch {shlex.quote(arch)}",
         )
 
 

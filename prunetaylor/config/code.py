@@ -67,7 +67,7 @@ class Trust:
             if not self.covers(key, spec):
                 raise CheckpointRefused(
                     f"{where} names the code {spec!r} ({key}), and working on it would run that",
-                    f"if you trust it, name it: {shlex.quote(f'{key}={spec}')}; or pass --trust-code",
+                    f"if you trust it, pass --trust-code, or name it: {shlex.quote(f'{key}={spec}')}",
                 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from prunetaylor.config.schema import Config, OneOf, Section
+from prunetaylor.errors import closest
 
 PREFIX = "PRUNETAYLOR_"
 
@@ -30,14 +30,11 @@ def env_name(key: str) -> str:
 
 def meant(key: str, known: Iterable[str]) -> str:
     """The key that was probably meant: by its last part (``sparsity=0.8``), else by likeness of either."""
-    names = list(known)
-    last = {k.rpartition(".")[2]: k for k in reversed(names)}
-    tail = key.rpartition(".")[2]
-    if tail in last:
-        return f"; did you mean {last[tail]!r}?"
-    close = difflib.get_close_matches(key, names, n=1)
-    close = close or [last[k] for k in difflib.get_close_matches(tail, last, n=1)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = [name for name in known if name != key]
+    last = {k.rpartition(".")[2].casefold(): k for k in reversed(names)}
+    tail = key.rpartition(".")[2].casefold()
+    near = last.get(tail) or closest(key, names) or last.get(closest(tail, last) or "")
+    return "" if near is None else f"; did you mean {near!r}?"
 
 
 def is_section(annotation: Any) -> bool:

@@ -6,7 +6,6 @@ wrong type is a UsageError that says where it stands, and what was probably mean
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from prunetaylor.config.contradictions import nested_clash, same, settle_sparsit
 from prunetaylor.config.keys import PREFIX, env_name, is_open, leaves, meant, takes_text
 from prunetaylor.config.schema import Config
 from prunetaylor.config.values import parse_value, read_document
-from prunetaylor.errors import UsageError
+from prunetaylor.errors import UsageError, closest
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
@@ -179,8 +178,8 @@ def _from_environment(environ: Mapping[str, str], known: Mapping[str, FieldInfo]
             # a key beneath a free mapping: PRUNETAYLOR_MODEL_ARGS_DEPTH is model.args.depth
             outer = next((n for n, k in by_name.items() if is_open(known[k]) and name.startswith(f"{n}_")), None)
             if outer is None:
-                close = difflib.get_close_matches(name, by_name, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
+                close = closest(name, by_name)
+                hint = f"; did you mean {close}?" if close else ""
                 raise UsageError(f"{variable} in the environment is no setting{hint}", _ALL_KEYS)
             key = f"{by_name[outer]}.{name[len(outer) + 1 :].lower()}"
         _add(settings, _Setting(key, _parse(text, variable), f"environment {variable}", text))
@@ -207,8 +206,8 @@ def _from_command_line(
     for key, given in flags.items():
         if given is None:
             continue
-        option = _option(key, given)
-        _add(settings, _Setting(key, given if takes_text(known[key]) else option, COMMAND_LINE, given))
+        option = _option(key, given, takes_text(known[key]))
+        _add(settings, _Setting(key, option, COMMAND_LINE, given))
     if clash := nested_clash({key: one.value for key, one in settings.items()}):
         raise UsageError(f"{clash[0]} and {clash[1]} say different things on the command line", "keep one of the two")
     return list(settings.values())
@@ -224,10 +223,11 @@ def _add(settings: dict[str, _Setting], setting: _Setting) -> None:
     settings[setting.key] = setting
 
 
-def _option(key: str, text: str) -> Any:
+def _option(key: str, text: str, is_text: bool) -> Any:
+    """The value of an option; where text is wanted it is what was typed: ``[best].pt`` is a file, no list."""
     if not text.strip():
         raise UsageError(f"{key} is set to nothing on the command line", _ALL_KEYS)
-    return _parse(text, key)
+    return text if is_text else _parse(text, key)
 
 
 def _parse(text: str, where: str) -> Any:

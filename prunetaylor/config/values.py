@@ -25,7 +25,9 @@ _CORE = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}
 # text that needs no quotes wherever it stands
 _BARE = re.compile(r"[\w./][\w./%+-]*(?::[\w./%+-]+)*", re.ASCII)
 _DEEPEST = 32
+_MOST = 100_000
 _ONE_VALUE = "the value"
+_MERGE = "<<"
 
 
 Path = tuple[str, ...]
@@ -129,8 +131,11 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.YAMLError as err:
         raise UsageError(f"{name} is not text: {err}") from err
     try:
-        _refuse_aliases(text, name)
-        return loader.get_single_node()
+        _refuse_aliases(text, name, undefined_only=name != _ONE_VALUE)
+        node = loader.get_single_node()
+        if node is not None:
+            _require_bounded(node, name)
+        return node
     except yaml.MarkedYAMLError as err:
         raise UsageError(
             f"{_at(name, err.problem_mark)} is not YAML: {err.problem or err.context}",
@@ -144,24 +149,53 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    """``*conv1`` is an alias to YAML and a pattern to everybody who writes one here.
+def _refuse_aliases(text: str, name: str, *, undefined_only: bool) -> None:
+    """``*conv1`` is an alias to YAML and a pattern to whoever forgets the quotes.
 
-    Brackets within brackets without end are refused in passing: YAML takes minutes for them.
+    In a file an alias may stand for what its anchor has named; a value of a command line has neither. Brackets within
+    brackets without end are refused in passing: YAML takes minutes for them.
     """
+    anchors: set[str] = set()
     depth = 0
     for token in yaml.scan(text, Loader=CoreLoader):
         depth += isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken)
         depth -= isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken)
         if depth > _DEEPEST:
             raise UsageError(f"{name} is nested too deeply")
-        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
-            sign = "*" if isinstance(token, yaml.AliasToken) else "&"
-            raise UsageError(
-                f"{_at(name, token.start_mark)} has {sign}{token.value} without quotes, which YAML takes for an "
-                f"{'alias' if sign == '*' else 'anchor'}",
-                f'quote it: "{sign}{token.value}"',
-            )
+        if not isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            continue
+        alias = isinstance(token, yaml.AliasToken)
+        if undefined_only and (not alias or token.value in anchors):
+            anchors.add(token.value)
+            continue
+        sign = "*" if alias else "&"
+        raise UsageError(
+            f"{_at(name, token.start_mark)} has {sign}{token.value} without quotes, which YAML takes for an "
+            + ("alias, and no anchor has that name" if undefined_only else "alias" if alias else "anchor"),
+            f'quote it: "{sign}{token.value}"',
+        )
+
+
+def _require_bounded(node: yaml.Node, name: str) -> None:
+    """UsageError where aliases make a short text a long one, or one that holds itself."""
+    sizes: dict[int, int] = {}
+
+    def size(one: yaml.Node) -> int:
+        if id(one) in sizes:
+            if not sizes[id(one)]:
+                raise UsageError(f"{_at(name, one.start_mark)} holds itself", "write out what the alias stands for")
+            return sizes[id(one)]
+        sizes[id(one)] = 0  # begun
+        inner: list[yaml.Node] = []
+        if isinstance(one, yaml.MappingNode):
+            inner = [part for pair in one.value for part in pair]
+        elif isinstance(one, yaml.SequenceNode):
+            inner = one.value
+        sizes[id(one)] = 1 + sum(map(size, inner))
+        return sizes[id(one)]
+
+    if size(node) > _MOST:
+        raise UsageError(f"{name} has more than {_MOST:,} values when its aliases are written out", "use fewer of them")
 
 
 def _value(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> Any:
@@ -187,6 +221,28 @@ def _mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int], name: s
             raise UsageError(f"{_at(name, key_node.start_mark)} has a key that is not text")
         if key in found:
             raise UsageError(f"{_at(name, key_node.start_mark)} sets {key!r} a second time", "keep one of the two")
+        if key == _MERGE and key_node.style is None:
+            continue
         lines[(*path, key)] = key_node.start_mark.line + 1
         found[key] = _value(value_node, (*path, key), lines, name)
+    return _merged(node, path, lines, name, found)
+
+
+def _merged(
+    node: yaml.MappingNode, path: Path, lines: dict[Path, int], name: str, own: dict[str, Any]
+) -> dict[str, Any]:
+    """A mapping with those that ``<<`` names: its own keys come first, then the first mapping's, and so on."""
+    found = dict(own)
+    for key_node, value_node in node.value:
+        if key_node.value != _MERGE or key_node.style is not None:
+            continue
+        for part in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+            if not isinstance(part, yaml.MappingNode):
+                raise UsageError(f"{_at(name, key_node.start_mark)}: << takes a mapping, or a list of them")
+            theirs: dict[Path, int] = {}
+            for key, value in _value(part, path, theirs, name).items():
+                if key not in found:
+                    found[key] = value
+                    at = (*path, key)
+                    lines |= {one: line for one, line in theirs.items() if one[: len(at)] == at}
     return found

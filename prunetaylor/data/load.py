@@ -48,7 +48,7 @@ def load_samples(
     if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
         raise CheckpointRefused(
             f"the checkpoint gets its data from the code {argument!r}, and reading them would run that",
-            f"if you trust it, pass --data {shlex.quote(argument)} or --trust-code; or name other data",
+            f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
         )
     raw: RawSource = registry.load(_ROOM, name).read(argument, cfg, seed)
     first = _checked(raw, spec)

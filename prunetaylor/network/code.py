@@ -14,6 +14,7 @@ from typing import Any
 
 from prunetaylor.config.code import is_code
 from prunetaylor.errors import UsageError, close_match
+from prunetaylor.vision import repair_imports
 
 
 def source_hash(spec: str) -> str | None:
@@ -95,6 +96,7 @@ def _from_package(name: str, folder: Path, spec: str) -> ModuleType:
 @contextlib.contextmanager
 def _user_code(folder: Path, spec: str) -> Iterator[None]:
     """``folder`` can be imported from, stdout is kept clean, and what fails is the user's to mend."""
+    repair_imports()
     path = str(folder.resolve())
     sys.path.insert(0, path)
     try:

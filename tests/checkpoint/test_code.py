@@ -1,5 +1,6 @@
 """Code that the user names: found, imported once, kept off stdout; every failure is a UsageError with its cause."""
 
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from prunetaylor.config.code import is_code
 from prunetaylor.errors import UsageError
 from prunetaylor.network.code import load_object
+from prunetaylor.processes import python
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,15 @@ def test_a_mistyped_name(tmp_path):
     (tmp_path / "net.py").write_text("def make(): pass")
     with pytest.raises(UsageError, match="has no 'mak'; did you mean 'make'"):
         load_object("net.py:mak", base=tmp_path)
+
+
+def test_the_users_file_may_import_torchvision(tmp_path):
+    """Beside a torch of another build too, wherever the import stands; torchvision is imported once a process."""
+    (tmp_path / "first.py").write_text("import torchvision\nVALUE = torchvision.models.resnet18\n")
+    (tmp_path / "late.py").write_text("def make():\n    from torchvision.models import resnet18\n    return resnet18\n")
+    for code in ("load_object('first.py:VALUE')", "load_object('late.py:make')()"):
+        line = f"from prunetaylor.network.code import load_object; assert {code}.__name__ == 'resnet18'"
+        done = subprocess.run(
+            python("-c", line), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr

@@ -110,3 +110,32 @@ def test_what_is_written_reads_back_as_the_same_value(value: object) -> None:
     text = dump_value(value)
     assert "\n" not in text
     assert read_document(f"key: {text}\n", "f.yaml").values == {"key": value}
+
+
+def test_anchors_aliases_and_merges_are_read() -> None:
+    text = "finetune: &f\n  epochs: 2\n  lr: 1e-3\nprune: {exclude: &e [a, b]}\n"
+    found = read_document(f"{text}again: *e\nmore:\n  <<: *f\n  lr: 5\nboth: {{<<: [{{x: 1}}, *f]}}\n", "f.yaml")
+    assert found.values["again"] == ["a", "b"]
+    assert found.values["more"] == {"epochs": 2, "lr": 5}
+    assert found.values["both"] == {"x": 1, "epochs": 2, "lr": 1e-3}
+    assert found.lines[("more", "epochs")] == 2
+    assert found.lines[("more", "lr")] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, *a]\n", "holds itself"),
+        ("a: &a {b: *a}\n", "holds itself"),
+        ("a: &a\n  <<: *a\n", "holds itself"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12)),
+            "100,000",
+        ),
+        ("a: {<<: 3}\n", "<< takes a mapping"),
+        ("a: *b\n", "no anchor has that name"),
+    ],
+)
+def test_aliases_are_bounded(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_document(text, "f.yaml")

@@ -181,7 +181,9 @@ def test_layouts_that_are_none(tmp_path):
     (tmp_path / "test" / "dog" / "notes.txt").write_text("not an image")
     for file in (tmp_path / "test" / "dog").glob("*.png"):
         file.unlink()
-    with pytest.raises(DataError, match="test/dog holds no images"):
+    (tmp_path / "train" / "emu").mkdir()
+    (tmp_path / "test" / "emu").mkdir()
+    with pytest.raises(DataError, match="train/emu holds no images"):
         _load(tmp_path)
     with pytest.raises(UsageError, match="needs a folder"):
         load_samples(DataSection(source="folder:"), seed=0)

@@ -41,7 +41,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
             images[name] = Images.of_files(files := _files(part), none := torch.zeros(len(files), dtype=torch.long))
             continue
         _check_classes(classes, _classes(part), str(sorted_in), str(part))
-        images[name] = _images(part, classes)
+        images[name] = _images(part, classes, all_needed=name == "train")
     splits = dict(zip(parts, image_splits(list(images.values()), cfg.size), strict=True))
     if not labelled:
         splits["train"] = WithTargets(splits["train"], none, labelled=False)
@@ -73,20 +73,22 @@ def _check_classes(expected: list[str], found: list[str], first: str, second: st
         only = [f"only {first} has {', '.join(missing[:5])}"] if missing else []
         only += [f"only {second} has {', '.join(extra[:5])}"] if extra else []
         counts = f"{len(expected)} and {len(found)} classes"
-        raise DataError(
-            f"{first} and {second} do not agree ({counts}): {'; '.join(only)}", "give both the same folders"
-        )
+        cause = f"{first} and {second} do not agree ({counts}): {'; '.join(only)}"
+        raise DataError(cause, "give both the same folders; a class without images there is an empty folder")
 
 
-def _images(part: Path, classes: list[str]) -> Images:
+def _images(part: Path, classes: list[str], *, all_needed: bool) -> Images:
+    """The images of a split; a class without any is an empty folder, but for one that is learned from."""
     paths: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(classes):
         found = _files(part / name)
-        if not found:
+        if not found and all_needed:
             raise DataError(f"{part / name} holds no images", f"images end in {', '.join(EXTENSIONS)}")
         paths += found
         targets += [number] * len(found)
+    if not paths:
+        raise DataError(f"{part} holds no images", f"images end in {', '.join(EXTENSIONS)}")
     return Images.of_files(paths, torch.tensor(targets, dtype=torch.long))
 
 
