@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from prunetaylor.errors import OutputError
-from prunetaylor.resume import FolderKeeper, UnreadableState
+from prunetaylor.resume import FolderKeeper, UnreadableState, restoring
 from prunetaylor.run import RunFolder
 from prunetaylor.stopping import Terminated, at_moments
 
@@ -54,6 +55,16 @@ def saved(value: object) -> bytes:
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
+
+
+def test_what_a_state_does_not_hold_is_refused_as_the_states_fault() -> None:
+    for wrong in (lambda: {}["chunks"], lambda: torch.zeros(2).copy_(torch.zeros(3)), lambda: [None][0] + 1):
+        with (
+            pytest.raises(UnreadableState, match=r"not one of this run: \w+Error: [^\n]*\n.*--force") as caught,
+            restoring(),
+        ):
+            wrong()
+        assert caught.value.exit_code == 5
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -126,8 +137,11 @@ def test_a_run_that_was_killed_while_its_files_were_moved_up_goes_on(tmp_path: P
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
-def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path) -> None:
-    """torch's writer says "unexpected pos" of it, and the system does not say of which file."""
+def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system does not say of which file."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     def state(folder: RunFolder) -> None:
         FolderKeeper(folder, 0, IDENTITY).keep({"weights": torch.zeros(3_000_000)})
@@ -145,6 +159,6 @@ def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path) -> 
                 folder._log.close()
                 folder._log = Path("/dev/full").open("w")  # noqa: SIM115
             else:
-                folder.stage(name).symlink_to("/dev/full")
+                monkeypatch.setattr(os, "fsync", full)
             with pytest.raises(OutputError, match=r"writ.*\.partial.*: No space left on device\n.*(room|space)"):
                 write(folder)

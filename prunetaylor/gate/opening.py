@@ -44,6 +44,7 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     pruned = read(config.model.checkpoint)
     dense, notes = _baseline(pruned, config.gate.baseline)
     device, reason = pick_device(config.device)
+    of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
     words = [one.said for one in (pruned, dense) if one.said is not None]
     said = next((one.data for one in words if one.data), None)
     samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
@@ -52,7 +53,7 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
         jobs[file.path] = make_job(
             config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args
         )
-    pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, f"device {device}: {reason}"])
+    pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, *of_files, f"device {device}: {reason}"])
     if pair.dense.kind != pair.pruned.kind:
         raise DataError("the two networks do not answer the same question", "compare networks of the same task")
     return pair
