@@ -39,17 +39,17 @@ Examples:
 
 @click.command(short_help="Judge a pruned network by limits, for CI.", epilog=_EPILOG)
 @words("PRUNED [KEY=VALUE]...")
-@click.option("--baseline", metavar="DENSE", help="The dense checkpoint.  [default: what the run pruned]")
-@click.option("--max-drop", metavar="PP", help="Drop of the metric, at most: 0.5pp or 0.5.")
-@click.option("--max-class-drop", metavar="PP", help="Drop of any one class, at most: 3pp.")
-@click.option("--min-sparsity", metavar="S", help="Fraction removed, at least: 0.8 or 80%.")
-@click.option("--max-size", metavar="SIZE", help="Of the file, at most: 2MB, 500KiB.")
-@click.option("--max-flops", metavar="F", help="What remains of the FLOPs, at most: 50%.")
-@click.option("--max-latency-ratio", metavar="R", help="Pruned over dense time, at most: 0.9.")
+@click.option("--baseline", metavar="DENSE", help="The dense checkpoint.  [default: the one that the run pruned]")
+@click.option("--max-drop", metavar="PP", help="Maximum drop of the metric: 0.5pp or 0.5.")
+@click.option("--max-class-drop", metavar="PP", help="Maximum drop of any class: 3pp.")
+@click.option("--min-sparsity", metavar="S", help="Minimum fraction removed: 0.8 or 80%.")
+@click.option("--max-size", metavar="SIZE", help="Maximum file size: 2MB, 500KiB.")
+@click.option("--max-flops", metavar="F", help="Maximum share of the dense FLOPs: 50%.")
+@click.option("--max-latency-ratio", metavar="R", help="Maximum ratio of pruned to dense latency: 0.9.")
 @click.option(
     "--on-inconclusive",
     metavar="HOW",
-    help="What it means that the samples cannot tell: pass, fail or warn.  [default: exit code 4]",
+    help="How to treat too few samples to judge: pass, fail or warn.  [default: exit code 4]",
 )
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write the verdict as JUnit XML.")
 @click.option("--markdown", metavar="FILE", type=click.Path(path_type=Path), help="Write it as Markdown.")
@@ -83,7 +83,7 @@ def check(
     as_json: bool,
     trust_code: bool,
 ) -> int:
-    """Judge a pruned network by limits, on test samples that chose nothing.
+    """Judge a pruned network by limits, on test samples that pruning did not use.
 
     PRUNED is the folder of a run or a checkpoint. Both networks answer the same samples; a limit passes where the
     drop's upper one-sided 95 % limit is within it, fails where the lower one is beyond, and is inconclusive between.

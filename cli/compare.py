@@ -15,17 +15,17 @@ from .screen import say_json
 
 @click.command(short_help="Show several runs side by side.")
 @click.argument("folders", metavar="A B [C]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write it as one HTML file as well.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write an HTML file.")
 @json_option
 @verbosity_options
 def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     """Show runs side by side: what each removed and lost, and the settings in which they differ.
 
-    A, B and so on are the folders of finished runs. It is said where they pruned different networks, or were measured
-    on different samples.
+    A, B and so on are the folders of finished runs. A note is printed where they pruned different networks or were
+    measured on different samples.
     """
     if len(folders) < 2:
-        raise UsageError("there is nothing to compare: name two runs or more", "prunetaylor compare runs/a-1 runs/a-2")
+        raise UsageError("nothing to compare: name two runs or more", "prunetaylor compare runs/a-1 runs/a-2")
     documents = [read_report(folder) for folder in folders]
     from prunetaylor.report.compare import compare as side_by_side
     from prunetaylor.report.compare import compare_page, print_comparison

@@ -18,7 +18,7 @@ from .screen import say, say_json
     metavar="FILE",
     type=click.Path(path_type=Path),
     default=Path("model.pt"),
-    help="Where to write it.  [default: model.pt]",
+    help="Output file.  [default: model.pt]",
 )
 @click.option("--force", is_flag=True, help="Replace a file that `prunetaylor demo` did not make.")
 @seed_option

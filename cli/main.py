@@ -165,7 +165,7 @@ def _unexpected(err: BaseException) -> tuple[str, str]:
         return f"{err.filename}: {err.strerror}" if err.filename else err.strerror, ""
     return (
         f"{type(err).__name__}: {text[:500]}",
-        "this should not have happened; -vv shows where, for a report of the bug",
+        "this should not have happened; please report it with the output of the same command and -vv",
     )
 
 

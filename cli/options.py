@@ -40,21 +40,21 @@ def words(metavar: str) -> Callable[[F], F]:
 
 
 config_option = click.option(
-    "-c", "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Settings in YAML."
+    "-c", "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML file of settings."
 )
 arch_option = click.option(
     "--arch",
     metavar="SPEC",
     shell_complete=of_setting("model.arch"),
     help="The network: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  "
-    "[default: what the checkpoint says, else matched by its tensors]",
+    "[default: what the checkpoint names, else matched by its tensors]",
 )
 data_option = click.option(
     "--data",
     metavar="SPEC",
     shell_complete=of_setting("data.source"),
     help="The samples: digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none.  "
-    "[default: what the checkpoint says]",
+    "[default: what the checkpoint names]",
 )
 method_option = click.option(
     "--method",
@@ -67,17 +67,20 @@ device_option = click.option(
     "--device",
     metavar="NAME",
     shell_complete=of_setting("device"),
-    help="cpu, cuda, cuda:1, mps.  [default: auto, the first that is there of cuda, mps, cpu]",
+    help="cpu, cuda, cuda:1, mps.  [default: auto, the first available of cuda, mps, cpu]",
 )
-seed_option = click.option("--seed", metavar="N", help="Of every random choice.  [default: 0]")
-memory_option = click.option(
-    "--memory", metavar="SIZE", help="Memory that it may take: 3GiB, 500MB.  [default: what is free]"
-)
+seed_option = click.option("--seed", metavar="N", help="Random seed.  [default: 0]")
+memory_option = click.option("--memory", metavar="SIZE", help="Maximum memory: 3GiB, 500MB.  [default: what is free]")
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout; all else goes to stderr."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print exactly one JSON object on stdout; everything else is printed on stderr.",
 )
 trust_option = click.option(
-    "--trust-code", is_flag=True, help="Import the Python code that the checkpoint names. Only for files you trust."
+    "--trust-code",
+    is_flag=True,
+    help="Import the Python code that the checkpoint names. Use it only for files that you trust.",
 )
 
 
@@ -93,7 +96,12 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> in
 def verbosity_options(function: F) -> F:
     """-q and -v; what they set is in State."""
     quiet = click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors and the result only."
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_verbosity,
+        help="Print errors and the result only.",
     )
     verbose = click.option(
         "-v",
@@ -101,7 +109,7 @@ def verbosity_options(function: F) -> F:
         count=True,
         expose_value=False,
         callback=_set_verbosity,
-        help="More detail; -vv adds the traceback of an error.",
+        help="Print more detail; -vv adds the traceback of an error.",
     )
     return quiet(verbose(function))
 

@@ -74,13 +74,13 @@ Examples:
 @device_option
 @seed_option
 @memory_option
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, and write nothing.")
 @json_option
 @click.option("--force", is_flag=True, help="Replace the run in --output, once the new one is complete.")
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in --output that was killed; same settings, checkpoint and data.",
+    help="Continue the interrupted run in --output; settings, checkpoint and data must be the same.",
 )
 @trust_option
 @verbosity_options
@@ -106,16 +106,16 @@ def prune(
     resume: bool,
     trust_code: bool,
 ) -> int:
-    """Remove weights from a trained network, make up for them, and measure what it cost.
+    """Remove weights from a trained network, adjust the others, and measure the loss of accuracy.
 
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
-    that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
+    that `prunetaylor config` prints; as do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
-    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. While a run is at work
-    its state is kept there every checkpoint.every seconds; what was killed goes on with the same command and --resume.
+    The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. A running job
+    saves its state there every checkpoint.every seconds; the same command with --resume continues it.
 
-    Limits such as gate.max_drop=0.5pp judge the finished run: exit code 3 where one is not held, 4 where the test
-    samples cannot tell.
+    Limits such as gate.max_drop=0.5pp judge the finished run: exit code 3 if one is exceeded, 4 if there are too few
+    test samples to judge.
     """
     flags = {
         "model.arch": arch,
@@ -134,7 +134,7 @@ def prune(
         _dry_run(state, resolved, trust, as_json)
         return 0
     if force and resume:
-        raise UsageError("--force starts a run anew and --resume goes on with it", "say one of them")
+        raise UsageError("--force starts over and --resume continues", "give one of them")
     if not state.main:
         _follow(state, resolved, trust)
         return 0
@@ -144,7 +144,7 @@ def prune(
     elif state.verbosity < 0:
         say_path(document["files"]["folder"])
     elif outcome is None:
-        say(f"{document['files']['folder']} is finished already; nothing was changed")
+        say(f"{document['files']['folder']} is already finished; nothing was changed")
     else:
         from prunetaylor.report.terminal import print_outcome
 
@@ -259,7 +259,7 @@ def _way_on(err: BaseException, folder: RunFolder) -> str:
         return ""
     if isinstance(err, NumericsError):  # the same command would end here again
         return f"other settings start the run anew: with --force, or in another folder than {folder.path}"
-    return f"its state is kept; go on with the same command and --resume -o {folder.path}"
+    return f"its state is saved; continue with the same command and --resume -o {folder.path}"
 
 
 def _gate(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:

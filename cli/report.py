@@ -21,7 +21,7 @@ from .screen import say_json, say_path
 @click.command(short_help="Write a run's or a sweep's report as one HTML file.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Where to.  [default: DIR/report.html]"
+    "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Output file.  [default: DIR/report.html]"
 )
 @json_option
 @verbosity_options

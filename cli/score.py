@@ -54,11 +54,11 @@ def score(
     as_json: bool,
     trust_code: bool,
 ) -> None:
-    """Say how far a network can be pruned: the error's predicted change at every sparsity, and each layer's share.
+    """Show how far a network can be pruned: the error's predicted change at every sparsity, and each layer's share.
 
     The Taylor model is fitted once, to the samples that `prunetaylor prune` would draw, and kept for it. Each sparsity
-    is one step from the dense weights, predicted and measured on samples that were not fitted; where the two part, the
-    prediction is marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
+    is one step from the dense weights, predicted and measured on samples that were not fitted; predictions that are
+    off are marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
     the cache of fits (cache.dir).
 
     MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints. With -q it

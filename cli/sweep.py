@@ -43,7 +43,7 @@ Examples:
 """
 
 
-@click.command(short_help="Run many trials from one file, and rank them.", epilog=_EPILOG)
+@click.command(short_help="Run many trials from one file, and rank the results.", epilog=_EPILOG)
 @words("[SWEEP.yaml | MODEL | DIR] [KEY=VALUE]...")
 @config_option
 @click.option(
@@ -56,23 +56,32 @@ Examples:
 )
 @method_option
 @click.option("-o", "--output", metavar="DIR", help="Folder of the sweep.  [default: sweeps/NAME-N]")
-@click.option("--engine", metavar="NAME", help="Where trials run: local, ray, slurm.  [default: the file's, or local]")
 @click.option(
-    "--jobs", metavar="N", type=click.IntRange(min=1), help="Trials at the same time.  [default: one a GPU, or 1]"
+    "--engine", metavar="NAME", help="Engine that runs the trials: local, ray, slurm.  [default: the file's, or local]"
 )
-@click.option("--address", metavar="HOST:PORT", help="Of a running Ray cluster (engine ray).")
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(min=1), help="Trials at the same time.  [default: one per GPU, or 1]"
+)
+@click.option("--address", metavar="HOST:PORT", help="Address of a running Ray cluster (engine ray).")
 @click.option(
     "--storage", metavar="URL", help="Database for the sweep's state (PostgreSQL, MySQL).  [default: a file in DIR]"
 )
-@click.option("--worker", is_flag=True, help="Take trials of a sweep that was started elsewhere.")
-@click.option("--resume", is_flag=True, help="Go on with a sweep that must be there. The same file does so by itself.")
-@click.option("--fail-fast", is_flag=True, help="Start no other trial after the first that fails.")
-@click.option("--max-failures", metavar="N", type=click.IntRange(min=1), help="The same after the Nth that fails.")
+@click.option("--worker", is_flag=True, help="Run trials of a sweep that was started elsewhere.")
 @click.option(
-    "--show", metavar="DIR", type=click.Path(path_type=Path), help="Print the results of a sweep, run nothing."
+    "--resume", is_flag=True, help="Continue an existing sweep, or fail. (The same command continues one anyway.)"
 )
-@click.option("--cost", metavar="FIELD", default=_COST, help="What the plot is drawn against.  [default: nonzero]")
-@click.option("--csv", "as_csv", is_flag=True, help="Print one row a trial on stdout.")
+@click.option("--fail-fast", is_flag=True, help="Stop starting trials after the first failure.")
+@click.option("--max-failures", metavar="N", type=click.IntRange(min=1), help="Stop starting trials after N failures.")
+@click.option(
+    "--show",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Print the results of a sweep without running anything.",
+)
+@click.option(
+    "--cost", metavar="FIELD", default=_COST, help="Cost on the horizontal axis of the plot.  [default: nonzero]"
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print one CSV row per trial on stdout.")
 @json_option
 @trust_option
 @verbosity_options
@@ -98,30 +107,30 @@ def sweep(
     as_json: bool,
     trust_code: bool,
 ) -> None:
-    """Find the best pruned network for a budget: run `prunetaylor prune` many times, and rank what comes of it.
+    """Find the best pruned network for a budget: run `prunetaylor prune` many times and rank the results.
 
-    SWEEP.yaml says what varies (parameters), how (method: grid, random or bayes), what is sought (metric, or metrics),
+    SWEEP.yaml names what varies (parameters), how (method: grid, random or bayes), the objective (metric or metrics),
     and the configuration to start from (base); -m does so for MODEL without a file. Each trial is an ordinary run in
-    DIR/trials. Trials are ranked on samples that do not report. DIR gets best.yaml, for `prunetaylor prune -c`, and a
-    plot of accuracy against cost.
+    DIR/trials. Trials are ranked on other samples than the winner is reported on. DIR gets best.yaml, for
+    `prunetaylor prune -c`, and a plot of accuracy against cost.
 
-    The same command goes on with a sweep that was interrupted or had failures. DIR does so without the file.
+    The same command continues a sweep that was interrupted or had failures, as does DIR in place of the file.
     """
     from prunetaylor.sweep.lead import crew_of, join, lead
     from prunetaylor.sweep.results import check_cost
 
     check_cost(cost)
     if as_csv and as_json:
-        raise UsageError("--csv and --json are two forms of the same", "choose one")
+        raise UsageError("--csv and --json exclude each other", "choose one")
     if fail_fast and max_failures:
         raise UsageError("--fail-fast is --max-failures 1", "choose one")
     if worker and (fail_fast or max_failures or as_csv or as_json):
-        raise UsageError("--worker takes trials, and no more", "say how the sweep ends to the command that leads it")
+        raise UsageError("--worker only runs trials", "give these options to the command that started the sweep")
     if show is not None:
         running = [file, vary, method, output, engine, jobs, address, worker, resume, fail_fast, max_failures]
         if words or any(running):
             raise UsageError(
-                "--show runs nothing",
+                "--show does not run anything",
                 "give it the folder of a sweep, and no more than --csv, --json, --cost and --storage",
             )
         _finish(state, show, storage, None if as_csv or as_json else cost, as_csv, as_json)
@@ -183,7 +192,7 @@ def _wanted(
     if first is None and folder is not None and is_sweep(folder):
         first = str(folder)
     if first is None:
-        raise UsageError("no sweep is named", "say SWEEP.yaml, or MODEL with -m prune.sparsity=0.5,0.7,0.9")
+        raise UsageError("no sweep given", "name SWEEP.yaml, or MODEL with -m prune.sparsity=0.5,0.7,0.9")
     if vary:
         found = of_options(first, vary, resolve(file, os.environ, pairs, {"model.checkpoint": first}))
         return found, folder, Trust(frozenset(found.code()), trust_code)
@@ -204,7 +213,9 @@ def _wanted(
             )
         return found, home, trust
     if Path(first).suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{first} is no sweep, and nothing is varied", "say what: -m prune.sparsity=0.5,0.7,0.9")
+        raise UsageError(
+            f"{first} is not a sweep, and nothing is varied", "give values to try: -m prune.sparsity=0.5,0.7,0.9"
+        )
     found = read(Path(first), os.environ, pairs)
     return found, folder, Trust(frozenset(found.code()), trust_code)
 

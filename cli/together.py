@@ -27,7 +27,7 @@ nproc_option = click.option(
     "--nproc",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes on this machine that share the work, one a GPU; 1: this process alone.  "
+    help="Processes on this machine that share the work, one per GPU; 1: this process alone.  "
     "[default: those that torchrun or srun has started, else 1]",
 )
 
@@ -54,7 +54,7 @@ def together(command: F) -> F:
             raise _said_once(
                 state,
                 f"--nproc {nproc} inside of a process that {place.by} has started as one of {place.world}",
-                "leave --nproc out to join them; --nproc 1 is for this process alone",
+                "omit --nproc to join them, or use --nproc 1 to run this process alone",
             )
         if ALIVE in os.environ:
             threading.Thread(target=_end_with_parent, args=(int(os.environ[ALIVE]),), daemon=True).start()

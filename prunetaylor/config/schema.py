@@ -103,18 +103,18 @@ class Normalization(Section):
 
 
 class ModelSection(Section):
-    """Which network."""
+    """The network."""
 
     checkpoint: str | None = None
-    """The file to prune; the command line's MODEL."""
+    """The checkpoint to prune (MODEL on the command line)."""
     arch: str | None = None
-    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: what the checkpoint says."""
+    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: what the checkpoint names."""
     args: dict[str, Any] = {}
     """Keyword arguments of the network's factory."""
 
 
 class DataSection(Section):
-    """Which samples, and how they become inputs."""
+    """The samples, and how they become inputs."""
 
     source: str | None = None
     """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's own."""
@@ -123,16 +123,16 @@ class DataSection(Section):
     download: bool = False
     """Let torchvision download a data set that is missing."""
     normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
-    """How inputs are normalised; auto: what the checkpoint says, else the usual one of the source, else none."""
+    """How inputs are normalised; auto: from the checkpoint, else the source's default, else none."""
     augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
     """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
     mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
     [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Samples a step of fine-tuning, and a forward pass."""
+    """Samples per step of fine-tuning and per forward pass."""
     validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"
-    """Share of the training set kept out of fine-tuning to choose by, where the source has no validation split; auto: a
-    tenth, though 2,000 samples at most to choose between epochs."""
+    """Share of the training set held out of fine-tuning to choose epochs by, where the source has no validation split;
+    auto: a tenth, 2,000 samples at most to choose between epochs."""
     size: Annotated[int, Field(ge=1)] | None = None
     """Height and width that images are resized and cropped to; null: as they are, or 224 where they differ."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -143,11 +143,11 @@ class CalibrationSection(Section):
     """The training samples that the Taylor model is fitted to."""
 
     samples: Annotated[int, Field(ge=2)] = 1000
-    """Distinct training samples that a run may see before fine-tuning, held-out ones included."""
+    """Number of distinct training samples that a run uses before fine-tuning, held-out ones included."""
     labels: Literal["auto"] | bool = "auto"
     """true: the error is the loss with labels; false: distance to the dense outputs; auto: by the convergence check."""
     holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
-    """Share of the samples kept out of the fit, on which the predicted change is held against the measured one.
+    """Share of the samples held out of the fit, on which predicted and measured changes are compared.
 
     Where the first-order term is kept, obs_fisher, obs_kfac and joint decide by them how far to follow a Newton step.
     """
@@ -156,7 +156,7 @@ class CalibrationSection(Section):
 
 
 class PruneSection(Section):
-    """What goes."""
+    """The pruning itself: what is removed, how it is chosen and repaired."""
 
     method: Annotated[
         str, OneOf("saliency", {"auto": "exact_obs, obs where it would take long, magnitude without data"})
@@ -165,11 +165,11 @@ class PruneSection(Section):
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
     structure: Annotated[str, OneOf("structure")] = "weight"
-    """What is removed together."""
+    """The unit that is removed as a whole."""
     include: list[str] = ["*"]
-    """Patterns of layer names (shell style) whose weights may go."""
+    """Patterns of layer names (shell style) whose weights may be removed."""
     exclude: list[str] = []
-    """Patterns of layer names whose weights stay."""
+    """Patterns of layer names whose weights are kept."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
     """Rounds of fit, score, select and repair: how many, or the sparsity after each, the last of which is the run's
     (they replace a gradual schedule's curve); auto: by sparsity and method."""
@@ -183,13 +183,15 @@ class PruneSection(Section):
     damping: Annotated[float, Field(gt=0)] = 0.01
     """The ridge added to a curvature, relative to its mean diagonal."""
     repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"
-    """How the rest makes up for what goes: weights by least-squares or the OBS update, or batch-norm statistics."""
+    """How the kept weights are adjusted after a removal: by least squares, by the OBS update, or batch-norm statistics
+    only."""
     refine: Literal["auto", "none", "last", "stages"] = "auto"
-    """All kept weights and biases at once, after the last stage or each; auto: by method, convergence and cost."""
+    """Joint refinement of all kept weights and biases, after the last or after each stage; auto: by method, convergence
+    and cost."""
     refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
     """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
     refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Steps of a refinement, at most; auto: 300 of features, 6 of gauss-newton. Held-out samples confirm each."""
+    """Maximum steps of a refinement; auto: 300 for features, 6 for gauss-newton. Held-out samples confirm each."""
 
     @field_validator("stages")
     @classmethod
@@ -211,84 +213,84 @@ class DistillSection(Section):
 
 
 class FinetuneSection(Section):
-    """Training of what is left, with the removed weights held at zero."""
+    """Fine-tuning of the kept weights, with the removed ones held at zero."""
 
     epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Passes over the training set; auto: 3 on a CUDA GPU, 0 elsewhere."""
+    """Passes over the training set; auto: 3 on a CUDA GPU, 0 elsewhere. A number gives the same run everywhere."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with Nesterov momentum."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Peak learning rate; auto: 0.05 for sgd, 0.001 for adamw."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of sgd."""
+    """Momentum of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Not applied to norms and biases."""
+    """Weight decay; norms and biases are exempt."""
     warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
     """Share of the steps in which the learning rate rises, before lr_schedule."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls to zero, or stays."""
+    """Shape of the learning rate after the warm-up: it falls to zero, or stays constant."""
     rewind: bool = False
     """Learning-rate rewinding: warm-up and schedule start anew after each step of a gradual schedule."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label that is spread over all classes."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Batches whose gradients make one step of the optimizer."""
+    """Batches whose gradients are accumulated into one optimizer step."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest norm of the gradient of all parameters; null: any."""
+    """Maximum norm of the gradient of all parameters; null: no limit."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential moving average of the weights, which is then what is measured and written; 0: off."""
+    """Decay of the exponential moving average of the weights, which is then measured and written; 0: off."""
     compile: bool = False
     """Run the network through torch.compile; needs a compiler on the machine."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16, or fp16 where it computes in none, on a CUDA GPU; float32 elsewhere."""
+    """auto: bf16 on a CUDA GPU (fp16 where it has no bf16), float32 elsewhere."""
     distill: DistillSection = DistillSection()
 
 
 class CheckpointSection(Section):
-    """What a run that is killed can go on from, with --resume."""
+    """The state that an interrupted run resumes from, with --resume."""
 
     every: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between two states that are written to the run's folder; 0: whenever there is one."""
+    """Seconds between two saved states; 0: save at every opportunity."""
 
 
 class CacheSection(Section):
-    """Fitted curvatures, kept between runs. No result depends on it."""
+    """Cache of fitted curvatures between runs. It never changes a result."""
 
     enabled: bool = True
-    """Take a curvature that was fitted before for the same weights and samples, and keep what is fitted."""
+    """Reuse a curvature that was fitted before for the same weights and samples, and keep new ones."""
     dir: str | None = None
     """The folder; null: prunetaylor in $XDG_CACHE_HOME, else in ~/.cache."""
     limit: Annotated[float, Field(gt=0)] = 4.0
-    """Gigabytes (10^9 bytes) that it may take up; what was not used for longest goes first."""
+    """Maximum size in gigabytes (10^9 bytes); the least recently used entries are deleted first."""
 
 
 class GateSection(Section):
-    """What a finished run, or `prunetaylor check`, must hold to. A limit that is null is not judged."""
+    """Limits for a finished run, or for `prunetaylor check`. A limit that is null is not judged."""
 
     baseline: str | None = None
     """The dense checkpoint to compare with; null: the one that the run pruned."""
     max_drop: Points | None = None
-    """Drop of the metric, at most: 0.5 or 0.5pp (percentage points); of a loss its rise, in its own unit."""
+    """Maximum drop of the metric: 0.5 or 0.5pp (percentage points); for a loss, its maximum rise in its own unit."""
     max_class_drop: Points | None = None
-    """Drop of the accuracy of any one class, at most, in percentage points."""
+    """Maximum drop of the accuracy of any class, in percentage points."""
     min_sparsity: Share | None = None
-    """Fraction of the prunable weights that is removed, at least: 0.8 or 80%."""
+    """Minimum fraction of the prunable weights that is removed: 0.8 or 80%."""
     max_size: Size | None = None
-    """Of the pruned file: 2MB, 500KiB or a number of bytes."""
+    """Maximum size of the pruned file: 2MB, 500KiB or a number of bytes."""
     max_flops: Share | None = None
-    """What remains of the dense network's FLOPs, at most: 0.5 or 50%; work on zeros counts where layers shrank."""
+    """Maximum share of the dense network's FLOPs: 0.5 or 50%; where layers shrank, zeros count as work."""
     max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Seconds of the pruned network over those of the dense one, at most; both are timed on the device at hand."""
+    """Maximum ratio of pruned to dense latency; both networks are timed on this machine's device."""
     latency_batch: Annotated[int, Field(ge=1)] = 1
-    """Samples in a forward pass that is timed."""
+    """Samples per timed forward pass."""
     metric: str | None = None
     """FILE.py:FUNCTION of (outputs, targets) that gives a number, larger better, in its own unit; null: metric."""
     on_inconclusive: Literal["pass", "fail", "warn"] | None = None
-    """What samples that cannot tell mean: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
+    """How to treat too few samples to judge: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
 
 
 class Config(Section):
-    """Everything a run can be told."""
+    """All settings of a run."""
 
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -299,18 +301,18 @@ class Config(Section):
     cache: CacheSection = CacheSection()
     gate: GateSection = GateSection()
     track: list[Annotated[str, OneOf("track")]] = []
-    """Where else numbers go while a run is at work: tensorboard (into its folder), mlflow, wandb; each an extra."""
+    """Trackers that receive a run's numbers: tensorboard (in the run's folder), mlflow, wandb; each is an extra."""
     loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
-    """What the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
+    """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
     targets); auto: cross-entropy for class ids, mse for values."""
     metric: Literal["top1", "loss"] = "top1"
-    """What the drop is measured in."""
+    """The metric whose drop is measured."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of every random choice."""
+    """Random seed."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device."""
     memory: Size | None = None
-    """What a run may hold at most: 3GiB, 500MB or a number of bytes, Python and torch aside; null: what is free."""
+    """Maximum memory, besides Python and torch themselves: 3GiB, 500MB or a number of bytes; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
 

@@ -143,7 +143,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     assert "processes was 2 and is 1" in errors
     assert "version of torch was 1.0 and is" in errors
     assert "form of the state was 1 and is 2" in errors
-    assert "go on with the same command" not in errors  # which is the one that was refused
+    assert "continue with the same command" not in errors  # which is the one that was refused
     code, _, errors = inline(*words)
     assert code == 2
     assert "holds a run that was interrupted" in errors
@@ -234,7 +234,7 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
     before = (folder / "report.json").read_text()
     code, out, _ = inline(*words)
     assert code == 0
-    assert "is finished already; nothing was changed" in out
+    assert "is already finished; nothing was changed" in out
     assert (folder / "report.json").read_text() == before
     assert [path.name for path in Path("runs").iterdir()] == ["model-1"]
 

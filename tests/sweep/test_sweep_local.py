@@ -91,12 +91,12 @@ def test_a_grid_with_two_jobs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--show", "out", "--jobs", "2"], "--show runs nothing"),
-        (["--show", "out", "--engine", "ray"], "--show runs nothing"),
-        (["s.yaml", "--worker", "--fail-fast"], "--worker takes trials, and no more"),
-        (["s.yaml", "--worker", "--json"], "--worker takes trials, and no more"),
+        (["--show", "out", "--jobs", "2"], "--show does not run anything"),
+        (["--show", "out", "--engine", "ray"], "--show does not run anything"),
+        (["s.yaml", "--worker", "--fail-fast"], "--worker only runs trials"),
+        (["s.yaml", "--worker", "--json"], "--worker only runs trials"),
         (["s.yaml", "--fail-fast", "--max-failures", "3"], "--fail-fast is --max-failures 1"),
-        (["s.yaml", "--csv", "--json"], "two forms of the same"),
+        (["s.yaml", "--csv", "--json"], "exclude each other"),
         (["s.yaml", "--cost", "nonzeros"], "did you mean 'nonzero'"),
     ],
 )
