@@ -14,7 +14,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(demo_model: Path, 
     assert code == 2
     assert stdout == ""
     *_, cause, remedy = stderr.splitlines()
-    assert "would take" in cause
+    assert " needs " in cause
     assert "the limit is 1.0 MiB" in cause
     assert remedy.strip().startswith("what would fit: --memory ")
     assert "Traceback" not in stderr
