@@ -69,7 +69,7 @@ def _counted(state: Mapping[str, Tensor], spec: str, args: Mapping[str, Any], fa
     try:
         yield
     except Exception as error:
-        if passed:  # whatever the factory made of it
+        if passed and error is not passed[0]:  # whatever the factory made of it
             raise passed[0] from error
         raise
     finally:
