@@ -9,14 +9,20 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from prunetaylor.progress import Detail
 from prunetaylor.progress import Logged as Logged
+from prunetaylor.progress import Where
+from prunetaylor.text import duration
 
 from . import screen
 from .options import State
+
+EVERY = 10.0
+"""Seconds between two lines of one phase, where nothing moves in place."""
 
 
 class Reporter(Protocol):
@@ -31,6 +37,10 @@ class Reporter(Protocol):
     def phase(self, name: str, total: int | None = None) -> None: ...
 
     def step(self, detail: str = "") -> None: ...
+
+    def part(self, done: int, total: int) -> None: ...
+
+    def expect(self, seconds: float) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -67,6 +77,12 @@ class Quiet:
     def step(self, detail: str = "") -> None:
         pass
 
+    def part(self, done: int, total: int) -> None:
+        pass
+
+    def expect(self, seconds: float) -> None:
+        pass
+
     def note(self, text: str) -> None:
         pass
 
@@ -93,39 +109,66 @@ class Warnings(Quiet):
 
 
 class Lines(Warnings):
-    """One line when a phase starts, with the seconds since the beginning; one line a note."""
+    """One line when a phase starts, with the seconds since the beginning; one line a note; one every ten seconds while
+    a phase with a count goes on."""
 
     def __init__(self) -> None:
         super().__init__()
         self._console = screen.console(stderr=True, soft_wrap=True, no_color=True)
-        self._start = time.monotonic()
+        self._start = self._told = time.monotonic()
+        self._where = Where()
 
     def phase(self, name: str, total: int | None = None) -> None:
+        self._where = Where(name, total)
         self._line(name)
+
+    def step(self, detail: str = "") -> None:
+        self._where.step()
+        self._while()
+
+    def part(self, done: int, total: int) -> None:
+        self._where.part(done, total)
+        self._while()
 
     def note(self, text: str) -> None:
         if self.details or not isinstance(text, Detail):
             self._line(f"note: {text}")
 
+    def _while(self) -> None:
+        if self._where.total and time.monotonic() - self._told >= EVERY:
+            left = self._where.left()
+            said = f", about {duration(left)} left" if left is not None else ""
+            self._line(f"{self._where.name}: {self._where.share:.0%}{said}")
+
     def _line(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._start:7.1f} s] {screen.one_line(text)}")
+        self._told = time.monotonic()
+        self._console.print(f"[{self._told - self._start:7.1f} s] {screen.one_line(text)}")
 
 
 class Bars(Warnings):
-    """A bar a phase; a finished phase leaves its line behind."""
+    """A bar a phase; a finished phase leaves its line behind. Nothing is wider than the terminal."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[detail]}", style="dim", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            BarColumn(bar_width=16),
+            _Count(table_column=Column(no_wrap=True, min_width=5)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn(
+                "{task.fields[detail]}",
+                style="dim",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=console,
+            expand=True,
         )
         self._task: TaskID | None = None
+        self._where = Where()
+        self._detail = ""
+        self._ends: float | None = None  # when the run is expected to
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -134,22 +177,44 @@ class Bars(Warnings):
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
         if err is None:
             self._finish()
+        elif self._task is not None:
+            self._bars.stop_task(self._task)
         self._bars.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._finish()
-        self._task = self._bars.add_task(f"{name:<24}", total=total, detail="")
+        self._where, self._detail = Where(name, total), ""
+        self._task = self._bars.add_task(f"{screen.one_line(name):<24.24}", total=total, detail="")
 
     def step(self, detail: str = "") -> None:
-        if self._task is None:
-            return
-        if detail:
-            self._bars.update(self._task, detail=detail)
-        self._bars.advance(self._task)
+        self._where.step()
+        self._detail = screen.one_line(detail) or self._detail
+        self._show()
+
+    def part(self, done: int, total: int) -> None:
+        self._where.part(done, total)
+        if self._where.total:
+            self._show()
+
+    def expect(self, seconds: float) -> None:
+        self._ends = time.monotonic() + seconds
 
     def note(self, text: str) -> None:
         if self.details or not isinstance(text, Detail):
             self._console.print(Text(f"note: {screen.one_line(text)}"))
+
+    def _show(self) -> None:
+        if self._task is None:
+            return
+        left, said = self._where.left(), []
+        if left is not None:
+            said.append(f"{duration(left)} left")
+        if self._ends is not None:
+            run = max(self._ends - time.monotonic(), left or 0.0)
+            if run > 1.5 * (left or 0.0) + 1:
+                said.append(f"run {duration(run)}")
+        text = ", ".join([*said, *([self._detail] if self._detail else [])])
+        self._bars.update(self._task, completed=self._where.done, detail=text)
 
     def _finish(self) -> None:
         """A phase without a count is done with its one step; a bar that is full stops its clock."""
@@ -160,3 +225,10 @@ class Bars(Warnings):
         self._bars.update(self._task, total=total, completed=total, detail="")
         self._bars.stop_task(self._task)
         self._task = None
+
+
+class _Count(ProgressColumn):
+    """Steps done of all; nothing where nobody knows how many there are."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{int(task.completed)}/{int(task.total)}" if task.total else "", style="progress.download")

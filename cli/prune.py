@@ -323,6 +323,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
     from prunetaylor.gate.check import asked, require_limits, require_reachable
     from prunetaylor.job import open_job
     from prunetaylor.pipeline import rehearse
+    from prunetaylor.timing import estimate
 
     from .progress import Logged, reporter
 
@@ -332,8 +333,12 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
         progress = Logged(shown, None)
         job = open_job(resolved.config, trust=trust, progress=progress)
         require_reachable(job)
-        memory = rehearse(job, progress)
-    plan = [*job.plan(), f"memory     {memory.describe().removeprefix('memory: ')}"]
+        memory, time = rehearse(job, progress), estimate(job)
+    plan = [
+        *job.plan(),
+        f"memory     {memory.describe().removeprefix('memory: ')}",
+        f"time       {time.describe().removeprefix('time: ')}",
+    ]
     if limits:
         plan.append("gate       " + ", ".join(f"{name} {getattr(resolved.config.gate, name):g}" for name in limits))
     if not state.main:
@@ -345,6 +350,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
             "plan": plan,
             "warnings": [asdict(alert) for alert in job.warnings],
             "memory": asdict(memory.report),
+            "time": asdict(time),
             "configuration": resolved.config.model_dump(),
         }
         say_json(document)

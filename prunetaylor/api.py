@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunetaylor import pipeline, scoring
+from prunetaylor.bar import Bar, in_notebook
 from prunetaylor.checkpoint.load import load
 from prunetaylor.config.code import Trust
 from prunetaylor.config.contradictions import same
@@ -126,7 +128,7 @@ def prune(
     memory: str | int | None = None,
     trust_code: bool = False,
     settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Result:
     """Prune a trained network, repair it, fine-tune it if asked, and measure it, as ``prunetaylor prune`` does.
 
@@ -159,7 +161,8 @@ def prune(
         memory: the most memory that the run may use: "3GiB", or bytes.  [default: what is free]
         trust_code: with a checkpoint's path: import the Python code that the checkpoint names.
         settings: any other key that `prunetaylor config` prints, dotted: ``{"finetune.lr": 0.02}``.
-        progress: is told what the run does; see ``prunetaylor.progress.Progress``.
+        progress: True shows a bar on stderr, False nothing; or what is told what the run does, see
+            ``prunetaylor.progress.Progress``.  [default: a bar in a notebook, nothing elsewhere]
 
     Returns:
         What was found, with units at each field: ``module``, ``masks`` (by parameter name, True = keep), ``drop``
@@ -182,7 +185,8 @@ def prune(
         },
     )
     log = _Events()
-    told = Logged(progress or Silent(), log)
+    shown = _display(progress)
+    told = Logged(shown, log)
     if isinstance(model, nn.Module):
         if arch is not None or data is not None or trust_code:
             raise UsageError(
@@ -203,7 +207,8 @@ def prune(
         resolved = from_values(_settings(values, named))
         trust = Trust.of(resolved.config.model_dump(), everything=trust_code)
         job = open_job(resolved.config, trust=trust, progress=told)
-    outcome = pipeline.run(job, told)
+    with _ended(shown):
+        outcome = pipeline.run(job, told)
     found = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
     return Result(**found, resolved=resolved, identity=_identity(job), extra=_extra(job), events=log.events)
 
@@ -218,7 +223,7 @@ def score(
     seed: int | None = None,
     memory: str | int | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Scores:
     """Predict what pruning would cost at each sparsity, as ``prunetaylor score`` does; ``model`` stays as it is.
 
@@ -230,7 +235,7 @@ def score(
         normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]}, or None for inputs that are ready.
         device, seed, memory: as for ``prune``.
         settings: any other key that `prunetaylor config` prints, dotted: ``{"calibration.samples": 500}``.
-        progress: is told what is done; see ``prunetaylor.progress.Progress``.
+        progress: as for ``prune``.
 
     Returns:
         ``levels``: a row for each sparsity with the predicted and the measured change of the mean error on held-out
@@ -243,7 +248,28 @@ def score(
     options = {"prune.method": method, "device": device, "seed": seed, "memory": memory}
     resolved = from_values(_settings(settings, options))
     job = _job(resolved, model, from_python(train, None, None, normalize=normalize, augment="none"))
-    return scoring.run(job, progress or Silent())
+    shown = _display(progress)
+    with _ended(shown):
+        return scoring.run(job, shown)
+
+
+def _display(progress: Progress | bool | None) -> Progress:
+    """Whoever shows a run: a bar where that is asked for, or nobody said and a notebook runs this."""
+    if progress is None:
+        progress = in_notebook()
+    if isinstance(progress, bool):
+        return Bar() if progress else Silent()
+    return progress
+
+
+@contextmanager
+def _ended(shown: Progress) -> Iterator[None]:
+    """However a run ends, what is printed next starts on a line of its own."""
+    try:
+        yield
+    finally:
+        if isinstance(shown, Bar):
+            shown.close()
 
 
 def _settings(settings: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+from prunetaylor.text import duration
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,20 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Time:
+    """How long a run was thought to take before it began, in seconds, by what they are for."""
+
+    estimate_seconds: float
+    parts: dict[str, float]
+
+    def describe(self) -> str:
+        """One line; a run may end sooner, where refinement has nothing to gain."""
+        most = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
+        said = ", ".join(f"{duration(seconds)} {name}" for name, seconds in most if seconds >= 1)
+        return f"time: about {duration(self.estimate_seconds)}{f' ({said})' if said else ''}"
+
+
+@dataclass(frozen=True)
 class Alert:
     """A doubt about the run that its user should know of; ``key`` names its kind for programs."""
 
@@ -236,6 +251,7 @@ class Outcome:
     device: str
     hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint, data and code
     memory: Memory | None = None
+    time: Time | None = None
     flips: Flips | None = None  # on the test samples; None without classes
     classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
     histogram: Histogram | None = None  # None where nothing was ranked by a score

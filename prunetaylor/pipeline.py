@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.beat import heard
 from prunetaylor.checkpoint.read import Checkpoint
 from prunetaylor.checkpoint.write import model_bytes
 from prunetaylor.data.samples import Split, draw
@@ -32,11 +33,12 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied, fixed_order
 from prunetaylor.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
 from prunetaylor.planning import Plan, make_plan
-from prunetaylor.progress import Detail, Progress, Watch, unwatched
+from prunetaylor.progress import Detail, Progress, Watch, expect, part_of, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.resume import restoring
 from prunetaylor.sanity import glance, pruned_doubts, say_doubts
 from prunetaylor.stages import Stages
+from prunetaylor.timing import estimate
 
 __all__ = ["Job", "evaluate", "open_job", "run"]
 
@@ -111,6 +113,7 @@ class _Run:
         self.dense_found = dense_found
         self.left = keeper.left() or {}
         self.plan = make_plan(job)
+        self.time = estimate(job)
         if self.left:
             # Other chunks would round otherwise.
             with restoring():
@@ -125,10 +128,12 @@ class _Run:
     def outcome(self) -> Outcome:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
         together, fixed = laid_out(job, module, self.dense.module), fixed_order(job.device, self.left.get("threads"))
-        with clock.time("total"), within(self.plan.chunks), fixed, together as said:
+        hears = heard(part_of(progress))
+        with clock.time("total"), within(self.plan.chunks), fixed, hears, together as said:
             job.choices += [*said, job.epochs_reason]
-            for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details())):
+            for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details()), self.time.describe()):
                 progress.note(choice)
+            expect(progress, self.time.estimate_seconds)
             with clock.time("measure"):
                 self.dense_found = self._measure_dense()
                 say_doubts(job, self.dense_found, progress)
@@ -169,6 +174,7 @@ class _Run:
             device=str(job.device),
             hashes=hashes(job),
             memory=self.plan.report,
+            time=self.time,
             flips=_flips(self.dense_found, pruned_found),
             classes=_classes(self.dense_found, pruned_found),
             histogram=stages.histogram,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -29,6 +31,63 @@ class Progress(Protocol):
 
 class Detail(str):
     """A note that matters to those only who look closely: it is shown with -v, and always kept in the run's log."""
+
+
+class Live(Protocol):
+    """What a display may know besides. The engine tells it to whoever has these methods."""
+
+    def part(self, done: int, total: int) -> None:
+        """So many parts of the step at work are done: batches of a pass, rows of a layer."""
+
+    def expect(self, seconds: float) -> None:
+        """The whole run will take about so long, from now on."""
+
+
+@dataclass
+class Where:
+    """How far a phase is, in steps and parts of the one at work, and how long it will still take."""
+
+    name: str = ""
+    total: int | None = None
+    steps: int = 0
+    fraction: float = 0.0
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def step(self) -> None:
+        self.steps, self.fraction = self.steps + 1, 0.0
+
+    def part(self, done: int, total: int) -> None:
+        # Of several passes in a step the first fills it, so that no bar goes back.
+        self.fraction = max(self.fraction, min(0.95, done / max(1, total)))
+
+    @property
+    def done(self) -> float:
+        """In steps, never more than there are."""
+        done = self.steps + self.fraction
+        return done if self.total is None else min(done, float(self.total))
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 0.0
+
+    def left(self) -> float | None:
+        """Seconds, if what is left takes as long as what is done; None as long as that says nothing."""
+        taken = time.monotonic() - self.began
+        return taken * (1 / self.share - 1) if taken >= 2 and self.share >= 0.02 else None
+
+
+def part_of(progress: object) -> Callable[[int, int], None]:
+    """What hears of parts of a step: the progress, if it wants to know."""
+    return getattr(progress, "part", _deaf)
+
+
+def expect(progress: object, seconds: float) -> None:
+    """Tell how long the run will take, where anybody wants to know."""
+    getattr(progress, "expect", _deaf)(seconds)
+
+
+def _deaf(*_: float) -> None:
+    """Nobody listens."""
 
 
 class Silent:
@@ -90,6 +149,12 @@ class Logged:
 
     def step(self, detail: str = "") -> None:
         self._shown.step(detail)
+
+    def part(self, done: int, total: int) -> None:
+        part_of(self._shown)(done, total)
+
+    def expect(self, seconds: float) -> None:
+        expect(self._shown, seconds)
 
     def note(self, text: str) -> None:
         self.notes.append(text)

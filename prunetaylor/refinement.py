@@ -177,6 +177,20 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
     return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")
 
 
+def planned_steps(job: Job, usual_repair: str) -> int:
+    """Steps of refinement by features that a run will take, before anybody has looked at the network: an estimate."""
+    asked = job.config.prune
+    settled = match_features.STEPS if asked.refine_steps == "auto" else asked.refine_steps
+    if asked.refine in ("last", "stages"):
+        return settled
+    if asked.refine == "none" or usual_repair != "least-squares" or job.epochs or job.samples is None:
+        return 0
+    example, _ = next(iter(job.batches(job.samples.test.subset([0]), workers=0)))
+    each = PASSES * match_features.BATCH * flops(job.network.module, example)[0]
+    worth = WORTH.get(job.device.type, WORTH["cpu"])
+    return 0 if each * FEWEST > worth else min(settled, int(worth // each))
+
+
 def alone(job: Job, labelled: bool) -> Refinement:
     """Where nothing is removed: towards labels, as the dense network that all else goes towards is the network itself.
 

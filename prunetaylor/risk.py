@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.beat import beat
 from prunetaylor.data.samples import Batches
 from prunetaylor.distributed.exchange import gather_rows
 from prunetaylor.errors import NumericsError
@@ -56,9 +57,12 @@ def sweep(
     ``watch`` shows what goes in and out of modules. With ``until`` each pass ends as soon as that module has run, for
     work that needs no later one.
     """
+    count = batches.own_count()
     with evaluating(module):
-        for start, x, targets in batches.own():
-            yield _pass(module, start, x, targets, watch or {}, until)
+        for number, (start, x, targets) in enumerate(batches.own(), 1):
+            found = _pass(module, start, x, targets, watch or {}, until)
+            beat(number, count)
+            yield found
 
 
 def passes(
@@ -168,7 +172,9 @@ class Risk:
 
     def own(self, cuts: Sequence[int] = ()) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(index of the first sample, x, reference) of each batch of this process's own samples."""
-        for start, x, _ in self.batches.own(cuts or None):
+        count = self.batches.own_count()
+        for number, (start, x, _) in enumerate(self.batches.own(cuts or None), 1):
+            beat(min(number, count), count)
             yield start, x, self.reference[start : start + len(x)]
 
 

@@ -16,6 +16,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from prunetaylor.beat import heard
 from prunetaylor.calibration import Calibration
 from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.errors import UsageError
@@ -27,7 +28,7 @@ from prunetaylor.network.state import displacement, restore
 from prunetaylor.outcome import LayerScore, Level, Scores, removed_at
 from prunetaylor.pipeline import hashes, training_split
 from prunetaylor.planning import make_plan
-from prunetaylor.progress import Detail, Progress
+from prunetaylor.progress import Detail, Progress, part_of
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
@@ -54,7 +55,8 @@ def run(job: Job, progress: Progress) -> Scores:
     assert training is not None
     outlook = _Outlook(job, job.network, training, progress)
     # Laid out as in a run, which finds the fits in the cache by what they were taken of.
-    with laid_out(job, job.network.module, outlook.dense.module) as said, within(plan.chunks):
+    layout = laid_out(job, job.network.module, outlook.dense.module)
+    with layout as said, within(plan.chunks), heard(part_of(progress)):
         job.choices += said
         for choice in (*job.choices, plan.describe(), Detail(plan.details())):
             progress.note(choice)

@@ -123,8 +123,9 @@ class Stages:
 
     def begin(self) -> None:
         """Draw the samples, look at the dense network, and decide what is to be decided."""
-        self.progress.phase("calibrate")
+        self.progress.phase("calibrate", 3)
         self._draw()
+        self.progress.step("samples drawn")
         held = self.calibration.holdout.batches.samples
         if held < FEW:
             self._choose(f"only {held} held-out samples: their measurements are rough; raise calibration.samples")
@@ -273,10 +274,12 @@ class Stages:
         for text in usage.said:
             self._choose(text)
         self._start()
+        self.progress.step("layers examined")
         self.absorbers = find_absorbers(network.module, network.layers, calibration.fit.batches)
         dense = self.dense.module
         model = partial(self._model, self.dense, calibration=calibration)
         self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle, refines=self.REFINES)
+        self.progress.step("error settled")
         for text in self.aim.said:
             self._choose(text)
         self.repaired = None if self.aim.solves else 1.0
@@ -476,6 +479,7 @@ class Stages:
     def _refine(self) -> None:
         assert self.refining is not None
         before, start = self.done[-1].seconds, time.perf_counter()
+        self.progress.phase("refine", self.aim.refinement.steps)
         for refined in self.aim.refinement.run(
             self.job,
             self.dense,
@@ -491,6 +495,7 @@ class Stages:
             if refined.text is not None:
                 self.progress.note(f"refinement {refined.text}")
             self._refined = refined
+            self.progress.step()
             self.done[-1] = replace(self.done[-1], seconds=before + time.perf_counter() - start)
             self.moment()
         self.refining = None

@@ -24,6 +24,13 @@ def neutral(text: object, limit: int = LONGEST) -> str:
     return _cut(_obeyed_by_nobody("".join(map(_visible, _text(text)[: limit + 1]))), limit)
 
 
+def duration(seconds: float) -> str:
+    """Roughly, as people say it: 12 s, 3 min, 1.5 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def neutral_lines(text: object, limit: int | None = None) -> str:
     """Return the same of a text of several lines: line ends and tabs stay. Without ``limit`` nothing is cut."""
     found = _text(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from prunetaylor.beat import beat
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import LayerSize, chunks
 
@@ -161,11 +162,14 @@ def restricted_least_squares(
     if int(keep.sum(1).max()) > BLOCK:
         return masked + _wide(h, right, keep, damping, name, note)
     step = torch.zeros_like(cross)
+    solved_rows = 0
     for rows in row_batches(keep):
         factor = cholesky(h, keep[rows], damping, name, note)
         columns, valid = kept_columns(keep[rows])
         solved = torch.cholesky_solve((right[rows].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
         step[rows] = step[rows].scatter(1, columns, solved * valid)
+        solved_rows += len(rows)
+        beat(solved_rows, len(keep))
     return masked + step
 
 

@@ -50,6 +50,7 @@ def to_json(
         "choices": list(outcome.choices),
         "seconds": dict(outcome.seconds),
         "memory": None if outcome.memory is None else asdict(outcome.memory),
+        "time": None if outcome.time is None else asdict(outcome.time),
         "flips": None if outcome.flips is None else asdict(outcome.flips),
         "classes": [asdict(one) for one in outcome.classes],
         "histogram": None if outcome.histogram is None else asdict(outcome.histogram),

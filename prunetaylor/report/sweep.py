@@ -11,6 +11,7 @@ from rich.text import Text
 
 from prunetaylor.outcome import SweepOutcome, Trial
 from prunetaylor.report.terminal import count, new_table, number, shorten, size
+from prunetaylor.text import duration
 
 _VALUE_WIDTH = 24
 _MARK = {"running": ">", "failed": "x", "stopped": "-", "waiting": ".", "done": ""}
@@ -56,7 +57,9 @@ def live(trials: Sequence[Trial], phases: Mapping[int, str], objectives: Sequenc
     }
     said = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state == "done")
     table = new_table("trial", "", *objectives)
-    table.title, table.title_justify = f"{said}, of {len(trials)}", "left"
+    left = time_left(trials)
+    ends = "" if left is None else f", about {duration(left)} left"
+    table.title, table.title_justify = f"{said}, of {len(trials)}{ends}", "left"
     running = [trial for trial in trials if trial.state == "running"]
     failed = [trial for trial in trials if trial.state == "failed"]
     shown = [*running, *failed, *done[::-1]][:most]
@@ -66,6 +69,18 @@ def live(trials: Sequence[Trial], phases: Mapping[int, str], objectives: Sequenc
         words = f"{_MARK[trial.state]} {chosen(trial.parameters)} {told}".strip()
         table.add_row(str(trial.number), Text(words, overflow="ellipsis", no_wrap=True), *cells)
     return table
+
+
+def time_left(trials: Sequence[Trial]) -> float | None:
+    """Seconds until the last trial ends, if those to come take as long as those that are done; None before the first.
+
+    As many as run now go on at a time, and are halfway through on average.
+    """
+    taken = [trial.metrics["seconds"] for trial in trials if trial.state == "done" and trial.metrics.get("seconds")]
+    running, waiting = (sum(trial.state == state for trial in trials) for state in ("running", "waiting"))
+    if not taken or not running:
+        return None
+    return sum(taken) / len(taken) * (waiting / running + 0.5)
 
 
 def ended(trial: Trial, objectives: Sequence[str]) -> str:

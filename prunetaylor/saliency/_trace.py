@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunetaylor.beat import beat
 from prunetaylor.curvature.solve import Note, cholesky, kept_columns, row_batches, systems_bytes
 from prunetaylor.memory import LayerSize
 
@@ -44,12 +45,15 @@ def greedy_traces(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str,
     """
     order = torch.full(keep.shape, -1, dtype=torch.long, device=h.device)
     added = torch.zeros(keep.shape, dtype=h.dtype, device=h.device)
+    finished = 0
     for rows in row_batches(keep):
         columns, valid = kept_columns(keep[rows])
         inverse, floor = _inverses(h, keep[rows], damping, name, note)
         part_order, part_added = _remove_all(inverse, floor, w[rows].gather(1, columns), valid)
         order[rows] = order[rows].scatter(1, columns, torch.where(valid, part_order, -1))
         added[rows] = added[rows].scatter(1, columns, torch.where(valid, part_added, 0))
+        finished += len(rows)
+        beat(finished, len(keep))
     return order, added
 
 
