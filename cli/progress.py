@@ -154,7 +154,7 @@ class Bars(Warnings):
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=16),
-            _Count(table_column=Column(no_wrap=True, min_width=5)),
+            _Count(table_column=Column(no_wrap=True, min_width=7)),
             TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn(
                 "{task.fields[detail]}",
@@ -184,7 +184,7 @@ class Bars(Warnings):
     def phase(self, name: str, total: int | None = None) -> None:
         self._finish()
         self._where, self._detail = Where(name, total), ""
-        self._task = self._bars.add_task(f"{screen.one_line(name):<24.24}", total=total, detail="")
+        self._task = self._bars.add_task(f"{screen.one_line(name):<26.26}", total=total, detail="")
 
     def step(self, detail: str = "") -> None:
         self._where.step()

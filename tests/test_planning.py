@@ -161,7 +161,7 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     ("settings", "times"),
     [
         ({}, 1.0),
-        ({"prune__stages": [0.5, 0.8]}, 1 + 0.5 + 0.2),
+        ({"prune__stages": [0.5, 0.8, 0.9]}, 1 + 0.5 + 0.2),
         ({"prune__schedule": "cubic", "finetune__epochs": 9}, sum(0.1 ** (k / 7) for k in range(7))),
         # Fresh samples to learn from, 6 % of what is left at each stage.
         ({"calibration__labels": True, "calibration__resample": True}, sum(0.1 ** (k / 38) for k in range(38))),

@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
-from prunetaylor import registry, scoring
+from prunetaylor import registry, score, scoring
 from prunetaylor.curvature import cache
 from prunetaylor.data.load import from_python
 from prunetaylor.job import make_job
 from prunetaylor.outcome import Scores
 from prunetaylor.progress import Silent
 from prunetaylor.report.scores import verdict
-from prunetaylor.scoring import BY_LAYER, LEVELS, run, score
+from prunetaylor.scoring import BY_LAYER, LEVELS, run
 from prunetaylor.selection.trust import HIGH, LOW
 from support.toys import ConvNet, Recording, curve, mlp, quadrants, trained
 
