@@ -13,9 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from prunetaylor.progress import Detail
+from prunetaylor.progress import Detail, Where
 from prunetaylor.progress import Logged as Logged
-from prunetaylor.progress import Where
 from prunetaylor.text import duration
 
 from . import screen
