@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import time
@@ -57,7 +58,9 @@ def run(crew: Crew, watch: Watch) -> None:
 def drive(crew: Crew, watch: Watch) -> None:
     """Start the tasks and others for those that are lost, in a process of its own."""
     options = Options(**crew.options)
+    terminated = signal.getsignal(signal.SIGTERM)
     ray = _connected(options, crew.folder / "ray.log")
+    signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process, and leaves the tasks where they are
     try:
         man(_Tasks(ray, options, crew), open_study(crew.folder, crew.storage), watch)
     finally:
