@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -259,7 +260,7 @@ def _way_on(err: BaseException, folder: RunFolder) -> str:
         return ""
     if isinstance(err, NumericsError):  # the same command would end here again
         return f"other settings start the run anew: with --force, or in another folder than {folder.path}"
-    return f"its state is saved; continue with the same command and --resume -o {folder.path}"
+    return f"its state is saved; continue with the same command and --resume -o {shlex.quote(str(folder.path))}"
 
 
 def _gate(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:

@@ -120,7 +120,7 @@ def build(spec: str, args: Mapping[str, Any]) -> nn.Module:
     elif is_code(spec):
         factory = load_object(spec)
     else:
-        hint = f"write {spec}:FACTORY" if spec.endswith(".py") else f"write {_FORMS}"
+        hint = f"write {shlex.quote(f'{spec}:FACTORY')}" if spec.endswith(".py") else f"write {_FORMS}"
         raise UsageError(f"{spec!r} names no network", hint)
     if known_network(spec) and (fetching := sorted(FETCHING & set(args))):
         raise UsageError(f"{spec} cannot take {fetching[0]!r}: the weights are the checkpoint's", "leave it out")
