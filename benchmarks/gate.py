@@ -23,6 +23,16 @@ from prunetaylor.measure.paired import bootstrap_interval
 
 LIMIT = 0.5  # pp
 TRIALS = 100_000
+REACH = 15.0
+"""The most that a sample's loss may rise: what the surest wrong answer of such a network costs."""
+SKEWS = {
+    "mild": (0.3, 0.5),
+    "strong": (0.05, 1.0),
+    "rare": (0.01, 1.0),
+    "very rare": (0.001, 1.0),
+    "confident": (0.001, 0),
+}
+"""The share of the samples whose loss rises, and the sigma of the lognormal rise."""
 OUTPUT = Path(__file__).with_suffix(".jsonl")
 
 
@@ -41,33 +51,39 @@ def accuracy(samples: int, won: float, drop: float, random: np.random.Generator)
     return {"metric": "top1", "samples": samples, "won": won, "true_drop": drop, "limit": LIMIT, **shares}
 
 
-def loss(samples: int, skew: str, trials: int = 1000) -> dict[str, object]:
-    """The same for a mean of skewed differences at a true rise that is the limit; and passes where it is half of it."""
+def loss(samples: int, skew: str, reach: float | None, trials: int = 300) -> dict[str, object]:
+    """The same for a mean of skewed differences at a true rise that is the limit; and passes where it is a half of it,
+    or a quarter. ``reach`` is what the gate allows a sample that it has not seen; None: the largest seen."""
     random = torch.Generator().manual_seed(0)
-    wrong = {"pass": 0, "fail": 0, "pass_at_half": 0}
+    counted = {"pass": 0, "fail": 0, "pass_at_half": 0, "pass_at_quarter": 0}
+    truth = float(differences(4_000_000, skew, torch.Generator().manual_seed(1)).mean())
     for trial in range(trials):
-        rises, truth = differences(samples, skew, random)
-        drop = bootstrap_interval(rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9)
-        wrong["pass"] += drop.high <= truth
-        wrong["fail"] += drop.low > truth
-        wrong["pass_at_half"] += drop.high <= 2 * truth
-    return {"metric": "loss", "samples": samples, "skew": skew, **{k: v / trials for k, v in wrong.items()}}
+        rises = differences(samples, skew, random)
+        drop = bootstrap_interval(rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, reach)
+        counted["pass"] += drop.high <= truth
+        counted["fail"] += drop.low > truth
+        counted["pass_at_half"] += drop.high <= 2 * truth
+        counted["pass_at_quarter"] += drop.high <= 4 * truth
+    said = {"metric": "loss", "samples": samples, "skew": skew, "reach": reach, "true_rise": truth}
+    return {**said, **{k: v / trials for k, v in counted.items()}}
 
 
-def differences(samples: int, skew: str, random: torch.Generator) -> tuple[torch.Tensor, float]:
-    """By sample, and their true mean: most hardly change; of a share of them the loss rises by a lognormal amount."""
-    share, scale = {"mild": (0.3, 0.5), "strong": (0.05, 1.0), "rare": (0.01, 1.0)}[skew]
+def differences(samples: int, skew: str, random: torch.Generator) -> torch.Tensor:
+    """By sample: most hardly change; of a share of them the loss rises by a lognormal amount of at most REACH, or by 10
+    ("confident": the answer flips, and is as sure as the old one)."""
+    share, scale = SKEWS[skew]
     small = 0.02 * torch.randn(samples, generator=random, dtype=torch.float64)
-    large = (scale * torch.randn(samples, generator=random, dtype=torch.float64)).exp()
-    hit = torch.rand(samples, generator=random) < share
-    return small + hit * large, share * float(np.exp(scale**2 / 2))
+    large = (scale * torch.randn(samples, generator=random, dtype=torch.float64)).exp().clamp_max(REACH)
+    if skew == "confident":
+        large = torch.full_like(large, 10.0)
+    return small + (torch.rand(samples, generator=random) < share) * large
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", action="store_true")
     if parser.parse_args().loss:
-        rows = (loss(n, skew) for n in (1000, 5000) for skew in ("mild", "strong", "rare"))
+        rows = (loss(n, skew, reach) for n in (1000, 5000) for skew in SKEWS for reach in (None, REACH))
     else:
         numbers = np.random.default_rng(0)
         drops = (0.0, 0.25, LIMIT, 1.0, 1.5)

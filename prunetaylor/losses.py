@@ -29,6 +29,9 @@ from torch.nn import functional
 
 from prunetaylor.errors import UsageError
 
+OTHERS = 16
+"""Targets of other samples that each output is held against, to see how large a loss may be."""
+
 
 class Loss(ABC):
     """Per sample; ``targets`` (B, ...) are what a data set gives, ``dense`` (B, K) the dense network's outputs."""
@@ -70,6 +73,11 @@ class Loss(ABC):
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """(B,) boolean, whether each answer is right; None where answers are not simply right or wrong."""
         return None
+
+    def worst(self, outputs: Tensor, targets: Tensor) -> float:
+        """The largest loss that any of these outputs has, if its target were that of another of the samples."""
+        shifts = {len(targets) * k // (OTHERS + 1) for k in range(OTHERS + 1)}
+        return max(float(self.values(outputs, targets.roll(shift, 0)).max()) for shift in shifts)
 
 
 class Family(Loss):
@@ -147,6 +155,10 @@ class CrossEntropy(Family):
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         return outputs.argmax(1) == targets
+
+    def worst(self, outputs: Tensor, targets: Tensor) -> float:
+        """Of any class."""
+        return float((outputs.logsumexp(1) - outputs.min(1).values).max())
 
 
 class Binary(Family):

@@ -118,6 +118,7 @@ class _Measured:
     samples: int = 0
     drop: Drop | None = None
     one_sided: Drop | None = None
+    reach: float | None = None  # how much one sample may add to the drop; None where nobody knows
     flips: Flips | None = None
     classes: list[ClassDrop] = field(default_factory=list)
     latency: Latency | None = None
@@ -144,7 +145,8 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
         )
     if metric != "top1":
         drop, one_sided = _resampled(pair, dense, pruned, progress)
-        found = replace(found, drop=drop, one_sided=one_sided)
+        reach = _reach(dense, pruned) if config.gate.metric is None else None
+        found = replace(found, drop=drop, one_sided=one_sided, reach=reach)
     if config.gate.max_latency_ratio is not None:
         x, _ = next(iter(_test(pair.pruned, config.gate.latency_batch)))
         times = compare_latency(pair.dense.network.module, pair.pruned.network.module, x, progress)
@@ -157,7 +159,7 @@ def _judge(pair: Pair, found: _Measured) -> list[Check]:
     gate, checks = pair.pruned.config.gate, []
     if gate.max_drop is not None:
         if found.one_sided is not None:
-            checks.append(limits.metric_drop(found.metric, found.one_sided, found.samples, gate.max_drop))
+            checks.append(limits.metric_drop(found.metric, found.one_sided, found.samples, gate.max_drop, found.reach))
         else:
             assert found.flips is not None  # opening a job refuses top1 where there are no classes
             checks.append(limits.accuracy_drop(found.flips, gate.max_drop))
@@ -180,7 +182,8 @@ def _resampled(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Prog
     """The drop of a metric that is no share of samples: with its two-sided interval, and with one-sided limits."""
     config = pair.pruned.config
     if config.gate.metric is None:  # a loss is better small: its rise is the drop
-        both, one = (bootstrap_interval(-dense.losses, -pruned.losses, _generator(config), x) for x in _LEVELS)
+        reach = _reach(dense, pruned)
+        both, one = (bootstrap_interval(-dense.losses, -pruned.losses, _generator(config), x, reach) for x in _LEVELS)
         return both, one
     metric = load_metric(config.gate.metric)
     before, after = (all_outputs(job.network.module, _test(job))[0].cpu() for job in (pair.dense, pair.pruned))
@@ -188,6 +191,18 @@ def _resampled(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Prog
     targets, generator = dense.targets.cpu(), _generator(config)
     both, one = resampled_drops(metric, before, after, targets, generator, _LEVELS, progress.step)
     return both, one
+
+
+def _reach(dense: Evaluation, pruned: Evaluation) -> float:
+    """How much the loss of a sample may rise or fall: by no more than either network could lose on these samples.
+
+    Two networks that answer alike to the last bit have nothing that could rise.
+    """
+    if torch.equal(dense.losses, pruned.losses):
+        return 0.0
+    assert dense.worst is not None  # both were measured just now
+    assert pruned.worst is not None
+    return max(dense.worst, pruned.worst)
 
 
 def _evaluated(job: Job) -> Evaluation:

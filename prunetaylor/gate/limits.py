@@ -37,15 +37,23 @@ def accuracy_drop(found: Flips, limit: float) -> Check:
     return _with_samples(check, needed, "samples")
 
 
-def metric_drop(name: str, drop: Drop, samples: int, limit: float) -> Check:
-    """The drop of any other metric, in its own unit. ``drop`` has one-sided limits at 95 %, infinite where unknown."""
+def metric_drop(name: str, drop: Drop, samples: int, limit: float, reach: float | None = None) -> Check:
+    """The drop of any other metric, in its own unit. ``drop`` has one-sided limits at 95 %, infinite where unknown.
+
+    ``reach``: how much a sample may add to the drop, where the limits allow for what these samples do not show.
+    """
     check = _estimated("max_drop", f"drop of {name}", limit, "metric", drop.value, drop.low, drop.high)
     if check.status != "inconclusive":
         return check
     if math.isinf(drop.high):
         why = "the drop is the same on every resample, so that these samples cannot bound it; more samples may"
         return replace(check, why=why)
-    return _with_samples(check, values_to_settle(drop, samples, limit), "samples")
+    check = _with_samples(check, values_to_settle(drop, samples, limit), "samples")
+    unseen = -math.log(_ALPHA) / samples  # the rule of three
+    if reach is not None and drop.value <= limit < drop.value + reach * unseen:
+        rare = f"{samples:,} samples cannot exclude that {100 * unseen:.2g} % of all lose up to {reach:.3g} each"
+        return replace(check, why=f"{check.why}; {rare}")
+    return check
 
 
 def class_drop(classes: Sequence[ClassDrop], limit: float) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Evaluation:
 
     ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where answers are not simply right or
     wrong, are by sample. So are ``answers``: class ids (N,), or of yes or no (N, K); None where they are neither, or
-    nobody kept them.
+    nobody kept them. ``worst`` is the largest loss that these outputs could have cost; None where nobody looked.
     """
 
     metrics: dict[str, float]
@@ -30,6 +30,7 @@ class Evaluation:
     correct: Tensor | None
     targets: Tensor
     answers: Tensor | None = None
+    worst: float | None = None
 
     @classmethod
     def of(cls, losses: Tensor, correct: Tensor | None, targets: Tensor, answers: Tensor | None = None) -> Evaluation:
@@ -69,4 +70,5 @@ def answered(outputs: Tensor, targets: Tensor, kind: Kind) -> Evaluation:
     if correct is not None:  # of one logit the targets may be any numbers
         targets = targets.flatten().long()
         answers = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
-    return Evaluation.of(loss.values(outputs, targets), correct, targets, answers)
+    found = Evaluation.of(loss.values(outputs, targets), correct, targets, answers)
+    return replace(found, worst=loss.worst(outputs, targets))

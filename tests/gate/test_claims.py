@@ -1,0 +1,68 @@
+"""The gate's claim on a loss: a rise beyond the maximum passes in 5 % of test sets at most, however it is spread."""
+
+import math
+
+import pytest
+import torch
+
+from prunetaylor.gate.limits import metric_drop
+from prunetaylor.losses import LOSSES
+from prunetaylor.measure.evaluate import answered
+from prunetaylor.measure.paired import bootstrap_interval
+
+REACH = 10.0
+TRIALS = 100
+
+
+def shares(samples: int, share: float, size: float, limit: float) -> dict[str, float]:
+    """Of each verdict on test sets where a share of the samples loses so much, and the rest changes by little."""
+    random = torch.Generator().manual_seed(0)
+    found = {"pass": 0, "fail": 0, "inconclusive": 0}
+    for trial in range(TRIALS):
+        rises = 0.01 * torch.randn(samples, generator=random, dtype=torch.float64)
+        rises += size * (torch.rand(samples, generator=random) < share)
+        drop = bootstrap_interval(rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, REACH)
+        found[metric_drop("loss", drop, samples, limit, REACH).status] += 1
+    return {status: count / TRIALS for status, count in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("share", "size"),
+    [(0.001, REACH), (0.001, 1.0), (0.003, REACH), (0.01, REACH), (0.01, 1.0), (0.2, 1.0)],
+)
+def test_a_rise_that_is_the_limit_passes_and_fails_in_one_set_of_twenty_at_most(share: float, size: float) -> None:
+    found = shares(400, share, size, limit=share * size)
+    at_most = 0.05 + 2 * math.sqrt(0.05 * 0.95 / TRIALS)
+    assert found["pass"] <= at_most
+    assert found["fail"] <= at_most
+
+
+def test_what_the_samples_can_carry_is_still_judged() -> None:
+    assert shares(400, 0.0, 0.0, limit=0.1)["pass"] == 1  # 3 reach / n is 0.075
+    assert shares(400, 0.2, 1.0, limit=0.05)["fail"] > 0.9
+
+
+def test_it_says_which_rise_the_samples_cannot_exclude() -> None:
+    rises = torch.full((400,), 0.001, dtype=torch.float64)
+    drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, REACH)
+    check = metric_drop("loss", drop, 400, 0.02, REACH)
+    assert check.status == "inconclusive"
+    assert "cannot exclude that 0.75 % of all lose up to 10 each" in check.why
+
+
+@pytest.mark.parametrize("kind", ["classes", "binary", "values"])
+def test_no_target_costs_more_than_the_worst(kind: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    outputs = 3 * torch.randn(60, 4 if kind == "classes" else 1, generator=g)
+    targets = {
+        "classes": torch.randint(4, (60,), generator=g),
+        "binary": (torch.rand(60, 1, generator=g) < 0.5).float(),
+        "values": torch.randn(60, 1, generator=g),
+    }[kind]
+    worst = answered(outputs, targets, kind).worst
+    assert worst is not None
+    loss = LOSSES[kind]
+    every = [loss.values(outputs, targets[i : i + 1].expand(60, *targets.shape[1:])) for i in range(60)]
+    largest = float(torch.stack(every).max())
+    assert worst <= largest + 1e-5
+    assert worst >= (0.8 if kind == "values" else 0.999) * largest
