@@ -48,7 +48,7 @@ def metric_drop(name: str, drop: Drop, samples: int, limit: float, reach: float 
     if math.isinf(drop.high):
         why = "the drop is the same on every resample, so that these samples cannot bound it; more samples may"
         return replace(check, why=why)
-    check = _with_samples(check, values_to_settle(drop, samples, limit), "samples")
+    check = _with_samples(check, values_to_settle(drop, samples, limit, reach or 0.0), "samples")
     unseen = -math.log(_ALPHA) / samples  # the rule of three
     if reach is not None and drop.value <= limit < drop.value + reach * unseen:
         rare = f"{samples:,} samples cannot exclude that {100 * unseen:.2g} % of all lose up to {reach:.3g} each"

@@ -34,10 +34,17 @@ def pairs_to_settle(
     return enough
 
 
-def values_to_settle(drop: Drop, samples: int, limit: float) -> int | None:
-    """The same for a mean: the distance from it to its limits shrinks with the root of the number of samples."""
+def values_to_settle(drop: Drop, samples: int, limit: float, reach: float = 0.0) -> int | None:
+    """The same for a mean. Of the distance from it to its limits, noise shrinks with the root of the number of samples.
+
+    What samples that were not seen may add, up to ``reach`` each, shrinks with the number itself: with u = 1 / sqrt(n)
+    the distance is a u + b u^2, b = -ln(0.05) reach.
+    """
     distance = abs(limit - drop.value)
-    width = (drop.high if drop.value <= limit else drop.low) - drop.value
-    if distance == 0 or abs(width) > distance * math.sqrt(MOST / samples):
+    width = abs((drop.high if drop.value <= limit else drop.low) - drop.value)
+    b = min(-math.log(0.05) * reach, width * samples)
+    a = (width - b / samples) * math.sqrt(samples)
+    if distance == 0:
         return None
-    return math.ceil(samples * (width / distance) ** 2)
+    u = 2 * distance / (a + math.sqrt(a * a + 4 * b * distance))
+    return None if u * u * MOST < 1 else math.ceil(1 / (u * u))

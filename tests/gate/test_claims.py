@@ -47,6 +47,7 @@ def test_it_says_which_rise_the_samples_cannot_exclude() -> None:
     drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, REACH)
     check = metric_drop("loss", drop, 400, 0.02, REACH)
     assert check.status == "inconclusive"
+    assert check.samples_needed == pytest.approx(400 * 0.075 / 0.019, rel=0.1)  # nearly all of it shrinks with n
     assert "cannot exclude that 0.75 % of all lose up to 10 each" in check.why
 
 
