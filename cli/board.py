@@ -13,7 +13,7 @@ from rich.text import Text
 
 from prunetaylor.outcome import Trial
 from prunetaylor.report.sweep import ended, live
-from prunetaylor.sweep.trial_files import phase
+from prunetaylor.sweep.trial_files import alerts, phase
 
 from . import screen
 
@@ -32,6 +32,7 @@ class Board:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._told: dict[int, str] | None = None
         self._returns: dict[int, int] = {}
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -44,6 +45,7 @@ class Board:
 
     def show(self, trials: list[Trial]) -> None:
         """All trials as they are now; what ended since the last time is told once."""
+        self._warn()
         now = {trial.number: trial.state for trial in trials}
         before, self._told = self._told, now
         if before is None:
@@ -63,6 +65,13 @@ class Board:
             phases = {number: phase(self._folder, number) for number in running}
             rows = max(4, min(_ROWS, self._console.height - 4))
             self._live.update(live(trials, phases, self._objectives, rows), refresh=True)
+
+    def _warn(self) -> None:
+        """Say what is doubtful of the dense network, as soon as a trial has found it."""
+        for alert in alerts(self._folder):
+            if alert.text not in self._warned:
+                self._warned.add(alert.text)
+                self._console.print(Text(f"warning: {screen.one_line(alert.text)}", style="bold red"))
 
     def note(self, text: str) -> None:
         if self._verbosity >= 0:

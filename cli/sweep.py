@@ -235,10 +235,10 @@ def _finish(
     """
     from prunetaylor.sweep.folder import is_led, open_study
     from prunetaylor.sweep.results import outcome, to_csv, to_json
-    from prunetaylor.sweep.trial_files import described
+    from prunetaylor.sweep.trial_files import alerts, described
 
     study = open_study(folder, storage)
-    found = outcome(study.sweep, folder, study.trials(), described(folder))
+    found = outcome(study.sweep, folder, study.trials(), described(folder), alerts(folder))
     written: list[str] = []
     failure: OutputError | None = None
     try:
@@ -319,10 +319,10 @@ def page(folder: Path, home: Path) -> str:
     """The page of the sweep that is kept in ``folder``."""
     from prunetaylor.sweep.folder import open_study
     from prunetaylor.sweep.results import outcome
-    from prunetaylor.sweep.trial_files import described
+    from prunetaylor.sweep.trial_files import alerts, described
 
     study = open_study(folder, None)
-    found = outcome(study.sweep, folder, study.trials(), described(folder))
+    found = outcome(study.sweep, folder, study.trials(), described(folder), alerts(folder))
     return page_of(study.sweep, found, folder, _COST, home)
 
 

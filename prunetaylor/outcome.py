@@ -341,6 +341,7 @@ class SweepOutcome:
     trials: list[Trial]
     samples: str  # which samples rank and which report
     best: Trial | None
+    warnings: list[Alert] = field(default_factory=list)
 
     @property
     def failed(self) -> int:

@@ -28,7 +28,7 @@ def compare(names: Sequence[str], documents: Sequence[Document]) -> dict[str, An
         "schema_version": SCHEMA_VERSION,
         "runs": [_run(name, one) for name, one in zip(names, documents, strict=True)],
         "settings": differing(documents),
-        "notes": notes(documents),
+        "notes": [*notes(documents), *_warned(names, documents)],
     }
 
 
@@ -60,6 +60,14 @@ def differing(documents: Sequence[Document]) -> dict[str, list[str]]:
     keys = dict.fromkeys(key for one in settings for key in one)
     values = {key: [one.get(key, "-") for one in settings] for key in keys if key not in _UNEQUAL}
     return {key: found for key, found in values.items() if len(set(found)) > 1}
+
+
+def _warned(names: Sequence[str], documents: Sequence[Document]) -> list[str]:
+    return [
+        f"{name}: warning: {alert['text']}"
+        for name, one in zip(names, documents, strict=True)
+        for alert in one.get("warnings") or []
+    ]
 
 
 def notes(documents: Sequence[Document]) -> list[str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunetaylor.outcome import SweepOutcome, Trial
-from prunetaylor.report.terminal import count, new_table, number, shorten, size
+from prunetaylor.report.terminal import count, new_table, number, print_alerts, shorten, size
 from prunetaylor.text import duration
 
 _VALUE_WIDTH = 24
@@ -22,6 +22,7 @@ def print_sweep(console: Console, found: SweepOutcome) -> None:
     console.print(ranked(found))
     if found.samples:
         console.print(Text(f"ranked and reported on different samples: {found.samples}"), style="dim")
+    print_alerts(console, found.warnings)
     best = found.best
     if best is not None:
         console.print()

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from prunetaylor.config.describe import dump
 from prunetaylor.errors import UsageError, close_match
-from prunetaylor.outcome import SweepOutcome, Trial
+from prunetaylor.outcome import Alert, SweepOutcome, Trial
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
 from prunetaylor.run import HTML_FILE
 from prunetaylor.sweep.definition import Objective, Sweep
@@ -26,7 +26,9 @@ COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", 
 """Numeric fields of every trial that a plot may be drawn against."""
 
 
-def outcome(sweep: Sweep, folder: Path, trials: Sequence[Trial], samples: str) -> SweepOutcome:
+def outcome(
+    sweep: Sweep, folder: Path, trials: Sequence[Trial], samples: str, warnings: Sequence[Alert] = ()
+) -> SweepOutcome:
     """The sweep with its trials ranked.
 
     By one objective they are ranked by its value; by several, the Pareto front comes first, then the front of what is
@@ -40,7 +42,8 @@ def outcome(sweep: Sweep, folder: Path, trials: Sequence[Trial], samples: str) -
     others = [trial for trial in trials if trial.state != "done"]
     named: list[tuple[str, str]] = [(one.name, one.goal) for one in sweep.objectives]
     best = ranked[0] if ranked else None
-    return SweepOutcome(sweep.name, str(folder), sweep.method, named, [*ranked, *others], samples, best)
+    every = [*ranked, *others]
+    return SweepOutcome(sweep.name, str(folder), sweep.method, named, every, samples, best, list(warnings))
 
 
 def fronts(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[list[Trial]]:
@@ -99,6 +102,7 @@ def to_json(found: SweepOutcome) -> dict[str, Any]:
         "method": found.method,
         "metrics": [{"name": name, "goal": goal} for name, goal in found.objectives],
         "samples": found.samples,
+        "warnings": [asdict(alert) for alert in found.warnings],
         "counts": {state: sum(t.state == state for t in found.trials) for state in _states(found)},
         "never_ran": found.never_ran,
         "best": None if best is None else {"trial": best.number, "reported": best.reported},

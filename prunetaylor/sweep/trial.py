@@ -30,6 +30,7 @@ from prunetaylor.report.json_report import finite
 from prunetaylor.report.run_files import write_page, write_run
 from prunetaylor.resume import FolderKeeper
 from prunetaylor.run import REPORT, RunFolder
+from prunetaylor.sanity import say_doubts
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.keeping import TrialKeeper, drop_state, open_folder
@@ -91,7 +92,8 @@ def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder, guard: Gua
     if judged is not None:
         job.samples = judged.samples
         job.choices.append(f"sweep {sweep.name}, trial {taken.number}: {judged.said}")
-        describe(place.folder, judged.said)
+        say_doubts(job, judged.dense_reporting, progress)
+        describe(place.folder, judged.said, job.warnings)
     keeper = TrialKeeper(folder, job, judged.said if judged else "", progress)
     name = f"{sweep.name}-{folder.path.name}"
     with (

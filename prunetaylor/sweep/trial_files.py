@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from prunetaylor.errors import OutputError
 from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
 from prunetaylor.foreign import read_json
+from prunetaylor.outcome import Alert
 from prunetaylor.run import LOG, STAGING, STATE
 from prunetaylor.text import neutral_lines
 
@@ -76,9 +79,19 @@ def described(folder: Path) -> str:
     return str(found.get("said", "")) if isinstance(found, dict) else ""
 
 
-def describe(folder: Path, said: str) -> None:
-    """Keep what ``described`` tells."""
+def alerts(folder: Path) -> list[Alert]:
+    """What is doubtful of the dense network, as the first trial found it; empty before there was one."""
+    try:
+        found = read_json(folder / CHOICE)
+        return [Alert(str(one["key"]), str(one["text"])) for one in found.get("warnings", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def describe(folder: Path, said: str, warnings: Sequence[Alert] = ()) -> None:
+    """Keep what ``described`` and ``alerts`` tell."""
     path = folder / CHOICE
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("said") != said:
-        write_text(path, json.dumps({**found, "said": said}) + "\n")
+    told = {"said": said, "warnings": [asdict(alert) for alert in warnings]}
+    if {**found, **told} != found:
+        write_text(path, json.dumps({**found, **told}) + "\n")

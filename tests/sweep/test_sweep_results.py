@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from prunetaylor.config.resolve import resolve
 from prunetaylor.errors import UsageError
-from prunetaylor.outcome import Trial
+from prunetaylor.outcome import DENSE_AT_CHANCE, Alert, Trial
 from prunetaylor.report.plot import Point, draw, pareto
 from prunetaylor.sweep.definition import Objective
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.results import best_config, check_cost, fronts, outcome, to_csv, to_json
+from prunetaylor.sweep.trial_files import CHOICE, alerts, describe, described
 
 ONE = """
 method: grid
@@ -123,3 +124,14 @@ def test_an_unknown_field_is_refused() -> None:
     check_cost("flops_nonzero")
     with pytest.raises(UsageError, match="unknown field 'nonzeros'; did you mean 'nonzero'"):
         check_cost("nonzeros")
+
+
+def test_doubts_about_the_dense_network_reach_the_sweeps_results(tmp_path: Path) -> None:
+    alert = Alert(DENSE_AT_CHANCE, "the network is no better than guessing")
+    describe(tmp_path, "halves", [alert])
+    assert (described(tmp_path), alerts(tmp_path)) == ("halves", [alert])
+    (tmp_path / "s.yaml").write_text(ONE)
+    found = outcome(read(tmp_path / "s.yaml"), tmp_path, [], described(tmp_path), alerts(tmp_path))
+    assert to_json(found)["warnings"] == [{"key": DENSE_AT_CHANCE, "text": alert.text}]
+    (tmp_path / CHOICE).write_text('{"warnings": [{"key": 3}]}')
+    assert alerts(tmp_path) == []
