@@ -14,6 +14,7 @@ from .options import (
     config_option,
     data_option,
     device_option,
+    examples,
     json_option,
     read_configuration,
     seed_option,
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
     from prunetaylor.errors import OutputError
     from prunetaylor.verdict import Verdict
 
-_EPILOG = """\b
-Exit codes: 0 passed, 3 failed, 4 inconclusive (see --on-inconclusive).
-\b
-Examples:
-  prunetaylor check runs/model-1 --max-drop 0.5pp --min-sparsity 80%
-  prunetaylor check small.pt --baseline model.pt --max-size 2MB --junit g.xml
-"""
 
-
-@click.command(short_help="Judge a pruned network by limits, for CI.", epilog=_EPILOG)
+@click.command(
+    short_help="Judge a pruned network by limits, for CI.",
+    epilog=examples(
+        "prunetaylor check runs/model-1 --max-drop 0.5pp --min-sparsity 80%",
+        "prunetaylor check small.pt --baseline model.pt --max-size 2MB --junit g.xml",
+        "prunetaylor check runs/net-1 --arch net.py:resnet20 --max-drop 1pp",
+        before="Exit codes: 0 passed, 3 failed, 4 inconclusive (see --on-inconclusive).",
+    ),
+)
 @words("PRUNED [KEY=VALUE]...")
 @click.option("--baseline", metavar="DENSE", help="The dense checkpoint.  [default: the one that the run pruned]")
 @click.option("--max-drop", metavar="PP", help="Maximum drop of the metric: 0.5pp or 0.5.")

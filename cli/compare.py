@@ -8,12 +8,18 @@ import click
 
 from prunetaylor.errors import UsageError
 
-from .options import json_option, verbosity_options
+from .options import examples, json_option, verbosity_options
 from .report import read_report, shown, write_page
 from .screen import say_json
 
 
-@click.command(short_help="Show several runs side by side.")
+@click.command(
+    short_help="Show several runs side by side.",
+    epilog=examples(
+        "prunetaylor compare runs/model-1 runs/model-2",
+        "prunetaylor compare runs/* --html runs.html",
+    ),
+)
 @click.argument("folders", metavar="A B [C]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write an HTML file.")
 @json_option

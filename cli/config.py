@@ -8,11 +8,18 @@ import click
 
 from prunetaylor.errors import UsageError
 
-from .options import config_option, json_option, read_configuration, split_words, words
+from .options import config_option, examples, json_option, read_configuration, split_words, words
 from .screen import say_json, say_lines
 
 
-@click.command(short_help="Print all settings, or their JSON schema.")
+@click.command(
+    short_help="Print all settings, or their JSON schema.",
+    epilog=examples(
+        "prunetaylor config",
+        "prunetaylor config prune.method",
+        "prunetaylor config --schema > prunetaylor.schema.json",
+    ),
+)
 @words("[KEY | KEY=VALUE]...")
 @config_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of configuration files, for editors.")

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import click
 
-from .options import State, json_option, seed_option, verbosity_options
+from .options import State, examples, json_option, seed_option, verbosity_options
 from .screen import say, say_json
 
 
-@click.command(short_help="Train a small network on the digits and write model.pt.")
+@click.command(
+    short_help="Train a small network on the digits and write model.pt.",
+    epilog=examples(
+        "prunetaylor demo",
+        "prunetaylor demo -o digits.pt --seed 1",
+    ),
+)
 @click.option(
     "-o",
     "--output",

@@ -13,6 +13,7 @@ from .options import (
     config_option,
     data_option,
     device_option,
+    examples,
     json_option,
     read_configuration,
     seed_option,
@@ -25,7 +26,15 @@ from .screen import say_json
 from .together import nproc_option, together
 
 
-@click.command("eval", short_help="Measure a network on its test samples.")
+@click.command(
+    "eval",
+    short_help="Measure a network on its test samples.",
+    epilog=examples(
+        "prunetaylor eval model.pt",
+        "prunetaylor eval net.pt --arch net.py:resnet20 --data arrays:cifar.npz",
+        "prunetaylor eval runs/model-1 --json",
+    ),
+)
 @words("MODEL [KEY=VALUE]...")
 @config_option
 @arch_option

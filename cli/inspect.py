@@ -6,11 +6,17 @@ from pathlib import Path
 
 import click
 
-from .options import json_option, verbosity_options
+from .options import examples, json_option, verbosity_options
 from .screen import say_json
 
 
-@click.command(short_help="Show what is in a checkpoint; runs none of its code.")
+@click.command(
+    short_help="Show what is in a checkpoint; runs none of its code.",
+    epilog=examples(
+        "prunetaylor inspect model.pt",
+        "prunetaylor inspect runs/model-1 --json",
+    ),
+)
 @click.argument("model", metavar="MODEL", type=click.Path(path_type=Path))
 @json_option
 @verbosity_options
@@ -20,6 +26,9 @@ def inspect(model: Path, as_json: bool) -> None:
     MODEL is a file (.pt, .pth, .safetensors...) or the folder of a run. None of its code is run; a pickled module is
     refused (exit code 5).
     """
+    from prunetaylor.checkpoint.find import find_file
+
+    find_file(model)  # a wrong path is reported before torch is imported
     from prunetaylor.checkpoint.inspect import inspect_file
 
     found = inspect_file(model)

@@ -151,6 +151,12 @@ class _Words(click.Argument):
         return (*found[: len(found) - after], *map(_Model, found[len(found) - after :]))
 
 
+def examples(*lines: str, before: str = "") -> str:
+    """The end of a command's help: paragraphs whose lines click leaves as they are."""
+    shown = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+    return f"\b\n{before}\n\n{shown}" if before else shown
+
+
 def is_pair(word: str) -> bool:
     """Whether a word is KEY=VALUE: no name of a file that exists, and no word after ``--``."""
     return _SETTING.match(word) is not None and not isinstance(word, _Model) and not _exists(word)
@@ -178,15 +184,18 @@ def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
 def read_configuration(
     given: Sequence[str], file: Path | None, flags: dict[str, str | None], *, model_needed: bool = True
 ) -> Resolved:
-    """The resolved configuration of a command line. UsageError where no MODEL is named anywhere."""
+    """The resolved configuration of a command line. UsageError where MODEL is named nowhere, or is no file."""
+    from prunetaylor.checkpoint.find import find_file
     from prunetaylor.config.resolve import resolve
 
     model, pairs = split_words(given)
     resolved = resolve(file, os.environ, pairs, {"model.checkpoint": model, **flags})
-    if model_needed and not resolved.config.model.checkpoint:
-        raise UsageError(
-            "no MODEL given", "name the checkpoint: prunetaylor prune model.pt (`prunetaylor demo` makes one)"
-        )
+    named = resolved.config.model.checkpoint
+    if named:
+        find_file(named)  # a wrong path is reported before torch is imported
+    elif model_needed:
+        command = click.get_current_context().command_path
+        raise UsageError("no MODEL given", f"name the checkpoint: {command} model.pt (`prunetaylor demo` makes one)")
     return resolved
 
 

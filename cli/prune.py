@@ -21,6 +21,7 @@ from .options import (
     config_option,
     data_option,
     device_option,
+    examples,
     json_option,
     memory_option,
     method_option,
@@ -48,15 +49,15 @@ _ROOM = 2**20
 # what the main process tells the others in place of the state that there is to go on from
 _FINISHED = "finished"
 
-_EPILOG = """\b
-Examples:
-  prunetaylor prune model.pt --sparsity 80%
-  prunetaylor prune net.pt --arch net.py:resnet20 --data arrays:cifar.npz
-  prunetaylor prune model.pt --epochs 3 finetune.lr=0.02 prune.exclude=fc2
-"""
 
-
-@click.command(short_help="Prune, repair, fine-tune, measure and write a network.", epilog=_EPILOG)
+@click.command(
+    short_help="Prune, repair, fine-tune, measure and write a network.",
+    epilog=examples(
+        "prunetaylor prune model.pt --sparsity 80%",
+        "prunetaylor prune net.pt --arch net.py:resnet20 --data arrays:cifar.npz",
+        "prunetaylor prune model.pt --epochs 3 finetune.lr=0.02 prune.exclude=fc2",
+    ),
+)
 @words("MODEL [KEY=VALUE]...")
 @config_option
 @arch_option

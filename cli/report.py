@@ -14,11 +14,17 @@ from prunetaylor.files import write_text
 from prunetaylor.foreign import read_json
 from prunetaylor.run import HTML_FILE
 
-from .options import json_option, verbosity_options
+from .options import examples, json_option, verbosity_options
 from .screen import say_json, say_path
 
 
-@click.command(short_help="Write a run's or a sweep's report as one HTML file.")
+@click.command(
+    short_help="Write a run's or a sweep's report as one HTML file.",
+    epilog=examples(
+        "prunetaylor report runs/model-1",
+        "prunetaylor report sweeps/digits-1 -o digits.html",
+    ),
+)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Output file.  [default: DIR/report.html]"

@@ -12,6 +12,7 @@ from .options import (
     config_option,
     data_option,
     device_option,
+    examples,
     json_option,
     memory_option,
     method_option,
@@ -26,7 +27,13 @@ from .screen import say_json
 from .together import nproc_option, together
 
 
-@click.command(short_help="Predict what pruning would cost at every sparsity.")
+@click.command(
+    short_help="Predict what pruning would cost at every sparsity.",
+    epilog=examples(
+        "prunetaylor score model.pt",
+        "prunetaylor score net.pt --arch net.py:resnet20 --data arrays:cifar.npz",
+    ),
+)
 @words("MODEL [KEY=VALUE]...")
 @config_option
 @arch_option

@@ -16,6 +16,7 @@ from .complete import of_words
 from .options import (
     State,
     config_option,
+    examples,
     json_option,
     method_option,
     split_words,
@@ -34,16 +35,16 @@ if TYPE_CHECKING:
 _PLOTS = ("plot.svg", "plot.png")
 _COST = "nonzero"
 
-_EPILOG = """\b
-Examples:
-  prunetaylor sweep configs/sweep_digits.yaml --jobs 2
-  prunetaylor sweep model.pt -m prune.sparsity=0.5,0.7,0.9 finetune.epochs=0
-  prunetaylor sweep sweep.yaml --worker        # help a sweep that is running
-  prunetaylor sweep --show sweeps/digits-1 --csv
-"""
 
-
-@click.command(short_help="Run many trials from one file, and rank the results.", epilog=_EPILOG)
+@click.command(
+    short_help="Run many trials from one file, and rank the results.",
+    epilog=examples(
+        "prunetaylor sweep configs/sweep_digits.yaml --jobs 2",
+        "prunetaylor sweep model.pt -m prune.sparsity=0.5,0.7,0.9 finetune.epochs=0",
+        "prunetaylor sweep sweep.yaml --worker        # help a sweep that is running",
+        "prunetaylor sweep --show sweeps/digits-1 --csv",
+    ),
+)
 @words("[SWEEP.yaml | MODEL | DIR] [KEY=VALUE]...")
 @config_option
 @click.option(

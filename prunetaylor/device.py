@@ -51,6 +51,19 @@ def _check_together(devices: Sequence[str]) -> None:
         )
 
 
+def _remedy(asked: str) -> str:
+    """What to do about a device that this torch, or this machine, does not have."""
+    if asked.startswith("cuda") and not torch.backends.cuda.is_built():
+        return f"this torch ({torch.__version__}) has no CUDA: install a CUDA build of torch, or use --device cpu"
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count()
+        last = f", of which the last is cuda:{count - 1}" if count else ""
+        return f"torch finds {count} CUDA GPUs{last}; nvidia-smi shows what the driver sees, or use --device cpu"
+    if asked.startswith("mps"):
+        return "it is there on Macs with Apple silicon; use --device auto or cpu"
+    return "use auto, cpu, cuda, cuda:1 or mps"
+
+
 def _pick(asked: str) -> tuple[torch.device, str]:
     if asked == "auto":
         if torch.cuda.is_available():
@@ -63,5 +76,5 @@ def _pick(asked: str) -> tuple[torch.device, str]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         text = str(error).splitlines()[0]
-        raise UsageError(f"device {asked!r} cannot be used: {text}", "use auto, cpu, cuda, cuda:1 or mps") from error
+        raise UsageError(f"device {asked!r} cannot be used: {text}", _remedy(asked)) from error
     return device, "as asked"

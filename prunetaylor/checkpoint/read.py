@@ -15,15 +15,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunetaylor.checkpoint.described import DTYPES, MOST_DIMENSIONS
+from prunetaylor.checkpoint.find import RUN_FILE, find_file
 from prunetaylor.checkpoint.refusal import refusing, require_room
 from prunetaylor.checkpoint.said import FORMAT, Said, decode
 from prunetaylor.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.checkpoint.unwrap import plain_names, unwrap
-from prunetaylor.errors import CheckpointRefused, UsageError, close_match
+from prunetaylor.errors import CheckpointRefused, UsageError
 from prunetaylor.foreign import read_json
-from prunetaylor.text import neutral
 
-RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
 RUN_REPORT = "report.json"  # what the run says of it
 MODEL_HASH = "model"  # the key of the file's hash there
 
@@ -84,37 +83,6 @@ def open_file(path: str | Path) -> Checkpoint:
     if Path(path).is_dir():
         parts["notes"] = (*parts.get("notes", ()), *_of_its_run(Path(path), digest))
     return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
-
-
-def find_file(path: str | Path) -> Path:
-    """The file that ``path`` means; UsageError for a missing file and for a directory that holds no run."""
-    file = Path(path)
-    try:
-        file.stat()
-    except FileNotFoundError:
-        pass  # said below, with what is there
-    except (OSError, ValueError) as error:  # a name that no file can have, or a folder that may not be entered
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise UsageError(f"cannot read {neutral(str(file))}: {why}", "name an existing checkpoint") from error
-    if file.is_dir():
-        if (file / RUN_FILE).is_file():
-            return file / RUN_FILE
-        raise UsageError(
-            f"{file} is a directory without {RUN_FILE}", "name a checkpoint file, or the folder of a finished run"
-        )
-    if not file.exists():
-        if file.is_symlink():
-            raise UsageError(
-                f"{file} is a link to {os.readlink(file)}, which is missing", "name an existing checkpoint"
-            )
-        near = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UsageError(f"no such file: {file}{close_match(file.name, near)}", "name an existing checkpoint")
-    if not file.is_file():
-        if file.is_fifo():
-            way = f"write it to a file first: cat {shlex.quote(str(file))} > model.pt"
-            raise UsageError(f"{file} is a pipe, and a checkpoint is read more than once", way)
-        raise UsageError(f"{file} is a device or a socket, not a file", "name a checkpoint file")
-    return file
 
 
 def sha256(file: Path) -> str:

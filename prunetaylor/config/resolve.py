@@ -317,7 +317,9 @@ def _expected(key: str, given: Any = None) -> str:
     if key != "prune.sparsity":
         return _ALL_KEYS
     number = isinstance(given, int | float) and not isinstance(given, bool)
-    return f"{_SPARSITY}; did you mean {given:g}%?" if number and 1 < given < 100 else _SPARSITY
+    if number and 1 < given < 2:  # 1.5 is no likely percentage
+        return "give a fraction below 1, such as 0.5, or a percentage, such as 50%"
+    return f"{_SPARSITY}; did you mean {given:g}%?" if number and 2 <= given < 100 else _SPARSITY
 
 
 def _shown(value: Any) -> str:

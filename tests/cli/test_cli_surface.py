@@ -7,9 +7,12 @@ import pty
 import subprocess
 import sys
 
+import click
 import pytest
+import torch
 
 from prunetaylor.cli.main import group
+from prunetaylor.config.resolve import resolve
 
 _HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")
 
@@ -95,12 +98,13 @@ def test_every_option_and_command_is_explained(cli) -> None:
         (["prune"], "no MODEL given"),
         (["eval"], "no MODEL given"),
         (["score"], "no MODEL given"),
-        (["check", "a.pt"], "no limit is set"),
+        (["check", "a.pt", "--max-drop", "1"], "no such file: a.pt"),
         (["compare", "a"], "name two runs or more"),
         (["report", "a"], "holds no finished run"),
         (["prune", "a.pt", "b.pt"], "unexpected argument 'b.pt'"),
         (["prune", "m.pt", "prune.sparcity=0.8"], "did you mean 'prune.sparsity'"),
         (["prune", "m.pt", "--sparsity", "80"], "did you mean 80%"),
+        (["prune", "m.pt", "--sparsity", "1.5"], "a fraction below 1, such as 0.5, or a percentage, such as 50%"),
         (["prune", "m.pt", "--sparsity", "1"], "the fraction removed, in [0, 1)"),
         (["prune", "m.pt", "--epochs", "-1"], "greater than or equal to 0"),
         (["prune", "m.pt", "-c", "none.yaml"], "cannot read the configuration none.yaml"),
@@ -207,3 +211,52 @@ def test_colours_obey_no_color() -> None:
     code = "from prunetaylor.cli.main import run; run(['prun'])"
     assert "\x1b[31m" in _on_a_terminal(code)
     assert "\x1b" not in _on_a_terminal(code, NO_COLOR="1")
+
+
+def examples(command: click.Command) -> list[str]:
+    assert command.epilog
+    return [line.strip().partition("  #")[0] for line in command.epilog.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("name", sorted(group.commands))
+def test_every_help_has_examples_that_its_own_parser_accepts(name: str) -> None:
+    command = group.commands[name]
+    lines = [line for line in examples(command) if line.startswith("prunetaylor")]
+    assert lines
+    for line in lines:
+        program, first, *words = line.partition(" > ")[0].split()
+        assert (program, first) == ("prunetaylor", name)
+        context = command.make_context(name, words, parent=click.Context(group))
+        pairs = [word for word in context.params.get("words") or () if "=" in word]
+        resolve(None, {}, pairs, {})
+    shown = command.get_help(click.Context(command, info_name=name))
+    assert not [line for line in shown.splitlines() if line != line.rstrip()]
+    assert "\b" not in shown
+
+
+@pytest.mark.parametrize("name", ["prune", "score", "eval", "inspect", "check"])
+def test_a_missing_file_is_named_before_torch_is_imported(name: str) -> None:
+    code = f"""
+import sys
+from prunetaylor.cli.main import run
+assert run([{name!r}, "none.pt", *["--max-drop", "1"][: 2 * ({name!r} == "check")]]) == 2
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no such file: none.pt" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["prune", "score", "eval", "check"])
+def test_a_command_without_its_model_shows_its_own_form(name: str, inline) -> None:
+    code, _, stderr = inline(name)
+    assert code == 2
+    assert f"prunetaylor {name} model.pt" in stderr
+
+
+def test_a_device_that_this_torch_lacks_names_the_way(demo_model, inline) -> None:
+    if torch.backends.cuda.is_built():
+        pytest.skip("this torch has CUDA")
+    code, _, stderr = inline("eval", str(demo_model), "--device", "cuda")
+    assert code == 2
+    assert "install a CUDA build of torch, or use --device cpu" in stderr

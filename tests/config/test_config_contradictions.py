@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.main import run
 from torch import nn
 
 import prunetaylor
+from prunetaylor.cli.main import run
 from prunetaylor.config.resolve import from_values, override, resolve
 from prunetaylor.errors import UsageError
 from prunetaylor.sweep.file import of_options, read
