@@ -53,7 +53,7 @@ def _check_together(devices: Sequence[str]) -> None:
 
 def _remedy(asked: str) -> str:
     """What to do about a device that this torch, or this machine, does not have."""
-    if asked.startswith("cuda") and not torch.backends.cuda.is_built():
+    if asked.startswith("cuda") and torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA: install a CUDA build of torch, or use --device cpu"
     if asked.startswith("cuda"):
         count = torch.cuda.device_count()
