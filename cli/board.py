@@ -56,7 +56,9 @@ class Board:
             self._returns = {trial.number: trial.returns for trial in trials}
         for trial in trials:
             if trial.returns > self._returns.get(trial.number, 0) and trial.returned is not None:
-                self.note(f"trial {trial.number} was given back and goes on from its last state: {trial.returned}")
+                self.note(
+                    f"trial {trial.number} was handed back and will continue from its last state: {trial.returned}"
+                )
             self._returns[trial.number] = trial.returns
             if before[trial.number] != trial.state and trial.state in ("done", "failed", "stopped"):
                 self._tell(trial)

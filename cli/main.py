@@ -65,7 +65,7 @@ class _Commands(click.Group):
         hint = f"; did you mean {word.lower()!r}?" if exact else close_match(word, self.commands)
         if Path(word).exists():
             hint = f"; to prune it, run: prunetaylor prune {shlex.quote(word)}"
-        raise click.UsageError(f"there is no command {word!r}{hint}", ctx)
+        raise click.UsageError(f"unknown command {word!r}{hint}", ctx)
 
 
 @click.group(

@@ -165,7 +165,7 @@ def sweep(
             stopped = err
         except BaseException as err:
             if not isinstance(err, Exception):
-                board.note(f"stopped; {_again(folder, storage, wanted)} goes on with it")
+                board.note(f"stopped; {_again(folder, storage, wanted)} continues it")
             raise
     if not worker:
         _finish(state, folder, storage, cost, as_csv, as_json, stopped)
@@ -198,7 +198,7 @@ def _wanted(
         found = of_options(first, vary, resolve(file, os.environ, pairs, {"model.checkpoint": first}))
         return found, folder, Trust(frozenset(found.code()), trust_code)
     if file is not None:
-        raise UsageError("-c goes with MODEL and -m", "a sweep's file names its configuration: base: FILE")
+        raise UsageError("-c can be used only with MODEL and -m", "a sweep's file names its configuration: base: FILE")
     if is_sweep(home := home_of(Path(first))):
         found = stored(home)
         again = [code_in(flat(resolve(None, {}, [pair], {})).items()) for pair in pairs]

@@ -199,7 +199,7 @@ def prune(
     else:
         if any(given is not None for given in (train, test, validation, normalize)) or augment != "none":
             raise UsageError(
-                "a checkpoint's path takes its samples from data=, as the command line does",
+                "with a checkpoint's path, samples are named by data=, as on the command line",
                 "pass data=SPEC; or pass the network itself, prunetaylor.load(path), with samples of your own",
             )
         named = {"model.checkpoint": str(model), "model.arch": arch, "data.source": data}

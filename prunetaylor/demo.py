@@ -69,7 +69,7 @@ def check_path(path: Path, *, force: bool) -> None:
         said = None
     if said is None or said.extra.get("made_by") != _MADE_BY:
         raise OutputPlaceError(
-            f"{path} is there already, and `prunetaylor demo` did not make it",
+            f"{path} exists, and was not made by `prunetaylor demo`",
             "name another file with -o/--output, or replace it with --force",
         )
 

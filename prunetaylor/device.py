@@ -28,7 +28,7 @@ def _own_gpu(asked: str) -> tuple[torch.device, str] | None:
     index = 0 if here.by == "srun" and there == 1 else here.local_rank
     if index >= there:
         raise UsageError(
-            f"there are {there} GPUs for {here.local_world} processes on this machine",
+            f"{there} GPUs for {here.local_world} processes on this machine",
             "start one process a GPU, or use --device cpu",
         )
     torch.cuda.set_device(index)

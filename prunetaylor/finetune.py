@@ -227,7 +227,7 @@ class Finetuning:
         epoch = self._best[1] if self._best is not None else self._go_back(error)
         better = ", better than any epoch," if self.epochs and self._best is not None else ""
         kept = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
-        text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to go further {error.remedy}"
+        text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to continue, {error.remedy}"
         self.choices.append(text)
         self.progress.note(text)
 

@@ -221,7 +221,7 @@ def make_job(
         if criterion.NEEDS != "nothing":
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use --method magnitude")
         if job.epochs:
-            raise UsageError("fine-tuning needs samples", "name them with --data, or say --epochs 0")
+            raise UsageError("fine-tuning needs samples", "name them with --data, or set --epochs 0")
         job.choices += check_pruning(config, criterion, data=False)
         job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
         job.choices.append(

@@ -255,7 +255,8 @@ def training_split(job: Job) -> tuple[Split | None, Split | None]:
     held = min(round(len(train) / 10), ENOUGH) if share == "auto" else round(share * len(train))
     if held < 1 or len(train) - held < 2:
         raise DataError(
-            f"{len(train)} training samples are too few to hold some out for validation", "say --epochs 0, or give more"
+            f"{len(train)} training samples are too few to hold some out for validation",
+            "use --epochs 0, or more samples",
         )
     # A generator of its own: the split must not depend on how many numbers anything else draws.
     order = draw(train, len(train), torch.Generator().manual_seed(job.config.seed))

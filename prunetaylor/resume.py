@@ -109,7 +109,7 @@ def _read(file: Path) -> dict[str, Any]:
     """What ``keep`` wrote. UnreadableState for a file that holds anything else, or that is damaged."""
     try:
         if not file.is_file():
-            raise UnreadableState(f"{file} is no regular file", "start anew with --force")
+            raise UnreadableState(f"{file} is no regular file", "start over with --force")
         with refusing(file), file.open("rb") as stream:
             kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
             found = kept.values()
@@ -119,7 +119,7 @@ def _read(file: Path) -> dict[str, Any]:
     except CheckpointRefused as err:
         raise UnreadableState(
             f"the state in {file.parent} cannot be read: {err.cause}",
-            "start anew with --force; several machines need a folder that all of them see",
+            "start over with --force; several machines need a folder that all of them see",
         ) from err
     return found
 
@@ -133,7 +133,7 @@ def identity_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """The same of a finished run. UnreadableState for a report that does not say it."""
     settings, hashes = report.get("configuration"), report.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict) or not isinstance(report.get("device"), str):
-        raise UnreadableState("the report in the folder does not say which run it is of", "start anew with --force")
+        raise UnreadableState("the report in the folder does not identify its run", "start over with --force")
     own = {name: value for name, value in hashes.items() if name != MODEL_HASH}  # what came of it is no part of it
     return _identity(settings, report["device"], own)
 
@@ -148,7 +148,7 @@ def restoring() -> Iterator[None]:
     except Exception as err:
         why = f"{type(err).__name__}: {first_line(err)}"
         raise UnreadableState(
-            f"the state that was kept is not one of this run: {why}", "start anew with --force"
+            f"the state that was kept is not one of this run: {why}", "start over with --force"
         ) from err
 
 

@@ -95,7 +95,7 @@ class RunFolder:
             self.stage(STATE),
             write,
             failures=(OSError, RuntimeError),  # torch's own writer raises the latter
-            remedy="make room, then go on from the last state with --resume",
+            remedy="free some space, then continue from the last state with --resume",
         )
 
     def report(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class RunFolder:
         if free < need:
             raise OutputError(
                 f"the disk of {self.path} has {free / 1e6:.1f} MB left, and the run needs {need / 1e6:.1f} MB",
-                "make room, or choose another folder with -o/--output",
+                "free some space, or choose another folder with -o/--output",
             )
 
     def stage(self, name: str) -> Path:
@@ -259,7 +259,7 @@ def _open_staging(path: Path, force: bool, resume: bool) -> IO[str]:
         log.close()
         raise OutputPlaceError(
             f"{path} holds a run that was interrupted",
-            "go on with it with --resume, start anew with --force, or choose another folder with -o",
+            "continue it with --resume, start over with --force, or choose another folder with -o",
         )
     for entry in staging.iterdir():  # all but the log: whoever has its lock has the folder
         if entry.name != LOG:

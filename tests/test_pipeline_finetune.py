@@ -142,7 +142,7 @@ def test_training_that_diverges_at_once_leaves_the_network_before_it(conv: nn.Mo
     assert outcome.epochs == []
     [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
     assert re.search(cause, said)
-    assert "; the network before fine-tuning is kept; to go further lower finetune.lr" in said
+    assert "; the network before fine-tuning is kept; to continue, lower finetune.lr" in said
 
 
 def test_training_that_diverges_before_the_sparsity_asked_for_is_reached_keeps_what_it_had(

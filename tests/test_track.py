@@ -91,7 +91,7 @@ def test_a_tracker_that_fails_is_named_once_and_asked_no_more(
     trackers.measured(1, {"a": 1.0})
     trackers.measured(2, {"a": 2.0})
     trackers.close()
-    assert notes == [f"track mlflow: {type(failure).__name__}: the server is away; the run goes on without it"]
+    assert notes == [f"track mlflow: {type(failure).__name__}: the server is away; the run continues without it"]
     assert ("measured", 2, "a", 2.0) in service.calls or when != "close"
 
 

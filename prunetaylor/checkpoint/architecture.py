@@ -90,7 +90,7 @@ def _as_asked(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust:
 
 def _require_trusted(arch: str, checkpoint: Checkpoint, trust: Trust) -> None:
     if not is_code(arch):
-        raise CheckpointRefused(f"{checkpoint.path} says that its network is {arch!r}, which names none", _NAME_IT)
+        raise CheckpointRefused(f"{checkpoint.path} names the network {arch!r}, which does not exist", _NAME_IT)
     if not trust.covers("model.arch", arch):
         raise CheckpointRefused(
             f"{checkpoint.path} needs the code {arch!r}, and loading it would run that",
@@ -141,7 +141,7 @@ def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
     if len(found) > 1:
         raise UsageError(
             f"several networks have exactly these names and shapes: {', '.join(m.spec for m in found)}",
-            f"say which: --arch {found[0].spec}",
+            f"choose one: --arch {found[0].spec}",
         )
     spec, own = found[0]
     classes = f" with num_classes={own['num_classes']}" if "num_classes" in own else ""
@@ -204,7 +204,7 @@ def _check_arguments(spec: str, factory: Callable[..., Any], args: Mapping[str, 
             raise UsageError(f"{spec} has no argument {name!r}{close_match(name, names)}", listed)
     needed = [p.name for p in taken if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if missing := [n for n in needed if n not in args]:
-        raise UsageError(f"{spec} needs the argument {missing[0]!r}", f"say model.args.{missing[0]}=VALUE")
+        raise UsageError(f"{spec} needs the argument {missing[0]!r}", f"set model.args.{missing[0]}=VALUE")
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:

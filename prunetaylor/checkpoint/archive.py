@@ -55,7 +55,7 @@ class Archive:
         return bytes(content)
 
     def read_into(self, name: str, content: memoryview) -> None:
-        """A whole entry into ``content``, which has its size. Malformed where it is not what its checksum says."""
+        """A whole entry into ``content``, which has its size. Malformed where it does not match its checksum."""
         done = 0
         for chunk in self._chunks(name, content):
             done += len(chunk)
@@ -96,7 +96,7 @@ class Archive:
             done += count
             yield piece[:count]
         if self.has_checksums and checksum != entry.CRC:
-            raise Malformed(f"the entry {name!r} is not what its checksum says")
+            raise Malformed(f"the entry {name!r} does not match its checksum")
         self._descriptor(entry, start + done)
         self._read.add(name)
 

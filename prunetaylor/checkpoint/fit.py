@@ -82,7 +82,7 @@ def _wrong_shapes(
     remedy = _other(spec)
     if head and len({own[k].shape[0] for k in wrong}) == 1 and len(layers) <= 2:
         size = sizes.pop()
-        argument = f"say model.args.{head_argument}={size}" if head_argument else f"build it with {size} outputs"
+        argument = f"set model.args.{head_argument}={size}" if head_argument else f"build it with {size} outputs"
         remedy = f"the file's head has {size} outputs: {argument}, or name the right network with --arch"
     return CheckpointRefused(f"tensors do not fit the network: {'; '.join(said)}{more}", remedy)
 

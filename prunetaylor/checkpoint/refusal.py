@@ -37,7 +37,7 @@ def refusing(path: Path) -> Iterator[None]:
         raise _code(path, error.name) from error
     except MemoryError as error:
         raise CheckpointRefused(
-            f"{path} takes more memory than there is", "free some, or give a smaller file"
+            f"{path} needs more memory than is available", "free some, or give a smaller file"
         ) from error
     except Exception as error:  # foreign bytes can raise anything, C++ errors and RecursionError included
         raise damaged(path, error) from error

@@ -95,7 +95,7 @@ def methods_table() -> str:
 
 def dump(resolved: Resolved) -> str:
     """YAML of a resolved configuration, the origin of each value in a comment; ``-c`` reads it again."""
-    head = "# The configuration of this run; each comment says where the value came from."
+    head = "# The configuration of this run; comments show where each value came from."
     values = resolved.config.model_dump()
     return "\n".join([head, *_dump_lines(values, "", resolved.origins, 0)]) + "\n"
 

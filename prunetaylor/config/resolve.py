@@ -209,7 +209,7 @@ def _from_command_line(
         option = _option(key, given, takes_text(known[key]))
         _add(settings, _Setting(key, option, COMMAND_LINE, given))
     if clash := nested_clash({key: one.value for key, one in settings.items()}):
-        raise UsageError(f"{clash[0]} and {clash[1]} say different things on the command line", "keep one of the two")
+        raise UsageError(f"{clash[0]} and {clash[1]} contradict each other on the command line", "keep one of the two")
     return list(settings.values())
 
 

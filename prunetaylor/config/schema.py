@@ -159,7 +159,7 @@ class PruneSection(Section):
     """The pruning itself: what is removed, how it is chosen and repaired."""
 
     method: Annotated[
-        str, OneOf("saliency", {"auto": "exact_obs, obs where it would take long, magnitude without data"})
+        str, OneOf("saliency", {"auto": "exact_obs, or obs where that would take too long, or magnitude without data"})
     ] = "auto"
     """How weights are scored; `prunetaylor config prune.method` describes each method, its cost and when to use it."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5

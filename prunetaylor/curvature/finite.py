@@ -51,7 +51,7 @@ def not_finite_along(
 
 def _between(what: str, before: str, after: str) -> NumericsError:
     return NumericsError(
-        f"{what}: there is no finite derivative between {before} and {after}",
+        f"{what}: no finite derivative between {before} and {after}",
         "look there for a square root, logarithm or division at zero; a small constant added to its argument mends it",
     )
 

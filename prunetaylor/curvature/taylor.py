@@ -196,7 +196,7 @@ class TaylorModel:
             self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
             return
         raise NumericsError(
-            "there is no curvature to choose by: no sample's error bends along any weight",
+            "no curvature to rank by: no sample's error bends along any weight",
             "check that the samples are normalised as in training (data.normalize), and that the loss is not linear in "
             "the outputs",
         )

@@ -120,7 +120,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     near = close_match(head, [*known, "none"])
     if is_code(spec) and not (near and _is_no_module(head)):
         return "code", spec
-    raise UsageError(f"unknown data source {spec!r}{near}", f"say {_WAYS}")
+    raise UsageError(f"unknown data source {spec!r}{near}", f"use {_WAYS}")
 
 
 def _is_no_module(head: str) -> bool:
@@ -137,7 +137,7 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
     spec = said.get("source")
     if not isinstance(spec, str) or not spec:
         raise UsageError(
-            "no data is named, and the checkpoint says nothing of its own",
+            "no data given, and the checkpoint names none",
             f"add --data with {_WAYS}; none prunes by magnitude and measures nothing",
         )
     if spec == PYTHON:
@@ -152,7 +152,7 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
     if "root" in filled and cfg.download:
         raise UsageError(
             f"data.download would write {spec} into {filled['root']}, a folder that the checkpoint chose",
-            f"say where: {shlex.quote('data.root=' + filled['root'])}, or another folder",
+            f"name it: {shlex.quote('data.root=' + filled['root'])}, or another folder",
         )
     for text in (spec, filled.get("root", "")):
         if _elsewhere(text):

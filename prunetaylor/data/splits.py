@@ -241,7 +241,7 @@ class DatasetSplit(Split):
             raise
         except Exception as error:
             raise DataError(
-                f"the samples of {self._name} do not go together into a batch: {type(error).__name__}: {error}",
+                f"the samples of {self._name} cannot be stacked into a batch: {type(error).__name__}: {error}",
                 "all inputs must have one shape; resize or crop them in the data set's transform",
             ) from error
         return _as_tensor(inputs, self._name), _as_target(_as_tensor(targets, self._name))

@@ -88,7 +88,7 @@ def _make(entry: Entry) -> Callable[[Tensor], Tensor]:
         raise UsageError(f"data.augment: {name} mixes labels, which distillation does not have", "leave it out")
     if name not in known:
         raise UsageError(
-            f"data.augment: there is no transform {name!r}{close_match(name, known)}",
+            f"data.augment: unknown transform {name!r}{close_match(name, known)}",
             "names are those of torchvision.transforms.v2",
         )
     given = dict(arguments or {})

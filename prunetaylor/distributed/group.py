@@ -222,7 +222,7 @@ def exchanging() -> Iterator[None]:
         launched = _group is not None and _group.place.by == "--nproc"
         raise PeerError(
             f"the connection to the other processes of this run broke: {str(error).splitlines()[0][:200]}",
-            "what they printed last, or whoever started them, says why",
+            "see what they printed last, or the log of whatever started them",
             exit_code=LOST if launched else 1,
             silent=launched or not main_process(),
         ) from error

@@ -113,7 +113,7 @@ def _first_node(environment: Mapping[str, str]) -> str:
     name = first_of_nodes(nodes) or environment.get("SLURM_LAUNCH_NODE_IPADDR", "")
     if not name:
         raise UsageError(
-            "this is one of several tasks of an srun step, but SLURM_STEP_NODELIST does not say where the first one is",
+            "this is one of several tasks of an srun step, but SLURM_STEP_NODELIST does not name the first node",
             "set MASTER_ADDR to that machine; --nproc 1 is for this process alone",
         )
     return name

@@ -47,14 +47,14 @@ def require_limits(config: Config) -> None:
     gate = config.gate
     if not asked(gate):
         raise UsageError(
-            "no limit is set, so there is nothing to judge",
-            "say --max-drop 0.5pp, --min-sparsity 80%, or limits in a gate: block of the configuration",
+            "no limit is set: nothing to judge",
+            "set --max-drop 0.5pp, --min-sparsity 80%, or limits in a gate: block of the configuration",
         )
     without = sorted(_NEEDS_SAMPLES & set(asked(gate)))
     if config.data.source == "none" and without:
         raise UsageError(f"gate.{without[0]} cannot be judged without samples", "name them with --data")
     if gate.max_class_drop is not None and config.metric != "top1":
-        raise UsageError("gate.max_class_drop is of the top-1 accuracy", "say metric=top1, or leave it out")
+        raise UsageError("gate.max_class_drop is of the top-1 accuracy", "set metric=top1, or omit it")
     if gate.metric is not None:
         load_metric(gate.metric)
 
@@ -66,7 +66,7 @@ def require_reachable(job: Job) -> None:
     if least is not None and max(removed_at(asked_for, prunable), already) < removed_at(least, prunable):
         raise UsageError(
             f"gate.min_sparsity={least:.2%} cannot be held: prune.sparsity={asked_for:.2%} removes less",
-            f"say --sparsity {least:.2%}, or lower the limit",
+            f"use --sparsity {least:.2%}, or lower the limit",
         )
 
 

@@ -46,7 +46,7 @@ def metric_drop(name: str, drop: Drop, samples: int, limit: float, reach: float 
     if check.status != "inconclusive":
         return check
     if math.isinf(drop.high):
-        why = "the drop is the same on every resample, so that these samples cannot bound it; more samples may"
+        why = "the drop is the same on every resample, so these samples give no bound; more samples may"
         return replace(check, why=why)
     check = _with_samples(check, values_to_settle(drop, samples, limit, reach or 0.0), "samples")
     unseen = -math.log(_ALPHA) / samples  # the rule of three
@@ -81,7 +81,7 @@ def sparsity(removed: int, prunable: int, limit: float) -> Check:
     """The fraction removed. It is compared as a count: 80 % of 89,633 weights are 71,706, though no fraction is 0.8."""
     wanted = removed_at(limit, prunable)
     status: Status = "pass" if removed >= wanted else "fail"
-    why = f"{removed:,} of {prunable:,} prunable weights are zero or gone, {wanted:,} are asked for"
+    why = f"{removed:,} of {prunable:,} prunable weights are zero or removed; {wanted:,} are required"
     return Check("min_sparsity", "sparsity", limit, "fraction", removed / prunable, None, None, status, why)
 
 

@@ -38,7 +38,7 @@ class Network:
             # The last reason: whatever left alone the rest came after what left alone the first.
             last = self.skipped[-1:]
             raise UsageError(
-                "the network has no prunable weights" + "".join(f": {s.name} was left alone ({s.why})" for s in last),
+                "the network has no prunable weights" + "".join(f": {s.name} was skipped ({s.why})" for s in last),
                 "prunable are the weights of convolutions and linear layers; see prune.include and prune.exclude",
             )
 

@@ -134,8 +134,8 @@ def paired_moments(
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
         if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
             raise UsageError(
-                f"{layer.name} is not called as in the dense network, so that least squares has nothing to fit it to",
-                "say prune.repair=obs, or leave the layer alone (prune.exclude)",
+                f"{layer.name} is not called as in the dense network, so least squares has no target for it",
+                "use prune.repair=obs, or exclude the layer (prune.exclude)",
             )
         for (used, x), t in zip(rows, targets, strict=True):
             fixed = None if absorbed else used.bias

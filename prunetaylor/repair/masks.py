@@ -68,7 +68,7 @@ def keep_masks(module: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tens
         pairs = {name: (parameter, mask) for name, (parameter, mask) in pairs.items() if not bool(mask.all())}
         if not pairs:
             raise UsageError(
-                "there is nothing to keep: no weight of the network's convolutions and linear layers is zero",
+                "nothing to keep: no weight of the network's convolutions and linear layers is zero",
                 "prune the network first, or pass the masks",
             )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -146,7 +146,7 @@ def _paired(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, tuple[n
     for name, mask in masks.items():
         if name not in parameters:
             raise UsageError(
-                f"there is a mask for {name!r}, which the network does not have{close_match(name, parameters)}",
+                f"unknown parameter in masks: {name!r}, which the network does not have{close_match(name, parameters)}",
                 "masks are by parameter name, as named_parameters() of the same module gives it",
             )
         parameter = parameters[name]

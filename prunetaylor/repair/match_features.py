@@ -265,8 +265,8 @@ class _Pull:
         wanted, variance = self._wanted.get(call), self.variances.get(call)
         if wanted is None or variance is None or wanted.shape != output.shape:
             raise UsageError(
-                f"{name} is not called as in the dense network, so that its outputs cannot be matched",
-                "say prune.refine_by=gauss-newton, or prune.refine=none",
+                f"{name} is not called as in the dense network, so its outputs cannot be matched",
+                "use prune.refine_by=gauss-newton, or prune.refine=none",
             )
         back, weight = wanted.sub_(output.detach()), -2 * FEATURES * self._share
         weight /= len(self.variances) * variance * output.numel()

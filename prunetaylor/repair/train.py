@@ -130,7 +130,7 @@ class Training:
             )
         if epochs and not len(batches):
             raise DataError(
-                "there is not one batch to fine-tune on", "lower data.batch_size, or give more training samples"
+                "too few samples for one batch of fine-tuning", "lower data.batch_size, or give more training samples"
             )
         self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
         self._options, self._device, self._generator = options, device, generator

@@ -41,7 +41,7 @@ def print_scores(console: Console, scores: Scores, *, verbose: bool = False, sai
         console.print(f"and {len(scores.layers) - len(layers)} more layers (-v shows all; so does --json)", style="dim")
     heard = set(said)
     print_list(console, "chosen", [choice for choice in scores.choices if choice not in heard])
-    print_list(console, "left alone", [f"{one.name}: {one.why}" for one in scores.skipped])
+    print_list(console, "skipped", [f"{one.name}: {one.why}" for one in scores.skipped])
 
 
 def verdict(scores: Scores) -> str:
@@ -52,20 +52,20 @@ def verdict(scores: Scores) -> str:
     if not beyond:
         text = f"The model is right within a factor of two up to {scores.levels[-1].sparsity:.0%}."
     elif scores.trusted_to is None:
-        text = f"The model is wrong by more than a factor of two at {beyond[0]:.0%} already: believe none of it."
+        text = f"The model is wrong by more than a factor of two from {beyond[0]:.0%} on: do not rely on it."
     else:
         text = (
             f"The model is right within a factor of two up to {scores.trusted_to:.0%}; "
-            f"from {beyond[0]:.0%} on it should not be believed."
+            f"from {beyond[0]:.0%} on it is not reliable."
         )
     moved = {
-        **dict.fromkeys(("least-squares", "obs"), ", the kept weights moved to make up for it"),
+        **dict.fromkeys(("least-squares", "obs"), ", with the kept weights adjusted"),
         "batch-norm": ", before the repair of batch-norm statistics",
     }.get(scores.repair, "")
     return (
         f"{text} Each row is one step of {scores.method} from the dense weights{moved}, on {scores.held_out:,} samples "
-        "that were not fitted. `prunetaylor prune` goes in stages, and repairs in each from what the pruned network "
-        "really computes: it does better than these numbers, the more so the further they go."
+        "that were not fitted. `prunetaylor prune` works in stages and repairs after each: its "
+        "results are better than these numbers, especially at high sparsity."
     )
 
 

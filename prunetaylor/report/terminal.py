@@ -52,7 +52,7 @@ def print_outcome(
     heard = set(said)
     if verbose:
         print_list(console, "automatic choices", [choice for choice in outcome.choices if choice not in heard])
-    print_list(console, "left alone", [f"{one.name}: {one.why}" for one in outcome.skipped])
+    print_list(console, "skipped layers", [f"{one.name}: {one.why}" for one in outcome.skipped])
     print_list(console, "written", files.values())
 
 
@@ -210,7 +210,7 @@ def _facts(outcome: Outcome) -> Table:
         value, low, high = (number(x) for x in astuple(outcome.loss_rise))
         table.add_row("rise of loss", f"{value}, 95 % interval {low} to {high}")
     elif drop is None:
-        table.add_row("drop", "not known: there are no samples to measure it on")
+        table.add_row("drop", "unknown: no samples to measure it on")
     if outcome.flips is not None:
         table.add_row("flips", flipped(outcome.flips))
     if first is not None:

@@ -53,7 +53,7 @@ def verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
     """Label and text of what stands beside the limits."""
     facts = [("pruned", verdict.files["pruned"]), ("baseline", verdict.files["dense"])]
     if verdict.data is not None:
-        facts.append(("samples", f"{verdict.samples:,} test samples of {verdict.data}, on which nothing was chosen"))
+        facts.append(("samples", f"{verdict.samples:,} test samples of {verdict.data} (not used for pruning)"))
     before, after = (side.metrics.get("top1") for side in (verdict.dense, verdict.pruned))
     if before is not None and after is not None:
         facts.append(("top1", f"{before:.2f} % dense, {after:.2f} % pruned"))

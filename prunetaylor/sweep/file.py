@@ -80,14 +80,14 @@ def check(sweep: Sweep, name: str) -> Sweep:
         space.grid(sweep.parameters)
     elif sweep.run_cap is None:
         raise UsageError(
-            f"{name}: method {sweep.method} has no end without run_cap", "say how many trials: run_cap: 50"
+            f"{name}: method {sweep.method} has no end without run_cap", "set the number of trials: run_cap: 50"
         )
     if sweep.size > space.MOST:
         raise UsageError(f"{name}: that would be {sweep.size:,} trials", "give fewer values, or a run_cap")
     if sweep.early is not None:
         if len(sweep.objectives) > 1:
             raise UsageError(
-                f"{name}: early_terminate goes with one metric, not with {len(sweep.objectives)}",
+                f"{name}: early_terminate needs exactly one metric, not {len(sweep.objectives)}",
                 "trials that are better in one way and worse in another cannot be told apart early: leave one out",
             )
         if sweep.objectives[0].name not in ("top1", "loss"):
@@ -96,7 +96,7 @@ def check(sweep: Sweep, name: str) -> Sweep:
                 "nothing else is known before a trial ends",
             )
     if not sweep.base.config.model.checkpoint and not any(p.key == "model.checkpoint" for p in sweep.parameters):
-        raise UsageError(f"{name} names no checkpoint", "add base: {model: {checkpoint: model.pt}}, or say MODEL")
+        raise UsageError(f"{name} names no checkpoint", "add base: {model: {checkpoint: model.pt}}, or give MODEL")
     return sweep
 
 

@@ -34,7 +34,7 @@ def home_of(path: Path) -> Path:
 def stored(folder: Path) -> Sweep:
     """The sweep that was started in ``folder``; OutputPlaceError where there is none."""
     if not is_sweep(folder):
-        raise OutputPlaceError(f"{folder} holds no sweep", "name the folder of one: -o says where a sweep is kept")
+        raise OutputPlaceError(f"{folder} holds no sweep", "name the folder of a sweep (its -o)")
     return read(folder / SWEEP)
 
 

@@ -74,9 +74,7 @@ def best_config(sweep: Sweep, best: Trial) -> str:
     """YAML of the best trial's configuration, ready for ``prunetaylor prune -c``."""
     lines = dump(sweep.trial(best.number, best.parameters)).splitlines()
     value = ", ".join(f"{o.name} {v:.6g}" for o, v in zip(sweep.objectives, best.values, strict=True))
-    head = (
-        f"# The best of the sweep {neutral(sweep.name)}: trial {best.number}, {value}. `prunetaylor prune -c` takes it."
-    )
+    head = f"# The best of the sweep {neutral(sweep.name)}: trial {best.number}, {value}. Use: `prunetaylor prune -c`."
     return "\n".join([head, *lines[1:]]) + "\n"
 
 

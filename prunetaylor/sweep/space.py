@@ -176,9 +176,7 @@ def _domain(key: str, form: Mapping[str, Any], origin: str, base: Resolved) -> C
         return _choices(key, form["values"], origin, base)
     if has - {"q"} == {"min", "max"} and said not in ("constant", "categorical"):
         if "q" in has and said not in (None, "q_uniform"):
-            raise UsageError(
-                f"{key} ({origin}): q goes with distribution q_uniform, not {said}", "leave one of them out"
-            )
+            raise UsageError(f"{key} ({origin}): q needs distribution q_uniform, not {said}", "leave one of them out")
         return _range(key, form, origin, base)
     asked = " and ".join(sorted(wanted.get(str(said), {"min", "max"}))) if said else "value, values, or min and max"
     raise UsageError(

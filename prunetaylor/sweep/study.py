@@ -35,7 +35,7 @@ _STATES = {
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
 }
-GONE = "its worker is gone: it was killed, or its machine was lost"
+GONE = "its worker disappeared: it was killed, or its machine was lost"
 RETURNS = 3
 """Times that a trial is given back before it counts as failed: perhaps it is the trial that takes machines down."""
 Stopped = optuna.TrialPruned

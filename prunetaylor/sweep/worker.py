@@ -145,7 +145,7 @@ def _end_with_starter(starter: int, signals: _Signals) -> None:
     """The pipe ends when the starter does, kill -9 included: give the trial back, and end."""
     while os.read(starter, 1024):
         pass
-    signals.why = "what had started its worker is gone"
+    signals.why = "the process that started its worker is gone"
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE + _LAST)
     os._exit(1)

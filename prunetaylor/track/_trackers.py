@@ -70,4 +70,4 @@ class Trackers:
     def _failed(self, name: str, error: BaseException) -> None:
         self._open.pop(name, None)
         text = " ".join(str(error).split())[:200]
-        self._note(f"track {name}: {type(error).__name__}: {text}; the run goes on without it")
+        self._note(f"track {name}: {type(error).__name__}: {text}; the run continues without it")

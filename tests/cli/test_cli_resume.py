@@ -215,7 +215,7 @@ def test_a_full_disk_is_said_and_the_last_state_stays(tmp_path: Path, demo_model
     )
     assert done.returncode == 1, done.stderr
     assert f"cannot write {folder}/.partial/state.pt" in done.stderr
-    assert "make room, then go on from the last state with --resume" in done.stderr
+    assert "free some space, then continue from the last state with --resume" in done.stderr
     assert not (folder / "report.json").exists()
     assert sorted(file.name for file in (folder / ".partial").iterdir()) == ["log.jsonl", "state.pt"]
     assert torch.load(folder / ".partial" / "state.pt", weights_only=True)["run"]["finetuning"] is None

@@ -264,7 +264,7 @@ def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path
 def test_none_is_none_and_nothing_is_an_error():
     assert _load("none") is None
     assert _load(said={"source": "none"}) is None
-    with pytest.raises(UsageError, match=r"no data is named(?s:.*)--data"):
+    with pytest.raises(UsageError, match=r"no data given(?s:.*)--data"):
         _load()
 
 

@@ -88,7 +88,7 @@ def test_a_failing_sample_is_named():
         DatasetSplit(["a.png"], name="it").fetch([0])
     with pytest.raises(DataError, match="sample 1 of it is a Tensor, not a pair"):  # the others have labels
         DatasetSplit([(torch.zeros(2), 0), torch.zeros(2)], name="it").fetch([1])
-    with pytest.raises(DataError, match="do not go together"):
+    with pytest.raises(DataError, match="cannot be stacked"):
         DatasetSplit([(torch.zeros(2), 0), (torch.zeros(3), 0)]).fetch([0, 1])
 
 

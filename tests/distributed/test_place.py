@@ -107,7 +107,7 @@ def test_the_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
         ({**STEP, "SLURM_PROCID": "x"}, "SLURM_PROCID='x'"),
         (
             without(STEP, "SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_LAUNCH_NODE_IPADDR"),
-            "does not say where the first one is",
+            "does not name the first node",
         ),
     ],
 )

@@ -305,7 +305,7 @@ def test_weights_that_overflow_in_the_last_step_are_found():
 def test_nothing_to_train_on():
     empty = Batches(TensorSplit(torch.zeros(0, 2, 4, 4), torch.zeros(0, dtype=torch.long)), Preprocess(),
                     batch_size=8, device=CPU)  # fmt: skip
-    with pytest.raises(DataError, match="not one batch"):
+    with pytest.raises(DataError, match="too few samples for one batch"):
         run(network(), {}, empty)
 
 

@@ -58,7 +58,7 @@ def test_choices_that_were_read_already_are_not_said_again(outcome: Outcome) -> 
 def test_a_run_without_data_says_what_it_cannot_know(outcome: Outcome) -> None:
     bare = replace(outcome.dense, metrics={}, flops=None, flops_nonzero=None)
     lines = _shown(replace(outcome, dense=bare, pruned=bare, drop=None, first_order=None, stages=[], epochs=[]))
-    assert "drop       not known: there are no samples to measure it on" in lines
+    assert "drop       unknown: no samples to measure it on" in lines
     assert any(line.split() == ["FLOPs", "-", "-"] for line in lines)
 
 

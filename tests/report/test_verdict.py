@@ -44,7 +44,7 @@ def test_text_is_aligned_and_fits_80_columns() -> None:
     assert rows["FLOPs"].split() == ["FLOPs", "44.00", "%", "-", "<=", "50", "%", "pass"]
     assert rows["latency ratio"].split() == ["latency", "ratio", "0.87", "0.85", "to", "0.89", "<=", "0.9", "pass"]
     text = " ".join(" ".join(lines).split())
-    assert "10,000 test samples of folder:cifar, on which nothing was chosen" in text
+    assert "10,000 test samples of folder:cifar (not used for pruning)" in text
     assert "60 lost, 20 won; McNemar's exact p 8.58e-06" in text
     assert "worst classes 3: 3.8 pp of 1,000, 5: 1.9 pp of 1,000" in text
     assert "samples would settle it" in text

@@ -215,7 +215,7 @@ def test_where_the_error_depends_on_no_weight_nothing_is_chosen_at_first(name: s
         module[-1].weight.mul_(1e6)
         right = module(x).argmax(1)
     model = taylor(module, x, right, of="task")
-    with pytest.raises(NumericsError, match="no curvature to choose by"):
+    with pytest.raises(NumericsError, match="no curvature to rank by"):
         scored(name, model, model.network)
     model.stage = 2
     assert all(bool(torch.isfinite(s).all()) for s in scored(name, model, model.network).values())

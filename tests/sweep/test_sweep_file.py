@@ -174,7 +174,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         ),
         (
             f"{RANDOM}metrics: [top1, sparsity]\nearly_terminate: {{type: hyperband}}\n{VARIED}",
-            "early_terminate goes with one metric, not with 2",
+            "early_terminate needs exactly one metric, not 2",
         ),
         (
             f"method: random\nrun_cap: 2\nmetric: seconds\nearly_terminate: {{type: hyperband}}\n{BASE}{VARIED}",

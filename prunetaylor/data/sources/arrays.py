@@ -32,7 +32,7 @@ _SAVE = "write it with numpy.savez(FILE, x_train=..., y_train=..., x_test=..., y
 def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     """Inputs uint8 or float32 (N, C, H, W) or (N, F); targets int64 (N,) or as they are. DataError names the array."""
     if not argument:
-        raise UsageError("the source arrays needs a file", "say arrays:FILE.npz")
+        raise UsageError("the source arrays needs a file", "use arrays:FILE.npz")
     if cfg.size is not None:
         raise UsageError("data.size does not apply to arrays", "resize them before they are saved")
     arrays = _load(Path(argument).expanduser())

@@ -22,7 +22,7 @@ _SPLIT_SEED = 0
 def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     """Inputs float32 (N, 1, 8, 8), targets int64 (N,). UsageError without scikit-learn."""
     if argument:
-        raise UsageError(f"the source digits takes no argument, not {argument!r}", "say just: digits")
+        raise UsageError(f"the source digits takes no argument, not {argument!r}", "use just: digits")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

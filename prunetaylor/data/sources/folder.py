@@ -24,7 +24,7 @@ _LAYOUT = "the layout is DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/
 def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     """Inputs uint8 (N, C, H, W), targets int64 (N,). DataError names the folder or file that is missing or broken."""
     if not argument:
-        raise UsageError("the source folder needs a folder", "say folder:DIR")
+        raise UsageError("the source folder needs a folder", "use folder:DIR")
     root = Path(argument).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", _LAYOUT)

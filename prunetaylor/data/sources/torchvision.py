@@ -73,7 +73,7 @@ def _kind(datasets: ModuleType, name: str) -> Any:
     if name not in known:
         raise UsageError(
             f"torchvision has no data set {name!r}{close_match(name, known)}",
-            "say torchvision:CIFAR10, or another class of torchvision.datasets",
+            "use torchvision:CIFAR10, or another class of torchvision.datasets",
         )
     return getattr(datasets, name)
 
@@ -86,7 +86,7 @@ def _usual_arguments(kind: Any, name: str) -> tuple[_Arguments, _Arguments, None
         return {"split": "train"}, {"split": "test"}, None
     raise UsageError(
         f"torchvision's {name} has no split into training and test images",
-        "write a function that returns (train, test), and say --data FILE.py:FUNCTION",
+        "write a function that returns (train, test), and pass --data FILE.py:FUNCTION",
     )
 
 
@@ -155,7 +155,7 @@ def _class_of(part: Any, index: int) -> int:
     if not isinstance(value, int | np.integer):
         raise UsageError(
             f"torchvision's {type(part).__name__} gives a {type(value).__name__} for a sample, not a class",
-            "write a function that returns (train, test), and say --data FILE.py:FUNCTION",
+            "write a function that returns (train, test), and pass --data FILE.py:FUNCTION",
         )
     return int(value)
 

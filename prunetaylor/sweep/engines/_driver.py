@@ -49,9 +49,7 @@ def run(name: str, crew: Crew, watch: Watch) -> None:
     if failure is None and process.returncode:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        failure = EngineFailed(
-            f"the engine {name} died ({how}): its cluster is lost, perhaps", f"{log} has what it said"
-        )
+        failure = EngineFailed(f"the engine {name} died ({how}): its cluster is lost, perhaps", f"{log} has its output")
     if failure is not None:
         raise failure
 

@@ -176,7 +176,9 @@ def _executor(crew: Crew, options: Options) -> Any:
         interpreter = {f"{options.cluster}_python": shlex.join(python())}
         executor = submitit.AutoExecutor(str(logs), cluster=options.cluster, **interpreter)
     except RuntimeError as error:
-        raise UsageError(f"no Slurm is there: {error}", "cluster: local tries the file out on this machine") from error
+        raise UsageError(
+            f"Slurm was not found: {error}", "cluster: local tries the file out on this machine"
+        ) from error
     said: dict[str, Any] = {
         "name": "prunetaylor",
         "timeout_min": options.minutes,
