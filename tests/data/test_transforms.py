@@ -67,14 +67,14 @@ def test_transforms_of_transforms_and_transforms_themselves() -> None:
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        (["RandomCorp"], "no transform 'RandomCorp'.*RandomCrop"),
+        (["RandomCorp"], "unknown transform 'RandomCorp'.*RandomCrop"),
         ([{"RandomCrop": {"sized": 3}}], "RandomCrop: .*sized"),
         (["MixUp"], "MixUp mixes labels"),
         ([{"Resize": {"size": [4, 4]}}], r"makes torch.uint8 \(3, 4, 4\) of torch.uint8 \(3, 8, 8\)"),
         ([{"ToDtype": {"dtype": "x"}}], "data.augment"),
         ([{"A": {}, "B": {}}], "is not one transform"),
         ([3], "3 is not one transform"),
-        ([{"RandomApply": {"transforms": ["RandomCorp"]}}], "no transform 'RandomCorp'.*RandomCrop"),
+        ([{"RandomApply": {"transforms": ["RandomCorp"]}}], "unknown transform 'RandomCorp'.*RandomCrop"),
         (["Transform"], "does not work on samples of shape"),  # IndexError in torchvision
     ],
 )
