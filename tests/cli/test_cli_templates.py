@@ -14,9 +14,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from prunetaylor.cli.main import group
 from prunetaylor.cli.main import run as command
 from support.verdicts import assert_valid_junit
 
@@ -187,3 +189,40 @@ def test_the_hook_stops_a_push(here: Path) -> None:
     (here / "Makefile").write_text("gate:\n\texit 3\n")
     assert shell(here, f"git init -q . && {block('make.md', 'bash')}").returncode == 0
     assert shell(here, ".git/hooks/pre-push").returncode == 2
+
+
+def scripts() -> list[str]:
+    """Every shell script of the templates, with the variables that are set beside it filled in."""
+    found = [step["run"] for step in ACTION["runs"]["steps"]]
+    for page in ("github-actions.md", "gitlab.md"):
+        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
+            document = yaml.safe_load(text)
+            steps = (
+                document if isinstance(document, list) else document.get("jobs", {}).get("gate", {}).get("steps", [])
+            )
+            found += [step["run"] for step in steps if "run" in step]
+            for job in document.values() if page == "gitlab.md" else ():
+                assert job["variables"]["PIP_CACHE_DIR"].startswith("$CI_PROJECT_DIR/.cache/")
+                assert job["cache"]["paths"] == [".cache/"]
+                lines = "\n".join([*job["before_script"], *job["script"]])
+                found.append(re.sub(r"\$([A-Z]+)", lambda name, job=job: job["variables"][name[1]], lines))
+    makefile = "\n".join(re.findall(r"```make\n(.*?)```", (ROOT / "docs" / "make.md").read_text(), re.DOTALL))
+    values = dict(re.findall(r"^(\w+) \?= (.*)$", makefile, re.MULTILINE))
+    recipes = "\n".join(line.strip() for line in makefile.splitlines() if line.startswith("\t")).replace("$@", "stamp")
+    return [*found, re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], recipes)]
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_every_step_is_bash(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(["bash", "-n", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_parser_accepts_every_command() -> None:
+    written = [line for script in scripts() for line in script.splitlines() if line.startswith("prunetaylor ")]
+    lines = [shlex.split(line) for line in written if '"${' not in line]  # the action's own are run above
+    assert {words[1] for words in lines} == {"check", "prune"}
+    assert len(lines) >= 5
+    for _, name, *words in lines:
+        for more in ([], ["--arch", "net.py:make", "--data", "arrays:data.npz"]):
+            group.commands[name].make_context(name, [*words, *more], parent=click.Context(group))
