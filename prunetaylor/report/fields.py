@@ -12,7 +12,7 @@ _NAMES = {
     "nonzero": "non-zero",
     "parameters": "parameters",
     "flops": "FLOPs",
-    "flops_nonzero": "non-zero FLOPs",
+    "flops_nonzero": "FLOPs, non-zero",
     "bytes": "file size",
     "seconds": "time",
 }

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunetaylor.outcome import SweepOutcome, Trial
+from prunetaylor.report.fields import title
 from prunetaylor.report.terminal import count, new_table, number, print_alerts, shorten, size
 from prunetaylor.text import duration
 
@@ -26,7 +27,7 @@ def print_sweep(console: Console, found: SweepOutcome) -> None:
     best = found.best
     if best is not None:
         console.print()
-        words = [f"{name} {field(name, value)}" for name, value in best.reported.items()]
+        words = [f"{title(name)} {field(name, value)}" for name, value in best.reported.items()]
         told = f", on the samples that report: {', '.join(words)}" if words else ""
         console.print(Text(f"best: trial {best.number}, {chosen(best.parameters)}{told}"))
 
@@ -38,7 +39,9 @@ def ranked(found: SweepOutcome) -> Table:
     names = list(dict.fromkeys([*(name for name, _ in found.objectives), *more]))
     names = [name for name in names if any(name in trial.metrics for trial in found.trials)]
     several = len(found.objectives) > 1
-    table = new_table("rank", "trial", *(key.rpartition(".")[2] for key in keys), *names, "threads", "seconds")
+    table = new_table(
+        "rank", "trial", *(key.rpartition(".")[2] for key in keys), *map(title, names), "threads", "seconds"
+    )
     for column in table.columns:
         column.no_wrap = True
     for trial in found.trials:
@@ -57,7 +60,7 @@ def live(trials: Sequence[Trial], phases: Mapping[int, str], objectives: Sequenc
         state: sum(trial.state == state for trial in trials) for state in ("done", "running", "failed", "stopped")
     }
     said = ", ".join(f"{n} {state}" for state, n in counts.items() if n or state == "done")
-    table = new_table("trial", "", *objectives)
+    table = new_table("trial", "", *map(title, objectives))
     left = time_left(trials)
     ends = "" if left is None else f", about {duration(left)} left"
     table.title, table.title_justify = f"{said}, of {len(trials)}{ends}", "left"
@@ -92,7 +95,7 @@ def ended(trial: Trial, objectives: Sequence[str]) -> str:
     if trial.state == "stopped":
         step, value = trial.progress[-1] if trial.progress else (0, 0.0)
         return f"{head} stopped early, at step {step} with {abs(value):.4g}"
-    words = [f"{name} {field(name, trial.metrics.get(name))}" for name in objectives]
+    words = [f"{title(name)} {field(name, trial.metrics.get(name))}" for name in objectives]
     return f"{head}: {', '.join(words)}, {number(trial.metrics.get('seconds'), 3)} s"
 
 

@@ -51,7 +51,7 @@ def test_a_live_table_on_a_terminal() -> None:
     assert "0 done, 1 running, of 3" in text
     assert "1 done, 1 running, 1 failed, of 3" in text
     assert "> sparsity=0.1 starts" in text
-    assert "trial 1 (sparsity=0.1): top1 90.00 %" in text
+    assert "trial 1 (sparsity=0.1): top-1 90.00 %" in text
     assert "trial 2 (sparsity=0.2) failed: out of memory" in text
     assert "\x1b[" in text
 
