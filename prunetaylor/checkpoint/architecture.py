@@ -27,7 +27,7 @@ from prunetaylor.network.code import load_object
 from prunetaylor.network.state import copied
 from prunetaylor.requirements import install_hint
 from prunetaylor.text import neutral
-from prunetaylor.vision import import_torchvision
+from prunetaylor.vision import import_torchvision, repair_imports
 
 _FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
 _NAME_IT = f"name the network yourself: --arch with {_FORMS}"
@@ -227,6 +227,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
+    repair_imports()  # timm imports torchvision
     try:
         import timm
     except ImportError as error:
