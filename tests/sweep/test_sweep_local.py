@@ -165,7 +165,7 @@ def test_an_accident_costs_its_trial_only(sweep: Run, task: Path) -> None:
     text = (task / "out" / "trials" / "0003" / "error.txt").read_text()
     assert "ZeroDivisionError: a bug of somebody's" in text
     assert 'net.py", line' in text
-    again = sweep("out", "--json")  # the accident that happens once does not happen again
+    again = sweep("out", "--trust-code", "--json")  # the accident that happens once does not happen again
     states = {trial["number"]: trial["state"] for trial in document(again, 6)["trials"]}
     assert states == {1: "done", 2: "failed", 3: "failed", 4: "done"}
     assert not (task / "out" / "trials" / "0004" / "error.txt").exists()
