@@ -166,7 +166,7 @@ def _say_next(config: Config, outcome: Outcome, folder: str) -> None:
     """Print what to do next, as commands that can be pasted."""
     from .following import lines, relative, steps
 
-    click.echo()
+    say("")
     for line in lines(steps(click.get_current_context(), config, outcome, relative(folder))):
         say(line)
 

@@ -131,6 +131,13 @@ class FirstOrder:
     kept: bool  # whether its first-order term was kept
     labels: bool  # whether it is what was gone by
 
+    @property
+    def converged(self) -> str:
+        """Return "yes", "not quite" (a gradient beyond sampling noise) or "no" (one that changes the ranking)."""
+        if self.gradient_norm**2 <= 1.5 * self.noise_norm**2:
+            return "yes"
+        return "no" if self.share > 1 / 3 else "not quite"
+
 
 @dataclass(frozen=True)
 class Histogram:

@@ -38,7 +38,7 @@ def print_outcome(
         console.print()
     console.print(_sides({"dense": outcome.dense, "pruned": outcome.pruned}, _change(outcome)))
     console.print()
-    console.print(_facts(outcome))
+    console.print(_facts(outcome, verbose))
     if outcome.stages:
         console.print()
         console.print(_stages(outcome))
@@ -197,7 +197,7 @@ def metric(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
 
 
-def _facts(outcome: Outcome) -> Table:
+def _facts(outcome: Outcome, verbose: bool) -> Table:
     table = pairs_table()
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
@@ -214,6 +214,8 @@ def _facts(outcome: Outcome) -> Table:
     if outcome.flips is not None:
         table.add_row("flips", flipped(outcome.flips))
     if first is not None:
+        table.add_row("converged", first.converged)
+    if first is not None and verbose:
         table.add_row(
             "first order",
             f"{percent(first.share)} of a probe's predicted change{first_order(first.kept, first.labels)}; "
