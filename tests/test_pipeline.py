@@ -217,7 +217,7 @@ def test_stages(conv: nn.Module) -> None:
     assert [stage.sparsity for stage in outcome.stages] == pytest.approx([1 - 0.2 ** (1 / 3), 1 - 0.2 ** (2 / 3), 0.8])
     assert all(stage.seconds > 0 and stage.gain_ratio is not None for stage in outcome.stages)
     assert_truthful(outcome, conv, 0.8)
-    listed = quick(conv, sparsity=0.8, prune__stages=[0.3, 0.6, 0.9])
+    listed = quick(conv, prune__stages=[0.3, 0.6, 0.8])
     assert [stage.sparsity for stage in listed.stages] == [0.3, 0.6, 0.8]
 
 
