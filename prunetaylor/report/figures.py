@@ -81,28 +81,47 @@ def saliency(histogram: Document | None) -> str | None:
 
 
 def predictions(stages: Sequence[Document]) -> str | None:
-    """Each stage's measured change against the predicted one, with the band in which the model is believed."""
-    shown = [s for s in stages if (s["predicted_change"] or 0) > 0 and (s["measured_change"] or 0) > 0]
+    """The measured change since the dense network against the predicted one after each stage, and who is off.
+
+    The prediction check is of these; a report from before them has each stage's own change.
+    """
+    points = [(_since(stage), _fate(stage)) for stage in stages]
+    shown = [((x, y), fate) for (x, y), fate in points if (x or 0) > 0 and (y or 0) > 0]
     if not shown:
         return None
 
     def draw(axes: Axes) -> None:
-        numbers = [s[key] for s in shown for key in ("predicted_change", "measured_change")]
+        numbers = [number for pair, _ in shown for number in pair]
         ends = (min(numbers) / 2.5, max(numbers) * 2.5)
         axes.fill_between(ends, [x / 2 for x in ends], [x * 2 for x in ends], color=BAND, label="within a factor of 2")
         axes.plot(ends, ends, color=MUTED, linewidth=1)
-        for stands, label, face in ((True, "stage", FIRST), (False, "taken back", CARD)):
-            points = [s for s in shown if s["accepted"] is stands]
-            if points:
-                x, y = ([s[key] for s in points] for key in ("predicted_change", "measured_change"))
-                axes.plot(x, y, "o", color=FIRST, markerfacecolor=face, markersize=5, label=label)
+        marks = {"stage": ("o", FIRST, FIRST), "off": ("X", SECOND, SECOND), "taken back": ("o", FIRST, CARD)}
+        for label, (mark, color, face) in marks.items():
+            found = [pair for pair, fate in shown if fate == label]
+            if found:
+                x, y = zip(*found, strict=True)
+                axes.plot(x, y, mark, color=color, markerfacecolor=face, markersize=5, linestyle="none", label=label)
         log_axis(axes, "x", ends)
         log_axis(axes, "y", ends)
-        axes.set_xlabel("predicted change of the error")
+        axes.set_xlabel("predicted change of the error since the dense network")
         axes.set_ylabel("measured")
         axes.legend()
 
     return svg("Predicted and measured change by stage", draw)
+
+
+def _since(stage: Document) -> tuple[Any, Any]:
+    """(predicted, measured) change since the dense network, or where that was not kept, of the stage."""
+    if stage.get("cumulative_predicted") is None:
+        return stage["predicted_change"], stage["measured_change"]
+    return stage["cumulative_predicted"], stage.get("cumulative_measured")
+
+
+def _fate(stage: Document) -> str:
+    """As the prediction check counts it."""
+    if not stage["accepted"]:
+        return "taken back"
+    return "off" if stage.get("believed") is False else "stage"
 
 
 def metric_by_stage(document: Document) -> tuple[str | None, str]:

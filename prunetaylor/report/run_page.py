@@ -175,8 +175,8 @@ def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
         figure(
             "Predicted vs measured change",
             figures.predictions(document["stages"]),
-            "Change of the error in each stage, on held-out calibration samples. Changes that are not positive are "
-            "left out. After a stage outside the band the next one removes less.",
+            "Change of the error since the dense network, on held-out calibration samples. Changes that are not "
+            "positive are left out. A stage outside the band that is not off differs by no more than noise.",
         ),
         figure(
             "Fine-tuning",
