@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 
 _SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
 _PATIENCE = 60.0
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _CONFIGURATION = """
 ClusterName=test
@@ -89,6 +92,7 @@ def slurm(cpus: int = 2) -> Iterator[dict[str, str]]:
                         stdout=out,
                         stderr=out,
                         start_new_session=True,
+                        preexec_fn=_end_with_us,
                     )
                 )
             if command[0] == "munged":
@@ -119,6 +123,12 @@ def _until(there: object, here: Path) -> None:
             logs = [f"--- {path.name}\n{path.read_text()[-2000:]}" for path in sorted(here.glob("*.[lo][ou][gt]"))]
             raise AssertionError("\n".join(["Slurm did not start", *logs]))
         time.sleep(0.2)
+
+
+def _end_with_us() -> None:
+    """In a daemon about to start: it ends when the tests do, even where those are killed."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def _end(daemons: list[subprocess.Popen[bytes]]) -> None:
