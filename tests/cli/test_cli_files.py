@@ -29,7 +29,7 @@ def test_the_demo_replaces_its_own_file_only(inline, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"mine")
     code, _, stderr = inline("demo")
     assert code == 2
-    assert "did not make it" in stderr
+    assert "was not made by" in stderr
     assert "--force" in stderr
     assert (tmp_path / "model.pt").read_bytes() == b"mine"
     code, stdout, stderr = inline("demo", "--force", "--seed", "1")
