@@ -1,4 +1,4 @@
-"""Packages that are missing are asked for by a command that works everywhere."""
+"""What is installed: packages that are missing are asked for by a command that works everywhere, and ours are whole."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def test_other_packages_are_named_as_they_are(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(importlib.metadata, "requires", none)
     assert install_hint("ray") == "pip install ray"
+
+
+def test_the_wheel_holds_every_folder_with_modules() -> None:
+    """They are listed by hand, as ``find:`` does not know the folder cli/, which is installed under another name."""
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "prunetaylor").rglob("*.py")}
+    found |= {f"prunetaylor.{'.'.join(path.parent.relative_to(ROOT).parts)}" for path in (ROOT / "cli").rglob("*.py")}
+    assert SETUP["options"]["packages"].split() == sorted(found)
 
 
 def test_no_text_sends_the_user_to_an_index_for_this_package() -> None:

@@ -27,7 +27,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -38,6 +37,7 @@ from torch import Tensor, nn
 
 from prunetaylor._version import __version__
 from prunetaylor.config.schema import CacheSection
+from prunetaylor.curvature.fit_code import code_digest
 from prunetaylor.curvature.solve import Note
 from prunetaylor.data.samples import Batches
 from prunetaylor.distributed.exchange import tensors_from_main
@@ -79,6 +79,7 @@ class Cache:
     def key(
         self,
         kind: str,
+        module: str,
         risk: Risk,
         layers: Sequence[Layer],
         settings: Mapping[str, object],
@@ -86,8 +87,9 @@ class Cache:
     ) -> str:
         """sha256, hexadecimal, of all that a fit of this ``kind`` depends on at the network's state now.
 
-        ``settings`` (as they print) and ``tensors`` are what it takes besides the network, the layers and the inputs.
-        Of several processes the main one looks things up; the others have no key.
+        ``module`` is the one whose code makes the fit. ``settings`` (as they print) and ``tensors`` are what it takes
+        besides the network, the layers and the inputs. Of several processes the main one looks things up; the others
+        have no key.
         """
         if not main_process():
             return ""
@@ -95,7 +97,7 @@ class Cache:
             self._samples[risk.batches] = _digest(x for x, _ in risk.batches)
         said = {
             "kind": kind,
-            "code": [__version__, _code()],
+            "code": [__version__, code_digest(module)],
             "arithmetic": _arithmetic(risk.batches.device),
             "network": repr(risk.module),
             "layers": [(layer.name, layer.groups, len(layer.modules)) for layer in layers],
@@ -207,20 +209,6 @@ class Cache:
                 elif path.suffix == PARTIAL and time.time() - stat.st_mtime > _ABANDONED:
                     path.unlink()
         return found
-
-
-@cache
-def _code() -> str:
-    """sha256 of the files that fits are computed by: a version says too little while the package is worked on."""
-    room = Path(__file__).parent
-    above = room.parent
-    names = ["risk.py", "objective.py", "losses.py", "network/layer.py", "network/names.py", "distributed/exchange.py"]
-    others = [above / name for name in names]
-    digest = hashlib.sha256()
-    for path in [*sorted(room.glob("*.py")), *others]:
-        if path.exists():  # a package without its sources has its version
-            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def _arithmetic(device: torch.device) -> list[str]:

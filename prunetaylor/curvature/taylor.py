@@ -213,7 +213,7 @@ class TaylorModel:
         if self.cache is None:
             found = fit()
         else:
-            key = self.cache.key(what, self.risk, layers, settings, tensors)
+            key = self.cache.key(what, fit.__module__, self.risk, layers, settings, tensors)
             found = self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
         release()
         return found

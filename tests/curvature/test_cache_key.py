@@ -101,7 +101,11 @@ def test_anything_else_is_another_fit(tmp_path: Path, monkeypatch: pytest.Monkey
         made = scaled(tmp_path)
         change(made)
         keys[name] = key_of(kind, made, monkeypatch)
-    for name, value in (("__version__", "9.9"), ("_code", lambda: "edited"), ("_arithmetic", lambda _: "other")):
+    for name, value in (
+        ("__version__", "9.9"),
+        ("code_digest", lambda _: "edited"),
+        ("_arithmetic", lambda _: "other"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(module_of_cache, name, value)
             keys[name] = key_of(kind, scaled(tmp_path), monkeypatch)
