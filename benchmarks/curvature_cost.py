@@ -30,8 +30,7 @@ from torch import nn
 from prunetaylor.calibration import CHUNK_ELEMENTS
 from prunetaylor.checkpoint.architecture import build
 from prunetaylor.config.schema import DataSection
-from prunetaylor.curvature.fisher import fisher_diagonal
-from prunetaylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal
+from prunetaylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal, output_sensitivity
 from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.network import Network
@@ -40,7 +39,7 @@ from prunetaylor.risk import Risk
 
 HERE = Path(__file__).parent
 PLAIN = "plain forward and backward"
-LIMITS = {"layer Grams": 1.5, "Fisher diagonal, sampled labels": 3.0, "Fisher diagonal, empirical": 3.0}
+LIMITS = {"layer Grams": 1.5, "output sensitivities": 3.0}
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ def tasks(case: Case, seed: int, exact: bool) -> dict[str, Callable[[], object]]
     found: dict[str, Callable[[], object]] = {
         PLAIN: lambda: plain(case),
         "layer Grams": lambda: layer_moments(case.network.module, layers, case.batches, where),
-        "Fisher diagonal, sampled labels": lambda: fisher_diagonal(risk, layers, "sampled", seed),
-        "Fisher diagonal, empirical": lambda: fisher_diagonal(risk, layers, "empirical", seed),
+        "output sensitivities": lambda: output_sensitivity(risk, layers, seed),
     }
     if exact:
         outputs = case.network.layers[-1].weight.shape[0]

@@ -21,9 +21,8 @@ from typing import Any
 
 from curvature_cost import NETWORKS, Case, machine, make, peak
 
-from prunetaylor.curvature.fisher import fisher_diagonal, fisher_rows
+from prunetaylor.curvature.fisher import fisher_rows
 from prunetaylor.curvature.gram import Positions, layer_moments
-from prunetaylor.curvature.low_rank import LowRankFisher
 
 RESULTS = Path(__file__).parent / "curvature_growth.jsonl"
 MIB = 2**20
@@ -34,24 +33,13 @@ def grams(case: Case, seed: int) -> object:
     return layer_moments(case.network.module, case.network.layers, case.batches, where)
 
 
-def diagonal(case: Case, seed: int) -> object:
-    return fisher_diagonal(case.risk, case.network.layers, "sampled", seed)
-
-
 def rows(case: Case, seed: int) -> object:
-    return fisher_rows(case.risk, case.network.layers, "sampled", seed)
-
-
-def low_rank(case: Case, seed: int) -> object:
-    """The rows, and the n x n products of Woodbury's formula."""
-    return LowRankFisher(fisher_rows(case.risk, case.network.layers, "sampled", seed), 0.01)
+    return fisher_rows(case.risk, case.network.layers, seed)
 
 
 FITS: dict[str, Callable[[Case, int], object]] = {
     "layer Grams": grams,
-    "Fisher diagonal": diagonal,
     "Fisher rows": rows,
-    "low-rank Fisher": low_rank,
 }
 
 
@@ -100,7 +88,7 @@ def main() -> None:
             command += ["--repeats", str(args.repeats), "--seed", str(args.seed)]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             median = statistics.median(row["seconds"])
-            held = f"{4 * samples * row['weights'] / MIB:.1f}" if what in ("Fisher rows", "low-rank Fisher") else ""
+            held = f"{4 * samples * row['weights'] / MIB:.1f}" if what == "Fisher rows" else ""
             each = 1000 * median / samples
             print(f"| {what} | {samples} | {median:.3f} | {each:.2f} | {row['extra_mib']} | {held} |", flush=True)
             with RESULTS.open("a") as file:

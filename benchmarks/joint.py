@@ -224,7 +224,7 @@ def network_model(args: argparse.Namespace) -> Quadratic:
     batches, objective = job.batches(chosen), Objective(job.kind, "divergence")
     outputs, targets = all_outputs(job.network.module, batches)
     risk = Risk(job.network.module, batches, objective, objective.reference(outputs, targets))
-    x = torch.cat([rows for _, rows in FisherRows(risk, job.network.layers, "sampled", args.seed)], dim=1)
+    x = torch.cat([rows for _, rows in FisherRows(risk, job.network.layers, args.seed)], dim=1)
     w = torch.cat([layer.weight.detach().flatten() for layer in job.network.layers])
     return Quadratic(x, w, torch.zeros_like(w), args.damping * float(x.square().mean(dtype=torch.float64)))
 

@@ -12,9 +12,8 @@ from prunetaylor import free_memory, memory, registry
 from prunetaylor.calibration import chunk
 from prunetaylor.config.resolve import from_values
 from prunetaylor.config.sizes import parse_size, show_size
-from prunetaylor.curvature import block_fisher, fisher, gradients, gram, low_rank, solve
+from prunetaylor.curvature import block_fisher, fisher, gradients, gram, solve
 from prunetaylor.curvature.gram import Positions, layer_moments
-from prunetaylor.curvature.low_rank import LowRankFisher
 from prunetaylor.errors import UsageError
 from prunetaylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chunks, within
 from prunetaylor.network.network import Network
@@ -195,7 +194,7 @@ def test_bytes_of_gradients_and_rows() -> None:
     module, x = small()
     network, sizes = Network.of(module), sizes_of(module, x, 9)
     error = risk(module, x)
-    rows = fisher.fisher_rows(error, network.layers, "sampled", 0)
+    rows = fisher.fisher_rows(error, network.layers, 0)
     assert fisher.rows_bytes(sizes)[0] == sum(r.nbytes for r in rows.values()) == 4 * 9 * 228
     # Layers that do not fit together: the larger one, and what the one before may still hold.
     assert fisher.rows_bytes(sizes, 9 * 200)[0] == 4 * 9 * (192 + 192)
@@ -203,8 +202,6 @@ def test_bytes_of_gradients_and_rows() -> None:
     assert gradients.gradient_bytes(sizes)[0] == gradients.diagonal_bytes(sizes)[0] == held
     sensitivity = gradients.output_sensitivity(error, network.layers, 0)
     assert gradients.sensitivity_bytes(sizes)[0] == sum(s.nbytes for s in sensitivity.values())
-    model = LowRankFisher(rows, 0.01)
-    assert low_rank.low_rank_bytes(sizes)[0] == 4 * 9 * 228 + model.gram.nbytes + model.factor.nbytes
 
 
 def test_bytes_of_systems(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +259,7 @@ def test_code_that_works_in_chunks_asks_for_them() -> None:
     assert chunk(3072, 64) == 85
     error = risk(*small())
     layers, ones = Network.of(error.module).layers, torch.ones(12, 4, dtype=torch.bool)
-    rows = fisher.FisherRows(error, layers, "sampled", 0, elements=9 * 228)
+    rows = fisher.FisherRows(error, layers, 0, elements=9 * 228)
     assert len(rows.passes()) == 1
     assert len(list(solve.row_batches(ones))) == 1
     with within(Chunks(batch=16, rows=2, systems=solve._BATCH_ELEMENTS // 32)):

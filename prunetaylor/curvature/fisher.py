@@ -2,23 +2,22 @@
 
     F = 1/n sum_i g_i g_i'
 
-"sampled": of the error for a label that the network itself draws. Its expectation is the Gauss-Newton matrix, with or
-without labels. "empirical": of the error as it is. The literature's choice (Singh & Alistarh 2020), but nearly empty
-where a network fits its samples, and zero for the divergence at the dense weights (Kunstner et al. 2019).
+The error is that for a label which the network itself draws, so that the expectation of F is the Gauss-Newton matrix,
+with or without labels. The empirical Fisher information, of the error as it is, is the literature's choice (Singh &
+Alistarh 2020), but nearly empty where a network fits its samples, and zero for the divergence at the dense weights
+(Kunstner et al. 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature.finite import check_finite
 from prunetaylor.curvature.solve import Note
-from prunetaylor.curvature.tape import Tape, layer_gradients, layer_squares, recording, sample_cuts
+from prunetaylor.curvature.tape import Tape, layer_gradients, recording, sample_cuts
 from prunetaylor.distributed.exchange import all_sum
 from prunetaylor.errors import NumericsError
 from prunetaylor.memory import FLOAT, Sizes, chunks, sample_gradients
@@ -26,31 +25,18 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.objective import SampledFactors
 from prunetaylor.risk import Risk
 
-Labels = Literal["sampled", "empirical"]
-
 ROW_ELEMENTS = 1 << 28
 """Of rows that are held at one time, 1 GiB; a layer that has more is held alone."""
 
 
-def fisher_diagonal(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
-    """diag F in the weights' shapes, by parameter name; no rows are kept. NumericsError where not finite."""
-    total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
-    for tape, grads, _, samples in _backward(risk, layers, labels, seed):
-        for layer, squares in layer_squares(tape, grads, samples):
-            total[layer.parameter] += layer.tensor(squares)
-    total = all_sum(total)
-    check_finite(total, "the Fisher diagonal")
-    return {name: value / risk.batches.samples for name, value in total.items()}
-
-
-def fisher_rows(risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int) -> dict[str, Tensor]:
+def fisher_rows(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
     """The rows (n, p) of each layer in float32, p its weight flattened, by parameter name: n x p values and no more.
 
     A layer without part in the error has rows of zeros. NumericsError, naming it, where a row is not finite.
     """
     n = risk.batches.samples
     rows = {layer.parameter: layer.weight.new_zeros((n, layer.weight.numel()), dtype=torch.float32) for layer in layers}
-    for tape, grads, start, samples in _backward(risk, layers, labels, seed):
+    for tape, grads, start, samples in _backward(risk, layers, seed):
         for layer, low, each in layer_gradients(tape, grads, samples):
             flat = torch.vmap(layer.tensor)(each).flatten(1)
             if not bool(torch.isfinite(flat).all()):
@@ -71,7 +57,6 @@ class FisherRows:
 
     risk: Risk
     layers: Sequence[Layer]
-    labels: Labels
     seed: int
     elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
     note: Note | None = None  # told of layers whose rows are zeros
@@ -81,7 +66,7 @@ class FisherRows:
     def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
         parts = self.passes()
         for part in parts:
-            rows = self._kept or fisher_rows(self.risk, part, self.labels, self.seed)
+            rows = self._kept or fisher_rows(self.risk, part, self.seed)
             if len(parts) == 1:
                 self._kept = rows
             for layer in part:
@@ -125,16 +110,13 @@ def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
 
 
 def _backward(
-    risk: Risk, layers: Sequence[Layer], labels: Labels, seed: int
+    risk: Risk, layers: Sequence[Layer], seed: int
 ) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
     """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
         for start, x, outputs, reference in risk.backward_batches(weights, cuts):
-            if labels == "sampled":
-                vector = factors.of(outputs.detach(), reference, start)
-            else:
-                vector = risk.objective.gradient(outputs.detach(), reference)
+            vector = factors.of(outputs.detach(), reference, start)
             yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
             tape.clear()

@@ -26,7 +26,6 @@ from prunetaylor.curvature.fisher import FisherRows
 from prunetaylor.curvature.forward_mode import differentiable
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
 from prunetaylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
-from prunetaylor.curvature.hessian import hessian_diagonal
 from prunetaylor.curvature.solve import Note
 from prunetaylor.distributed.exchange import sum_numbers
 from prunetaylor.errors import NumericsError
@@ -140,16 +139,9 @@ class TaylorModel:
         )
 
     @cached_property
-    def hessian_diagonal(self) -> dict[str, Tensor]:
-        """diag of the full Hessian, estimated, by the names of the prunable weights; it may be negative."""
-        return self._fitted_to_error(
-            "Hessian diagonal", lambda: hessian_diagonal(self.risk, self.network.layers, self.seed)
-        )
-
-    @cached_property
     def fisher_rows(self) -> FisherRows:
         """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
-        return FisherRows(self.risk, self.network.layers, "sampled", self.seed, note=self.note, single=self.stage == 1)
+        return FisherRows(self.risk, self.network.layers, self.seed, note=self.note, single=self.stage == 1)
 
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:

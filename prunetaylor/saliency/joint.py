@@ -131,7 +131,7 @@ def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]
     start, squares = 0, 0.0
     with torch.enable_grad():
         for layer, rows in FisherRows(
-            model.risk, network.layers, "sampled", model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
+            model.risk, network.layers, model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
         ):
             part = rows[:, keep[layer.parameter]]
             x[:, start : start + part.shape[1]] = part

@@ -5,25 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.curvature import tape
-from prunetaylor.curvature.fisher import FisherRows, fisher_diagonal, fisher_rows
+from prunetaylor.curvature.fisher import FisherRows, fisher_rows
 from prunetaylor.errors import NumericsError
 from prunetaylor.network.network import Network
 from support.networks import NETWORKS, case
 from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 
-def oracle(module: nn.Module, x: Tensor, y: Tensor, labels: str, kind: str = "classes") -> dict[str, Tensor]:
+def oracle(module: nn.Module, x: Tensor, y: Tensor, kind: str = "classes") -> dict[str, Tensor]:
     """(N, p) by parameter name, from the same draws."""
     at, layers = risk(module, x, y, of="task", kind=kind), Network.of(module).layers
     z = outputs_at(module, x)({}).detach()
-    if labels == "sampled":
-        vector = at.objective.sampled_factor(
-            z.float(), at.reference, at.objective.draws(len(x), z.shape[1], 7)
-        ).double()
-    elif kind == "classes":
-        vector = z.softmax(1) - nn.functional.one_hot(y, 3)
-    else:
-        vector = z - y.double()
+    vector = at.objective.sampled_factor(z.float(), at.reference, at.objective.draws(len(x), z.shape[1], 7)).double()
     each = jacobians(module, x, [layer.parameter for layer in layers])
     return {name: torch.einsum("nk...,nk->n...", j, vector).flatten(1) for name, j in each.items()}
 
@@ -35,52 +28,40 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classes", "values"])
-@pytest.mark.parametrize("labels", ["sampled", "empirical"])
 @pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_rows_and_diagonal(name: str, size: int, labels: str, kind: str) -> None:
+def test_rows(name: str, size: int, kind: str) -> None:
     module, x, y = case(name)
     y = y if kind == "classes" else rand(6, 3, seed=9)
     at, layers = risk(module, x, y, of="task", kind=kind, size=size), Network.of(module).layers
-    wanted = oracle(module, x, y, labels, kind)
-    close(fisher_rows(at, layers, labels, 7), wanted)
-    squares = {layer.parameter: wanted[layer.parameter].square().mean(0).view(layer.weight.shape) for layer in layers}
-    close(fisher_diagonal(at, layers, labels, 7), squares)
+    close(fisher_rows(at, layers, 7), oracle(module, x, y, kind))
 
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = case("normed")
     monkeypatch.setattr(tape, "chunk_elements", lambda device: 30)
     close(
-        fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, "empirical", 7),
-        oracle(module, x, y, "empirical"),
+        fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, 7),
+        oracle(module, x, y),
     )
 
 
 def test_sampled_labels_make_the_gauss_newton_matrix_in_expectation() -> None:
     module, x, _ = case("mlp", 3)
     at = risk(module, x.repeat(3000, 1), size=9000)
-    rows = torch.cat(list(fisher_rows(at, Network.of(module).layers, "sampled", 0).values()), 1).double()
+    rows = torch.cat(list(fisher_rows(at, Network.of(module).layers, 0).values()), 1).double()
     each = torch.cat([j.flatten(2) for j in jacobians(module, x, ["0.weight", "2.weight"]).values()], 2)
     h = output_hessian(outputs_at(module, x)({}).detach(), "classes")
     exact = torch.einsum("nip,nij,njq->pq", each, h, each) / 3
     torch.testing.assert_close(rows.T @ rows / len(rows), exact, rtol=0, atol=0.03 * float(exact.diagonal().max()))
 
 
-def test_the_divergence_has_no_empirical_fisher_at_the_dense_weights_but_a_sampled_one() -> None:
-    module, x, _ = case("conv")
-    layers, at = Network.of(module).layers, risk(module, x)
-    for name, value in fisher_diagonal(at, layers, "empirical", 0).items():
-        assert float(value.max()) < 1e-12
-        assert float(fisher_diagonal(at, layers, "sampled", 0)[name].max()) > 1e-4
-
-
 def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
     module, x, y = case("normed")  # 24 and 36 weights, six samples
     layers, at = Network.of(module).layers, risk(module, x, y, of="task")
-    wanted = fisher_rows(at, layers, "sampled", 7)
+    wanted = fisher_rows(at, layers, 7)
     for elements, parts in ((360, 1), (359, 2), (1, 2)):
-        rows = FisherRows(at, layers, "sampled", 7, elements)
+        rows = FisherRows(at, layers, 7, elements)
         assert [len(part) for part in rows.passes()] == ([2] if parts == 1 else [1, 1])
         first, again = list(rows), list(rows)
         for (layer, value), (_, second) in zip(first, again, strict=True):
@@ -93,7 +74,7 @@ def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
 def test_a_layer_without_part_in_the_error_has_rows_of_zeros() -> None:
     module, x, y = case("mlp")
     module[1].unused = nn.Linear(2, 2)
-    rows = fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, "empirical", 0)
+    rows = fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, 0)
     assert rows["1.unused.weight"].shape == (6, 4)
     assert not bool(rows["1.unused.weight"].any())
 
@@ -109,4 +90,4 @@ def test_a_row_that_is_not_finite_is_refused_by_name() -> None:
 
     module = Root()
     with pytest.raises(NumericsError, match=r"a\.weight: the gradient of a sample is not finite"):
-        fisher_rows(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers, "empirical", 0)
+        fisher_rows(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers, 0)

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prunetaylor.curvature import gradients, tape
-from prunetaylor.curvature.fisher import fisher_diagonal
 from prunetaylor.curvature.gradients import (
     gauss_newton_diagonal,
     gradient_norms,
@@ -363,7 +362,6 @@ def test_the_first_layer_that_is_not_finite_is_named_and_the_last_is_where_to_lo
         "the gradient of the error is": lambda: gradient_norms(at, layers),
         "the Gauss-Newton diagonal": lambda: gauss_newton_diagonal(at, layers, 0),
         "the Gauss-Newton diagonal is": lambda: sampled_diagonal(at, dict(module.named_parameters()), 0),
-        "the Fisher diagonal": lambda: fisher_diagonal(at, layers, "sampled", 0),
         "the gradient of the error in its outputs": lambda: output_sensitivity(at, layers, 0),
     }
     for what, fit in fits.items():

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunetaylor.curvature.fisher import fisher_diagonal, fisher_rows
+from prunetaylor.curvature.fisher import fisher_rows
 from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient
 from prunetaylor.curvature.gram import Positions, layer_moments
-from prunetaylor.curvature.low_rank import LowRankFisher
 from prunetaylor.network.network import Network
 from prunetaylor.objective import Objective
 from prunetaylor.risk import Risk
@@ -99,8 +98,6 @@ def test_layer_grams_hold_no_more_for_more_samples() -> None:
 @pytest.mark.parametrize(
     ("fit", "drawn"),
     [
-        (lambda network, risk: fisher_diagonal(risk, network.layers, "sampled", 0), 1),
-        (lambda network, risk: fisher_diagonal(risk, network.layers, "empirical", 0), 0),
         (lambda network, risk: gauss_newton_diagonal(risk, network.layers, 0), 4),
         (lambda network, risk: mean_gradient(risk, network.layers), 0),
     ],
@@ -115,19 +112,12 @@ def test_diagonals_hold_only_the_drawn_numbers_of_more_samples(
     assert peak_more - peak <= 4 * drawn * 14 * BATCH
 
 
-def test_low_rank_fisher_holds_its_rows_and_what_has_n_squared_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = 40  # at a time
+def test_rows_hold_n_times_p_values_and_one_batch_s_work() -> None:
     p = 6 * 18 + 20 * 96
     beside = []
     for n in (2 * BATCH, 4 * BATCH):
         network, risk = case(n)
-        kept, peak = held(lambda network=network, risk=risk: fisher_rows(risk, network.layers, "sampled", 0))
+        kept, peak = held(lambda network=network, risk=risk: fisher_rows(risk, network.layers, 0))
         assert kept == 4 * n * p
-        beside.append(peak - kept - 4 * n)  # besides rows and drawn labels: one batch's work
-        rows = fisher_rows(risk, network.layers, "sampled", 0)
-        monkeypatch.setattr("prunetaylor.curvature.low_rank._ELEMENTS", columns * n)
-        kept, peak = held(lambda rows=rows: LowRankFisher(rows, 0.01))
-        assert kept <= 8 * (2 * n * n + 1)  # the products of the rows and their factor
-        assert peak <= 8 * (6 * n * n + 3 * columns * n)
-        assert peak < 4 * n * p / 2
+        beside.append(peak - kept - 4 * n)  # besides rows and drawn labels
     assert beside[0] == beside[1]

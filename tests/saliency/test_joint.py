@@ -183,7 +183,7 @@ def test_a_network_s_best_support_over_all_layers(removed: int) -> None:
     model = taylor(module, x, torch.arange(14) % 2)
     model.keep_first = False
     step = solve(model, masks, removed)
-    rows = torch.cat(list(fisher_rows(model.risk, network.layers, "sampled", model.seed).values()), 1).double()
+    rows = torch.cat(list(fisher_rows(model.risk, network.layers, model.seed).values()), 1).double()
     left = torch.cat([masks[layer.parameter].flatten() for layer in network.layers])
     w = torch.cat([layer.weight.detach().flatten() for layer in network.layers]).double()[left]
     ridge = model.damping * float(rows[:, left].square().mean())
@@ -206,7 +206,7 @@ def test_scores_are_the_cost_of_one_removal_with_all_layers_moving() -> None:
     model.keep_first = False
     masks = model.network.masks()
     scores = registry.load("saliency", "joint").score(model, model.network, masks, torch.Generator())
-    rows = torch.cat(list(fisher_rows(model.risk, model.network.layers, "sampled", model.seed).values()), 1).double()
+    rows = torch.cat(list(fisher_rows(model.risk, model.network.layers, model.seed).values()), 1).double()
     w = torch.cat([layer.weight.detach().flatten() for layer in model.network.layers]).double()
     h = rows.mT @ rows / 14 + model.damping * float(rows.square().mean()) * torch.eye(len(w)).double()
     expected = w.square() / (2 * torch.linalg.inv(h).diagonal())

@@ -18,7 +18,7 @@ from prunetaylor.risk import Risk, all_outputs
 
 EVERY = 1 << 16
 """Positions a sample, where all of them are to be looked at."""
-FITS = ["moments", "gradient", "diagonal", "hessian_diagonal", "sensitivity"]
+FITS = ["moments", "gradient", "diagonal", "sensitivity"]
 """What a Taylor model fits, and a cache keeps, by the attributes' names."""
 
 
