@@ -29,8 +29,8 @@ from prunetaylor.checkpoint.described import (
     sizes,
 )
 
-MOST_STEPS = 2_000_000
-"""Instructions of one pickle. A network of a thousand tensors takes 30,000; each can take up to 300 bytes."""
+MOST_STEPS = 4_000_000
+"""Instructions of one pickle. A network of a thousand tensors takes 30,000; each can take up to 250 bytes."""
 
 
 MOST_COPIED = 1 << 28
@@ -43,6 +43,10 @@ class AsksForCode(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
+
+
+class TooLong(Exception):
+    """The pickle has more instructions than are carried out."""
 
 
 class _NumpyType:
@@ -106,6 +110,9 @@ def _opaque(name: str) -> Call:
     return Call(lambda *_: Opaque(name))
 
 
+_TENSOR_CLASSES = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
+
+
 def _table() -> dict[str, Any]:
     """Everything that a pickle may name."""
     found: dict[str, Any] = {
@@ -132,6 +139,9 @@ def _table() -> dict[str, Any]:
     found |= {f"torch._utils.{name}": call for name, call in REBUILDERS.items()}
     found |= {str(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
     found |= {str(one): Opaque(str(one)) for one in vars(torch).values() if isinstance(one, torch.qscheme)}
+    for name in _TENSOR_CLASSES.split():
+        for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse"):
+            found[f"{module}.{name}Tensor"] = Opaque(f"{module}.{name}Tensor")
     storages = {
         "Double": "float64",
         "Float": "float32",
@@ -171,13 +181,14 @@ class Stream(Protocol):
 def unpickled(stream: Stream, storage: Callable[[Any], Storage]) -> Any:
     """The value of the next pickle in ``stream``, which is left behind its end.
 
-    ``storage`` makes a storage of a persistent id. Raises AsksForCode, Malformed, and what ``pickletools`` raises.
+    ``storage`` makes a storage of a persistent id. Raises AsksForCode, TooLong, Malformed, and what
+    ``pickletools`` raises.
     """
     machine = _Machine(storage)
     source: Any = stream  # pickletools needs no more of it than Stream has
     for step, (code, argument, _) in enumerate(pickletools.genops(source)):
         if step >= MOST_STEPS:
-            raise Malformed(f"its description has more than {MOST_STEPS:,} instructions")
+            raise TooLong
         if code.name == "STOP":
             break
         does = _INSTRUCTIONS.get(code.name)
@@ -271,11 +282,11 @@ class _Machine:
 
 
 def _key(key: Any) -> Any:
-    """``key`` if its hash takes no time, and few others can have the same."""
+    """``key`` if its hash takes no time and few others can have the same, else an opaque object in its place."""
     flat = key if isinstance(key, tuple) and len(key) <= 8 else (key,)
     for one in flat:
         if not isinstance(one, (*_PLAIN, *_INERT)) or (type(one) is int and abs(one) >= 1 << 60):
-            raise Malformed("a dictionary key that is no plain one")
+            return Opaque(f"a key of type {type(key).__name__}")
     return key
 
 

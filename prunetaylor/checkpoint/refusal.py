@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from prunetaylor.checkpoint.machine import AsksForCode
+from prunetaylor.checkpoint.machine import MOST_STEPS, AsksForCode, TooLong
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError
 from prunetaylor.free_memory import free_bytes
 
@@ -35,6 +35,12 @@ def refusing(path: Path) -> Iterator[None]:
         raise
     except AsksForCode as error:
         raise _code(path, error.name) from error
+    except TooLong as error:
+        raise CheckpointRefused(
+            f"{path} describes what it holds in more than {MOST_STEPS:,} steps, as no network's weights need "
+            "(the history of a training may)",
+            _TRUSTED + _alone(_OF_TENSORS, path),
+        ) from error
     except MemoryError as error:
         raise CheckpointRefused(
             f"{path} needs more memory than is available", "free some, or give a smaller file"
@@ -72,8 +78,11 @@ def _code(path: Path, wanted: str) -> CheckpointRefused:
     cause = f"{path} is a pickle that asks to run code ({wanted[:100]}); it was not run"
     if module:
         cause = f"{path} is a pickled module ({wanted[:100]}), and opening it would run code; it was not run"
-    way = (_OF_MODULE if module else _OF_TENSORS).format(name=str(path))
-    return CheckpointRefused(cause, f"{_TRUSTED}import torch; {way}")
+    return CheckpointRefused(cause, _TRUSTED + _alone(_OF_MODULE if module else _OF_TENSORS, path))
+
+
+def _alone(way: str, path: Path) -> str:
+    return f"import torch; {way.format(name=str(path))}"
 
 
 def _looks_like_module(path: Path) -> bool:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from prunetaylor.checkpoint.inspect import inspect_file
+from prunetaylor.checkpoint.machine import MOST_STEPS
 from prunetaylor.checkpoint.read import read
 from prunetaylor.errors import CheckpointRefused, UsageError
 
@@ -119,8 +120,9 @@ def test_dictionaries_that_hold_each_other_end(tmp_path):
 
 
 def test_more_instructions_than_any_network_has(tmp_path):
-    with pytest.raises(CheckpointRefused, match="instructions"):
-        inspect_file(zipped(tmp_path / "a.pt", b"\x80\x02" + b"N" * 2_000_001 + b"."))
+    with pytest.raises(CheckpointRefused, match="steps") as caught:
+        inspect_file(zipped(tmp_path / "a.pt", b"\x80\x02" + b"N" * (MOST_STEPS + 1) + b"."))
+    assert "save its weights alone" in caught.value.remedy
 
 
 def quietly(make):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunetaylor.checkpoint.inspect import inspect_file
+from prunetaylor.checkpoint.machine import _TABLE
 from prunetaylor.checkpoint.read import read
 from prunetaylor.checkpoint.write import write_model, write_pt
 from prunetaylor.errors import CheckpointRefused, UsageError
@@ -145,6 +146,32 @@ def test_dtypes_survive(tmp_path):
     assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in state.items()}
     torch.testing.assert_close(found["brain"], state["brain"], rtol=0, atol=0)
     assert [t.dtype for t in inspect_file(tmp_path / "a.pt").tensors][:2] == ["float16", "bfloat16"]
+
+
+BESIDE = {
+    "nested keys": {("a", (1, 2)): 3, ((),): 4},
+    "long keys": {tuple(range(20)): 1, 2**62: 2, -(2**100): 3},
+    "other keys": {1j: 1, torch.Size([1, 2]): 2, torch.device("cpu"): 3, torch.float32: 4, None: 5},
+    "sets": {((1, 2), 3), 2j, "a"},
+    "types of tensors": [torch.FloatTensor, torch.cuda.HalfTensor, torch.sparse.LongTensor],
+    "a history": [{"loss": 0.5, "accuracy": 1.5, "step": step} for step in range(1000)],
+    "states": [torch.get_rng_state(), torch.optim.Adam([torch.nn.Parameter(torch.ones(1))]).state_dict()],
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_torch_reads_beside_the_weights_is_no_reason_to_refuse(net, tmp_path, beside, zipped):
+    held = {"state_dict": net.state_dict(), "beside": BESIDE[beside]}
+    torch.save(held, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["beside"]
+    same(read(tmp_path / "a.pt").state, net.state_dict())
+
+
+def test_every_name_that_torch_reads_without_code_is_known():
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    assert set(_get_allowed_globals()) <= set(_TABLE) | {"torch.storage.TypedStorage"}  # abstract: no file names it
 
 
 def refused(file, match, remedy=""):
