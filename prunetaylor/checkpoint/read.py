@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -173,12 +174,17 @@ def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
     }
 
 
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy in which every truth value is 0 or 1: the bytes of a file may be others, which torch does not expect."""
+    return tensor.view(torch.uint8).ne(0) if tensor.dtype == torch.bool else tensor.clone()
+
+
 def _open_safetensors(file: Path, size: int) -> dict[str, Any]:
     require_room(file, size)
     with safe_open(file, framework="pt", device="cpu") as opened:
         metadata = opened.metadata() or {}
         # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
-        state = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (no iterator)
+        state = {name: _copied(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 (no iterator)
     for name, tensor in state.items():
         if tensor.dtype not in DTYPES or tensor.ndim > MOST_DIMENSIONS:
             raise CheckpointRefused(

@@ -174,6 +174,14 @@ def test_every_name_that_torch_reads_without_code_is_known():
     assert set(_get_allowed_globals()) <= set(_TABLE) | {"torch.storage.TypedStorage"}  # abstract: no file names it
 
 
+def test_truth_values_are_0_or_1_whatever_the_bytes(tmp_path):
+    held = torch.tensor([7, 255, 0], dtype=torch.uint8).view(torch.bool)
+    torch.save({"w": held}, tmp_path / "a.pt")
+    save_file({"w": held}, tmp_path / "a.safetensors")
+    for file in ("a.pt", "a.safetensors"):
+        assert read(tmp_path / file).state["w"].view(torch.uint8).tolist() == [1, 1, 0]
+
+
 def refused(file, match, remedy=""):
     for look in (read, inspect_file):
         with pytest.raises(CheckpointRefused, match=match) as caught:
