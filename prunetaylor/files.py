@@ -24,6 +24,7 @@ from prunetaylor.errors import OutputError, cannot_write
 PARTIAL = ".partial"
 """How the name of a file ends that is not complete yet."""
 _REMEDY = "check the folder, its permissions and the free space"
+_MODE = 0o666
 _STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
@@ -43,7 +44,6 @@ def write_stream(
     write: Callable[[IO[bytes]], object],
     *,
     named: bool = False,
-    mode: int = 0o666,
     failures: tuple[type[Exception], ...] = (OSError,),
     remedy: str = _REMEDY,
 ) -> int:
@@ -52,7 +52,6 @@ def write_stream(
     Args:
         named: the user named this path: links are followed, and what is not a regular file (a device, a pipe, a
             descriptor of this process) is written to as it is.
-        mode: permissions, less the umask.
         failures: exceptions of ``write`` that mean that the file cannot be written.
 
     Raises:
@@ -66,7 +65,7 @@ def write_stream(
     with _told(path, failures, remedy, named):
         straight = _straight(path) if named else None
         if straight is None:
-            return _replace(path.resolve() if named else path, fill, mode)
+            return _replace(path.resolve() if named else path, fill)
         with straight as stream:
             before = _position(stream)
             write(stream)
@@ -79,22 +78,20 @@ def write_by_path(
     write: Callable[[Path], object],
     *,
     named: bool = False,
-    mode: int = 0o666,
-    suffix: str = "",
+    mode: int = _MODE,
     failures: tuple[type[Exception], ...] = (OSError,),
-    remedy: str = _REMEDY,
 ) -> int:
-    """The same for a ``write`` that opens its file itself; its name ends with ``suffix`` where that matters."""
-    with _told(path, failures, remedy, named):
+    """Do the same with a ``write`` that opens its file itself. ``mode`` is the permissions, less the umask."""
+    with _told(path, failures, _REMEDY, named):
         straight = _straight(path) if named else None
         if straight is not None:
             with straight as stream, tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / f"file{suffix}"
+                file = Path(folder) / "file"
                 write(file)
                 with file.open("rb") as made:
                     shutil.copyfileobj(made, stream)
                 return file.stat().st_size
-        return _replace(path.resolve() if named else path, write, mode, suffix)
+        return _replace(path.resolve() if named else path, write, mode)
 
 
 def append_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
@@ -170,8 +167,8 @@ def _open_own(path: str, flags: int) -> int:
     return handle
 
 
-def _replace(path: Path, write: Callable[[Path], object], mode: int, suffix: str = "") -> int:
-    with _temporary(path, mode, suffix) as temporary:
+def _replace(path: Path, write: Callable[[Path], object], mode: int = _MODE) -> int:
+    with _temporary(path, mode) as temporary:
         usual = temporary.stat().st_mode
         write(temporary)
         with temporary.open("rb") as stream:
@@ -184,11 +181,11 @@ def _replace(path: Path, write: Callable[[Path], object], mode: int, suffix: str
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, mode: int, suffix: str = "") -> Iterator[Path]:
+def _temporary(path: Path, mode: int) -> Iterator[Path]:
     """A new empty file beside ``path`` under a name that nobody can have prepared; gone afterwards."""
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(f".{secrets.token_hex(12)}{PARTIAL}{suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(12)}{PARTIAL}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
     os.close(os.open(temporary, flags, mode))
     try:

@@ -31,13 +31,11 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def neutral_lines(text: object, limit: int | None = None) -> str:
-    """Return the same of a text of several lines: line ends and tabs stay. Without ``limit`` nothing is cut."""
+def neutral_lines(text: object) -> str:
+    """Return the same of a text of several lines: line ends and tabs stay, and nothing is cut."""
     found = _text(text)
-    found = found if limit is None else found[: limit + 1]
     plain = found if found.isascii() and found.isprintable() else "".join(map(_visible_in_lines, found))
-    shown = _obeyed_by_nobody(plain)
-    return shown if limit is None else _cut(shown, limit)
+    return _obeyed_by_nobody(plain)
 
 
 def _text(text: object) -> str:

@@ -36,7 +36,6 @@ def test_length_is_bounded_even_where_every_character_grows() -> None:
     assert len(neutral("\x1b" * 1000)) == LONGEST
     assert neutral("x" * LONGEST) == "x" * LONGEST
     assert neutral("abcdef", limit=5) == "ab..."
-    assert len(neutral_lines("\n" * 100, limit=10)) == 10
 
 
 def test_an_exception_that_cannot_say_itself_has_its_class() -> None:

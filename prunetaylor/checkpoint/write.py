@@ -70,13 +70,12 @@ def write_pt(
     arch: str | None,
     args: Mapping[str, Any],
     data: Mapping[str, Any],
-    masks: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> int:
     """The same as a file of torch.save that ``torch.load(path, weights_only=True)`` opens; returns the file's bytes."""
     # Detached tensors, ties kept: torch.save stores a shared storage once.
     state = {k: v.detach().cpu() for k, v in _tensors(module).items()}
-    words = encode(arch=arch, args=args, data=data, masks=masks, tied={}, extra=extra)
+    words = encode(arch=arch, args=args, data=data, masks=None, tied={}, extra=extra)
     document = {**words, "state_dict": state}
     # to a stream: torch's own writer does not say why it fails
     return write_stream(Path(path), lambda stream: torch.save(document, stream), named=True, failures=_FAILURES)

@@ -75,7 +75,6 @@ def from_python(
     *,
     normalize: str | Mapping[str, Any] | None = None,
     augment: str | Named | Callable[[Tensor], Tensor] = "none",
-    classes: int | None = None,
 ) -> Samples:
     """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
 
@@ -84,7 +83,7 @@ def from_python(
     """
     splits = [as_split(train, "train"), as_split(train if test is None else test, "test")]
     held = None if validation is None else as_split(validation, "validation")
-    raw = RawSource(splits[0], splits[1], held, classes)
+    raw = RawSource(splits[0], splits[1], held, None)
     first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)
     preprocess.check(first[None].shape)
@@ -93,7 +92,7 @@ def from_python(
         train=raw.train,
         test=raw.test,
         validation=held,
-        classes=classes,
+        classes=None,
         preprocess=preprocess,
         augment=augmentation.resolve(augment, first)[0],
         fingerprint=fingerprint(raw.train, held, raw.test),

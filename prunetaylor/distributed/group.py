@@ -151,10 +151,6 @@ def gather_objects(value: T) -> list[T]:
         return [pickle.loads(one) for one in _swapped(pickle.dumps(value), failed=False)]
 
 
-Failure = tuple[str, str, int]
-"""Cause, remedy, exit code."""
-
-
 def _told(error: Exception) -> bool:
     """Tell the others; whether they heard it."""
     if isinstance(error, PruneTaylorError):

@@ -87,9 +87,8 @@ def solve(
 ) -> Step:
     """The step after which ``removed`` weights are gone, those that ``masks`` (True = keep) has lost included.
 
-    Its ``predicted_change`` is g'd + 1/2 d'(F + r I)d. A layer that would keep nothing keeps its largest
-    weight, while that leaves enough others to remove. n x p values in float32 are held, for n samples and the p weights
-    that are not gone yet.
+    A layer that would keep nothing keeps its largest weight, while that leaves enough others to remove. n x p values in
+    float32 are held, for n samples and the p weights that are not gone yet.
     """
     assert model is not None
     quadratic = _fit(model, network, masks)
@@ -105,12 +104,10 @@ def solve(
         fixed = fixed | _largest_where_none_is_kept(network, masks, keep)
     if not bool(torch.isfinite(d).all()):
         raise NumericsError("the move of the kept weights is not finite", "raise prune.damping")
-    change = quadratic.value(d) + float((_gradient(model, network, masks) - quadratic.gradient) @ d)
     moves = _by_parameter(network, masks, d)
     return Step(
         _by_parameter(network, masks, keep),
         {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
-        change,
     )
 
 

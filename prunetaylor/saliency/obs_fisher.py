@@ -77,7 +77,7 @@ def solve(
         [layer.name for layer in network.layers],
     )
     keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
-    displacement, change = {}, 0.0
+    displacement = {}
     for layer, rows in model.fisher_rows:
         fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
         g = _gradient(model, layer).to(fisher.kind)
@@ -85,10 +85,9 @@ def solve(
         move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
         if not bool(torch.isfinite(move).all()):
             raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
-        change += float(g @ move + 0.5 * move @ fisher.product(move))
         displacement[layer.parameter] = move.view(layer.weight.shape)
     shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
-    return Step(shaped, displacement, change)
+    return Step(shaped, displacement)
 
 
 def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:

@@ -9,11 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """``masks`` (True = keep) and ``displacement`` by the names of the prunable weights.
-
-    ``predicted_change`` of the mean error, by the solver's own quadratic model; None in other units than the error's.
-    """
+    """``masks`` (True = keep) and ``displacement`` are named like the prunable weights."""
 
     masks: dict[str, Tensor]
     displacement: dict[str, Tensor]
-    predicted_change: float | None

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from prunetaylor.network.layer import Layer
 
-GROUP_SIZE = 1
-
 
 def groups(layer: Layer, scores: Tensor) -> Tensor:
     """Scores of the layer's groups (N,), from those of its weights (the weight's shape)."""

@@ -44,11 +44,13 @@ _SIGNIFICANT = 2.0  # standard errors
 
 @dataclass(frozen=True)
 class Judging:
-    """``samples`` are those of the run: its test set reports. ``ranking`` ranks; ``dense_*`` is the dense network's."""
+    """``samples`` are those of the run, whose test set reports, and ``ranking`` are those that rank.
+
+    ``dense_reporting`` is the dense network's evaluation on the test set.
+    """
 
     samples: Samples
     ranking: Split
-    dense_ranking: Evaluation
     dense_reporting: Evaluation
     said: str
 
@@ -61,8 +63,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
     dense = _Dense(job, folder, progress)
     if samples.validation is not None:
         said = f"{len(samples.validation):,} validation samples rank, {len(samples.test):,} test samples report"
-        ranked = dense.found("validation", samples.validation)
-        return Judging(samples, samples.validation, ranked, dense.found("test", samples.test), said)
+        return Judging(samples, samples.validation, dense.found("test", samples.test), said)
     share = job.config.data.validation
     kept, held = _halves(samples.train, 0.1 if share == "auto" else share, seed)
     test = dense.found("test", samples.test)
@@ -76,7 +77,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
     if _chosen(folder, choose) == "training":
         said = f"{len(held):,} training samples, kept out of all else, rank; {len(samples.test):,} test samples report"
         split = replace(samples, train=samples.train.subset(kept), validation=held_split)
-        return Judging(split, held_split, dense.found("training", held_split, held), test, said)
+        return Judging(split, held_split, test, said)
     reporting, ranking = _halves(samples.test, 0.5, seed)
     if not ranking or not reporting:
         raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
@@ -85,7 +86,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
         "samples are too few, or too well known to the network, to choose by"
     )
     split = replace(samples, test=samples.test.subset(reporting))
-    return Judging(split, samples.test.subset(ranking), test.part(ranking), test.part(reporting), said)
+    return Judging(split, samples.test.subset(ranking), test.part(reporting), said)
 
 
 def known_better(training: Evaluation, test: Evaluation) -> bool:

@@ -285,9 +285,9 @@ def test_specs():
 
 def test_from_python():
     x, y = torch.rand(6, 3, 8, 8), torch.arange(6)
-    samples = from_python((x, y), (x, y), normalize="cifar10", classes=6)
+    samples = from_python((x, y), (x, y), normalize="cifar10")
     assert samples.augment == "none"
-    assert samples.classes == 6
+    assert samples.classes is None
     assert samples.preprocess == Preprocess.from_json("cifar10")
     assert len(from_python((x, y)).test) == 6
     with pytest.raises(DataError, match="test is a float"):

@@ -95,17 +95,13 @@ def test_the_kept_weights_move_to_the_minimum_given_all_that_went(
     before = sum(int((~m).sum()) for m in masks.values())
     step = solved(model, masks, before + 6)
     assert sum(int((~m).sum()) for m in step.masks.values()) == before + 6
-    change = 0.0
     for i, layer in enumerate(model.network.layers):
-        w, g, plain, f = quadratic(model, i, share)
+        w, g, _, f = quadratic(model, i, share)
         mask, d = step.masks[layer.parameter], step.displacement[layer.parameter]
         assert mask.shape == d.shape == layer.weight.shape
         assert bool((~mask | masks[layer.parameter]).all())
         wanted = least(w, g, f, ~mask.flatten())[1]
         torch.testing.assert_close(d.flatten(), wanted, rtol=1e-4, atol=1e-6)
-        slope = model.gradient[layer.parameter].flatten().double() * keep_first
-        change += float(slope @ wanted + wanted @ plain @ wanted / 2)
-    assert step.predicted_change == pytest.approx(change, rel=1e-4)
 
 
 def test_what_went_is_zero_after_the_step_to_the_bit() -> None:
@@ -131,7 +127,6 @@ def test_moving_the_rest_is_better_than_not_moving_it() -> None:
 def test_without_a_gradient_a_step_that_removes_nothing_moves_nothing() -> None:
     step = solved(model := fitted(12, keep_first=False), model.network.masks(), 0)
     assert not any(bool(d.any()) for d in step.displacement.values())
-    assert step.predicted_change == 0
 
 
 def test_newton_s_step_lowers_the_error_of_a_network_that_is_not_converged() -> None:
@@ -140,7 +135,7 @@ def test_newton_s_step_lowers_the_error_of_a_network_that_is_not_converged() -> 
     y = torch.multinomial((2 * x[:, :3]).softmax(1), 1, generator=torch.Generator().manual_seed(0)).squeeze(1)
     model = taylor(module, x, y, of="task", size=100)
     step = solved(model, model.network.masks(), 0)
-    before = model.risk.value()
+    before, predicted = model.risk.value(), model.predict({"weight": step.displacement["weight"].float()}).change(True)
     module.weight.data.add_(step.displacement["weight"].to(module.weight))
-    assert model.risk.value() - before == pytest.approx(step.predicted_change, rel=0.5)
-    assert step.predicted_change < -0.1
+    assert model.risk.value() - before == pytest.approx(predicted, rel=0.5)
+    assert predicted < -0.1
