@@ -1,14 +1,16 @@
 """Second-order pruning of trained PyTorch networks.
 
 The public names are loaded when they are first used: importing the package costs no torch, so that the command
-line can answer ``--help`` and check a configuration at once.
+line can answer ``--help`` and check a configuration at once. Nothing but Python's core is imported here, since under
+``python -m prunetaylor`` modules would come from the working directory until ``__main__`` has taken that away.
 """
-
-from typing import TYPE_CHECKING, Any
 
 from prunetaylor._version import __version__
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from prunetaylor.api import Result, prune, score
     from prunetaylor.checkpoint.load import load
     from prunetaylor.errors import PruneTaylorError
@@ -26,7 +28,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'prunetaylor' has no attribute {name!r}")
     import importlib
