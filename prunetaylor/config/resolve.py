@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from prunetaylor.config.contradictions import nested_clash, same, settle_sparsity
 from prunetaylor.config.keys import PREFIX, env_name, is_open, leaves, meant, takes_text
 from prunetaylor.config.schema import Config
-from prunetaylor.config.values import parse_value, read_document
+from prunetaylor.config.values import parse_value, read_document, read_file
 from prunetaylor.errors import UsageError, closest
 
 DEFAULT = "default"
@@ -132,7 +132,7 @@ def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> R
 
 def _read(file: Path) -> Written:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_file(file)
     except UnicodeDecodeError as err:
         raise UsageError(
             f"{file} is not a text file", "-c takes a YAML file; MODEL is given without an option"

@@ -6,6 +6,7 @@ None of them is what somebody who writes a configuration means.
 
 from __future__ import annotations
 
+import pathlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ _CORE = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}
 _BARE = re.compile(r"[\w./][\w./%+-]*(?::[\w./%+-]+)*", re.ASCII)
 _DEEPEST = 32
 _MOST = 100_000
+_MOST_BYTES = 1 << 20
 _ONE_VALUE = "the value"
 _MERGE = "<<"
 
@@ -80,6 +82,15 @@ def parse_value(text: str) -> Any:
         return scalar(text)
     node = _compose(text, _ONE_VALUE)
     return None if node is None else _value(node, (), {}, _ONE_VALUE)
+
+
+def read_file(file: pathlib.Path) -> str:
+    """The text of a YAML file. OSError and UnicodeDecodeError as of ``open``; UsageError where it is far too long."""
+    with file.open("rb") as stream:  # a pipe, such as the shell's <(...), is read as well
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UsageError(f"{file} is longer than {_MOST_BYTES:,} bytes", "name a YAML file of settings")
+    return content.decode("utf-8")
 
 
 def read_document(text: str, name: str) -> Document:

@@ -11,7 +11,7 @@ from prunetaylor import registry
 from prunetaylor.config.keys import is_open, leaves, meant
 from prunetaylor.config.paths import rooted
 from prunetaylor.config.resolve import Resolved, Written, flat, override, resolve
-from prunetaylor.config.values import Document, parse_value, read_document
+from prunetaylor.config.values import Document, parse_value, read_document, read_file
 from prunetaylor.errors import UsageError, close_match
 from prunetaylor.run import MODEL_FILE
 from prunetaylor.sweep import space
@@ -30,7 +30,7 @@ COMMAND_LINE = "command line"
 def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[str] = ()) -> Sweep:
     """The sweep in a file; ``environ`` and the command line's ``pairs`` go over its base. UsageError with the line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_file(file)
     except UnicodeDecodeError as err:
         raise UsageError(
             f"{file} is not a text file", "a sweep is a YAML file; a checkpoint is varied with -m"

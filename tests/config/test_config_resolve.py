@@ -1,5 +1,7 @@
 """Defaults < file < environment < command line, and every way to get it wrong."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04\xff\xfe\x80")
     with pytest.raises(UsageError, match="not a text file"):
         resolve(tmp_path / "model.pt", {}, [], {})
+    with pytest.raises(UsageError, match="longer than"):
+        resolve(Path("/dev/zero"), {}, [], {})
+
+
+def test_the_shells_pipes_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=["seed: 7\n"])
+    writer.start()
+    assert resolve(tmp_path / "pipe", {}, [], {}).config.seed == 7
+    writer.join()
 
 
 def test_an_unknown_variable_of_ours_is_an_error() -> None:
