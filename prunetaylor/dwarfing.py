@@ -2,7 +2,8 @@
 
 A sum of squares belongs to whoever is largest. The size of a sample is the norm of what a layer reads of it in the
 dense network (of the network's inputs, and of targets that are values, too). Some samples are left out of calibration
-where each of them is far above the ninth decile and all of them together outweigh the others.
+where each of them is far above the ninth decile and all of them together outweigh the others. Samples that show it as
+they are stored are left out of all training too, whose first step towards one of them ends it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.data.samples import Split
 from prunetaylor.distributed.exchange import gather_rows
 from prunetaylor.network.layer import Prunable
 from prunetaylor.outcome import Alert
@@ -80,18 +82,18 @@ class Dwarfing:
     samples: tuple[int, ...]
     size: float
 
-    def alert(self) -> Alert:
+    def alert(self, left_out_of: str) -> Alert:
         count, named = len(self.samples), ", ".join(map(str, self.samples[:_NAMED]))
         if count == 1:
-            what = f"training sample {named} is {self.size:.2g} times as large as the usual one"
+            what = f"training sample {named} is {self.size:.2g} times as large as a typical one"
         else:
             more = f" and {count - _NAMED} more" if count > _NAMED else ""
-            what = f"training samples {named}{more} are up to {self.size:.2g} times as large as the usual one"
+            what = f"training samples {named}{more} are up to {self.size:.2g} times as large as a typical one"
         they = "it is" if count == 1 else "they are"
         return Alert(
             "outlier_samples",
-            f"{what} and would outweigh all others; {they} left out of all fits. Look at how {they} stored and scaled "
-            "(indices count from 0 in the training set)",
+            f"{what} and would outweigh all others; {they} left out of {left_out_of}. Check how {they} stored and "
+            "scaled (indices count from 0 in the training set)",
         )
 
 
@@ -108,3 +110,22 @@ def find(energies: Tensor) -> tuple[list[int], float]:
             found |= far
             size = max(size, float((column[far].max() / known[(len(known) - 1) // 2]).sqrt()))
     return found.nonzero().flatten().tolist(), size
+
+
+_TOGETHER = 1024
+"""Samples that are looked at together."""
+
+
+def stored(split: Split) -> tuple[list[int], float]:
+    """Samples that dwarf the rest by their values as they are stored, and by how much, as ``find`` returns them.
+
+    Only numbers in memory are looked at: bytes cannot be so large, and images would have to be decoded.
+    """
+    if not split.held or not split.fetch([0])[0].is_floating_point():
+        return [], 1.0
+    rows = []
+    for start in range(0, len(split), _TOGETHER):
+        x, targets = split.fetch(range(start, min(start + _TOGETHER, len(split))))
+        wanted = targets if targets.is_floating_point() else torch.zeros(len(x))
+        rows.append(torch.stack([_energy(x, len(x)), _energy(wanted, len(x))], 1))
+    return find(torch.cat(rows))

@@ -20,7 +20,7 @@ from prunetaylor.job import Job
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.state import restore, snapshot
 from prunetaylor.objective import Objective
-from prunetaylor.outcome import Epoch, Unfinished
+from prunetaylor.outcome import Alert, Epoch, Unfinished
 from prunetaylor.progress import Progress, Watch, unwatched
 from prunetaylor.repair.distill import distillation_share
 from prunetaylor.repair.divergence import LOOK_EVERY, Diverged
@@ -229,7 +229,7 @@ class Finetuning:
         kept = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
         text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to continue, {error.remedy}"
         self.choices.append(text)
-        self.progress.note(text)
+        self.job.warn(Alert("finetuning_stopped", text), self.progress)
 
     def _go_back(self, error: Diverged) -> int:
         """To the last epoch, at its sparsity: its number. Stages since then are as if they had been taken back."""

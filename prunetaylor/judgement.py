@@ -18,6 +18,8 @@ SMALL, LARGE = 1.0, 5.0
 """Percentage points of accuracy: a drop that is certain is worth a look beyond the first, and bad beyond the second."""
 SOME, MUCH = 0.05, 0.25
 """The same as shares of what the dense network is better by than a constant answer."""
+_UNFITTED = ("random", "magnitude", "lamp")
+"""Methods that look at no samples; neither does their default repair."""
 _WEAK = ("random", "magnitude", "lamp", "taylor1", "obd")
 """Methods that a stronger one may replace."""
 
@@ -66,8 +68,8 @@ def ways(outcome: Outcome, config: Config, training: int) -> list[str]:
         found.append("prune.method=auto (a stronger criterion)")
     if config.prune.refine == "none":
         found.append("prune.refine=auto (refinement of the kept weights)")
-    drawn = config.calibration.samples
-    if drawn < training:
+    drawn, fits = config.calibration.samples, config.prune.repair not in ("auto", "none")
+    if drawn < training and (fits or outcome.method not in _UNFITTED):
         found.append(f"calibration.samples={min(4 * drawn, training)}")
     epochs = len(outcome.epochs)
     found.append(f"--epochs {2 * epochs if epochs else 3} ({'longer ' if epochs else ''}fine-tuning)")

@@ -36,7 +36,7 @@ from prunetaylor.planning import Plan, make_plan
 from prunetaylor.progress import Detail, Progress, Watch, expect, part_of, unwatched
 from prunetaylor.repair.masks import check_masks
 from prunetaylor.resume import restoring
-from prunetaylor.sanity import glance, pruned_doubts, say_doubts
+from prunetaylor.sanity import glance, pruned_doubts, say_doubts, set_aside
 from prunetaylor.stages import Stages
 from prunetaylor.timing import estimate
 
@@ -94,6 +94,7 @@ def run(
 def rehearse(job: Job, progress: Progress) -> Plan:
     """What ``run`` finds out before it begins: the memory plan, doubts about the network, and the errors of settings
     that do not fit the data."""
+    set_aside(job, progress)
     plan = make_plan(job)
     training, _ = training_split(job)
     if job.epochs and training is not None:
@@ -112,6 +113,7 @@ class _Run:
         self.job, self.progress, self.keeper, self.watch = job, progress, keeper, watch
         self.dense_found = dense_found
         self.left = keeper.left() or {}
+        set_aside(job, progress)
         self.plan = make_plan(job)
         self.time = estimate(job)
         if self.left:

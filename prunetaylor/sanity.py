@@ -1,10 +1,17 @@
-"""The dense network is looked at before any work: what is at chance is no ground to prune, score or judge on."""
+"""The network and the training samples are looked at before any work.
+
+A dense network at chance is no ground to prune, score or judge on, and a sample that dwarfs the others is none to learn
+from.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
 from prunetaylor.data.samples import draw
+from prunetaylor.dwarfing import Dwarfing, stored
 from prunetaylor.job import Job
 from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
@@ -24,6 +31,20 @@ def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
     alert = doubt(found, job.kind, pruned=said is not None and bool(said.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)
+
+
+def set_aside(job: Job, progress: Progress) -> None:
+    """Leave out the training samples that are stored far larger than all others, and name them."""
+    if job.samples is None or not len(job.samples.train):
+        return
+    train = job.samples.train
+    rows, size = stored(train)
+    if rows:
+        apart = set(rows)
+        kept = train.subset([row for row in range(len(train)) if row not in apart])
+        named = tuple(sorted(train.origin(row) for row in rows))
+        job.warn(Dwarfing(named, size).alert("calibration and fine-tuning"), progress)
+        job.samples = replace(job.samples, train=kept)
 
 
 def pruned_doubts(job: Job, found: Evaluation | None) -> list[Alert]:

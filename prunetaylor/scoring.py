@@ -32,7 +32,7 @@ from prunetaylor.progress import Detail, Progress, part_of
 from prunetaylor.repair.affine import Absorber
 from prunetaylor.repair.masks import apply_masks
 from prunetaylor.risk import Risk, all_outputs
-from prunetaylor.sanity import glance
+from prunetaylor.sanity import glance, set_aside
 from prunetaylor.selection.step import Step
 from prunetaylor.selection.trust import believed
 from prunetaylor.settings import check_scoring
@@ -50,6 +50,7 @@ def run(job: Job, progress: Progress) -> Scores:
     if job.samples is None:
         raise UsageError("score needs samples to measure the error on", "name them with --data")
     job.choices += check_scoring(job.config)
+    set_aside(job, progress)
     plan = make_plan(job, "score")
     training, _ = training_split(job)
     assert training is not None

@@ -174,8 +174,10 @@ class Stages:
                 f"{missing[0]} is used by no sample of {_DRAWS} draws, though it was by the first samples",
                 "raise calibration.samples, or exclude the layer (prune.exclude)",
             )
-        if (dwarfing := self.calibration.dwarfing) is not None and dwarfing.alert() not in self.job.warnings:
-            self.job.warn(dwarfing.alert(), self.progress)
+        if (dwarfing := self.calibration.dwarfing) is not None:
+            alert = dwarfing.alert("calibration")
+            if alert not in self.job.warnings:
+                self.job.warn(alert, self.progress)
         for part in (self.calibration.fit, self.calibration.holdout):
             check_outputs(self.dense.module, part.batches, part.dense_outputs)
         self.drawn = [*self.drawn, state][-REMEMBERED:]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor.dwarfing import FAR, Energies, find
+from prunetaylor.data.samples import TensorSplit
+from prunetaylor.dwarfing import FAR, Energies, find, stored
 from prunetaylor.errors import NumericsError, UsageError
 from prunetaylor.outcome import Outcome
 from support.runs import TRAIN, quick
@@ -52,7 +53,31 @@ def test_they_change_nothing_but_the_number_of_samples(conv: nn.Module, rows: li
 
 def test_indices_are_those_of_the_training_set_where_a_share_of_it_chooses_between_epochs(conv: nn.Module) -> None:
     found = quick(conv, bad([7], 1e9), calibration__samples=len(TRAIN[0]), finetune__epochs=1, finetune__lr=1e-4)
-    assert "outlier_samples" not in keys(found) or "training sample 7 is" in found.warnings[0].text
+    assert keys(found) == ["outlier_samples"]
+    assert "training sample 7 is" in found.warnings[0].text
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("row", [7, 150])
+def test_training_does_not_see_them_either_drawn_for_calibration_or_not(
+    conv: nn.Module, row: int, labelled: bool
+) -> None:
+    x, y = bad([row], 1e12)
+    found = quick(conv, (x, y) if labelled else x, calibration__samples=40, finetune__epochs=2, sparsity=0.7)
+    assert "outlier_samples" in keys(found)
+    assert "finetuning_stopped" not in keys(found)
+    assert len(found.epochs) == 2
+    [text] = [alert.text for alert in found.warnings if alert.key == "outlier_samples"]
+    assert f"training sample {row} is" in text
+
+
+def test_targets_that_are_values_are_looked_at_and_bytes_are_not() -> None:
+    x, targets = torch.rand(60, 4), torch.rand(60, 1)
+    targets[13] = 1e9
+    assert stored(TensorSplit(x, targets))[0] == [13]
+    bytes_ = torch.zeros(60, 4, dtype=torch.uint8)
+    bytes_[5] = 255
+    assert stored(TensorSplit(bytes_, torch.zeros(60, dtype=torch.long))) == ([], 1.0)
 
 
 def test_a_constant_image_and_a_moderate_one_are_samples_like_any_other(conv: nn.Module) -> None:

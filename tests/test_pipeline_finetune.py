@@ -86,7 +86,7 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
     one = quick(conv, **how)
     same_bits(one, quick(conv, (x, y), **how))
     assert (
-        f"validation: 24 of the {len(train)} training samples, kept out of calibration and fine-tuning" in one.choices
+        f"validation: 24 of the {len(train)} training samples, held out of calibration and fine-tuning" in one.choices
     )
     x[used[0]] = 5.0
     changed = quick(conv, (x, y), **how)
@@ -99,7 +99,7 @@ def test_no_more_samples_are_kept_out_than_choosing_takes(
 ) -> None:
     monkeypatch.setattr("prunetaylor.pipeline.ENOUGH", 5)
     outcome = quick(conv, **CUT, finetune__epochs=1, **settings)
-    assert f"validation: {held} of the 240 training samples, kept out of calibration and fine-tuning" in outcome.choices
+    assert f"validation: {held} of the 240 training samples, held out of calibration and fine-tuning" in outcome.choices
 
 
 def test_distillation_follows_the_dense_network_and_not_the_labels(conv: nn.Module) -> None:
@@ -125,8 +125,8 @@ def test_regression_fine_tunes_and_distils() -> None:
 
 
 def test_too_few_samples_to_choose_by(conv: nn.Module) -> None:
-    few = (TRAIN[0][:4], TRAIN[1][:4])
-    with pytest.raises(DataError, match=r"4 training samples are too few.*validation\n.*--epochs 0"):
+    few = (TRAIN[0][:5], TRAIN[1][:5])
+    with pytest.raises(DataError, match=r"5 training samples are too few.*validation\n.*--epochs 0"):
         quick(conv, few, sparsity=0.5, finetune__epochs=1)
     assert_truthful(quick(conv, few, sparsity=0.5), conv, 0.5)
 
@@ -141,6 +141,7 @@ def test_training_that_diverges_at_once_leaves_the_network_before_it(conv: nn.Mo
     assert_truthful(outcome, conv, 0.85)
     assert outcome.epochs == []
     [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
+    assert [(alert.key, alert.text) for alert in outcome.warnings] == [("finetuning_stopped", said)]
     assert re.search(cause, said)
     assert "; the network before fine-tuning is kept; to continue, lower finetune.lr" in said
 
@@ -345,7 +346,7 @@ def test_a_divergence_after_epochs_that_made_things_worse_leaves_the_network_bef
     same_bits(outcome, quick(conv, **CUT))
     assert len(outcome.epochs) == 2
     [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
-    assert "; the network before fine-tuning, better than any epoch, is kept; to go further" in said
+    assert "; the network before fine-tuning, better than any epoch, is kept; to continue" in said
 
 
 def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

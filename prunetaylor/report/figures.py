@@ -131,7 +131,7 @@ def metric_by_stage(document: Document) -> tuple[str | None, str]:
     test = [(document[side]["metrics"].get(name)) for side in ("dense", "pruned")]
     if len(stages) > 1:
         points = [(100 * s["sparsity"], s["metric"]) for s in stages]
-        said = "After each stage, before any fine-tuning, on calibration samples that no fit saw."
+        said = "Measured after each stage, before fine-tuning, on held-out calibration samples."
     elif None not in test:
         points = [(0.0, test[0]), (100 * document["sparsity"]["obtained"], test[1])]
         said = "The dense and the pruned network on the test samples."

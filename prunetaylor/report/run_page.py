@@ -35,8 +35,8 @@ def run_page(document: Document, name: str) -> str:
         verdict=_verdict(document),
         warnings=[one["text"] for one in document.get("warnings", [])],
         tiles=_tiles(document, metric),
-        summary=f"{percent(cut['asked'])} asked for; {_total(document['seconds'].get('total'))} "
-        f"on {document['device']}.",
+        summary=f"Requested sparsity {percent(cut['asked'])}; the run took "
+        f"{_total(document['seconds'].get('total'))} on {document['device']}.",
         gate=_gate(document.get("gate")),
         sides=sides(document),
         facts=facts(document),
@@ -151,8 +151,8 @@ def facts(document: Document) -> list[str]:
         )
     if flips := document.get("flips"):
         lines.append(
-            f"Of {flips['samples']:,} test samples {flips['lost']:,} were lost and {flips['won']:,} won; McNemar's "
-            f"exact p {number(flips['mcnemar_p'], 3)}."
+            f"Of {flips['samples']:,} test samples, {flips['lost']:,} became wrong and {flips['won']:,} became right; "
+            f"McNemar's exact p {number(flips['mcnemar_p'], 3)}."
         )
     if first := document["first_order"]:
         lines.append(
@@ -176,7 +176,7 @@ def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
             "Predicted vs measured change",
             figures.predictions(document["stages"]),
             "Change of the error since the dense network, on held-out calibration samples. Changes that are not "
-            "positive are left out. A stage outside the band that is not off differs by no more than noise.",
+            "positive are left out. Stages outside the band that are not marked as off are within noise.",
         ),
         figure(
             "Fine-tuning",
@@ -186,7 +186,7 @@ def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
         figure(
             "Drop by class",
             figures.class_drops(document.get("classes", [])),
-            "The classes that lost most, on test samples.",
+            "The classes that lost the most, on test samples.",
         ),
     ]
 

@@ -19,17 +19,17 @@ _MARK = {"running": ">", "failed": "x", "stopped": "-", "waiting": ".", "done": 
 
 
 def print_sweep(console: Console, found: SweepOutcome) -> None:
-    """The ranked trials, which samples they are of, and the best on the samples that report."""
+    """The ranked trials, the samples they are ranked on, and the best one on the samples it is reported on."""
     console.print(ranked(found))
     if found.samples:
-        console.print(Text(f"ranked and reported on different samples: {found.samples}"), style="dim")
+        console.print(Text(found.samples), style="dim")
     print_alerts(console, found.warnings)
     best = found.best
     if best is not None:
         console.print()
         words = [f"{title(name)} {field(name, value)}" for name, value in best.reported.items()]
-        told = f", on the samples that report: {', '.join(words)}" if words else ""
-        console.print(Text(f"best: trial {best.number}, {chosen(best.parameters)}{told}"))
+        told = f": test {', '.join(words)}" if words else ""
+        console.print(Text(f"best: trial {best.number} ({chosen(best.parameters)}){told}"))
 
 
 def ranked(found: SweepOutcome) -> Table:

@@ -58,7 +58,7 @@ def _notes(found: SweepOutcome) -> list[str]:
     notes = [f"{len(found.trials)} trials, method {found.method}: {goals}{several}."]
     if found.never_ran:
         notes.append(f"{found.never_ran} of {len(found.trials)} trials never ran.")
-    return [*notes, f"Samples: {found.samples}."] if found.samples else notes
+    return [*notes, f"{found.samples[:1].upper()}{found.samples[1:]}."] if found.samples else notes
 
 
 def _tiles(found: SweepOutcome) -> list[tuple[str, str, str]]:

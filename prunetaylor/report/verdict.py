@@ -38,7 +38,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
 
 def conclusion(verdict: Verdict) -> str:
     """The verdict and the exit code in one line."""
-    told = {0: "passes", 3: "fails", 4: "is left open"}[verdict.exit_code]
+    told = {0: "passes", 3: "fails", 4: "is undecided"}[verdict.exit_code]
     if verdict.baseless:
         return (
             f"{verdict.status}: the dense network is no ground to judge on (see the warning), "

@@ -62,7 +62,10 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
         return None
     dense = _Dense(job, folder, progress)
     if samples.validation is not None:
-        said = f"{len(samples.validation):,} validation samples rank, {len(samples.test):,} test samples report"
+        said = (
+            f"ranked on {len(samples.validation):,} validation samples; winner reported on {len(samples.test):,} test "
+            "samples"
+        )
         return Judging(samples, samples.validation, dense.found("test", samples.test), said)
     share = job.config.data.validation
     kept, held = _halves(samples.train, 0.1 if share == "auto" else share, seed)
@@ -75,15 +78,17 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
         return "test" if known_better(dense.found("training", held_split, held), test) else "training"
 
     if _chosen(folder, choose) == "training":
-        said = f"{len(held):,} training samples, kept out of all else, rank; {len(samples.test):,} test samples report"
+        said = (
+            f"ranked on {len(held):,} held-out training samples; winner reported on {len(samples.test):,} test samples"
+        )
         split = replace(samples, train=samples.train.subset(kept), validation=held_split)
         return Judging(split, held_split, test, said)
     reporting, ranking = _halves(samples.test, 0.5, seed)
     if not ranking or not reporting:
         raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
     said = (
-        f"a half of the test samples ({len(ranking):,}) ranks, the other ({len(reporting):,}) reports: the training "
-        "samples are too few, or too well known to the network, to choose by"
+        f"ranked on one half of the test samples ({len(ranking):,}); winner reported on the other half "
+        f"({len(reporting):,}), as the training samples are too few or the network knows them too well to rank by them"
     )
     split = replace(samples, test=samples.test.subset(reporting))
     return Judging(split, samples.test.subset(ranking), test.part(reporting), said)

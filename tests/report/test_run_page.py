@@ -74,7 +74,7 @@ def test_everything_is_there() -> None:
     for said in (
         "resnet20-1: 80.00 % of the weights removed",
         "-2.36 pp (-2.81 to -1.92)",
-        "Of 10,000 test samples 412 were lost and 176 won",
+        "Of 10,000 test samples, 412 became wrong and 176 became right",
         "Gate: inconclusive, exit code 4",
         "69.00 % (taken back)",
         "head.parametrized: its weight is computed from another",

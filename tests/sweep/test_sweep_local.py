@@ -45,7 +45,7 @@ def test_a_grid_with_two_jobs(
     assert [trial["rank"] for trial in trials] == [1, 2, 3, 4, 5, 6]
     top1 = [trial["metrics"]["top1"] for trial in trials]
     assert top1 == sorted(top1, reverse=True)
-    assert "a half of the test samples (60) ranks, the other (60) reports" in found["samples"]
+    assert "half of the test samples (60); winner reported on the other half (60)" in found["samples"]
     for trial in trials:
         report = json.loads((Path(trial["folder"]) / REPORT).read_text())
         assert report["sparsity"]["asked"] == trial["parameters"]["prune.sparsity"]
@@ -116,7 +116,7 @@ def test_results_that_cannot_be_written_are_printed(
     (task / "out dir" / "best.yaml").mkdir()
     assert run_command_line(["sweep", "--show", "out dir"]) == 1
     told = capsys.readouterr()
-    assert "best: trial 1, sparsity=0.5" in told.out
+    assert "best: trial 1 (sparsity=0.5)" in told.out
     assert "cannot write out dir/best.yaml: Is a directory" in told.err
     assert "prunetaylor sweep --show 'out dir'" in told.err
     assert len(inline("--show", "out dir", "--csv").splitlines()) == 2  # for programs, nothing is written
