@@ -54,7 +54,7 @@ def test_a_grid_with_two_jobs(
         assert report["pruned"]["nonzero"] == trial["metrics"]["nonzero"]
         low, high = trial["interval"]["top1"]
         assert low <= trial["metrics"]["top1"] <= high
-        assert any("ranks, the other (60) reports" in choice for choice in report["choices"])
+        assert any("reported on the other half (60)" in choice for choice in report["choices"])
     best = resolve(task / "out" / "best.yaml", {}, [], {}).config
     assert best.prune.sparsity == trials[0]["parameters"]["prune.sparsity"]
     assert best.prune.method == trials[0]["parameters"]["prune.method"]
