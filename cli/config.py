@@ -27,7 +27,7 @@ from .screen import say_json, say_lines
 def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: bool) -> None:
     """Print every setting with its default and meaning, as YAML that -c reads.
 
-    With KEY, such as prune.method, or a section, such as finetune: what it means and takes, each method with its cost
+    With KEY, such as prune.method, or a section, such as finetune: its meaning and values, each method with its cost
     and when to use it.
 
     With -c or KEY=VALUE: the configuration that they give, each value with its origin (default, FILE:line,

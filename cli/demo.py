@@ -34,7 +34,7 @@ from .screen import say, say_json
 def demo(state: State, output: Path, force: bool, seed: str | None, as_json: bool) -> None:
     """Train a small convolutional network on scikit-learn's 1,797 digits, in seconds on a CPU.
 
-    The file says what network and data it belongs to, so that `prunetaylor prune model.pt` needs no other argument.
+    The file names its network and data, so that `prunetaylor prune model.pt` needs no other argument.
     """
     from prunetaylor.config.resolve import resolve
 

@@ -68,7 +68,7 @@ _FINISHED = "finished"
 @click.option(
     "--epochs",
     metavar="N",
-    help="Passes of fine-tuning over the training set. Say --epochs 0 (or N) for the same run on every machine.  "
+    help="Passes of fine-tuning over the training set. Use --epochs 0 (or N) for the same run on every machine.  "
     "[default: 3 on a CUDA GPU, 0 elsewhere]",
 )
 @click.option("-o", "--output", metavar="DIR", help="Folder of the run.  [default: runs/NAME-N]")
@@ -111,7 +111,7 @@ def prune(
     """Remove weights from a trained network, adjust the others, and measure the loss of accuracy.
 
     MODEL is a checkpoint: a state_dict, a training dict, safetensors, or the folder of a run. KEY=VALUE sets any key
-    that `prunetaylor config` prints; as do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
+    that `prunetaylor config` prints; so do a YAML file (-c) and the environment (PRUNETAYLOR_PRUNE_SPARSITY=0.8).
 
     The run's folder gets model.safetensors, report.json, report.html, config.yaml and log.jsonl. A running job
     saves its state there every checkpoint.every seconds; the same command with --resume continues it.

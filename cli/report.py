@@ -32,9 +32,10 @@ from .screen import say_json, say_path
 @json_option
 @verbosity_options
 def report(folder: Path, output: Path | None, as_json: bool) -> None:
-    """Write the report of a run or a sweep as one HTML file that needs nothing else: no network, light and dark.
+    """Write the report of a run or a sweep as one self-contained HTML file.
 
-    Each writes its own already; this writes it again, from what is in DIR.
+    Runs and sweeps write their own report; this command writes it again from the files in DIR. The page works offline,
+    in light and dark mode.
     """
     target = output or folder / HTML_FILE
     text = page(folder, target.parent)

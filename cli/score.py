@@ -63,9 +63,9 @@ def score(
 ) -> None:
     """Show how far a network can be pruned: the error's predicted change at every sparsity, and each layer's share.
 
-    The Taylor model is fitted once, to the samples that `prunetaylor prune` would draw, and kept for it. Each sparsity
-    is one step from the dense weights, predicted and measured on samples that were not fitted; predictions that are
-    off are marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
+    The Taylor model is fitted once, to the samples that `prunetaylor prune` would draw, and cached for it. Each
+    sparsity is one step from the dense weights, predicted and measured on samples that were not fitted; predictions
+    that are off are marked. Pruning in stages with repair costs less than such a step. Nothing is pruned or written but
     the cache of fits (cache.dir).
 
     MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints. With -q it

@@ -174,7 +174,8 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
         much = f"{each * steps / 1e12:,.0f} TFLOP on the {job.device.type}"
         return Refinement(why=f"{steps} steps would cost {much}; prune.refine=last does it anyway")
     steps = min(steps, int(worth // each))
-    return Refinement("last", by, steps, f"{each * steps / 1e12:,.1f} TFLOP")
+    work = each * steps / 1e12
+    return Refinement("last", by, steps, f"{work:,.1f} TFLOP" if work >= 0.05 else "less than 0.1 TFLOP")
 
 
 def planned_steps(job: Job, usual_repair: str) -> int:

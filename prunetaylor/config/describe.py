@@ -72,8 +72,8 @@ def _explained(key: str, info: FieldInfo) -> str:
     lines += textwrap.wrap(info.description or "", 100, initial_indent="  ", subsequent_indent="  ")
     names = registered(info)
     if names is None:
-        words = ", ".join(choices(info))
-        return "\n".join([*lines, *([f"  values: {words}"] if words else [])])
+        words = choices(info)  # one alone is the word for what may be a number, or anything else, too
+        return "\n".join([*lines, *([f"  values: {', '.join(words)}"] if len(words) > 1 else [])])
     for name, meaning in names.known.items():
         facts = {} if name in names.also else registry.facts(names.room, name)
         parts = [f"cost: {facts['COST']}", f"use: {facts['USE']}"] if "COST" in facts else []

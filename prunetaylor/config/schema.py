@@ -218,7 +218,7 @@ class FinetuneSection(Section):
     epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Passes over the training set; auto: 3 on a CUDA GPU, 0 elsewhere. A number gives the same run everywhere."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd: with Nesterov momentum."""
+    """The optimizer; sgd uses Nesterov momentum."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Peak learning rate; auto: 0.05 for sgd, 0.001 for adamw."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -312,7 +312,7 @@ class Config(Section):
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device."""
     memory: Size | None = None
-    """Maximum memory, besides Python and torch themselves: 3GiB, 500MB or a number of bytes; null: what is free."""
+    """Maximum memory, not counting Python and torch themselves: 3GiB, 500MB or bytes; null: what is free."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
 

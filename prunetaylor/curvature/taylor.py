@@ -188,7 +188,7 @@ class TaylorModel:
             self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
             return
         raise NumericsError(
-            "no curvature to rank by: no sample's error bends along any weight",
+            "no curvature to rank by: the loss has no curvature along any weight on any sample",
             "check that the samples are normalised as in training (data.normalize), and that the loss is not linear in "
             "the outputs",
         )

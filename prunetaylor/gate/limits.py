@@ -112,7 +112,7 @@ def latency(found: Latency, limit: float) -> Check:
 
 def baseless(check: Check) -> Check:
     """The same limit where the dense network is at chance: nothing can be judged against it."""
-    why = f"the dense network is no ground to judge on, see the warning (otherwise: {check.status}, {check.why})"
+    why = f"the dense network cannot be a baseline, see the warning (otherwise: {check.status}, {check.why})"
     return replace(check, status="inconclusive", why=why, samples_needed=None)
 
 

@@ -119,9 +119,11 @@ def _compared(found: Evaluation, constant: Mapping[str, float]) -> str:
     """Its metrics beside those of the constant answer."""
     parts = []
     if "top1" in constant:
-        parts.append(f"top-1 {found.metrics['top1']:.2f} % (the most frequent class alone: {constant['top1']:.2f} %)")
+        parts.append(
+            f"top-1 {found.metrics['top1']:.2f} % (always answering the most frequent class: {constant['top1']:.2f} %)"
+        )
     if "loss" in constant:
-        what = "the classes' shares alone" if found.correct is not None else "the best constant answer"
+        what = "answering with the class frequencies" if found.correct is not None else "the best constant answer"
         parts.append(f"loss {found.metrics['loss']:.4g} ({what}: {constant['loss']:.4g})")
     return ", ".join(parts)
 

@@ -156,9 +156,9 @@ def facts(document: Document) -> list[str]:
         )
     if first := document["first_order"]:
         lines.append(
-            f"First-order term: {percent(first['share'])} of a probe's predicted change"
-            f"{first_order(first['kept'], first.get('labels', True))}; the gradient's norm is "
-            f"{number(first['gradient_norm'], 3)}, {number(first['noise_norm'], 3)} from sampling alone."
+            f"Convergence: the gradient's norm is {number(first['gradient_norm'], 3)}, where sampling noise gives "
+            f"{number(first['noise_norm'], 3)}. First-order term: {percent(first['share'])} of the change predicted "
+            f"for a probe{first_order(first['kept'], first.get('labels', True))}."
         )
     if stages := document["stages"]:
         said = prediction_check([_as_stage(stage) for stage in stages]).text

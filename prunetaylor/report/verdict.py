@@ -41,8 +41,7 @@ def conclusion(verdict: Verdict) -> str:
     told = {0: "passes", 3: "fails", 4: "is undecided"}[verdict.exit_code]
     if verdict.baseless:
         return (
-            f"{verdict.status}: the dense network is no ground to judge on (see the warning), "
-            f"exit code {verdict.exit_code}"
+            f"{verdict.status}: the dense network cannot be a baseline (see the warning), exit code {verdict.exit_code}"
         )
     settled = verdict.status == "inconclusive" and verdict.on_inconclusive is not None
     because = f" (gate.on_inconclusive is {verdict.on_inconclusive})" if settled else ""

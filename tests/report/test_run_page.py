@@ -83,7 +83,7 @@ def test_everything_is_there() -> None:
         "prune.sparsity",
         "layer3.2.conv2",
         "10 of 10 classes changed",
-        "First-order term: 3.12 % of a probe's predicted change, not kept",
+        "First-order term: 3.12 % of the change predicted for a probe, not kept",
     ):
         assert said in text, said
     assert page.tags.count("svg") == 6
