@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
+from prunetaylor import progress
 from prunetaylor.progress import Detail, Where
 from prunetaylor.progress import Logged as Logged
 from prunetaylor.text import duration
@@ -24,7 +24,7 @@ EVERY = 10.0
 """Seconds between two lines of one phase, where nothing moves in place."""
 
 
-class Reporter(Protocol):
+class Reporter(progress.Progress, Protocol):
     """Progress that is shown while its context is open."""
 
     def __enter__(self) -> Self: ...
@@ -32,20 +32,6 @@ class Reporter(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
     ) -> None: ...
-
-    def phase(self, name: str, total: int | None = None) -> None: ...
-
-    def step(self, detail: str = "") -> None: ...
-
-    def part(self, done: int, total: int) -> None: ...
-
-    def expect(self, seconds: float) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-    def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 def reporter(state: State) -> Reporter:
@@ -61,34 +47,13 @@ def reporter(state: State) -> Reporter:
     return shown
 
 
-class Quiet:
+class Quiet(progress.Silent):
     """Shows nothing."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
-        pass
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def step(self, detail: str = "") -> None:
-        pass
-
-    def part(self, done: int, total: int) -> None:
-        pass
-
-    def expect(self, seconds: float) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        pass
-
-    def measured(self, step: int, values: Mapping[str, float]) -> None:
         pass
 
 

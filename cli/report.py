@@ -13,6 +13,7 @@ from prunetaylor.errors import PruneTaylorError, RunRefused, UsageError
 from prunetaylor.files import write_text
 from prunetaylor.foreign import read_json
 from prunetaylor.run import HTML_FILE
+from prunetaylor.text import first_line
 
 from .options import examples, json_option, verbosity_options
 from .screen import say_json, say_path
@@ -84,8 +85,7 @@ def shown(folder: Path) -> Iterator[None]:
     except PruneTaylorError:
         raise
     except Exception as err:
-        said = (str(err).splitlines() or [""])[0][:200]
-        raise not_ours(folder, f"{type(err).__name__}: {said}") from err
+        raise not_ours(folder, f"{type(err).__name__}: {first_line(err)}") from err
 
 
 def not_ours(folder: Path, why: str) -> RunRefused:

@@ -8,6 +8,7 @@ import torch
 
 from prunetaylor.distributed.group import gather_objects, place
 from prunetaylor.errors import UsageError
+from prunetaylor.text import first_line
 
 
 def pick_device(asked: str) -> tuple[torch.device, str]:
@@ -75,6 +76,5 @@ def _pick(asked: str) -> tuple[torch.device, str]:
         device = torch.device(asked)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        text = str(error).splitlines()[0]
-        raise UsageError(f"device {asked!r} cannot be used: {text}", _remedy(asked)) from error
+        raise UsageError(f"device {asked!r} cannot be used: {first_line(error)}", _remedy(asked)) from error
     return device, "as asked"

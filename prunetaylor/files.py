@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from prunetaylor.errors import OutputError, cannot_write
+from prunetaylor.text import first_line
 
 PARTIAL = ".partial"
 """How the name of a file ends that is not complete yet."""
@@ -226,5 +227,5 @@ def _told(path: Path, failures: tuple[type[Exception], ...], remedy: str, named:
         found = err if isinstance(err, OSError) else err.__context__
         if named and isinstance(found, OSError):
             raise cannot_write(path, found, remedy) from err
-        said = found.strerror if isinstance(found, OSError) and found.strerror else str(err) or type(err).__name__
-        raise OutputError(f"cannot write {path}: {said.splitlines()[0]}", remedy) from err
+        said = found.strerror if isinstance(found, OSError) and found.strerror else err
+        raise OutputError(f"cannot write {path}: {first_line(said)}", remedy) from err

@@ -32,6 +32,7 @@ from prunetaylor.saliency import exact_obs
 from prunetaylor.selection.schedule import sparsities
 from prunetaylor.selection.trust import fresh_stages
 from prunetaylor.settings import check_finetuning, check_pruning
+from prunetaylor.text import first_line
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take where nobody asked for it: minutes."""
@@ -359,7 +360,7 @@ def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
     try:
         return outputs_of(module(x))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        text = str(error).splitlines()[0][:200]
+        text = first_line(error)
         others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}
         if others:
             raise DataError(

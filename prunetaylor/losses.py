@@ -28,6 +28,7 @@ from torch.func import grad, hessian, jvp, vmap
 from torch.nn import functional
 
 from prunetaylor.errors import UsageError
+from prunetaylor.text import first_line
 
 OTHERS = 16
 """Targets of other samples that each output is held against, to see how large a loss may be."""
@@ -282,7 +283,7 @@ class Own(Loss):
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UsageError(
                 f"loss={self.name} fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
-                f"{str(error).splitlines()[0][:200]}",
+                f"{first_line(error)}",
                 "it takes (outputs, targets) of torch tensors and gives a number a sample, or their mean",
             ) from error
         return found

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from prunetaylor.checkpoint.read import MODEL_HASH
-from prunetaylor.checkpoint.refusal import first_line, refusing
+from prunetaylor.checkpoint.refusal import refusing
 from prunetaylor.checkpoint.torch_file import TorchFile
+from prunetaylor.config.keys import dotted
 from prunetaylor.config.schema import Config
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError, UsageError
 from prunetaylor.run import RunFolder
+from prunetaylor.text import first_line
 
 _OF_NO_RESULT = (
     "model.checkpoint",
@@ -166,17 +168,8 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _identity(configuration: Mapping[str, Any], device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
-    settings = dict(_flat(configuration))
-    kept = {key: value for key, value in settings.items() if not key.startswith(_OF_NO_RESULT)}
+    kept = {key: value for key, value in dotted(configuration) if value != {} and not key.startswith(_OF_NO_RESULT)}
     return {**kept, "device": device, **{f"hash of the {name}": value for name, value in hashes.items()}}
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 LONGEST = 500
+_LINE = 300
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories: controls, formats (bidirectional overrides, zero widths), surrogates, line separators."""
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -22,6 +23,12 @@ def neutral(text: object, limit: int = LONGEST) -> str:
     that is cut says so with dots.
     """
     return _cut(_obeyed_by_nobody("".join(map(_visible, _text(text)[: limit + 1]))), limit)
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of what an error says, or its class: texts from C++ have a stack below it."""
+    said = _text(error).strip().splitlines()
+    return said[0][:_LINE] if said else type(error).__name__
 
 
 def duration(seconds: float) -> str:

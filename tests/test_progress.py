@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from cli import progress as shown
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
 from prunetaylor.bar import Bar
+from prunetaylor.cli import progress as shown
 from prunetaylor.outcome import Trial
 from prunetaylor.progress import Silent, Where
 from prunetaylor.report.sweep import time_left

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from prunetaylor.text import LONGEST, neutral, neutral_lines
+from prunetaylor.text import LONGEST, first_line, neutral, neutral_lines
 
 ALL_CONTROLS = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
 
@@ -44,3 +44,10 @@ def test_an_exception_that_cannot_say_itself_has_its_class() -> None:
             raise RuntimeError
 
     assert neutral(Evil()) == "Evil"
+
+
+def test_the_first_line_of_an_error_is_never_nothing() -> None:
+    assert first_line(ValueError("\n a: b\nstack")) == "a: b"
+    assert first_line(ValueError()) == first_line(ValueError(" \n")) == "ValueError"
+    assert first_line("of a text") == "of a text"
+    assert len(first_line(ValueError("x" * 10_000))) == 300

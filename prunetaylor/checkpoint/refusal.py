@@ -11,6 +11,7 @@ import torch
 from prunetaylor.checkpoint.machine import MOST_STEPS, AsksForCode, TooLong
 from prunetaylor.errors import CheckpointRefused, PruneTaylorError
 from prunetaylor.free_memory import free_bytes
+from prunetaylor.text import first_line
 
 _LOOKED_AT = 1 << 20
 _LITTLE = 1 << 28  # bytes that are there without a look
@@ -65,12 +66,6 @@ def damaged(path: Path, error: BaseException | str) -> CheckpointRefused:
         f"{path} is truncated or damaged: {first_line(error)}",
         "copy or download it again, and compare its size with the original's",
     )
-
-
-def first_line(error: BaseException | str) -> str:
-    """What an error says, in one line: texts from C++ have a stack below it."""
-    said = str(error).strip()
-    return said.splitlines()[0][:200] if said else type(error).__name__
 
 
 def _code(path: Path, wanted: str) -> CheckpointRefused:

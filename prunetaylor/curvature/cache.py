@@ -48,6 +48,7 @@ from prunetaylor.losses import Own
 from prunetaylor.network.layer import Layer
 from prunetaylor.progress import Detail
 from prunetaylor.risk import Risk, first_pass
+from prunetaylor.text import first_line
 
 WORTH_SECONDS = 0.02
 """A fit that was quicker is not kept, and neither is one that reading back at WORTH_RATE would take longer than."""
@@ -154,7 +155,7 @@ class Cache:
         except Exception as error:  # what is damaged can raise anything
             if not path.exists():  # another run has made room in between; the reader says so in ways of its own
                 return None
-            note(f"cache: {what} fitted anew, as {path} cannot be used ({_first_line(error)})")
+            note(f"cache: {what} fitted anew, as {path} cannot be used ({first_line(error)})")
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -176,7 +177,7 @@ class Cache:
             write_by_path(path, lambda file: save_file(stored, file, said), mode=0o600, failures=failures)
         except (OSError, OutputError) as error:
             note(
-                f"cache: {what} not kept, as {self.folder} cannot be written ({_first_line(error)}); "
+                f"cache: {what} not kept, as {self.folder} cannot be written ({first_line(error)}); "
                 "set cache.dir, or cache.enabled=false"
             )
 
@@ -243,8 +244,3 @@ def _dense(stored: Tensor, stride: object) -> list[int]:
     if stored.numel() and last + 1 != stored.numel():
         raise ValueError("its strides leave gaps")
     return stride
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()
-    return text[0][:200] if text else type(error).__name__

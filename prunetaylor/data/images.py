@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prunetaylor import cores
 from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.errors import DataError
 
@@ -76,6 +77,7 @@ class ImageSplit(Split):
         self._images = images
         self._form = form
         self.on_the_fly = not keep
+        self._cores = cores.available()
         count = len(images.targets)
         self._kept: Tensor | None = None
         if keep:
@@ -125,7 +127,7 @@ class ImageSplit(Split):
     def _decode(self, indices: Tensor, into: Tensor, places: Tensor) -> None:
         pairs = list(zip(indices.tolist(), places.tolist(), strict=True))
         # A worker process is one of several already; threads pay from a few images on only.
-        threads = 1 if torch.utils.data.get_worker_info() else min(_THREADS, os.cpu_count() or 1)
+        threads = 1 if torch.utils.data.get_worker_info() else min(_THREADS, self._cores)
         chunk = 64 if self._kept is not None else 8
         starts = range(0, len(pairs), chunk)
 

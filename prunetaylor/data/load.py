@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunetaylor import registry
+from prunetaylor import cores, registry
 from prunetaylor.config.code import NOBODY, Trust, is_code
 from prunetaylor.config.schema import DataSection, Normalization
 from prunetaylor.data import augment as augmentation
@@ -106,8 +105,7 @@ def workers(cfg: DataSection) -> int:
     """
     if cfg.workers != "auto":
         return int(cfg.workers)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, usable // local_world()))
+    return min(8, max(1, cores.available() // local_world()))
 
 
 def split_spec(spec: str) -> tuple[str, str]:

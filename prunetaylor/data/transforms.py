@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunetaylor.data.draws import Draws
 from prunetaylor.errors import UsageError, close_match
+from prunetaylor.text import first_line
 from prunetaylor.vision import import_torchvision
 
 Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]
@@ -43,7 +44,7 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
             raise
         except Exception as error:  # of a transform's code, which may raise anything
             raise UsageError(
-                f"data.augment does not work on samples of shape {tuple(sample.shape)}: {_first_line(error)}",
+                f"data.augment does not work on samples of shape {tuple(sample.shape)}: {first_line(error)}",
                 "these are torchvision.transforms.v2 on raw images (C, H, W), before data.normalize",
             ) from error
         if not isinstance(x, Tensor) or x.shape != sample.shape or x.dtype != sample.dtype:
@@ -67,10 +68,6 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
 
     change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))
     return change
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _make(entry: Entry) -> Callable[[Tensor], Tensor]:
@@ -97,6 +94,6 @@ def _make(entry: Entry) -> Callable[[Tensor], Tensor]:
     try:
         made: Callable[[Tensor], Tensor] = known[name](**given)
     except Exception as error:
-        cause = f"data.augment: {name}: {_first_line(error)}"
+        cause = f"data.augment: {name}: {first_line(error)}"
         raise UsageError(cause, "see torchvision.transforms.v2 for its arguments") from error
     return made

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prunetaylor.distributed.place import LOST, Place
 from prunetaylor.errors import PeerError, PruneTaylorError
+from prunetaylor.text import first_line
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ def _meet(here: Place) -> dist.ProcessGroup:
             dist.destroy_process_group()
         raise PeerError(
             f"process {here.rank} cannot join the other {here.world - 1} at {here.address}:{here.port}: "
-            f"{str(error).splitlines()[0][:200]}",
+            f"{first_line(error)}",
             "see that all of them run and can reach this address; MASTER_ADDR and MASTER_PORT name another one",
         ) from error
     assert isinstance(gloo, dist.ProcessGroup)
@@ -217,7 +218,7 @@ def exchanging() -> Iterator[None]:
         # Of processes that --nproc started, their parent sees which one ended, and says so.
         launched = _group is not None and _group.place.by == "--nproc"
         raise PeerError(
-            f"the connection to the other processes of this run broke: {str(error).splitlines()[0][:200]}",
+            f"the connection to the other processes of this run broke: {first_line(error)}",
             "see what they printed last, or the log of whatever started them",
             exit_code=LOST if launched else 1,
             silent=launched or not main_process(),

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from prunetaylor.errors import NumericsError, UsageError
+from prunetaylor.text import first_line
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, memo)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
         raise UsageError(
-            f"the network cannot be copied: {str(error).splitlines()[0][:200]}",
+            f"the network cannot be copied: {first_line(error)}",
             "keep what cannot be copied (results of a pass, locks, open files) out of its modules",
         ) from error
 

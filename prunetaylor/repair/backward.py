@@ -20,6 +20,7 @@ from prunetaylor.objective import Kind, outputs_of
 from prunetaylor.repair.distill import distillation, distillation_share
 from prunetaylor.repair.divergence import Guard
 from prunetaylor.repair.optimizer import precision
+from prunetaylor.text import first_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
@@ -150,7 +151,7 @@ class Backward:
             return outputs_of(self._forward(x))
         except TorchDynamoException as error:
             raise UsageError(
-                f"torch.compile cannot compile the network: {str(error).splitlines()[0][:300]}",
+                f"torch.compile cannot compile the network: {first_line(error)}",
                 "leave finetune.compile at false",
             ) from error
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prunetaylor._version import __version__
+from prunetaylor.config.keys import dotted
 from prunetaylor.report import terminal
 from prunetaylor.text import neutral_lines
 
@@ -30,7 +32,6 @@ def render(template: str, **values: Any) -> str:
         "size": terminal.size,
         "percent": terminal.percent,
         "clip": clip,
-        "flat": flat,
     }
     return environment.get_template(template).render(version=__version__, **values)
 
@@ -53,8 +54,6 @@ def clip(value: Any, most: int = _LONGEST) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 
 
-def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(dotted key, value) of nested settings, in their order."""
-    if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in flat(inner, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), clip("null" if value is None else value))]
+def flat(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (dotted key, value) of nested settings as texts, in their order."""
+    return [(key, clip("null" if value is None else value)) for key, value in dotted(settings)]

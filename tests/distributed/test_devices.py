@@ -69,7 +69,7 @@ def test_devices_that_do_not_go_together(devices: list[str], message: str) -> No
 
 
 def test_the_cores_are_shared_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr("prunetaylor.cores.available", lambda: 12)
     assert workers(DataSection()) == 8
     here(0, 0)
     assert workers(DataSection()) == 3

@@ -21,6 +21,7 @@ from prunetaylor.config.schema import DataSection
 from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.wrap import target, tensor
 from prunetaylor.errors import DataError, PruneTaylorError, UsageError, close_match
+from prunetaylor.text import first_line
 
 Array = np.ndarray[Any, Any]
 _NEEDED = ("x_train", "x_test", "y_test")
@@ -72,8 +73,7 @@ def _load(path: Path) -> dict[str, Array]:
     except PruneTaylorError:
         raise
     except Exception as error:  # foreign bytes can raise anything
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise DataError(f"{path} cannot be read as .npz: {type(error).__name__}: {said}", _SAVE) from error
+        raise DataError(f"{path} cannot be read as .npz: {type(error).__name__}: {first_line(error)}", _SAVE) from error
 
 
 def _require_plausible(archive: Any, file: IO[bytes]) -> None:
