@@ -103,16 +103,16 @@ def test_safetensors_of_others_whatever_the_ending(net, tmp_path, ending):
     same(dict(sorted(found.state.items())), dict(sorted(net.state_dict().items())))
 
 
-@pytest.mark.parametrize("write", [write_model, write_pt])
-def test_our_own_files_say_what_they_are(net, tmp_path, write):
+@pytest.mark.parametrize(("write", "masked"), [(write_model, True), (write_pt, False)])
+def test_our_own_files_say_what_they_are(net, tmp_path, write, masked):
     size = write(
         tmp_path / "file",
         net,
         arch="builtin:digits",
         args={"num_classes": 3},
         data={"source": "digits"},
-        masks={"4.weight": net[4].weight > 0},
         extra={"classes": 3},
+        **({"masks": {"4.weight": net[4].weight > 0}} if masked else {}),
     )
     found = read(tmp_path / "file")
     assert found.form == "prunetaylor"
@@ -122,7 +122,8 @@ def test_our_own_files_say_what_they_are(net, tmp_path, write):
         {"num_classes": 3},
         {"source": "digits"},
     )
-    assert found.said.masks == {"4.weight": {"size": 48, "kept": int((net[4].weight > 0).sum())}}
+    kept = {"4.weight": {"size": 48, "kept": int((net[4].weight > 0).sum())}}
+    assert found.said.masks == (kept if masked else {})
     assert found.said.classes == 3
     same(dict(sorted(found.state.items())), dict(sorted(net.state_dict().items())))
 
