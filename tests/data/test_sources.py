@@ -4,6 +4,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,6 +281,12 @@ def test_specs():
     assert split_spec("package.module:make") == ("code", "package.module:make")
     for wrong, meant in (("digit", "digits"), ("torchvsion:MNIST", "torchvision"), ("floder:/x", "folder")):
         with pytest.raises(UsageError, match=f"unknown data source .*did you mean '{meant}'"):
+            split_spec(wrong)
+
+
+def test_a_path_without_its_kind_is_told_the_kind(tmp_path: Path) -> None:
+    for wrong, meant in (("digits.npz", "arrays:digits.npz"), (str(tmp_path), f"folder:{tmp_path}")):
+        with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
             split_spec(wrong)
 
 
