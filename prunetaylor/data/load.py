@@ -117,7 +117,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     near = close_match(head, [*known, "none"])
     if is_code(spec) and not (near and _is_no_module(head)):
         return "code", spec
-    if not near and (Path(spec).is_dir() or Path(spec).suffix == ".npz"):
+    if Path(spec).is_dir() or Path(spec).suffix == ".npz":
         near = f"; did you mean {('folder' if Path(spec).is_dir() else 'arrays') + ':' + spec!r}?"
     raise UsageError(f"unknown data source {spec!r}{near}", f"use {_WAYS}")
 
