@@ -18,6 +18,7 @@ SWEEP = "sweep.yaml"
 DIGEST = "sweep.sha256"
 _HOME = Path("sweeps")
 _LEADER = ".leader"
+_LONGEST = 200  # bytes
 _DATABASE = ".database"  # its kind; the address may hold a password
 
 
@@ -40,10 +41,7 @@ def stored(folder: Path) -> Sweep:
 
 def digest(folder: Path) -> str:
     """``Sweep.digest`` as it was when the sweep in ``folder`` was started."""
-    try:
-        return (folder / DIGEST).read_text(encoding="utf-8").strip()
-    except OSError as err:
-        raise OutputError(f"{folder / DIGEST} cannot be read: {err.strerror}", "the sweep cannot be resumed") from err
+    return _line(folder / DIGEST)
 
 
 def open_study(folder: Path, url: str | None) -> Study:
@@ -51,7 +49,7 @@ def open_study(folder: Path, url: str | None) -> Study:
     mark = folder / _DATABASE
     if url is None and mark.exists():
         raise UsageError(
-            f"the state of the sweep in {folder} is in a database ({mark.read_text(encoding='utf-8').strip()})",
+            f"the state of the sweep in {folder} is in a database ({_line(mark)})",
             "name it: prunetaylor sweep --storage URL, with --show as well",
         )
     if url is not None and (folder / JOURNAL).exists():
@@ -110,6 +108,17 @@ def is_led(folder: Path) -> bool:
             return False
     except UsageError:
         return True
+
+
+def _line(path: Path) -> str:
+    """The one short line of a file in a sweep's folder. OutputError where it is no such file."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OutputError(f"{path} is no regular file", "the sweep cannot be resumed")
+        with path.open("rb") as file:
+            return file.read(_LONGEST).decode("utf-8", "replace").strip()
+    except OSError as err:
+        raise OutputError(f"{path} cannot be read: {err.strerror}", "the sweep cannot be resumed") from err
 
 
 def _numbered(sweep: Sweep) -> Path:

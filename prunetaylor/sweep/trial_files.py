@@ -57,14 +57,16 @@ def keep_log(path: Path) -> None:
         log = path / STAGING / LOG
         for own in (path.parent, path, log.parent, log):
             refuse_link(own)
-        write_bytes(path / LOG, log.read_bytes())
+        if log.is_file():
+            write_bytes(path / LOG, log.read_bytes())
 
 
 def phase(folder: Path, number: int) -> str:
     """What a trial is at, by the last phase in its log; empty where nothing is known."""
     found = ""
     with contextlib.suppress(Exception):  # a log may hold anything, and is being written
-        for line in (trial_folder(folder, number) / STAGING / LOG).read_text(encoding="utf-8").splitlines():
+        log = trial_folder(folder, number) / STAGING / LOG
+        for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
             event = json.loads(line)
             found = event["name"] if event.get("event") == "phase" else found
     return found
@@ -91,7 +93,11 @@ def alerts(folder: Path) -> list[Alert]:
 def describe(folder: Path, said: str, warnings: Sequence[Alert] = ()) -> None:
     """Keep what ``described`` and ``alerts`` tell."""
     path = folder / CHOICE
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, ValueError):  # it is not there yet, or holds what no sweep wrote
+        found = {}
+    found = found if isinstance(found, dict) else {}
     told = {"said": said, "warnings": [asdict(alert) for alert in warnings]}
     if {**found, **told} != found:
         write_text(path, json.dumps({**found, **told}) + "\n")

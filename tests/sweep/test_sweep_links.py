@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,19 @@ import pytest
 from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.errors import OutputError
 from prunetaylor.sweep.alive import Alive, others
-from prunetaylor.sweep.folder import leading
+from prunetaylor.sweep.folder import DIGEST, digest, leading
 from prunetaylor.sweep.journal import open_journal
 from prunetaylor.sweep.study import JOURNAL
-from prunetaylor.sweep.trial_files import CHOICE, ERROR, describe, keep_log, make_folder, trial_folder, write_error
+from prunetaylor.sweep.trial_files import (
+    CHOICE,
+    ERROR,
+    describe,
+    keep_log,
+    make_folder,
+    phase,
+    trial_folder,
+    write_error,
+)
 from support.sweeps import Inline
 
 WORDS = ["net.pt", "model.arch=net.py:make", "data.source=none", "prune.method=magnitude", "device=cpu", "-o", "out"]
@@ -147,3 +157,21 @@ def test_a_full_disk_leaves_the_results_of_before(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert capsys.readouterr().err.count("File too large") == 2
     assert tree(task / "out") == before
+
+
+def test_pipes_in_a_sweeps_folder_are_not_waited_for(tmp_path: Path) -> None:
+    staging = trial_folder(tmp_path, 1) / ".partial"
+    staging.mkdir(parents=True)
+    for path in (tmp_path / DIGEST, staging / "log.jsonl", tmp_path / CHOICE):
+        os.mkfifo(path)
+    with pytest.raises(OutputError, match="no regular file"):
+        digest(tmp_path)
+    assert phase(tmp_path, 1) == ""
+    keep_log(trial_folder(tmp_path, 1))
+    describe(tmp_path, "said")
+    assert "said" in (tmp_path / CHOICE).read_text()
+
+
+def test_a_digest_of_any_bytes_is_no_sweeps(tmp_path: Path) -> None:
+    (tmp_path / DIGEST).write_bytes(b"\xff\xfe\x80")
+    assert digest(tmp_path) != "0" * 64
