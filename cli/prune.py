@@ -130,13 +130,13 @@ def prune(
         "seed": seed,
         "memory": memory,
     }
+    if force and resume:
+        raise UsageError("--force starts over and --resume continues", "give one of them")
     resolved = read_configuration(words, file, flags)
     trust = trusted(resolved, trust_code)
     if dry_run:
         _dry_run(state, resolved, trust, as_json)
         return 0
-    if force and resume:
-        raise UsageError("--force starts over and --resume continues", "give one of them")
     if not state.main:
         _follow(state, resolved, trust)
         return 0

@@ -152,9 +152,9 @@ def check_enough(job: Job, fitted: int) -> None:
     fits = criterion.NEEDS != "nothing" or (criterion.REPAIR if repair == "auto" else repair) in _SOLVING
     if fitted < (FEWEST_FITTED if fits else 1):
         raise UsageError(
-            f"too few calibration samples: {fitted} for {job.method} to be fitted to, where {FEWEST_FITTED} are needed",
-            f"give at least {2 * FEWEST_FITTED} training samples, better a thousand; prune.method=magnitude with "
-            "prune.repair=none fits nothing",
+            f"too few calibration samples: {job.method} fits to {fitted}, and needs at least {FEWEST_FITTED}",
+            f"give at least {2 * FEWEST_FITTED} training samples, better a thousand; --method magnitude with "
+            "prune.repair=none needs none",
         )
 
 

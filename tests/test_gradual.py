@@ -25,9 +25,9 @@ def pruned(network: nn.Module, settings: Mapping[str, Any]) -> Outcome:
 
 
 def test_a_gradual_schedule_needs_epochs_and_room(conv: nn.Module) -> None:
-    with pytest.raises(UsageError, match=r"prune.schedule=cubic prunes while it fine-tunes.*\n.*--epochs"):
+    with pytest.raises(UsageError, match=r"prune.schedule=cubic .*\n.*--epochs"):
         pruned(conv, {"prune.schedule": "cubic"})
-    with pytest.raises(UsageError, match=r"prune.during=3 epochs are more than the 2 of fine-tuning"):
+    with pytest.raises(UsageError, match=r"prune.during=3 is more than the 2 epochs"):
         pruned(conv, {"prune.schedule": "linear", "finetune.epochs": 2, "prune.during": 3.0})
     many = {"prune.schedule": "constant", "finetune.epochs": 2, "prune.during": 1.0, "prune.stages": 50}
     with pytest.raises(UsageError, match=r"50 stages do not fit into prune.during=1 epochs of 6 steps"):

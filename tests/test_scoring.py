@@ -181,7 +181,7 @@ def test_settings_of_what_it_does_not_do_are_named(conv: nn.Module) -> None:
     assert found.repair == "batch-norm"
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     assert "before the repair" not in verdict(quick(plain, prune__repair="batch-norm"))
-    assert "moved to make up for it" in verdict(quick(plain, prune__repair="obs"))
+    assert "with the kept weights adjusted" in verdict(quick(plain, prune__repair="obs"))
 
 
 def test_the_fit_serves_scoring_again_and_pruning(

@@ -70,7 +70,7 @@ def test_each_tracker_is_told(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", registry.names("track"))
 def test_a_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, MODULES[name], None)
-    with pytest.raises(UsageError, match=rf"track={name} needs a package(.|\n)*prunetaylor\[{name}\]"):
+    with pytest.raises(UsageError, match=rf"track={name} needs a package(.|\n)*pip install .{name}>="):
         Trackers([name], tmp_path, "net-1", {"seed": 3}, pytest.fail)
 
 

@@ -148,7 +148,7 @@ def test_fresh_draws_reach_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn.count(True) == 5
     assert False in drawn  # a draw was done again
     monkeypatch.setattr(stages, "unreached", lambda network, found: ["a"])
-    with pytest.raises(DataError, match="a is reached by no sample of 10 draws"):
+    with pytest.raises(DataError, match="a is used by no sample of 10 draws"):
         quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
 
 

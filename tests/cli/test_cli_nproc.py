@@ -79,7 +79,7 @@ def test_two_processes_write_one_run_and_say_what_one_says(pruned) -> None:
     for side in ("dense", "pruned"):
         assert two[side]["metrics"] == pytest.approx(one[side]["metrics"], rel=1e-3)
         assert two[side]["nonzero"] == one[side]["nonzero"]
-    assert "processes: 2 share the samples" in two["choices"]
+    assert "processes: 2, sharing the samples" in two["choices"]
     first, second = (load(here / "runs" / name).state_dict() for name in ("model-1", "model-2"))
     for name, tensor in first.items():
         assert (tensor == 0).equal(second[name] == 0), name

@@ -134,7 +134,7 @@ def test_a_table_for_people_fine_tuning_and_the_next_number(demo_model: Path, in
         "prune", str(demo_model), "--sparsity", "0.9", "--epochs", "1", "prune.method=magnitude"
     )
     assert code == 0, stderr
-    assert max(map(len, stdout.splitlines())) <= 80
+    assert max(len(line) for line in stdout.splitlines() if "prunetaylor" not in line) <= 80  # commands stay whole
     assert "\x1b" not in stdout
     labels = {line.split("  ")[0] for line in stdout.splitlines()}
     assert {"top1", "parameters", "non-zero", "sparsity", "drop", "layer", "epoch", "written"} <= labels
@@ -149,7 +149,7 @@ def test_without_data_it_prunes_by_magnitude_and_says_what_it_cannot_know(
 ) -> None:
     code, stdout, stderr = inline("prune", str(demo_model), "--data", "none", "-o", "r")
     assert code == 0, stderr
-    assert "not known" in stdout
+    assert "accuracy not measured" in stdout
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["drop_pp"] is None
     assert report["dense"]["metrics"] == {}
@@ -179,7 +179,10 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
     assert code == 2
     assert "finetune.rewind applies to gradual schedules" in stderr
     gradual = ["--epochs", "2", "prune.schedule=cubic"]
-    for more, message in ((["prune.during=9"], "prune.during=9 epochs"), (["prune.stages=500"], "500 stages do not")):
+    for more, message in (
+        (["prune.during=9"], "during=9 is more than"),
+        (["prune.stages=500"], "500 stages do not"),
+    ):
         code, _, stderr = inline("prune", str(demo_model), "--dry-run", *gradual, *more)
         assert code == 2
         assert message in stderr

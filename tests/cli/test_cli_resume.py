@@ -31,10 +31,10 @@ _EVERY = ["checkpoint.every=0"]
 
 @pytest.fixture(scope="module")
 def command(demo_model: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
-    def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    def start(folder: Path, *more: str, every: int = 0) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "-o", str(folder)]
         return subprocess.Popen(
-            [*words, *_RUN, *_EVERY, *more],
+            [*words, *_RUN, f"checkpoint.every={every}", *more],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -114,7 +114,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     command, inline, demo_model: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = command(folder, "checkpoint.every=1000")
+    process = command(folder, every=1000)
     log, deadline = folder / ".partial" / "log.jsonl", time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if log.exists() and '"measured"' in log.read_text():  # a stage is done
@@ -224,7 +224,7 @@ def test_a_full_disk_is_said_and_the_last_state_stays(tmp_path: Path, demo_model
 def test_force_and_resume_are_one_or_the_other(inline) -> None:
     code, _, errors = inline("prune", "model.pt", "--force", "--resume")
     assert code == 2
-    assert "say one of them" in errors
+    assert "give one of them" in errors
 
 
 def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) -> None:

@@ -31,14 +31,14 @@ def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(
     [row] = [line.split() for line in lines if line.startswith("50%")]
     [level] = [level for level in document["levels"] if level["sparsity"] == 0.5]
     assert float(row[1]) == pytest.approx(level["predicted_change"], rel=0.01)
-    assert "`prunetaylor prune` goes in stages" in " ".join(stdout.split())
+    assert "`prunetaylor prune` works in stages" in " ".join(stdout.split())
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "none"], "without samples nothing can be said about the error"),
+        (["--data", "none"], "score needs samples to measure the error on"),
         (["prune.method=exact_ops"], "did you mean 'exact_obs'"),
         (["cache.limit=0"], "cache.limit"),
     ],

@@ -114,9 +114,9 @@ def failing() -> tuple[type, str, str, int, bool]:
 def test_an_error_of_one_is_everybody_s(found: list[Found]) -> None:
     cause = "sample 3 cannot be read" + 300 * "!"
     assert [one["failing"] for one in found] == [
-        (PeerError, f"process 1 of 3: {cause}", "mend it", 1, False),
-        (DataError, cause, "mend it", 1, True),
-        (PeerError, f"process 1 of 3: {cause}", "mend it", 1, True),
+        (PeerError, f"process 1 of 3: {cause}", "mend it", 2, False),
+        (DataError, cause, "mend it", 2, True),
+        (PeerError, f"process 1 of 3: {cause}", "mend it", 2, True),
     ]
 
 

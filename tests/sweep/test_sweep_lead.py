@@ -136,7 +136,7 @@ def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
     with pytest.raises(PruneTaylorError, match="holds no sweep"):
         stored(folder)
     (folder / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write the sweep"):
+    with pytest.raises(OutputError, match="cannot write file/inner"):
         place(sweep, Path("file") / "inner", resume=False)
 
 
