@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,10 @@ def steps(ctx: click.Context, config: Config, outcome: Outcome, folder: str) -> 
 
 
 def again(ctx: click.Context, changed: dict[str, str], keys: tuple[str, ...]) -> str:
-    """The command line of ``ctx`` with some options changed; ``keys`` are the settings that these stand for."""
+    """The command line of ``ctx`` with some options changed; ``keys`` are the settings that these stand for.
+
+    Settings of the environment stand before it: they may have been of that one command.
+    """
     given: list[str] = [
         word for word in ctx.params["words"] if not (is_pair(word) and word.partition("=")[0].strip() in keys)
     ]
@@ -48,7 +52,16 @@ def again(ctx: click.Context, changed: dict[str, str], keys: tuple[str, ...]) ->
         value = changed.get(name, ctx.params.get(name))
         if isinstance(param, click.Option) and name not in _OWN and value not in (None, False, ()):
             given += [_flag(param)] if param.is_flag else [_flag(param), str(value)]
-    return shlex.join([*ctx.command_path.split(), *given])
+    from prunetaylor.config.keys import PREFIX, env_name
+
+    replaced = {env_name(key) for key in keys}
+    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIX) and v and k not in replaced}
+    return " ".join(
+        [
+            *(f"{name}={shlex.quote(value)}" for name, value in settings.items()),
+            shlex.join([*ctx.command_path.split(), *given]),
+        ]
+    )
 
 
 def _check(ctx: click.Context, config: Config, outcome: Outcome, folder: str, measured: bool) -> str:

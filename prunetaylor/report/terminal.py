@@ -34,7 +34,9 @@ def print_outcome(
     ``verbose`` shows every layer; ``said`` are the choices that the user has read already.
     """
     if outcome.verdict is not None:
-        console.print(Text(outcome.verdict.text, style=JUDGED[outcome.verdict.level]))
+        # no line ends between a number and its unit
+        text = outcome.verdict.text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" pp", "\N{NO-BREAK SPACE}pp")
+        console.print(Text(text, style=JUDGED[outcome.verdict.level]))
         console.print()
     console.print(_sides({"dense": outcome.dense, "pruned": outcome.pruned}, _change(outcome)))
     console.print()

@@ -52,6 +52,16 @@ def test_every_command_that_a_run_ends_with_works(inline, here: Path) -> None:
     assert isinstance(scope["network"], nn.Module)
 
 
+def test_settings_of_the_environment_are_part_of_the_command(
+    inline, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNETAYLOR_PRUNE_SPARSITY", "30%")
+    monkeypatch.setenv("PRUNETAYLOR_FINETUNE_EPOCHS", "0")
+    code, out, _ = inline(*(word for word in PRUNE if word not in ("--epochs", "0")), "magnitude")
+    assert code == 0
+    assert steps(out)["fine-tune"].startswith("PRUNETAYLOR_PRUNE_SPARSITY=30% prunetaylor prune ")
+
+
 def test_a_run_that_lost_much_is_not_told_to_remove_more(inline, here: Path) -> None:
     code, out, _ = inline(*PRUNE, "magnitude", "--sparsity", "95%")
     assert code == 0
