@@ -1,4 +1,4 @@
-"""Samples that dwarf the rest are left out of all fits and named; healthy ones, heavy tails included, are not."""
+"""Samples that dwarf the rest take no part in any fit nor in training, and are named; healthy ones, heavy tails included, do."""
 
 from typing import Any
 

@@ -94,8 +94,8 @@ def _require_trusted(arch: str, checkpoint: Checkpoint, trust: Trust) -> None:
     if not trust.covers("model.arch", arch):
         raise CheckpointRefused(
             f"{checkpoint.path} needs the code {arch!r}, and loading it would run that",
-            f"if you trust it, name it with --arch {shlex.quote(arch)}, or pass --trust-code "
-            f"(in Python: arch={arch!r} or trust_code=True)",
+            "if you trust it, pass --trust-code (in Python arch=... or trust_code=True), "
+            f"or name it: --arch {shlex.quote(arch)}",
         )
 
 
