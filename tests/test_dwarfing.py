@@ -1,4 +1,4 @@
-"""Samples that dwarf the rest take no part in any fit nor in training, and are named; healthy ones, heavy tails included, do."""
+"""Samples that dwarf the rest take no part in fits or training, and are named; healthy ones do, heavy tails too."""
 
 from typing import Any
 
