@@ -160,7 +160,8 @@ def test_gitlab(place: Place) -> None:
     assert_valid_junit((place.work / "gate.xml").read_text())
     assert "pass" in (place.work / "gate.md").read_text()
     assert (place.work / "runs" / "model-1" / "report.html").is_file()
-    assert any((place.work / ".cache" / "prunetaylor").rglob("*")), "the fits are kept where the job's cache is"
+    if not place.own:  # a fit that takes no time, as of the few weights there, is not kept
+        assert any((place.work / ".cache" / "prunetaylor").rglob("*")), "the fits are kept where the job's cache is"
 
 
 def test_github(place: Place) -> None:
