@@ -27,15 +27,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunetaylor.calibration import CHUNK_ELEMENTS
-from prunetaylor.checkpoint.architecture import build
-from prunetaylor.config.schema import DataSection
-from prunetaylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal, output_sensitivity
-from prunetaylor.curvature.gram import Positions, layer_moments
+from prunetaylor.core.config.schema import DataSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
+from prunetaylor.network.checkpoint.architecture import build
 from prunetaylor.network.network import Network
-from prunetaylor.objective import Objective
-from prunetaylor.risk import Risk
+from prunetaylor.pipeline.calibration import CHUNK_ELEMENTS
+from prunetaylor.taylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal, output_sensitivity
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import Risk
 
 HERE = Path(__file__).parent
 PLAIN = "plain forward and backward"

@@ -21,8 +21,8 @@ from typing import Any
 
 from curvature_cost import NETWORKS, Case, machine, make, peak
 
-from prunetaylor.curvature.fisher import fisher_rows
-from prunetaylor.curvature.gram import Positions, layer_moments
+from prunetaylor.taylor.curvature.fisher import fisher_rows
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 
 RESULTS = Path(__file__).parent / "curvature_growth.jsonl"
 MIB = 2**20

@@ -20,11 +20,11 @@ from unittest.mock import patch
 
 import torch
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
-from prunetaylor.finetune import Finetuning
-from prunetaylor.pipeline import open_job, run
-from prunetaylor.progress import Silent
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
+from prunetaylor.pipeline.finetune import Finetuning
+from prunetaylor.pipeline.run import open_job, run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "gradual.jsonl"

@@ -6,7 +6,7 @@
 Two ResNet-20, each trained on 20,000 of CIFAR-10's training images at 16 x 16 pixels, are pruned to 90 % in 8 epochs of
 those images and measured on the 30,000 other training images. A network answers images that it was trained on as it has
 learnt them by heart, so that on those of the shared ResNet-20 nothing can be chosen that has to hold for new ones, and
-test images are not there to choose by. The rule is the weight of the error's unit (prunetaylor/saliency/_units.py).
+test images are not there to choose by. The rule is the weight of the error's unit (pruning/criteria/_units.py).
 Rows go to gradual_ranking.jsonl; what is there is not run again.
 """
 
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
-from prunetaylor.network.code import load_object
-from prunetaylor.pipeline import open_job, run
-from prunetaylor.progress import Silent
-from prunetaylor.saliency import _units
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
+from prunetaylor.pipeline.run import open_job, run
+from prunetaylor.pruning.criteria import _units
+from prunetaylor.runtime.user_code import load_object
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 ARCH = Path(__file__).parent.parent / "configs" / "resnet20_cifar.py"

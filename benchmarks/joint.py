@@ -17,16 +17,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
-from prunetaylor.curvature.fisher import FisherRows
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.samples import draw
-from prunetaylor.objective import Objective
-from prunetaylor.pipeline import open_job
-from prunetaylor.progress import Silent
-from prunetaylor.risk import Risk, all_outputs
-from prunetaylor.saliency._quadratic import Quadratic
-from prunetaylor.saliency._subset import best_subset, eliminate
+from prunetaylor.pipeline.run import open_job
+from prunetaylor.pruning.criteria._quadratic import Quadratic
+from prunetaylor.pruning.criteria._subset import best_subset, eliminate
+from prunetaylor.taylor.curvature.fisher import FisherRows
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import Risk, all_outputs
 
 ACTIVE = 2  # CHITA's active set, in multiples of k
 SEARCHES = 16  # doublings of its step size

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from curvature_cost import HERE, _set_batch_norm, machine, peak
 
-from prunetaylor.checkpoint.architecture import build
-from prunetaylor.config.resolve import from_values
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
-from prunetaylor.job import make_job
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
-from prunetaylor.vision import import_torchvision
+from prunetaylor.network.checkpoint.architecture import build
+from prunetaylor.pipeline.job import make_job
+from prunetaylor.pipeline.run import run
+from prunetaylor.runtime.torchvision_import import import_torchvision
 
 MIB = 2**20
 METHODS = ("obs", "obd", "obs_fisher", "joint", "obs_kfac")

@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
-from prunetaylor.job import Job
-from prunetaylor.layout import laid_out
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline import open_job, run
-from prunetaylor.progress import Silent
+from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.run import open_job, run
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
     python benchmarks/ranking.py --checkpoint FILE --arch FILE.py:NAME --data folder:DIR [--normalize imagenet]
     python benchmarks/ranking.py --show
 
-The rule is the weight of the error's unit in the geometric mean with the layer's own (prunetaylor/saliency/_units.py):
+The rule is the weight of the error's unit in the geometric mean with the layer's own (pruning/criteria/_units.py):
 0 is the layer's own alone, 1 the error's alone. Accuracy is that on training images which nothing else sees, so that
 the rule is not chosen by those that report. Rows go to ranking.jsonl; what is there is not run again.
 """
@@ -22,14 +22,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.samples import draw
-from prunetaylor.job import Job, open_job
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
-from prunetaylor.removal import Removal, Removed
-from prunetaylor.saliency import _units
+from prunetaylor.pipeline.job import Job, open_job
+from prunetaylor.pipeline.run import run
+from prunetaylor.pruning.criteria import _units
+from prunetaylor.pruning.selection.selector import Removal, Removed
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RISING, ASKED = "rising to 1", "the sparsity"  # from 1/2 with what is removed so far; the sparsity that is asked for

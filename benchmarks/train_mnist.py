@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunetaylor.checkpoint.architecture import build
-from prunetaylor.checkpoint.write import write_pt
-from prunetaylor.config.schema import DataSection, FinetuneSection
+from prunetaylor.core.config.schema import DataSection, FinetuneSection
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches
 from prunetaylor.measure.evaluate import evaluate
-from prunetaylor.repair.train import train
+from prunetaylor.network.checkpoint.architecture import build
+from prunetaylor.network.checkpoint.write import write_pt
+from prunetaylor.pruning.training.train import train
 
 
 def main() -> None:

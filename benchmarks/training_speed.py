@@ -21,12 +21,12 @@ import torch
 from curvature_cost import HERE, machine
 from torch import nn
 
-from prunetaylor.checkpoint.architecture import build
-from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
+from prunetaylor.network.checkpoint.architecture import build
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import channels_last
-from prunetaylor.repair.train import Training
+from prunetaylor.pruning.training.train import Training
 
 NETWORKS = {
     "resnet20": (f"{HERE.parent / 'configs' / 'resnet20_cifar.py'}:resnet20", (3, 32, 32)),

@@ -26,8 +26,8 @@ from .options import (
 from .screen import say_json
 
 if TYPE_CHECKING:
-    from prunetaylor.errors import OutputError
-    from prunetaylor.verdict import Verdict
+    from prunetaylor.core.errors import OutputError
+    from prunetaylor.core.results.verdict import Verdict
 
 
 @click.command(
@@ -137,7 +137,7 @@ def announce(verdict: Verdict) -> list[OutputError]:
 
     What cannot be written comes back, to be raised when the rest is written and the verdict shown.
     """
-    from prunetaylor.errors import OutputError
+    from prunetaylor.core.errors import OutputError
     from prunetaylor.report.github import annotate, write_outputs, write_summary
 
     failed = []
@@ -153,7 +153,7 @@ def announce(verdict: Verdict) -> list[OutputError]:
 
 def _require_folders(*files: Path | None) -> None:
     """OutputPlaceError where a file cannot be written: before the networks are measured, not after."""
-    from prunetaylor.errors import OutputPlaceError
+    from prunetaylor.core.errors import OutputPlaceError
 
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -163,8 +163,8 @@ def _require_folders(*files: Path | None) -> None:
 
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[OutputError]:
     """Write the files that were asked for; what cannot be written comes back as errors, when all others are."""
-    from prunetaylor.errors import OutputError
-    from prunetaylor.files import write_text
+    from prunetaylor.core.errors import OutputError
+    from prunetaylor.core.files import write_text
     from prunetaylor.report.junit import to_junit
     from prunetaylor.report.markdown import to_markdown
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
 
 from .options import examples, json_option, verbosity_options
 from .report import read_report, shown, write_page

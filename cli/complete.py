@@ -33,7 +33,7 @@ def of_setting(key: str) -> Complete:
 
 def of_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Sections, their keys, the values of one behind its equals sign (or the comma of a list), and files."""
-    from prunetaylor.config.keys import leaves
+    from prunetaylor.core.config.keys import leaves
 
     key, equals, value = incomplete.partition("=")
     if equals:
@@ -50,7 +50,7 @@ def of_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 def _values(key: str, incomplete: str) -> list[CompletionItem]:
-    from prunetaylor.config.keys import choices, leaves
+    from prunetaylor.core.config.keys import choices, leaves
 
     known = dict(leaves())
     if key in ("model.arch", "data.source"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
 
 from .options import config_option, examples, json_option, read_configuration, split_words, words
 from .screen import say_json, say_lines
@@ -33,7 +33,7 @@ def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: boo
     With -c or KEY=VALUE: the configuration that they give, each value with its origin (default, FILE:line,
     environment, command line).
     """
-    from prunetaylor.config.describe import defaults, dump, explain, json_schema
+    from prunetaylor.core.config.describe import defaults, dump, explain, json_schema
 
     if schema:
         say_json(json_schema(), indent=2)

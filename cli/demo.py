@@ -36,12 +36,12 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
 
     The file names its network and data, so that `prunetaylor prune model.pt` needs no other argument.
     """
-    from prunetaylor.config.resolve import resolve
+    from prunetaylor.core.config.resolve import resolve
 
     from .progress import Logged, reporter
 
     number = resolve(None, {}, [], {"seed": seed}).config.seed
-    from prunetaylor.demo import make
+    from prunetaylor.pipeline.demo import make
 
     with reporter(state) as shown:
         made = make(output, seed=number, force=force, progress=Logged(shown, None))

@@ -64,8 +64,8 @@ def evaluate(
     """
     flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed}
     resolved = read_configuration(words, file, flags)
-    from prunetaylor.job import open_job
-    from prunetaylor.pipeline import evaluate as measure
+    from prunetaylor.pipeline.job import open_job
+    from prunetaylor.pipeline.run import evaluate as measure
 
     from .progress import Logged, reporter
 

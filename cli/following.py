@@ -12,8 +12,8 @@ import click
 from .options import is_pair
 
 if TYPE_CHECKING:
-    from prunetaylor.config.schema import Config
-    from prunetaylor.outcome import Outcome
+    from prunetaylor.core.config.schema import Config
+    from prunetaylor.core.results.outcome import Outcome
 
 _LEAST_DENSITY = 0.02
 """No sparser network is suggested."""
@@ -52,7 +52,7 @@ def again(ctx: click.Context, changed: dict[str, str], keys: tuple[str, ...]) ->
         value = changed.get(name, ctx.params.get(name))
         if isinstance(param, click.Option) and name not in _OWN and value not in (None, False, ()):
             given += [_flag(param)] if param.is_flag else [_flag(param), str(value)]
-    from prunetaylor.config.keys import PREFIX, env_name
+    from prunetaylor.core.config.keys import PREFIX, env_name
 
     replaced = {env_name(key) for key in keys}
     settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIX) and v and k not in replaced}

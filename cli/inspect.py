@@ -26,10 +26,10 @@ def inspect(model: Path, as_json: bool) -> None:
     MODEL is a file (.pt, .pth, .safetensors...) or the folder of a run. None of its code is run; a pickled module is
     refused (exit code 5).
     """
-    from prunetaylor.checkpoint.find import find_file
+    from prunetaylor.network.checkpoint.find import find_file
 
     find_file(model)  # a wrong path is reported before torch is imported
-    from prunetaylor.checkpoint.inspect import inspect_file
+    from prunetaylor.network.checkpoint.inspect import inspect_file
 
     found = inspect_file(model)
     if as_json:

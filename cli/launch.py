@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import IO
 
-from prunetaylor import cores
-from prunetaylor.distributed.place import ALIVE, LISTEN, LOST
-from prunetaylor.errors import PeerError, UsageError
-from prunetaylor.processes import python
+from prunetaylor.core.errors import PeerError, UsageError
+from prunetaylor.runtime import cores
+from prunetaylor.runtime.processes.place import ALIVE, LISTEN, LOST
+from prunetaylor.runtime.python_process import python
 
 from .screen import result_descriptor
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 
 from prunetaylor._version import __version__
-from prunetaylor.distributed.place import find
-from prunetaylor.errors import PeerError, PruneTaylorError, close_match
-from prunetaylor.processes import forget_working_directory
-from prunetaylor.stopping import Terminated, terminate
-from prunetaylor.text import neutral_lines
+from prunetaylor.core.errors import PeerError, PruneTaylorError, close_match
+from prunetaylor.core.text import neutral_lines
+from prunetaylor.pipeline.files.stopping import Terminated, terminate
+from prunetaylor.runtime.processes.place import find
+from prunetaylor.runtime.python_process import forget_working_directory
 
 from .check import check
 from .compare import compare

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
 
 from .complete import of_setting, of_words
 
 if TYPE_CHECKING:
-    from prunetaylor.config.code import Trust
-    from prunetaylor.config.resolve import Resolved
+    from prunetaylor.core.config.code import Trust
+    from prunetaylor.core.config.resolve import Resolved
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -185,8 +185,8 @@ def read_configuration(
     given: Sequence[str], file: Path | None, flags: dict[str, str | None], *, model_needed: bool = True
 ) -> Resolved:
     """The resolved configuration of a command line. UsageError where MODEL is named nowhere, or is no file."""
-    from prunetaylor.checkpoint.find import find_file
-    from prunetaylor.config.resolve import resolve
+    from prunetaylor.core.config.resolve import resolve
+    from prunetaylor.network.checkpoint.find import find_file
 
     model, pairs = split_words(given)
     resolved = resolve(file, os.environ, pairs, {"model.checkpoint": model, **flags})
@@ -201,6 +201,6 @@ def read_configuration(
 
 def trusted(resolved: Resolved, trust_code: bool) -> Trust:
     """Return the code that may be imported: what the user's own configuration names, or all with ``--trust-code``."""
-    from prunetaylor.config.code import Trust
+    from prunetaylor.core.config.code import Trust
 
     return Trust.of(resolved.config.model_dump(), everything=trust_code)

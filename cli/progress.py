@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Column
 from rich.text import Text
 
-from prunetaylor import progress
-from prunetaylor.progress import Detail, Where
-from prunetaylor.progress import Logged as Logged
-from prunetaylor.text import duration
+from prunetaylor.core import progress
+from prunetaylor.core.progress import Detail, Where
+from prunetaylor.core.progress import Logged as Logged
+from prunetaylor.core.text import duration
 
 from . import screen
 from .options import State

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunetaylor.errors import NumericsError, UsageError
-from prunetaylor.run import MODEL_FILE
-from prunetaylor.stopping import at_moments
+from prunetaylor.core.errors import NumericsError, UsageError
+from prunetaylor.pipeline.files.run_folder import MODEL_FILE
+from prunetaylor.pipeline.files.stopping import at_moments
 
 from .options import (
     State,
@@ -36,13 +36,13 @@ from .screen import console, say, say_json, say_path
 from .together import nproc_option, together
 
 if TYPE_CHECKING:
-    from prunetaylor.config.code import Trust
-    from prunetaylor.config.resolve import Resolved
-    from prunetaylor.config.schema import Config
-    from prunetaylor.outcome import Outcome
-    from prunetaylor.progress import Progress
-    from prunetaylor.run import RunFolder
-    from prunetaylor.verdict import Verdict
+    from prunetaylor.core.config.code import Trust
+    from prunetaylor.core.config.resolve import Resolved
+    from prunetaylor.core.config.schema import Config
+    from prunetaylor.core.progress import Progress
+    from prunetaylor.core.results.outcome import Outcome
+    from prunetaylor.core.results.verdict import Verdict
+    from prunetaylor.pipeline.files.run_folder import RunFolder
 
 # bytes for the report and the log; the network's size is known when it is open
 _ROOM = 2**20
@@ -195,7 +195,7 @@ def _run(
 
     No outcome and no new verdict where the run was finished before.
     """
-    from prunetaylor.run import RunFolder
+    from prunetaylor.pipeline.files.run_folder import RunFolder
 
     from .progress import Logged, reporter
 
@@ -206,15 +206,15 @@ def _run(
     try:
         with folder, reporter(state) as shown:
             # torch is imported only now, when the folder is known to be good
-            from prunetaylor.distributed.exchange import from_main
-            from prunetaylor.distributed.group import world
             from prunetaylor.gate.check import asked, require_limits, require_reachable
-            from prunetaylor.job import open_job
-            from prunetaylor.pipeline import hashes, run
+            from prunetaylor.pipeline.files.outputs import write_page, write_run
+            from prunetaylor.pipeline.files.resume import FolderKeeper, identity, identity_of_report, refuse_changes
+            from prunetaylor.pipeline.job import open_job
+            from prunetaylor.pipeline.run import hashes, run
             from prunetaylor.report.json_report import versions
-            from prunetaylor.report.run_files import write_page, write_run
-            from prunetaylor.resume import FolderKeeper, identity, identity_of_report, refuse_changes
-            from prunetaylor.track._trackers import Trackers
+            from prunetaylor.report.trackers._trackers import Trackers
+            from prunetaylor.runtime.processes.exchange import from_main
+            from prunetaylor.runtime.processes.group import world
 
             if asked(config.gate):
                 require_limits(config)
@@ -255,7 +255,7 @@ def _way_on(err: BaseException, folder: RunFolder) -> str:
     """What to do with the state of a run that ``err`` ended; nothing to say where there is none, or it is no use."""
     if folder.state is None:
         return ""
-    from prunetaylor.resume import OtherRun, UnreadableState
+    from prunetaylor.pipeline.files.resume import OtherRun, UnreadableState
 
     if isinstance(err, UnreadableState | OtherRun):
         return ""
@@ -266,8 +266,8 @@ def _way_on(err: BaseException, folder: RunFolder) -> str:
 
 def _gate(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:
     """Judge the file that was written beside the one that was pruned; the verdict goes into the report."""
+    from prunetaylor.pipeline.files.run_folder import REPORT
     from prunetaylor.report.json_report import verdict_to_json
-    from prunetaylor.run import REPORT
 
     # no larger batches than the run itself was planned to hold
     batch = min(config.data.batch_size, (document["memory"] or {}).get("batch", config.data.batch_size))
@@ -284,8 +284,8 @@ def _judged(config: Config, written: tuple[str, int], trust: Trust, progress: Pr
 
     Every process has its share of the samples, and comes to the same verdict.
     """
-    from prunetaylor.distributed.exchange import from_main
     from prunetaylor.gate.check import check
+    from prunetaylor.runtime.processes.exchange import from_main
 
     file, batch = from_main(written)
     sections = {
@@ -298,11 +298,11 @@ def _judged(config: Config, written: tuple[str, int], trust: Trust, progress: Pr
 
 def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
     """The job in a process that has its share of the work, and neither prints nor writes."""
-    from prunetaylor.distributed.exchange import from_main
     from prunetaylor.gate.check import asked
-    from prunetaylor.job import open_job
-    from prunetaylor.pipeline import run
-    from prunetaylor.resume import Follower
+    from prunetaylor.pipeline.files.resume import Follower
+    from prunetaylor.pipeline.job import open_job
+    from prunetaylor.pipeline.run import run
+    from prunetaylor.runtime.processes.exchange import from_main
 
     from .progress import Logged, reporter
 
@@ -323,9 +323,9 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
     from dataclasses import asdict
 
     from prunetaylor.gate.check import asked, require_limits, require_reachable
-    from prunetaylor.job import open_job
-    from prunetaylor.pipeline import rehearse
-    from prunetaylor.timing import estimate
+    from prunetaylor.pipeline.job import open_job
+    from prunetaylor.pipeline.run import rehearse
+    from prunetaylor.pipeline.time_estimate import estimate
 
     from .progress import Logged, reporter
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from prunetaylor.errors import PruneTaylorError, RunRefused, UsageError
-from prunetaylor.files import write_text
-from prunetaylor.foreign import read_json
-from prunetaylor.run import HTML_FILE
-from prunetaylor.text import first_line
+from prunetaylor.core.errors import PruneTaylorError, RunRefused, UsageError
+from prunetaylor.core.files import write_text
+from prunetaylor.core.foreign import read_json
+from prunetaylor.core.text import first_line
+from prunetaylor.pipeline.files.run_folder import HTML_FILE
 
 from .options import examples, json_option, verbosity_options
 from .screen import say_json, say_path
@@ -63,7 +63,7 @@ def page(folder: Path, home: Path) -> str:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a run's folder; UsageError where there is none, RunRefused where it is none of ours."""
-    from prunetaylor.run import REPORT
+    from prunetaylor.pipeline.files.run_folder import REPORT
 
     file = folder / REPORT
     try:

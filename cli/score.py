@@ -80,8 +80,8 @@ def score(
         "memory": memory,
     }
     resolved = read_configuration(words, file, flags)
-    from prunetaylor.job import open_job
-    from prunetaylor.scoring import run
+    from prunetaylor.pipeline.job import open_job
+    from prunetaylor.pipeline.scoring import run
 
     from .progress import Logged, reporter
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from prunetaylor.text import neutral, neutral_lines
+from prunetaylor.core.text import neutral, neutral_lines
 
 from .options import State
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunetaylor.errors import CheckpointRefused, OutputError, TrialsFailed, UsageError
-from prunetaylor.run import HTML_FILE
+from prunetaylor.core.errors import CheckpointRefused, OutputError, TrialsFailed, UsageError
+from prunetaylor.pipeline.files.run_folder import HTML_FILE
 
 from .complete import of_words
 from .options import (
@@ -27,8 +27,8 @@ from .options import (
 from .screen import say, say_json, say_lines, say_path
 
 if TYPE_CHECKING:
-    from prunetaylor.config.code import Trust
-    from prunetaylor.outcome import SweepOutcome, Trial
+    from prunetaylor.core.config.code import Trust
+    from prunetaylor.core.results.outcome import SweepOutcome, Trial
     from prunetaylor.sweep.crew import EngineFailed
     from prunetaylor.sweep.definition import Sweep
 
@@ -183,8 +183,8 @@ def _wanted(
     ``trusts`` are --address and --trust-code. What a sweep's folder names the user does not: it may be somebody else's.
     """
     address, trust_code = trusts
-    from prunetaylor.config.code import Trust, code_in
-    from prunetaylor.config.resolve import flat, resolve
+    from prunetaylor.core.config.code import Trust, code_in
+    from prunetaylor.core.config.resolve import flat, resolve
     from prunetaylor.sweep.file import of_options, read
     from prunetaylor.sweep.folder import home_of, is_sweep, stored
 
@@ -281,7 +281,7 @@ def _incomplete(found: SweepOutcome, never_ran: int, stopped: EngineFailed | Non
 
 def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: list[str]) -> None:
     """Write the best configuration, the plot and the page; ``written`` gets the files."""
-    from prunetaylor.files import write_text
+    from prunetaylor.core.files import write_text
     from prunetaylor.sweep.results import BEST, best_config
 
     if found.best is not None:
@@ -297,7 +297,7 @@ def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: 
 
 def _again(folder: Path, storage: str | None, sweep: Sweep) -> str:
     """The command that goes on with a sweep; a database's address may hold a password."""
-    from prunetaylor.config.code import again
+    from prunetaylor.core.config.code import again
 
     words = f"{shlex.quote(str(folder))}{again(sweep.code())}"
     if cluster := sweep.engine.get("address"):

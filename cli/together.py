@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from prunetaylor.distributed.place import ALIVE, Place, find
-from prunetaylor.errors import PeerError, PruneTaylorError, UsageError
+from prunetaylor.core.errors import PeerError, PruneTaylorError, UsageError
+from prunetaylor.runtime.processes.place import ALIVE, Place, find
 
 from .options import State, read_configuration
 
@@ -73,7 +73,7 @@ def _said_once(state: State, cause: str, remedy: str) -> PruneTaylorError:
 
 @contextmanager
 def _joined(place: Place) -> Iterator[None]:
-    from prunetaylor.distributed.group import joined  # torch
+    from prunetaylor.runtime.processes.group import joined  # torch
 
     with joined(place):
         yield

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from prunetaylor.api import Result, prune, score
-    from prunetaylor.checkpoint.load import load
-    from prunetaylor.errors import PruneTaylorError
-    from prunetaylor.repair.masks import keep_masks
+    from prunetaylor.core.errors import PruneTaylorError
+    from prunetaylor.network.checkpoint.load import load
+    from prunetaylor.pruning.repair.masks import keep_masks
 
 __all__ = ["PruneTaylorError", "Result", "__version__", "keep_masks", "load", "prune", "score"]
 
 _HOME = {
-    "PruneTaylorError": "prunetaylor.errors",
+    "PruneTaylorError": "prunetaylor.core.errors",
     "Result": "prunetaylor.api",
-    "keep_masks": "prunetaylor.repair.masks",
-    "load": "prunetaylor.checkpoint.load",
+    "keep_masks": "prunetaylor.pruning.repair.masks",
+    "load": "prunetaylor.network.checkpoint.load",
     "prune": "prunetaylor.api",
     "score": "prunetaylor.api",
 }

@@ -12,24 +12,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunetaylor import pipeline, scoring
-from prunetaylor.bar import Bar, in_notebook
-from prunetaylor.checkpoint.load import load
-from prunetaylor.config.code import Trust
-from prunetaylor.config.contradictions import same
-from prunetaylor.config.resolve import Resolved, from_values, override
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.contradictions import same
+from prunetaylor.core.config.resolve import Resolved, from_values, override
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.progress import Logged, Progress, Silent
+from prunetaylor.core.results.outcome import Outcome, Scores
 from prunetaylor.data.load import from_python, split_spec
-from prunetaylor.device import pick_device
-from prunetaylor.errors import UsageError
-from prunetaylor.job import Job, absolute, make_job, open_job
+from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copied
-from prunetaylor.outcome import Outcome, Scores
-from prunetaylor.progress import Logged, Progress, Silent
+from prunetaylor.pipeline import run, scoring
+from prunetaylor.pipeline.files.outputs import write_page, write_run
+from prunetaylor.pipeline.files.run_folder import MODEL_FILE, RunFolder
+from prunetaylor.pipeline.job import Job, absolute, make_job, open_job
+from prunetaylor.pipeline.validation import check_from_python
+from prunetaylor.report.bar import Bar, in_notebook
 from prunetaylor.report.brief import notebook, outcome_lines
 from prunetaylor.report.json_report import to_json
-from prunetaylor.report.run_files import write_page, write_run
-from prunetaylor.run import MODEL_FILE, RunFolder
-from prunetaylor.settings import check_from_python
+from prunetaylor.runtime.device import pick_device
 
 __all__ = ["Result", "prune", "score"]
 
@@ -162,7 +162,7 @@ def prune(
         trust_code: with a checkpoint's path: import the Python code that the checkpoint names.
         settings: any other key that `prunetaylor config` prints, dotted: ``{"finetune.lr": 0.02}``.
         progress: True shows a bar on stderr, False nothing; or what is told what the run does, see
-            ``prunetaylor.progress.Progress``.  [default: a bar in a notebook, nothing elsewhere]
+            ``prunetaylor.core.progress.Progress``.  [default: a bar in a notebook, nothing elsewhere]
 
     Returns:
         What was found, with units at each field: ``module``, ``masks`` (by parameter name, True = keep), ``drop``
@@ -171,7 +171,7 @@ def prune(
         sparsity was reached, ``unfinished`` says so.
 
     Raises:
-        PruneTaylorError: with ``cause`` and ``remedy``; its subclasses in ``prunetaylor.errors`` tell what went wrong.
+        PruneTaylorError: with ``cause`` and ``remedy``; its subclasses in ``core/errors.py`` tell what went wrong.
     """
     values = _settings(
         settings,
@@ -208,7 +208,7 @@ def prune(
         trust = Trust.of(resolved.config.model_dump(), everything=trust_code)
         job = open_job(resolved.config, trust=trust, progress=told)
     with _ended(shown):
-        outcome = pipeline.run(job, told)
+        outcome = run.run(job, told)
     found = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
     return Result(**found, resolved=resolved, identity=_identity(job), extra=_extra(job), events=log.events)
 

@@ -1,10 +1,10 @@
-"""Write the table of docs/methods.md anew, from what the files of saliency/ state, whenever a method has changed."""
+"""Write the table of docs/methods.md anew, from what the files of criteria/ state, whenever a method has changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from prunetaylor.config.describe import methods_table
+from prunetaylor.core.config.describe import methods_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 BEGIN, END = "<!-- methods: written by scripts/methods.py -->\n", "<!-- end of methods -->\n"

@@ -13,7 +13,7 @@ from torch import nn
 
 import prunetaylor
 from prunetaylor.cli.main import group, run
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.core.errors import OutputError, UsageError
 from support.tiny import rand
 
 X, Y = rand(60, 5), torch.arange(60) % 3
@@ -73,7 +73,7 @@ def test_it_shows_itself_in_a_few_lines(result: prunetaylor.Result) -> None:
 def test_the_notebook_s_piece_is_escaped_and_needs_nothing_else(result: prunetaylor.Result) -> None:
     from dataclasses import replace
 
-    from prunetaylor.outcome import Alert, Judgement
+    from prunetaylor.core.results.outcome import Alert, Judgement
 
     evil = "<script>alert(1)</script>"
     shown = replace(result, verdict=Judgement("bad", evil), warnings=[Alert("key", evil)])._repr_html_()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from prunetaylor.cli.main import run
-from prunetaylor.config.keys import leaves
-from prunetaylor.config.resolve import DEFAULT, resolve
-from prunetaylor.demo import make
-from prunetaylor.network.code import load_object
-from prunetaylor.progress import Silent
+from prunetaylor.core.config.keys import leaves
+from prunetaylor.core.config.resolve import DEFAULT, resolve
+from prunetaylor.core.progress import Silent
+from prunetaylor.pipeline.demo import make
+from prunetaylor.runtime.user_code import load_object
 from prunetaylor.sweep.file import read
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def test_a_sweep_is_valid_and_complete(path: Path, monkeypatch: pytest.MonkeyPat
 def make_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
     """The demo network after a few epochs, as model.pt in the working directory; its top-1."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    monkeypatch.setattr("prunetaylor.demo.EPOCHS", 4)
+    monkeypatch.setattr("prunetaylor.pipeline.demo.EPOCHS", 4)
     monkeypatch.chdir(folder)
     demo = make(Path("model.pt"), seed=0, force=False, progress=Silent())
     assert demo.top1 > 90

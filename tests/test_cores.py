@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor import cores
-from prunetaylor.processes import python
+from prunetaylor.runtime import cores
+from prunetaylor.runtime.python_process import python
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_processes_share_the_cores(
 def test_torch_keeps_to_it_whatever_was_set() -> None:
     """As in a task of Ray, which sets one of the two."""
     code = (
-        "from prunetaylor.cores import keep_to; keep_to(3); import torch, os; "
+        "from prunetaylor.runtime.cores import keep_to; keep_to(3); import torch, os; "
         "print(torch.get_num_threads(), os.environ['MKL_NUM_THREADS'])"
     )
     for before in ({"OMP_NUM_THREADS": "1"}, {"MKL_NUM_THREADS": "1"}, {}):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from prunetaylor.core.errors import NumericsError, UsageError
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.data.samples import TensorSplit
-from prunetaylor.dwarfing import FAR, Energies, find, stored
-from prunetaylor.errors import NumericsError, UsageError
-from prunetaylor.outcome import Outcome
+from prunetaylor.pipeline.outliers import FAR, Energies, find, stored
 from support.runs import TRAIN, quick
 from support.toys import ConvNet, trained
 

@@ -11,8 +11,16 @@ from typing import IO
 
 import pytest
 
-from prunetaylor.errors import OutputError
-from prunetaylor.files import append_text, open_own, own_folder, write_by_path, write_bytes, write_stream, write_text
+from prunetaylor.core.errors import OutputError
+from prunetaylor.core.files import (
+    append_text,
+    open_own,
+    own_folder,
+    write_by_path,
+    write_bytes,
+    write_stream,
+    write_text,
+)
 
 Writer = Callable[[Path, bytes], int]
 WRITERS: dict[str, Writer] = {
@@ -96,7 +104,7 @@ def test_a_link_that_the_user_named_is_followed(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("target", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_streams_of_the_process_are_written_to(target: str, name: str, tmp_path: Path) -> None:
-    head = "import sys; from pathlib import Path as P; from prunetaylor.files import *"
+    head = "import sys; from pathlib import Path as P; from prunetaylor.core.files import *"
     code = f"{head}; print('a', flush=True); {name}; print('b')"
     piped = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=True)
     assert piped.stdout == "a\nhellob\n"

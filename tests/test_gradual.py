@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from prunetaylor.calibration import Calibration
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import Outcome
-from prunetaylor.risk import Risk
-from prunetaylor.stages import Stages
+from prunetaylor.pipeline.calibration import Calibration
+from prunetaylor.pipeline.stages import Stages
+from prunetaylor.taylor.model import TaylorModel
+from prunetaylor.taylor.passes import Risk
 from support.runs import quick
 
 

@@ -7,10 +7,10 @@ import re
 import pytest
 from torch import nn
 
-from prunetaylor.config.resolve import resolve
-from prunetaylor.config.schema import Config
-from prunetaylor.judgement import judge, prediction_check, standing, ways
-from prunetaylor.outcome import (
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.results.judgement import judge, prediction_check, standing, ways
+from prunetaylor.core.results.outcome import (
     DENSE_AT_CHANCE,
     LEVELS,
     PRUNED_AT_CHANCE,

@@ -15,10 +15,10 @@ from typing import IO, Any
 import pytest
 import torch
 
-from prunetaylor.errors import OutputError
-from prunetaylor.resume import FolderKeeper, UnreadableState, restoring
-from prunetaylor.run import RunFolder
-from prunetaylor.stopping import Terminated, at_moments
+from prunetaylor.core.errors import OutputError
+from prunetaylor.pipeline.files.resume import FolderKeeper, UnreadableState, restoring
+from prunetaylor.pipeline.files.run_folder import RunFolder
+from prunetaylor.pipeline.files.stopping import Terminated, at_moments
 
 IDENTITY = {"seed": 0}
 STATE = {"weights": torch.arange(20_000.0)}

@@ -10,8 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.errors import OutputError
-from prunetaylor.run import CONFIG_FILE, HTML_FILE, LOG, MODEL_FILE, REPORT, STAGING, STATE, RunFolder
+from prunetaylor.core.errors import OutputError
+from prunetaylor.pipeline.files.run_folder import (
+    CONFIG_FILE,
+    HTML_FILE,
+    LOG,
+    MODEL_FILE,
+    REPORT,
+    STAGING,
+    STATE,
+    RunFolder,
+)
 
 FINISHED = [REPORT, LOG, MODEL_FILE, CONFIG_FILE, HTML_FILE, "tensorboard"]
 BEGUN = [STAGING, *(f"{STAGING}/{name}" for name in (STATE, f"{STATE}.new", *FINISHED))]

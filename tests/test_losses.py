@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import from_values
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.progress import Silent
 from prunetaylor.gate.check import check
-from prunetaylor.job import open_job
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
-from prunetaylor.report.run_files import write_run
-from prunetaylor.run import RunFolder
+from prunetaylor.pipeline.files.outputs import write_run
+from prunetaylor.pipeline.files.run_folder import RunFolder
+from prunetaylor.pipeline.job import open_job
+from prunetaylor.pipeline.run import run
 from support.runs import TRAIN, assert_truthful, quick
 from support.toys import ConvNet, Pair, trained
 

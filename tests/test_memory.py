@@ -8,17 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor import free_memory, memory, registry
-from prunetaylor.calibration import chunk
-from prunetaylor.config.resolve import from_values
-from prunetaylor.config.sizes import parse_size, show_size
-from prunetaylor.curvature import block_fisher, fisher, gradients, gram, solve
-from prunetaylor.curvature.gram import Positions, layer_moments
-from prunetaylor.errors import UsageError
-from prunetaylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chunks, within
+from prunetaylor.core import registry
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.config.sizes import parse_size, show_size
+from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.repair import least_squares, replay
-from prunetaylor.repair.replay import settled_bytes
+from prunetaylor.pipeline.calibration import chunk
+from prunetaylor.pruning.repair import activation_cache, least_squares
+from prunetaylor.pruning.repair.activation_cache import settled_bytes
+from prunetaylor.runtime import free_memory
+from prunetaylor.taylor import memory
+from prunetaylor.taylor.curvature import block_fisher, fisher, gradients, gram, solve
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
+from prunetaylor.taylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chunks, within
 from support.tiny import batches, rand, risk
 
 CPU = torch.device("cpu")
@@ -232,11 +234,11 @@ def test_what_repair_keeps_of_a_chain() -> None:
 
 def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = Sizes((LayerSize("x", 1, 2, 3),), 24, 6, samples=10, activations=Activations(settled=(0, 100)))
-    assert replay.kept_bytes(sizes) == 1000
-    monkeypatch.setattr(replay, "KEPT_BYTES", 600)
-    assert replay.kept_bytes(sizes) == 600
+    assert activation_cache.kept_bytes(sizes) == 1000
+    monkeypatch.setattr(activation_cache, "KEPT_BYTES", 600)
+    assert activation_cache.kept_bytes(sizes) == 600
     with within(Chunks(kept=2)):
-        assert replay.kept_bytes(sizes) == 300
+        assert activation_cache.kept_bytes(sizes) == 300
     kept = least_squares.memory(sizes)[0].parts["kept outputs"]
     assert kept == 4 * 10 * 2 + 600
     monkeypatch.setattr(least_squares, "_CACHE_BYTES", 79)  # the dense outputs are computed anew
@@ -278,9 +280,9 @@ def test_blocks_under_chunks() -> None:
 # Every criterion
 
 
-@pytest.mark.parametrize("criterion", registry.names("saliency"))
+@pytest.mark.parametrize("criterion", registry.names("pruning/criteria"))
 def test_every_criterion_states_its_memory(criterion: str) -> None:
-    module = registry.load("saliency", criterion)
+    module = registry.load("pruning/criteria", criterion)
 
     def total(scale: int) -> int:
         layers = (LayerSize("a", 1, 4 * scale, 9, 16, 100, 64), LayerSize("b", 2, 8, 16 * scale, 1, 32, 8))

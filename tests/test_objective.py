@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.func import grad, hessian, vmap
 
-from prunetaylor.errors import DataError, UsageError
-from prunetaylor.losses import LOSSES, Own
-from prunetaylor.objective import Kind, Objective, outputs_of
+from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.taylor.losses import LOSSES, Own
+from prunetaylor.taylor.objective import Kind, Objective, outputs_of
 from support.tiny import output_hessian, rand
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prunetaylor.outcome import Stage, believed_to
+from prunetaylor.core.results.outcome import Stage, believed_to
 
 
 def stage(sparsity: float, believed: bool | None, *, accepted: bool = True) -> Stage:

@@ -14,18 +14,18 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
 
-from prunetaylor import registry
-from prunetaylor.calibration import Calibration
-from prunetaylor.config.resolve import from_values
-from prunetaylor.curvature.taylor import Prediction, TaylorModel
+from prunetaylor.core import registry
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
-from prunetaylor.errors import UsageError
-from prunetaylor.job import make_job
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
-from prunetaylor.saliency import exact_obs
-from prunetaylor.selection.trust import REJECT, SMALLEST
+from prunetaylor.pipeline.calibration import Calibration
+from prunetaylor.pipeline.job import make_job
+from prunetaylor.pipeline.run import run
+from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.pruning.selection.trust_region import REJECT, SMALLEST
+from prunetaylor.taylor.model import Prediction, TaylorModel
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
 from support.toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
 
@@ -88,7 +88,7 @@ def test_seconds_add_up(conv: nn.Module) -> None:
     assert 0 < sum(value for phase, value in seconds.items() if phase != "total") <= seconds["total"] <= taken
 
 
-@pytest.mark.parametrize("method", registry.names("saliency"))
+@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
 def test_every_method_of_the_registry(conv: nn.Module, method: str) -> None:
     outcome = quick(conv, sparsity=0.5, prune__method=method)
     assert_truthful(outcome, conv, 0.5)
@@ -326,7 +326,7 @@ def reads(conv: nn.Module, **settings: object) -> int:
     return len(set(data.seen))
 
 
-@pytest.mark.parametrize("method", registry.names("saliency"))
+@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
 @pytest.mark.parametrize("repair", ["auto", "batch-norm"])
 def test_calibration_samples_are_all_that_a_run_sees(conv: nn.Module, method: str, repair: str) -> None:
     how = {"prune__method": method, "prune__repair": repair, "calibration__labels": True, "prune__stages": 2}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor import prune
-from prunetaylor.config.resolve import from_values
-from prunetaylor.errors import DataError, NumericsError, PruneTaylorError, UsageError
-from prunetaylor.job import make_job
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.errors import DataError, NumericsError, PruneTaylorError, UsageError
+from prunetaylor.core.progress import Silent
+from prunetaylor.pipeline.job import make_job
+from prunetaylor.pipeline.run import run
 from support.runs import TEST, TRAIN, quick
 from support.toys import ConvNet, Idle, Pair, Recording, curve, mlp
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor import registry
+from prunetaylor.core import registry
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share, draw
-from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.finetune import Finetuning
 from prunetaylor.network.state import snapshot
-from prunetaylor.progress import Silent
-from prunetaylor.repair.backward import Backward
-from prunetaylor.repair.divergence import Guard
-from prunetaylor.repair.optimizer import Average, Rates
-from prunetaylor.repair.train import Training, TrainState
+from prunetaylor.pipeline.finetune import Finetuning
+from prunetaylor.pruning.training.backward import Backward
+from prunetaylor.pruning.training.divergence import Guard
+from prunetaylor.pruning.training.optimizer import Average, Rates
+from prunetaylor.pruning.training.train import Training, TrainState
 from support.runs import TRAIN, assert_truthful, quick, same_bits, top1
 from support.toys import ConvNet, Pair, curve, mlp, quadrants, trained
 
@@ -97,7 +97,7 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
 def test_no_more_samples_are_kept_out_than_choosing_takes(
     settings: dict[str, float], held: int, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunetaylor.pipeline.ENOUGH", 5)
+    monkeypatch.setattr("prunetaylor.pipeline.run.ENOUGH", 5)
     outcome = quick(conv, **CUT, finetune__epochs=1, **settings)
     assert f"validation: {held} of the 240 training samples, held out of calibration and fine-tuning" in outcome.choices
 
@@ -312,7 +312,7 @@ def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
 def test_steps_that_training_follows_are_ranked_by_the_error_alone(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact_obs, said = registry.load("saliency", "exact_obs"), []
+    exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
     score = exact_obs.score
     monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
     cut = {"sparsity": 0.6, "prune__method": "exact_obs", "prune__stages": 2, "finetune__epochs": 2}

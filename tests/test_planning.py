@@ -10,21 +10,23 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor import memory, planning, registry
-from prunetaylor.config.resolve import from_values
-from prunetaylor.config.sizes import parse_size, show_size
-from prunetaylor.curvature.alive import alive_in_forward_mode
+from prunetaylor.core import registry
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.config.sizes import parse_size, show_size
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.progress import Silent
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.data.load import from_python
-from prunetaylor.errors import UsageError
-from prunetaylor.job import Job, make_job
-from prunetaylor.memory import Chunks, Phase
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import Outcome
-from prunetaylor.pipeline import run
-from prunetaylor.planning import make_plan
-from prunetaylor.progress import Silent
-from prunetaylor.saliency import exact_obs
-from prunetaylor.scoring import run as look
+from prunetaylor.pipeline import memory_plan
+from prunetaylor.pipeline.job import Job, make_job
+from prunetaylor.pipeline.memory_plan import make_plan
+from prunetaylor.pipeline.run import run
+from prunetaylor.pipeline.scoring import run as look
+from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.taylor import memory
+from prunetaylor.taylor.live_memory import alive_in_forward_mode
+from prunetaylor.taylor.memory import Chunks, Phase
 from support.runs import TEST, TRAIN
 from support.toys import ConvNet, Idle, trained
 
@@ -64,14 +66,14 @@ def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
 
 
 def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "free_bytes", lambda _: None)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _: None)
     plan = make_plan(job_of(conv))
     assert plan.report.limit is None
     assert "free memory unknown, no limit" in plan.describe()
 
 
 def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10**9)
     there = TRAIN[0].nbytes + TEST[0].nbytes + memory.state_bytes(conv)
     assert make_plan(job_of(conv)).report.limit == 9 * 10**8 + there
 
@@ -79,7 +81,7 @@ def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, m
 def least(model: nn.Module, method: str) -> int:
     """The smallest limit that is not refused."""
     job = job_of(model, prune__method=method, prune__refine="none")
-    return planning._Planner(job, "prune").fit(job.config, 1)[1].total
+    return memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total
 
 
 @pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
@@ -142,7 +144,7 @@ def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
 
 
 def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor import job as room
+    from prunetaylor.pipeline import job as room
 
     # C^2 (C + 1000) for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
     assert exact_obs.work(Network.of(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
@@ -172,7 +174,7 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
 def test_what_exact_obs_would_take_counts_all_stages(
     conv: nn.Module, settings: dict[str, object], times: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunetaylor import job as room
+    from prunetaylor.pipeline import job as room
 
     settings = {"prune__stages": "auto", "prune__sparsity": 0.9} | settings
     first = exact_obs.work(Network.of(conv).layers)
@@ -186,7 +188,7 @@ def test_what_exact_obs_would_take_counts_all_stages(
 def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunetaylor import job as room
+    from prunetaylor.pipeline import job as room
 
     monkeypatch.setitem(room.WORTH, "cpu", exact_obs.work(Network.of(conv).layers))
     job = job_of(Idle(conv), prune__sparsity=0.5)
@@ -225,7 +227,7 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     least = {}
     for by in ("features", "gauss-newton"):
         job = job_of(wide(), **how, prune__refine_by=by)
-        least[by] = planning._Planner(job, "prune").fit(job.config, 1)[1].total
+        least[by] = memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total
     assert least["features"] < least["gauss-newton"]
     limit = (least["features"] + least["gauss-newton"]) // 2
     outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
@@ -242,7 +244,7 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
     least = {}
     for repair in ("none", "least-squares"):
         job = job_of(wide(), prune__method=method, prune__repair=repair)
-        least[repair] = planning._Planner(job, "score").fit(job.config, 1)[1].total
+        least[repair] = memory_plan._Planner(job, "score").fit(job.config, 1)[1].total
     assert least["least-squares"] > grams
     assert method == "obs" or least["least-squares"] > grams + least["none"] - 8 * MIB
 
@@ -260,7 +262,7 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
 def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str, object], possible: bool) -> None:
     torch.manual_seed(0)
     job = job_of(ConvNet(), **how)
-    assert planning._Planner(job, "prune")._possible(registry.load("saliency", method)) == possible
+    assert memory_plan._Planner(job, "prune")._possible(registry.load("pruning/criteria", method)) == possible
     if possible:
         pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
     else:
@@ -271,7 +273,7 @@ def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str
 def test_fewer_samples_are_suggested_where_they_help() -> None:
     torch.manual_seed(0)
     job = job_of(wide(), prune__method="joint", calibration__samples=200)
-    limit = planning._Planner(job, "prune").fit(job.config, 1)[1].total - MIB
+    limit = memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total - MIB
     with pytest.raises(UsageError) as found:
         make_plan(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
     settings = [part for part in found.value.remedy.split() if part.startswith("calibration.samples=")]
@@ -290,7 +292,7 @@ def test_the_report_has_it(conv: nn.Module) -> None:
 def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
     def fine_tuning(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=1, **settings)
-        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
+        return next(p for p in memory_plan._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
 
     usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
     assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
@@ -318,18 +320,18 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
 ) -> None:
     def fine_tuning() -> int:
         job = job_of(conv, finetune__epochs=1, data__batch_size=100)
-        planner = planning._Planner(job, "prune")
+        planner = memory_plan._Planner(job, "prune")
         return next(p for p in planner.phases(job.config) if p.name == "fine-tuning").parts["activations"]
 
     alone = fine_tuning()
-    monkeypatch.setattr(planning, "world", lambda: 4)
+    monkeypatch.setattr(memory_plan, "world", lambda: 4)
     assert fine_tuning() == pytest.approx(alone / 4, rel=1e-3)
 
 
 def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "world", lambda: 2)
+    monkeypatch.setattr(memory_plan, "world", lambda: 2)
     how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
     fits = make_plan(job_of(conv, data__batch_size=16, **how)).report.planned
     with pytest.raises(UsageError, match=r"fine-tuning needs .*(?s:.)*data\.batch_size=") as found:
@@ -342,7 +344,7 @@ def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
 def test_the_stages_of_a_gradual_schedule_leave_room_for_what_training_holds(conv: nn.Module) -> None:
     def prediction(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=3, **settings)
-        return next(p for p in planning._Planner(job, "prune").phases(job.config) if p.name == "prediction")
+        return next(p for p in memory_plan._Planner(job, "prune").phases(job.config) if p.name == "prediction")
 
     assert "optimizer" not in prediction().parts
     held = [

@@ -13,12 +13,12 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
-from prunetaylor.bar import Bar
 from prunetaylor.cli import progress as shown
-from prunetaylor.outcome import Trial
-from prunetaylor.progress import Silent, Where
+from prunetaylor.core.progress import Silent, Where
+from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.text import duration
+from prunetaylor.report.bar import Bar
 from prunetaylor.report.sweep import time_left
-from prunetaylor.text import duration
 from support.runs import TEST, TRAIN
 from support.toys import ConvNet, trained
 

@@ -18,11 +18,11 @@ from torch import nn
 
 from prunetaylor import load
 from prunetaylor.cli.main import run
-from prunetaylor.config.keys import env_name, leaves
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.keys import env_name, leaves
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import CheckpointRefused
 from prunetaylor.data.load import load_samples
-from prunetaylor.errors import CheckpointRefused
-from prunetaylor.vision import import_torchvision
+from prunetaylor.runtime.torchvision_import import import_torchvision
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

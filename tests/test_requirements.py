@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.requirements import install_hint
+from prunetaylor.core.requirements import install_hint
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.config.resolve import from_values
-from prunetaylor.curvature.taylor import TaylorModel
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.progress import Silent, Watch, unwatched
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Share
-from prunetaylor.job import make_job
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
-from prunetaylor.outcome import Outcome
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Silent, Watch, unwatched
-from prunetaylor.repair import least_squares, match_features
-from prunetaylor.repair.backward import Backward
-from prunetaylor.saliency import exact_obs
+from prunetaylor.pipeline.job import make_job
+from prunetaylor.pipeline.run import run
+from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.pruning.repair import feature_matching, least_squares
+from prunetaylor.pruning.training.backward import Backward
+from prunetaylor.taylor.model import TaylorModel
 from support.runs import TEST, TRAIN
 
 
@@ -222,7 +222,7 @@ def within(state: Mapping[str, Any]) -> str:
 def test_a_stage_of_a_gradual_schedule_goes_on_from_any_moment_within(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(match_features, "BATCH", 32)  # two batches, so that three steps end within a pass over them
+    monkeypatch.setattr(feature_matching, "BATCH", 32)  # two batches, so that three steps end within a pass over them
     settings = CASES["a gradual schedule with a refinement in each stage, on fresh samples"]
     whole = Every()
     expected = pruned(conv, settings, whole)
@@ -359,7 +359,7 @@ def test_what_was_measured_of_the_dense_network_is_not_measured_again(
     with pytest.raises(Stopped):
         pruned(conv, CASES["fine-tuning with sgd"], keeper)
     seen = []
-    monkeypatch.setattr("prunetaylor.pipeline._measure", lambda job, module, progress, phase: seen.append(phase))
+    monkeypatch.setattr("prunetaylor.pipeline.run._measure", lambda job, module, progress, phase: seen.append(phase))
     pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
     assert seen == ["measure the pruned network"]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.errors import NumericsError
-from prunetaylor.risk import all_outputs, check_deterministic, check_outputs, sweep
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.passes import all_outputs, check_deterministic, check_outputs, sweep
 from support.tiny import batches, rand, risk
 
 

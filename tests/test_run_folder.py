@@ -10,9 +10,9 @@ from typing import IO
 
 import pytest
 
-from prunetaylor import run
-from prunetaylor.errors import OutputError
-from prunetaylor.run import RunFolder
+from prunetaylor.core.errors import OutputError
+from prunetaylor.pipeline.files import run_folder
+from prunetaylor.pipeline.files.run_folder import RunFolder
 
 
 def _finish(path: Path | None, name: str = "m", *, force: bool = False, text: str = "new") -> RunFolder:
@@ -53,14 +53,14 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
 def test_a_run_that_ends_just_before_another_one_has_the_folder_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    path, opened = tmp_path / "r", run._open_staging
+    path, opened = tmp_path / "r", run_folder._open_staging
 
     def late(*how: object) -> IO[str]:
-        monkeypatch.setattr(run, "_open_staging", opened)
+        monkeypatch.setattr(run_folder, "_open_staging", opened)
         _finish(path)
         return opened(*how)
 
-    monkeypatch.setattr(run, "_open_staging", late)
+    monkeypatch.setattr(run_folder, "_open_staging", late)
     if resume:
         with RunFolder.create(path, "m", resume=True) as folder:
             assert folder.finished
@@ -143,7 +143,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_does_not_block(tmp_path
     code = f"""
 import os, time
 from pathlib import Path
-from prunetaylor.run import RunFolder
+from prunetaylor.pipeline.files.run_folder import RunFolder
 folder = RunFolder.create(Path({str(path)!r}), "m")
 if not os.fork():  # a child, such as one that decodes data, outlives the run that is killed
     print("ready", flush=True)

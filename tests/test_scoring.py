@@ -11,15 +11,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
-from prunetaylor import registry, score, scoring
-from prunetaylor.curvature import cache
+from prunetaylor import score
+from prunetaylor.core import registry
+from prunetaylor.core.progress import Silent
+from prunetaylor.core.results.outcome import Scores
 from prunetaylor.data.load import from_python
-from prunetaylor.job import make_job
-from prunetaylor.outcome import Scores
-from prunetaylor.progress import Silent
+from prunetaylor.pipeline import scoring
+from prunetaylor.pipeline.job import make_job
+from prunetaylor.pipeline.scoring import BY_LAYER, LEVELS, run
+from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.scores import verdict
-from prunetaylor.scoring import BY_LAYER, LEVELS, run
-from prunetaylor.selection.trust import HIGH, LOW
+from prunetaylor.taylor.curvature import cache
 from support.toys import ConvNet, Recording, curve, mlp, quadrants, trained
 
 TRAIN = quadrants(240, 1)
@@ -37,7 +39,7 @@ def quick(model: nn.Module, train: object = TRAIN, **settings: object) -> Scores
     return score(model, train, settings=usual | {key.replace("__", "."): value for key, value in settings.items()})
 
 
-@pytest.mark.parametrize("method", registry.names("saliency"))
+@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
 def test_what_is_promised_of_every_criterion(conv: nn.Module, method: str) -> None:
     before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
     found = quick(conv, prune__method=method)
@@ -62,7 +64,7 @@ def test_what_is_promised_of_every_criterion(conv: nn.Module, method: str) -> No
 
 def test_the_network_is_put_back_exactly(conv: nn.Module) -> None:
     samples = from_python(TRAIN, None, None, normalize=None, augment="none")
-    config = prunetaylor.config.resolve.from_values({"calibration.samples": 60, "data.workers": 0}).config
+    config = prunetaylor.core.config.resolve.from_values({"calibration.samples": 60, "data.workers": 0}).config
     job = make_job(config, copy.deepcopy(conv), samples, torch.device("cpu"), choices=[])
     run(job, Silent())
     for name, tensor in job.network.module.state_dict().items():
@@ -155,7 +157,7 @@ def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None
 
 
 def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact_obs, said = registry.load("saliency", "exact_obs"), []
+    exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
     score = exact_obs.score
     monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
     quick(conv, prune__method="exact_obs", prune__schedule="cubic", finetune__epochs=1)
@@ -164,7 +166,7 @@ def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch:
 
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
-    joint, fits = registry.load("saliency", "joint"), []
+    joint, fits = registry.load("pruning/criteria", "joint"), []
     fit = joint._quadratic
     monkeypatch.setattr(joint, "_quadratic", lambda *args: fits.append(1) or fit(*args))
     assert len(quick(conv, prune__method="joint").levels) == 2

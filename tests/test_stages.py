@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor import stages as stages_module
-from prunetaylor.curvature import taylor
-from prunetaylor.curvature.gram import Moments
-from prunetaylor.errors import NumericsError
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
-from prunetaylor.removal import Removal, Removed
-from prunetaylor.selection.trust import RAISES, STAGES, TrustRegion
-from prunetaylor.stages import Stages
+from prunetaylor.pipeline import stages as stages_module
+from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pruning.selection.selector import Removal, Removed
+from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
+from prunetaylor.taylor import model
+from prunetaylor.taylor.curvature.gram import Moments
 from support.runs import TRAIN, assert_truthful, quick
 from support.toys import ConvNet, trained
 
@@ -111,7 +111,7 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
 
 
 def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor import stages
+    from prunetaylor.pipeline import stages
 
     change, calls = stages._change, iter([True])  # of the first stage, which is that since the dense network too
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
@@ -200,7 +200,7 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(
 
 def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the statistics of batch norms, which least squares moves, nor in the histogram."""
-    from prunetaylor import stages
+    from prunetaylor.pipeline import stages
 
     change, calls = stages._change, iter([False, True, True])  # the second stage's, and since the dense one
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
@@ -296,13 +296,13 @@ def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
 def test_what_repair_by_obs_solves_is_fitted_before_anything_is_removed(
     conv: nn.Module, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit, gone = taylor.layer_moments, []
+    fit, gone = model.layer_moments, []
 
     def watched(module: nn.Module, layers: Sequence[Layer], *how: Any) -> dict[str, Moments]:
         gone.append(sum(int((layer.weight == 0).sum()) for layer in layers))
         return fit(module, layers, *how)
 
-    monkeypatch.setattr(taylor, "layer_moments", watched)
+    monkeypatch.setattr(model, "layer_moments", watched)
     how = {"prune__method": method, "prune__repair": "obs", "prune__refine": "none", "cache__enabled": False}
     outcome = quick(conv, sparsity=0.7, prune__stages=[0.4, 0.7], **how)
     assert gone == [0, round(0.4 * outcome.sparsity.prunable)]

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from prunetaylor.text import LONGEST, first_line, neutral, neutral_lines
+from prunetaylor.core.text import LONGEST, first_line, neutral, neutral_lines
 
 ALL_CONTROLS = [chr(n) for n in range(0x110000) if unicodedata.category(chr(n)) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.core.errors import DataError, UsageError
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits
 from support.toys import ConvNet, curve, mlp, trained
 

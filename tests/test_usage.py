@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, linear
 
-from prunetaylor import stages
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches
-from prunetaylor.errors import DataError, UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.usage import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
+from prunetaylor.pipeline import stages
+from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
 from support.runs import quick
 from support.tiny import batches, rand
 from support.toys import Idle, mlp, quadrants, trained

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.data.draws import Draws
 from prunetaylor.data.transforms import Named, chain
-from prunetaylor.errors import UsageError, close_match
 
 Augment = Callable[[Tensor, Draws], Tensor]
 """(raw inputs of the rows that are drawn for, draws) -> the same rows, changed."""

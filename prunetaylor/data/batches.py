@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.augment import Augment
 from prunetaylor.data.draws import Draws
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import Split, TensorSplit
-from prunetaylor.distributed.group import mine
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.runtime.processes.group import mine
 
 Part = tuple[Tensor, Tensor]
 Plan = list[tuple[int, range | list[int]]]

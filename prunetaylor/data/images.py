@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prunetaylor import cores
+from prunetaylor.core.errors import DataError
 from prunetaylor.data.splits import Split, TensorSplit
-from prunetaylor.errors import DataError
+from prunetaylor.runtime import cores
 
 #: decoded images are kept in memory up to this many bytes a data set
 MEMORY = 2 * 2**30

@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from prunetaylor import cores, registry
-from prunetaylor.config.code import NOBODY, Trust, is_code
-from prunetaylor.config.schema import DataSection, Normalization
+from prunetaylor.core import registry
+from prunetaylor.core.config.code import NOBODY, Trust, is_code
+from prunetaylor.core.config.schema import DataSection, Normalization
+from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError, close_match
+from prunetaylor.core.progress import Detail
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.transforms import Named
 from prunetaylor.data.wrap import as_split
-from prunetaylor.distributed.group import local_world
-from prunetaylor.errors import CheckpointRefused, DataError, UsageError, close_match
-from prunetaylor.progress import Detail
+from prunetaylor.runtime import cores
+from prunetaylor.runtime.processes.group import local_world
 
 _ROOM = "data/sources"
 PYTHON = "python"

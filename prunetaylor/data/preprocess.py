@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetaylor.errors import DataError, UsageError, close_match
+from prunetaylor.core.errors import DataError, UsageError, close_match
 
 #: channel means and standard deviations of images scaled to [0, 1], from each data set's training images
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {

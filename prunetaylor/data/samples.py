@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunetaylor.core.errors import DataError
 from prunetaylor.data.batches import Batches, Share
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decoded_together
 from prunetaylor.data.transforms import Named
-from prunetaylor.errors import DataError
 
 __all__ = [
     "Batches",

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from prunetaylor.distributed.exchange import gather_rows
-from prunetaylor.distributed.group import mine
-from prunetaylor.errors import DataError, PruneTaylorError
+from prunetaylor.core.errors import DataError, PruneTaylorError
+from prunetaylor.runtime.processes.exchange import gather_rows
+from prunetaylor.runtime.processes.group import mine
 
 
 class Split(ABC):

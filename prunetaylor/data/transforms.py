@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.core.text import first_line
 from prunetaylor.data.draws import Draws
-from prunetaylor.errors import UsageError, close_match
-from prunetaylor.text import first_line
-from prunetaylor.vision import import_torchvision
+from prunetaylor.runtime.torchvision_import import import_torchvision
 
 Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]
 Named = Sequence[Entry]

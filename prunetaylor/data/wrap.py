@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 from torch.utils.data import Subset as TorchSubset
 
+from prunetaylor.core.errors import DataError
 from prunetaylor.data.splits import DatasetSplit, Split, TensorSplit
-from prunetaylor.errors import DataError
 
 _REMEDY = (
     "give a data set (__len__ and __getitem__ giving (input, target)), a DataLoader of one, or tensors (x, y); "

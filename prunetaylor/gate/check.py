@@ -10,26 +10,26 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from prunetaylor.checkpoint.read import Checkpoint
-from prunetaylor.config.code import Trust
-from prunetaylor.config.schema import Config, GateSection
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.schema import Config, GateSection
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.progress import Progress
+from prunetaylor.core.results.outcome import BROKEN, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
+from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.data.samples import Batches
-from prunetaylor.errors import UsageError
 from prunetaylor.gate import limits
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.gate.opening import Pair, open_pair
-from prunetaylor.job import Job
-from prunetaylor.layout import laid_out
 from prunetaylor.measure.cost import count, flops
+from prunetaylor.measure.disagreements import class_drops, flips
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.measure.flips import class_drops, flips
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
-from prunetaylor.outcome import BROKEN, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
-from prunetaylor.progress import Progress
-from prunetaylor.risk import all_outputs
-from prunetaylor.sanity import say_doubts
-from prunetaylor.verdict import Check, Verdict
+from prunetaylor.network.checkpoint.read import Checkpoint
+from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.sanity import say_doubts
+from prunetaylor.taylor.passes import all_outputs
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
 _NEEDS_SAMPLES = {"max_drop", "max_class_drop", "max_flops", "max_latency_ratio"}

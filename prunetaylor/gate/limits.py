@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, removed_at
+from prunetaylor.core.results.verdict import Check, Status, Unit
 from prunetaylor.gate.settle import pairs_to_settle, values_to_settle
 from prunetaylor.measure.paired import tango
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, removed_at
-from prunetaylor.verdict import Check, Status, Unit
 
 CORRECTION = 0.5
 """Of Tango's interval, in pairs: with it neither error exceeds 5 % (benchmarks/README.md)."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.network.code import load_object
-from prunetaylor.outcome import Drop
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
+from prunetaylor.core.results.outcome import Drop
+from prunetaylor.runtime.user_code import load_object
 
 Metric = Callable[[Tensor, Tensor], float]
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prunetaylor.checkpoint.architecture import Resolved, resolve
-from prunetaylor.checkpoint.read import Checkpoint, read
-from prunetaylor.checkpoint.said import Said
-from prunetaylor.config.code import Trust, settings_of
-from prunetaylor.config.schema import Config
+from prunetaylor.core.config.code import Trust, settings_of
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.foreign import read_json
+from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
-from prunetaylor.device import pick_device
-from prunetaylor.errors import DataError, UsageError
-from prunetaylor.foreign import read_json
-from prunetaylor.job import Job, make_job, with_loss
-from prunetaylor.run import REPORT
-from prunetaylor.text import neutral
+from prunetaylor.network.checkpoint.architecture import Resolved, resolve
+from prunetaylor.network.checkpoint.read import Checkpoint, read
+from prunetaylor.network.checkpoint.said import Said
+from prunetaylor.pipeline.files.run_folder import REPORT
+from prunetaylor.pipeline.job import Job, make_job, with_loss
+from prunetaylor.runtime.device import pick_device
 
 
 @dataclass(frozen=True)

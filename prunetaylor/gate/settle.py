@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from prunetaylor.outcome import Drop
+from prunetaylor.core.results.outcome import Drop
 
 MOST = 10**9
 """Beyond this nobody has the samples, and None says so."""

@@ -27,10 +27,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from prunetaylor.core.results.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE, Alert
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.paired import tango
-from prunetaylor.objective import Kind
-from prunetaylor.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE, Alert
+from prunetaylor.taylor.objective import Kind
 
 FEWEST = 20
 """Samples below which nothing is said."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Batches
-from prunetaylor.errors import NumericsError
 from prunetaylor.network.state import check_values
-from prunetaylor.objective import Kind, loss_of
-from prunetaylor.risk import all_outputs, check_outputs
+from prunetaylor.taylor.objective import Kind, loss_of
+from prunetaylor.taylor.passes import all_outputs, check_outputs
 
 
 @dataclass(frozen=True)

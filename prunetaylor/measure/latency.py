@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.core.progress import Progress
+from prunetaylor.core.results.outcome import Latency
 from prunetaylor.network.state import evaluating
-from prunetaylor.outcome import Latency
-from prunetaylor.progress import Progress
 
 ROUNDS = 40
 """Rounds of dense, pruned, dense."""

@@ -12,8 +12,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from prunetaylor.errors import DataError, NumericsError
-from prunetaylor.outcome import Drop
+from prunetaylor.core.errors import DataError, NumericsError
+from prunetaylor.core.results.outcome import Drop
 
 _RESAMPLES = 2000
 _CHUNK = 2_000_000  # weights drawn at a time: bounds the memory of the bootstrap to some tens of MB

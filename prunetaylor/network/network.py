@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunetaylor.errors import UsageError, close_match
+from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.core.results.outcome import Skipped
 from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.network.state import copied
-from prunetaylor.outcome import Skipped
 
 
 @dataclass

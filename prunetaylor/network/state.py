@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from prunetaylor.errors import NumericsError, UsageError
-from prunetaylor.text import first_line
+from prunetaylor.core.errors import NumericsError, UsageError
+from prunetaylor.core.text import first_line
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.core.text import neutral
 from prunetaylor.report.page import render
 from prunetaylor.report.run_page import facts, sides
 from prunetaylor.report.terminal import metric, percent
-from prunetaylor.text import neutral
 
 if TYPE_CHECKING:
-    from prunetaylor.outcome import Outcome
+    from prunetaylor.core.results.outcome import Outcome
 
 
 def outcome_lines(outcome: Outcome) -> list[str]:

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from prunetaylor.text import neutral_lines
+from prunetaylor.core.text import neutral_lines
 
 
 class PlainConsole(Console):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from prunetaylor.text import neutral_lines
+from prunetaylor.core.text import neutral_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunetaylor.text import neutral
+from prunetaylor.core.text import neutral
 
 _LONGEST = 60
 _NAMES = {

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunetaylor.files import append_text
+from prunetaylor.core.files import append_text
+from prunetaylor.core.results.verdict import Check, Verdict
+from prunetaylor.core.text import neutral
 from prunetaylor.report.markdown import to_markdown
 from prunetaylor.report.verdict import allowed, conclusion, shown
-from prunetaylor.text import neutral
-from prunetaylor.verdict import Check, Verdict
 
 
 def write_summary(verdict: Verdict, environ: Mapping[str, str]) -> None:

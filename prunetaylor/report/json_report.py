@@ -1,4 +1,4 @@
-"""A run as one JSON object: report.json, and what ``--json`` prints. Units are those of ``prunetaylor.outcome``."""
+"""A run as one JSON object: report.json, and what ``--json`` prints. Units are those of ``core/results/outcome.py``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor._version import __version__
-from prunetaylor.judgement import prediction_check
-from prunetaylor.outcome import believed_to
+from prunetaylor.core.results.judgement import prediction_check
+from prunetaylor.core.results.outcome import believed_to
 
 if TYPE_CHECKING:
-    from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Alert, Outcome, Scores, Side
-    from prunetaylor.verdict import Verdict
+    from prunetaylor.core.results.outcome import Alert, Outcome, Scores, Side
+    from prunetaylor.core.results.verdict import Verdict
+    from prunetaylor.network.checkpoint.inspect import Inspection
 
 SCHEMA_VERSION = 1
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from prunetaylor.core.results.verdict import Verdict
 from prunetaylor.report.terminal import percent, shorten
 from prunetaylor.report.verdict import allowed, conclusion, interval, shown, verdict_facts
-from prunetaylor.verdict import Verdict
 
 LAYERS = 100
 """Layers that are listed, the most pruned ones: a summary is read, and must stay under 60 kB."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunetaylor._version import __version__
-from prunetaylor.config.keys import dotted
+from prunetaylor.core.config.keys import dotted
+from prunetaylor.core.text import neutral_lines
 from prunetaylor.report import terminal
-from prunetaylor.text import neutral_lines
 
 _LONGEST = 2000
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunetaylor.files import write_bytes
+from prunetaylor.core.files import write_bytes
+from prunetaylor.core.text import neutral
 from prunetaylor.report.drawing import labels
 from prunetaylor.report.fields import axis_title
-from prunetaylor.text import neutral
 
 _SIZE = (7.0, 4.5)  # inches
 _LARGER_IS_CHEAPER = ("sparsity", "top1")

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from prunetaylor.config.schema import Config
-from prunetaylor.judgement import prediction_check, standing
-from prunetaylor.outcome import LEVELS, Drop, Stage
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.results.judgement import prediction_check, standing
+from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
+from prunetaylor.core.results.verdict import Check
 from prunetaylor.report import figures
 from prunetaylor.report.fields import title
 from prunetaylor.report.page import clip, figure, flat, render
 from prunetaylor.report.terminal import count, first_order, number, percent, size
 from prunetaylor.report.verdict import allowed, interval, shown
-from prunetaylor.verdict import Check
 
 Document = Mapping[str, Any]
 

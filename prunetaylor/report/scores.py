@@ -11,7 +11,7 @@ from rich.text import Text
 from prunetaylor.report.terminal import BRIEF, new_table, number, percent, print_list, shorten
 
 if TYPE_CHECKING:
-    from prunetaylor.outcome import LayerScore, Level, Scores
+    from prunetaylor.core.results.outcome import LayerScore, Level, Scores
 
 _NAME_WIDTH = 26
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunetaylor.outcome import SweepOutcome, Trial
+from prunetaylor.core.results.outcome import SweepOutcome, Trial
+from prunetaylor.core.text import duration
 from prunetaylor.report.fields import title
 from prunetaylor.report.terminal import count, new_table, number, print_alerts, shorten, size
-from prunetaylor.text import duration
 
 _VALUE_WIDTH = 24
 _MARK = {"running": ">", "failed": "x", "stopped": "-", "waiting": ".", "done": ""}

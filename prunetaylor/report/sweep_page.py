@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunetaylor.outcome import SweepOutcome, Trial
+from prunetaylor.core.results.outcome import SweepOutcome, Trial
 from prunetaylor.report import figures
 from prunetaylor.report.fields import axis_title, title
 from prunetaylor.report.page import figure, render

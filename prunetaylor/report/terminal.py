@@ -12,12 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunetaylor.judgement import prediction_check, standing
-from prunetaylor.text import neutral
+from prunetaylor.core.results.judgement import prediction_check, standing
+from prunetaylor.core.text import neutral
 
 if TYPE_CHECKING:
-    from prunetaylor.checkpoint.inspect import Inspection
-    from prunetaylor.outcome import Alert, Flips, Outcome, Side
+    from prunetaylor.core.results.outcome import Alert, Flips, Outcome, Side
+    from prunetaylor.network.checkpoint.inspect import Inspection
 
 _NAME_WIDTH = 34
 _LINE = 2000

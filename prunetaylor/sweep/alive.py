@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from prunetaylor.errors import OutputError
-from prunetaylor.files import open_own, own_folder
-from prunetaylor.run import locked
+from prunetaylor.core.errors import OutputError
+from prunetaylor.core.files import open_own, own_folder
+from prunetaylor.pipeline.files.run_folder import locked
 
 BEAT = 5.0  # seconds
 PATIENCE = 60.0

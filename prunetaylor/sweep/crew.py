@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunetaylor.config.code import Trust
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.errors import PruneTaylorError
 
 
 class EngineFailed(PruneTaylorError):

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prunetaylor.config.code import code_in, settings_of
-from prunetaylor.config.resolve import Resolved, flat, override
-from prunetaylor.config.values import dump_value
-from prunetaylor.errors import UsageError
-from prunetaylor.run import MODEL_FILE
+from prunetaylor.core.config.code import code_in, settings_of
+from prunetaylor.core.config.resolve import Resolved, flat, override
+from prunetaylor.core.config.values import dump_value
+from prunetaylor.core.errors import UsageError
+from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep.space import Choices, Parameter
 
 Goal = Literal["maximize", "minimize"]

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunetaylor import registry
-from prunetaylor.config.keys import is_open, leaves, meant
-from prunetaylor.config.paths import rooted
-from prunetaylor.config.resolve import Resolved, Written, flat, override, resolve
-from prunetaylor.config.values import Document, parse_value, read_document, read_file
-from prunetaylor.errors import UsageError, close_match
-from prunetaylor.run import MODEL_FILE
+from prunetaylor.core import registry
+from prunetaylor.core.config.keys import is_open, leaves, meant
+from prunetaylor.core.config.paths import rooted
+from prunetaylor.core.config.resolve import Resolved, Written, flat, override, resolve
+from prunetaylor.core.config.values import Document, parse_value, read_document, read_file
+from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep import space
 from prunetaylor.sweep.definition import METRICS, EarlyStop, Objective, Sweep
 from prunetaylor.sweep.space import Parameter

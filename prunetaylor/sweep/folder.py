@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunetaylor.errors import OutputError, OutputPlaceError, UsageError, cannot_write
-from prunetaylor.files import open_own, write_text
-from prunetaylor.run import locked
+from prunetaylor.core.errors import OutputError, OutputPlaceError, UsageError, cannot_write
+from prunetaylor.core.files import open_own, write_text
+from prunetaylor.pipeline.files.run_folder import locked
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study import JOURNAL, Study

@@ -10,8 +10,8 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from prunetaylor.errors import OutputError
-from prunetaylor.files import open_own
+from prunetaylor.core.errors import OutputError
+from prunetaylor.core.files import open_own
 
 _LOCK_PATIENCE = 10  # seconds after which the journal's lock is taken from a process that died with it
 

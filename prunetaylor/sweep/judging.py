@@ -27,14 +27,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunetaylor._version import __version__
+from prunetaylor.core.errors import DataError
+from prunetaylor.core.files import write_by_path, write_text
+from prunetaylor.core.foreign import read_json
+from prunetaylor.core.progress import Progress
 from prunetaylor.data.samples import Samples, Split, draw
-from prunetaylor.errors import DataError
-from prunetaylor.files import write_by_path, write_text
-from prunetaylor.foreign import read_json
-from prunetaylor.job import Job
-from prunetaylor.layout import laid_out
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.progress import Progress
+from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.job import Job
 from prunetaylor.sweep.trial_files import CHOICE
 
 FEWEST = 100

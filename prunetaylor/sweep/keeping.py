@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from prunetaylor.job import Job
-from prunetaylor.pipeline import hashes
-from prunetaylor.progress import Progress
+from prunetaylor.core.progress import Progress
+from prunetaylor.pipeline.files.resume import FolderKeeper, OtherRun, UnreadableState, identity
+from prunetaylor.pipeline.files.run_folder import STATE, FolderInUse, RunFolder
+from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.run import hashes
 from prunetaylor.report.json_report import versions
-from prunetaylor.resume import FolderKeeper, OtherRun, UnreadableState, identity
-from prunetaylor.run import STATE, FolderInUse, RunFolder
 
 _PATIENCE = 120.0
 """Seconds to wait for a trial's folder: shared file systems keep the locks of a machine that is lost for so long."""

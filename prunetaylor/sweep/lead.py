@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from prunetaylor import registry
-from prunetaylor.config.code import Trust
-from prunetaylor.outcome import Trial
+from prunetaylor.core import registry
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import others
 from prunetaylor.sweep.crew import Crew
 from prunetaylor.sweep.definition import Sweep

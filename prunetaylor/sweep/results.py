@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from prunetaylor.config.describe import dump
-from prunetaylor.errors import UsageError, close_match
-from prunetaylor.outcome import Alert, SweepOutcome, Trial
+from prunetaylor.core.config.describe import dump
+from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.core.results.outcome import Alert, SweepOutcome, Trial
+from prunetaylor.core.text import neutral
+from prunetaylor.pipeline.files.run_folder import HTML_FILE
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
-from prunetaylor.run import HTML_FILE
 from prunetaylor.sweep.definition import Objective, Sweep
 from prunetaylor.sweep.trial_files import ERROR, trial_folder
-from prunetaylor.text import neutral
 
 BEST = "best.yaml"
 COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", "sparsity", "loss", "top1")

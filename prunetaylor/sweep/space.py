@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from prunetaylor.config.paths import rooted
-from prunetaylor.config.resolve import Resolved, override
-from prunetaylor.config.values import dump_value
-from prunetaylor.errors import UsageError, close_match
+from prunetaylor.core.config.paths import rooted
+from prunetaylor.core.config.resolve import Resolved, override
+from prunetaylor.core.config.values import dump_value
+from prunetaylor.core.errors import UsageError, close_match
 
 DISTRIBUTIONS = ("constant", "categorical", "int_uniform", "uniform", "q_uniform", "log_uniform_values")
 FORMS = ("value", "values", "min", "max", "distribution", "q", "parameters")

@@ -20,8 +20,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetaylor.errors import UsageError
-from prunetaylor.outcome import Trial
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import PATIENCE, is_alive, others
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.journal import open_journal

@@ -14,29 +14,29 @@ from typing import Any, Literal
 
 import torch
 
-from prunetaylor.config.code import Trust
-from prunetaylor.config.resolve import Resolved, flat, override
-from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
-from prunetaylor.foreign import read_json
-from prunetaylor.free_memory import free_bytes
-from prunetaylor.job import Job, open_job
-from prunetaylor.layout import laid_out
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.resolve import Resolved, flat, override
+from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
+from prunetaylor.core.foreign import read_json
+from prunetaylor.core.progress import Logged, Silent
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.memory import is_out_of_memory
-from prunetaylor.outcome import Outcome
-from prunetaylor.pipeline import run
-from prunetaylor.progress import Logged, Silent
+from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.files.outputs import write_page, write_run
+from prunetaylor.pipeline.files.resume import FolderKeeper
+from prunetaylor.pipeline.files.run_folder import REPORT, RunFolder
+from prunetaylor.pipeline.job import Job, open_job
+from prunetaylor.pipeline.run import run
+from prunetaylor.pipeline.sanity import say_doubts
 from prunetaylor.report.json_report import finite
-from prunetaylor.report.run_files import write_page, write_run
-from prunetaylor.resume import FolderKeeper
-from prunetaylor.run import REPORT, RunFolder
-from prunetaylor.sanity import say_doubts
+from prunetaylor.report.trackers._trackers import Trackers
+from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.judging import Judging, judging
 from prunetaylor.sweep.keeping import TrialKeeper, drop_state, open_folder
 from prunetaylor.sweep.study import Stopped, Taken
 from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
-from prunetaylor.track._trackers import Trackers
+from prunetaylor.taylor.memory import is_out_of_memory
 
 _Z = NormalDist().inv_cdf(0.975)
 _MARGIN = 0.1  # of the free memory, left alone where several trials share it

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from prunetaylor.errors import OutputError
-from prunetaylor.files import own_folder, refuse_link, write_bytes, write_text
-from prunetaylor.foreign import read_json
-from prunetaylor.outcome import Alert
-from prunetaylor.run import LOG, STAGING, STATE
-from prunetaylor.text import neutral_lines
+from prunetaylor.core.errors import OutputError
+from prunetaylor.core.files import own_folder, refuse_link, write_bytes, write_text
+from prunetaylor.core.foreign import read_json
+from prunetaylor.core.results.outcome import Alert
+from prunetaylor.core.text import neutral_lines
+from prunetaylor.pipeline.files.run_folder import LOG, STAGING, STATE
 
 TRIALS = "trials"
 TRIAL = "trial.json"

@@ -22,11 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from prunetaylor.stopping import GRACE, Terminated, at_moments
+from prunetaylor.pipeline.files.stopping import GRACE, Terminated, at_moments
 from prunetaylor.sweep.alive import Alive
 
 if TYPE_CHECKING:
-    from prunetaylor.resume import FolderKeeper
+    from prunetaylor.pipeline.files.resume import FolderKeeper
     from prunetaylor.sweep.study import Study, Taken
     from prunetaylor.sweep.trial import Place
 
@@ -95,8 +95,8 @@ def main() -> int:
 
 
 def _work(task: Task, signals: _Signals) -> int:
-    from prunetaylor.config.code import Trust
-    from prunetaylor.cores import keep_to
+    from prunetaylor.core.config.code import Trust
+    from prunetaylor.runtime.cores import keep_to
     from prunetaylor.sweep.folder import open_study
     from prunetaylor.sweep.trial import Place
 
@@ -111,7 +111,7 @@ def _work(task: Task, signals: _Signals) -> int:
 
 def _one(study: Study, place: Place, taken: Taken, signals: _Signals) -> bool:
     """Run a trial and tell the study what came of it. False where this process should not run another."""
-    from prunetaylor.errors import PruneTaylorError
+    from prunetaylor.core.errors import PruneTaylorError
     from prunetaylor.sweep.study import Stopped
     from prunetaylor.sweep.trial import details, explain, run_trial
     from prunetaylor.sweep.trial_files import trial_folder, write_error

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.checkpoint.architecture import build, resolve
-from prunetaylor.checkpoint.builtin import NETWORKS
-from prunetaylor.checkpoint.inspect import inspect_file
-from prunetaylor.checkpoint.load import load
-from prunetaylor.checkpoint.match import Match, _reference, match
-from prunetaylor.checkpoint.read import read
-from prunetaylor.checkpoint.write import write_model, write_pt
-from prunetaylor.errors import CheckpointRefused, UsageError
-from prunetaylor.network.code import load_object
-from prunetaylor.vision import import_torchvision
+from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.network.checkpoint.architecture import build, resolve
+from prunetaylor.network.checkpoint.builtin import NETWORKS
+from prunetaylor.network.checkpoint.inspect import inspect_file
+from prunetaylor.network.checkpoint.load import load
+from prunetaylor.network.checkpoint.match import Match, _reference, match
+from prunetaylor.network.checkpoint.read import read
+from prunetaylor.network.checkpoint.write import write_model, write_pt
+from prunetaylor.runtime.torchvision_import import import_torchvision
+from prunetaylor.runtime.user_code import load_object
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from prunetaylor import load
-from prunetaylor.checkpoint.bounded import built_within
-from prunetaylor.checkpoint.builtin import Digits
-from prunetaylor.checkpoint.read import read, sha256
-from prunetaylor.checkpoint.write import write_model
+from prunetaylor.core.errors import CheckpointRefused
 from prunetaylor.data.load import _require_small
-from prunetaylor.errors import CheckpointRefused
+from prunetaylor.network.checkpoint.bounded import built_within
+from prunetaylor.network.checkpoint.builtin import Digits
+from prunetaylor.network.checkpoint.read import read, sha256
+from prunetaylor.network.checkpoint.write import write_model
 
 LARGE = {
     "builtin:digits": [{"num_classes": 3_000_000}, {"num_classes": 10**12}, {"num_classes": -1}],

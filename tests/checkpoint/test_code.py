@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from prunetaylor.config.code import is_code
-from prunetaylor.errors import UsageError
-from prunetaylor.network.code import load_object
-from prunetaylor.processes import python
+from prunetaylor.core.config.code import is_code
+from prunetaylor.core.errors import UsageError
+from prunetaylor.runtime.python_process import python
+from prunetaylor.runtime.user_code import load_object
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_users_file_may_import_torchvision(tmp_path):
     (tmp_path / "first.py").write_text("import torchvision\nVALUE = torchvision.models.resnet18\n")
     (tmp_path / "late.py").write_text("def make():\n    from torchvision.models import resnet18\n    return resnet18\n")
     for code in ("load_object('first.py:VALUE')", "load_object('late.py:make')()"):
-        line = f"from prunetaylor.network.code import load_object; assert {code}.__name__ == 'resnet18'"
+        line = f"from prunetaylor.runtime.user_code import load_object; assert {code}.__name__ == 'resnet18'"
         done = subprocess.run(
             python("-c", line), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )

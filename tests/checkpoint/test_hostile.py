@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunetaylor.checkpoint.inspect import inspect_file
-from prunetaylor.checkpoint.machine import MOST_STEPS
-from prunetaylor.checkpoint.read import read
-from prunetaylor.errors import CheckpointRefused, UsageError
+from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.network.checkpoint.inspect import inspect_file
+from prunetaylor.network.checkpoint.machine import MOST_STEPS
+from prunetaylor.network.checkpoint.read import read
 
 
 def text(said):

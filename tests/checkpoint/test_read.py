@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from prunetaylor.checkpoint.inspect import inspect_file
-from prunetaylor.checkpoint.machine import _TABLE
-from prunetaylor.checkpoint.read import read
-from prunetaylor.checkpoint.write import write_model, write_pt
-from prunetaylor.errors import CheckpointRefused, UsageError
+from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.network.checkpoint.inspect import inspect_file
+from prunetaylor.network.checkpoint.machine import _TABLE
+from prunetaylor.network.checkpoint.read import read
+from prunetaylor.network.checkpoint.write import write_model, write_pt
 
 
 def same(found, wanted):

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from prunetaylor.checkpoint.load import load
-from prunetaylor.checkpoint.read import read
-from prunetaylor.checkpoint.write import model_bytes, write_model, write_pt
-from prunetaylor.errors import OutputError, UsageError
+from prunetaylor.core.errors import OutputError, UsageError
+from prunetaylor.network.checkpoint.load import load
+from prunetaylor.network.checkpoint.read import read
+from prunetaylor.network.checkpoint.write import model_bytes, write_model, write_pt
 
 
 class Tied(nn.Module):

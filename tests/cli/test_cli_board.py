@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from prunetaylor.cli.board import Board
-from prunetaylor.outcome import Trial
+from prunetaylor.core.results.outcome import Trial
 
 _CODE = """
 from pathlib import Path
 from prunetaylor.cli.board import Board
-from prunetaylor.outcome import Trial
+from prunetaylor.core.results.outcome import Trial
 
 def trials(*states):
     causes = {"failed": "out of memory"}

@@ -189,7 +189,7 @@ def test_without_data_what_needs_none_is_judged(here: Path, inline) -> None:
     ],
 )
 def test_what_cannot_be_judged(here: Path, inline, arguments: list[str], code: int, message: str) -> None:
-    from prunetaylor.checkpoint.write import write_model
+    from prunetaylor.network.checkpoint.write import write_model
 
     write_model(
         here / "code.safetensors", torch.nn.Linear(2, 2), arch="mine.py:net", args={}, data={"source": "digits"}

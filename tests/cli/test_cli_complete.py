@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor import registry
 from prunetaylor.cli.main import group
+from prunetaylor.core import registry
 
 # bash's own words: a=b is three
 CASES = {
     ("pru",): ["prune"],
     ("prune", "prune.m"): ["prune.method="],
-    ("prune", "prune.method", "="): ["auto", *registry.names("saliency")],
+    ("prune", "prune.method", "="): ["auto", *registry.names("pruning/criteria")],
     ("prune", "prune.method", "=", "exa"): ["exact_obs"],
     ("prune", "m.pt", "--method", "mag"): ["magnitude"],
     ("score", "m.pt", "--method", "=", "mag"): ["magnitude"],
@@ -79,7 +79,7 @@ assert not {"torch", "torchvision", "timm"} & set(sys.modules)
 
 def test_the_networks_that_are_offered_are_those_of_torchvision() -> None:
     from prunetaylor.cli.complete import _networks
-    from prunetaylor.vision import import_torchvision
+    from prunetaylor.runtime.torchvision_import import import_torchvision
 
     assert set(import_torchvision().models.list_models()) == set(_networks("torchvision", "models"))
 

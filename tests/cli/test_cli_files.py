@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunetaylor import load
-from prunetaylor.demo import check_path
+from prunetaylor.pipeline.demo import check_path
 
 
 def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cli) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from prunetaylor import load
 from prunetaylor.cli.launch import environment_of
-from prunetaylor.errors import DataError
+from prunetaylor.core.errors import DataError
 from support.pair import free_port
 
 _QUICK = ["calibration.samples=61", "prune.stages=1", "prune.method=obd", "prune.refine=none", "data.workers=0"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunetaylor import load
-from prunetaylor.config.resolve import resolve
+from prunetaylor.core.config.resolve import resolve
 
 _SMALL = ["calibration.samples=200", "prune.stages=2"]
 _FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.html", "report.json"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.checkpoint.write import write_model
+from prunetaylor.network.checkpoint.write import write_model
 from prunetaylor.sweep import lead
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import place

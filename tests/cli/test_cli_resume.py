@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor import pipeline
 from prunetaylor.cli.main import run
-from prunetaylor.errors import NumericsError
-from prunetaylor.job import Job
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.core.progress import Progress
 from prunetaylor.measure.evaluate import Evaluation
-from prunetaylor.progress import Progress
+from prunetaylor.pipeline import run as pipeline
+from prunetaylor.pipeline.job import Job
 
 _RUN = ["--sparsity", "90%", "--epochs", "2", "calibration.samples=200", "prune.schedule=cubic", "prune.stages=4"]
 # The default's first stage takes ten times as long here as that of obs.

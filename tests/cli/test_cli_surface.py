@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prunetaylor.cli.main import group
-from prunetaylor.config.resolve import resolve
+from prunetaylor.core.config.resolve import resolve
 
 _HEAVY = ("torch", "torchvision", "numpy", "pydantic", "yaml", "rich")
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from prunetaylor import load
-from prunetaylor.checkpoint.write import write_model
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.core.errors import PruneTaylorError
+from prunetaylor.network.checkpoint.write import write_model
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import place
 from support.sweeps import write_task

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.errors import close_match, closest
+from prunetaylor.core.errors import close_match, closest
 from support.sweeps import write_task
 
 _NETWORK = ["--arch", "net.py:make", "--data", "arrays:data.npz", "device=cpu"]

@@ -9,8 +9,8 @@ from torch import nn
 
 import prunetaylor
 from prunetaylor.cli.main import run
-from prunetaylor.config.resolve import from_values, override, resolve
-from prunetaylor.errors import UsageError
+from prunetaylor.core.config.resolve import from_values, override, resolve
+from prunetaylor.core.errors import UsageError
 from prunetaylor.sweep.file import of_options, read
 
 

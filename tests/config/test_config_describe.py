@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from prunetaylor import registry
-from prunetaylor.config.describe import defaults, dump, explain, json_schema, methods_table
-from prunetaylor.config.keys import choices, leaves, registered
-from prunetaylor.config.resolve import resolve
-from prunetaylor.config.schema import Config
-from prunetaylor.errors import UsageError
+from prunetaylor.core import registry
+from prunetaylor.core.config.describe import defaults, dump, explain, json_schema, methods_table
+from prunetaylor.core.config.keys import choices, leaves, registered
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-METHODS = registry.names("saliency")
+METHODS = registry.names("pruning/criteria")
 
 
 def test_the_defaults_read_back_as_the_defaults(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
     shown, page = explain("prune.method"), (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert methods_table() in page, "run scripts/methods.py"
     for name in METHODS:
-        facts = registry.facts("saliency", name)
+        facts = registry.facts("pruning/criteria", name)
         for key in ("SUMMARY", "COST", "USE"):
             assert facts[key], name
             assert facts[key][0].islower() or facts[key].startswith("Optimal Brain"), f"{name}: half a sentence"
@@ -94,7 +94,7 @@ def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
 
 def test_facts_are_what_the_module_states() -> None:
     for name in METHODS:
-        module, facts = registry.load("saliency", name), registry.facts("saliency", name)
+        module, facts = registry.load("pruning/criteria", name), registry.facts("pruning/criteria", name)
         for key in ("NEEDS", "REPAIR", "FIRST_ORDER", "DAMPED", "REACH"):
             assert facts[key] == getattr(module, key)
 

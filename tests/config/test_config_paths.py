@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.config.paths import rooted
+from prunetaylor.core.config.paths import rooted
 
 
 @pytest.mark.parametrize("key", ["model.arch", "data.source", "gate.metric", "loss"])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.config.keys import env_name, leaves
-from prunetaylor.config.resolve import resolve
-from prunetaylor.config.schema import Config
-from prunetaylor.errors import UsageError
+from prunetaylor.core.config.keys import env_name, leaves
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.errors import UsageError
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.config.values import dump_value, parse_value, read_document
-from prunetaylor.errors import UsageError
+from prunetaylor.core.config.values import dump_value, parse_value, read_document
+from prunetaylor.core.errors import UsageError
 
 
 @pytest.mark.parametrize(

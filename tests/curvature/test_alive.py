@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.parametrizations import weight_norm
 
-from prunetaylor.curvature.alive import alive_in_forward_mode, alive_without_gradients
 from prunetaylor.network.network import Network
+from prunetaylor.taylor.live_memory import alive_in_forward_mode, alive_without_gradients
 from support.tiny import rand
 
 TOKENS, HEADS = 64, 4

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature import block_fisher
-from prunetaylor.curvature.block_fisher import BlockFisher
-from prunetaylor.errors import NumericsError
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.curvature import block_fisher
+from prunetaylor.taylor.curvature.block_fisher import BlockFisher
 from support.tiny import rand
 
 N, P = 7, 23

@@ -22,15 +22,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, huber_loss
 
 import prunetaylor
-from prunetaylor.config.schema import CacheSection
-from prunetaylor.curvature import cache as module_of_cache
-from prunetaylor.curvature.cache import Cache, open_cache
-from prunetaylor.curvature.gram import layer_moments, pack, unpack
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.errors import NumericsError
-from prunetaylor.losses import Own
-from prunetaylor.selection.trust import TrustRegion
-from prunetaylor.stages import Stages
+from prunetaylor.core.config.schema import CacheSection
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pruning.selection.trust_region import TrustRegion
+from prunetaylor.taylor.curvature import cache as module_of_cache
+from prunetaylor.taylor.curvature.cache import Cache, open_cache
+from prunetaylor.taylor.curvature.gram import layer_moments, pack, unpack
+from prunetaylor.taylor.losses import Own
+from prunetaylor.taylor.model import TaylorModel
 from support.networks import NETWORKS, case
 from support.tiny import FITS, rand, taylor
 from support.toys import ConvNet, quadrants, trained
@@ -314,7 +314,7 @@ def test_a_run_is_the_same_with_and_without_the_cache(tmp_path: Path, method: st
     usual = {"calibration.samples": 60, "prune.stages": 2, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
     usual |= {"prune.method": method, "cache.dir": str(tmp_path / "cache")}
 
-    def run(**more: object) -> prunetaylor.pipeline.Outcome:
+    def run(**more: object) -> prunetaylor.pipeline.run.Outcome:
         changed = {key.replace("__", "."): value for key, value in more.items()}
         return prunetaylor.prune(network, train, settings=usual | changed)
 
@@ -336,7 +336,7 @@ import sys, torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from pathlib import Path
-from prunetaylor.curvature import cache
+from prunetaylor.taylor.curvature import cache
 cache.WORTH_SECONDS, cache.WORTH_RATE = 0.0, 1e30
 notes = []
 for i in range(40):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature import cache as module_of_cache
-from prunetaylor.curvature.cache import Cache
-from prunetaylor.curvature.gram import Positions
-from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import TensorSplit
+from prunetaylor.taylor.curvature import cache as module_of_cache
+from prunetaylor.taylor.curvature.cache import Cache
+from prunetaylor.taylor.curvature.gram import Positions
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import FITS, rand, taylor
 
 

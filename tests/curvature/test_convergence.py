@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunetaylor.curvature.convergence import Convergence
+from prunetaylor.taylor.convergence import Convergence
 
 
 @pytest.mark.parametrize(("square", "seen"), [(1.4, False), (1.6, True), (4.0, True)])

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature import tape
-from prunetaylor.curvature.fisher import FisherRows, fisher_rows
-from prunetaylor.errors import NumericsError
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
+from prunetaylor.taylor.curvature import tape
+from prunetaylor.taylor.curvature.fisher import FisherRows, fisher_rows
 from support.networks import NETWORKS, case
 from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import prunetaylor
-from prunetaylor.curvature import taylor
-from prunetaylor.curvature.fit_code import code_digest, import_closure
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.core.errors import PruneTaylorError
+from prunetaylor.taylor import model
+from prunetaylor.taylor.curvature.fit_code import code_digest, import_closure
 
-FITS = taylor.__name__
+FITS = model.__name__
 SOME = 6
 """Each sixth module is tried: reading the imports of all of them takes a tenth of a second a time."""
 
@@ -35,10 +35,11 @@ def path_of(name: str, package: Path) -> Path:
 
 def test_what_makes_a_fit_is_in_it() -> None:
     names = set(import_closure(FITS))
-    for wanted in ("curvature.gram", "curvature.tape", "risk", "losses", "network.layer", "distributed.exchange"):
-        assert f"prunetaylor.{wanted}" in names
+    for wanted in ("curvature.gram", "curvature.tape", "passes", "losses"):
+        assert f"prunetaylor.taylor.{wanted}" in names
+    assert {"prunetaylor.network.layer", "prunetaylor.runtime.processes.exchange"} <= names
     rooms = {name.split(".")[1] for name in names if "." in name}
-    assert not rooms & {"cli", "report", "sweep", "gate", "saliency", "repair", "pipeline", "api"}
+    assert not rooms & {"cli", "api", "sweep", "gate", "pipeline", "report", "pruning", "measure"}
 
 
 def test_an_edit_of_any_of_its_modules_is_other_code_and_one_elsewhere_is_not(package: Path) -> None:
@@ -57,9 +58,9 @@ def test_an_edit_of_any_of_its_modules_is_other_code_and_one_elsewhere_is_not(pa
 
 def test_a_module_that_is_moved_is_followed(package: Path) -> None:
     before = digest(package)
-    (package / "curvature" / "gram.py").rename(package / "gram.py")
+    (package / "taylor" / "curvature" / "gram.py").rename(package / "gram.py")
     for path in package.rglob("*.py"):
-        path.write_text(path.read_text().replace("prunetaylor.curvature.gram", "prunetaylor.gram"))
+        path.write_text(path.read_text().replace("prunetaylor.taylor.curvature.gram", "prunetaylor.gram"))
     assert "prunetaylor.gram" in import_closure(FITS, package)
     assert digest(package) != before
 
@@ -77,14 +78,20 @@ def test_a_module_that_is_missing_is_refused(package: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "imported"),
     [
-        ("def f():\n    import prunetaylor.demo\n", True),
-        ("def f():\n    try:\n        pass\n    except OSError:\n        from prunetaylor import demo\n", True),
-        ("match 1:\n    case _:\n        from prunetaylor.demo import (\n            save,\n        )\n", True),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from prunetaylor import demo\n", False),
-        ("import typing as t\nif t.TYPE_CHECKING:\n    pass\nelse:\n    import prunetaylor.demo\n", True),
-        ('"""\nfrom prunetaylor import demo\n"""\n', False),
+        ("def f():\n    import prunetaylor.pipeline.demo\n", True),
+        (
+            "def f():\n    try:\n        pass\n    except OSError:\n        from prunetaylor.pipeline import demo\n",
+            True,
+        ),
+        (
+            "match 1:\n    case _:\n        from prunetaylor.pipeline.demo import (\n            save,\n        )\n",
+            True,
+        ),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from prunetaylor.pipeline import demo\n", False),
+        ("import typing as t\nif t.TYPE_CHECKING:\n    pass\nelse:\n    import prunetaylor.pipeline.demo\n", True),
+        ('"""\nfrom prunetaylor.pipeline import demo\n"""\n', False),
     ],
 )
 def test_imports_are_found_wherever_they_run(package: Path, source: str, imported: bool) -> None:
     (package / "made.py").write_text(source)
-    assert ("prunetaylor.demo" in import_closure("prunetaylor.made", package)) == imported
+    assert ("prunetaylor.pipeline.demo" in import_closure("prunetaylor.made", package)) == imported

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature.gauss_newton import gauss_newton_product
-from prunetaylor.errors import NumericsError
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from support.networks import NETWORKS, Encoder, case, normed
 from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 

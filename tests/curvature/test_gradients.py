@@ -5,17 +5,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from prunetaylor.curvature import gradients, tape
-from prunetaylor.curvature.gradients import (
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.layer import with_entries
+from prunetaylor.network.network import Network
+from prunetaylor.taylor.curvature import gradients, tape
+from prunetaylor.taylor.curvature.gradients import (
     gauss_newton_diagonal,
     gradient_norms,
     mean_gradient,
     output_sensitivity,
     sampled_diagonal,
 )
-from prunetaylor.errors import NumericsError
-from prunetaylor.network.layer import with_entries
-from prunetaylor.network.network import Network
 from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.network.network import Network
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from support.tiny import EVERY, batches, rand
 
 

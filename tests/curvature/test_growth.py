@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunetaylor.curvature.fisher import fisher_rows
-from prunetaylor.curvature.gradients import gauss_newton_diagonal, mean_gradient
-from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.network.network import Network
-from prunetaylor.objective import Objective
-from prunetaylor.risk import Risk
+from prunetaylor.taylor.curvature.fisher import fisher_rows
+from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_gradient
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import Risk
 from support.tiny import batches, rand
 
 BATCH = 4

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature.gauss_newton import gauss_newton_product
-from prunetaylor.curvature.gradients import gauss_newton_diagonal, output_sensitivity
-from prunetaylor.curvature.gram import Positions, layer_moments
 from prunetaylor.network.network import Network
+from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
+from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, output_sensitivity
+from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from support.networks import NETWORKS, case
 from support.tiny import EVERY, batches, rand, risk
 

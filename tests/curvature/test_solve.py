@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunetaylor.curvature import solve
-from prunetaylor.curvature.solve import (
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.curvature import solve
+from prunetaylor.taylor.curvature.solve import (
     cholesky,
     conjugate_gradients,
     damped,
     inverse_diagonal,
     restricted_least_squares,
 )
-from prunetaylor.errors import NumericsError
 from support.tiny import rand
 
 C, R = 9, 6

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, hessian
 
-from prunetaylor.curvature.convergence import check_convergence
-from prunetaylor.curvature.taylor import Prediction
-from prunetaylor.errors import NumericsError
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.convergence import check_convergence
+from prunetaylor.taylor.model import Prediction
 from support.networks import Encoder, Tied, mlp
 from support.tiny import jacobians, output_hessian, outputs_at, rand, taylor
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
 from prunetaylor.data.draws import Draws
 from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
-from prunetaylor.distributed import group
-from prunetaylor.distributed.place import Place
-from prunetaylor.errors import DataError, UsageError
+from prunetaylor.runtime.processes import group
+from prunetaylor.runtime.processes.place import Place
 
 
 class Jittered(torch.utils.data.Dataset):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.sources import arrays
-from prunetaylor.errors import DataError, UsageError
 
 
 def _arrays(shape=(3, 8, 8), dtype=np.uint8, n=6, **changed):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import images
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches, Preprocess
-from prunetaylor.errors import DataError, UsageError
 
 
 def _image(path, value=0, size=(6, 5), mode="RGB"):
@@ -124,7 +124,7 @@ def test_16_bit_images_are_scaled_not_clipped(tmp_path):
 
 
 def test_sizes_that_differ_are_resized_and_cropped_as_torchvision_does(tmp_path):
-    from prunetaylor.vision import import_torchvision
+    from prunetaylor.runtime.torchvision_import import import_torchvision
 
     import_torchvision()
     from torchvision.transforms import CenterCrop, Compose, Resize

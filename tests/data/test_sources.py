@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from prunetaylor import registry
-from prunetaylor.config.code import NOBODY, Trust
-from prunetaylor.config.schema import DataSection, Normalization
+from prunetaylor.core import registry
+from prunetaylor.core.config.code import NOBODY, Trust
+from prunetaylor.core.config.schema import DataSection, Normalization
+from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError
 from prunetaylor.data.load import from_python, load_samples, split_spec, workers
 from prunetaylor.data.samples import Preprocess, TensorSplit
-from prunetaylor.errors import CheckpointRefused, DataError, UsageError
 
 
 def _load(source=None, said=None, trust=NOBODY, **options):
@@ -24,7 +24,7 @@ def _load(source=None, said=None, trust=NOBODY, **options):
 
 def test_the_registry_finds_sources_without_torch():
     code = (
-        "import sys; from prunetaylor import registry; print(*registry.names('data/sources')); "
+        "import sys; from prunetaylor.core import registry; print(*registry.names('data/sources')); "
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,7 +97,7 @@ def test_data_size_resizes_torchvisions_tensors(tmp_path):
 
 
 def _cifar10(root, monkeypatch):
-    from prunetaylor.vision import import_torchvision
+    from prunetaylor.runtime.torchvision_import import import_torchvision
 
     cifar = import_torchvision().datasets.CIFAR10
     monkeypatch.setattr(cifar, "_check_integrity", lambda self: True)
@@ -126,7 +126,7 @@ def test_sets_with_split_arguments_and_files(tmp_path, monkeypatch):
     """STL10's arguments are split="train" and "test"; Flowers102 has "val" too. Both stand in for their like."""
     from PIL import Image
 
-    from prunetaylor.vision import import_torchvision
+    from prunetaylor.runtime.torchvision_import import import_torchvision
 
     datasets = import_torchvision().datasets
     sizes = {"train": (40, 30), "val": (30, 40), "test": (30, 30)}
@@ -163,7 +163,7 @@ def test_missing_files_name_both_remedies(tmp_path):
 
 
 def test_download_is_asked_for_only_when_told(tmp_path, monkeypatch):
-    from prunetaylor.vision import import_torchvision
+    from prunetaylor.runtime.torchvision_import import import_torchvision
 
     asked = []
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from prunetaylor.core.errors import DataError
 from prunetaylor.data.samples import DatasetSplit, TensorSplit, WithTargets, check_targets, draw, fingerprint
 from prunetaylor.data.wrap import as_split
-from prunetaylor.errors import DataError
 
 
 def _split(n=10):

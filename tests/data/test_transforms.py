@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunetaylor.config.resolve import resolve as configuration
+from prunetaylor.core.config.resolve import resolve as configuration
+from prunetaylor.core.errors import UsageError
 from prunetaylor.data.augment import resolve
 from prunetaylor.data.draws import Draws
-from prunetaylor.errors import UsageError
 
 CROP = {"RandomCrop": {"size": 8, "padding": 2}}
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from prunetaylor.errors import UsageError
-from prunetaylor.vision import import_torchvision
+from prunetaylor.core.errors import UsageError
+from prunetaylor.runtime.torchvision_import import import_torchvision
 
 _HIDE = """
 import sys, torch
@@ -17,7 +17,7 @@ def load_library(path):
         raise OSError("undefined symbol")
     return refuse(path)
 torch.ops.load_library = load_library
-from prunetaylor.vision import import_torchvision
+from prunetaylor.runtime.torchvision_import import import_torchvision
 tv = import_torchvision()
 assert tv is import_torchvision() is sys.modules["torchvision"]
 import torchvision

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prunetaylor import device
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import UsageError
 from prunetaylor.data.load import workers
-from prunetaylor.distributed import group
-from prunetaylor.distributed.place import Place
-from prunetaylor.errors import UsageError
+from prunetaylor.runtime import device
+from prunetaylor.runtime.processes import group
+from prunetaylor.runtime.processes.place import Place
 
 Here = Callable[..., None]
 
@@ -69,7 +69,7 @@ def test_devices_that_do_not_go_together(devices: list[str], message: str) -> No
 
 
 def test_the_cores_are_shared_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunetaylor.cores.available", lambda: 12)
+    monkeypatch.setattr("prunetaylor.runtime.cores.available", lambda: 12)
     assert workers(DataSection()) == 8
     here(0, 0)
     assert workers(DataSection()) == 3

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunetaylor.distributed import exchange, group
-from prunetaylor.errors import DataError, PeerError
+from prunetaylor.core.errors import DataError, PeerError
+from prunetaylor.runtime.processes import exchange, group
 from support.pair import together
 
 Found = dict[str, Any]

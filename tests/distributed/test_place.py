@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prunetaylor.distributed.place import ALIVE, LISTEN, Place, find, first_of_nodes
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
+from prunetaylor.runtime.processes.place import ALIVE, LISTEN, Place, find, first_of_nodes
 
 TORCHRUN = {
     "RANK": "5",

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor import registry, score
+from prunetaylor import score
+from prunetaylor.core import registry
 from prunetaylor.data.samples import DatasetSplit
-from prunetaylor.distributed import group
+from prunetaylor.runtime.processes import group
 from support.pair import together
 from support.runs import quick
 from support.toys import ConvNet, Pair, Recording, quadrants, trained
 
 TRAIN, TEST = quadrants(241, 1), quadrants(121, 2)
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"prune__method": name, "prune__refine": "none"} for name in registry.names("saliency")},
+    **{name: {"prune__method": name, "prune__refine": "none"} for name in registry.names("pruning/criteria")},
     "staged": {"prune__stages": "auto", "sparsity": 0.7, "prune__refine": "none"},
     # Without a repair before them: near a minimum, steps along a gradient that is mostly rounding are rounding too.
     "by features": {

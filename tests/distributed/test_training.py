@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.distributed import group
-from prunetaylor.distributed.training import sum_gradients, synced_batch_norm
+from prunetaylor.runtime.processes import group
+from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm
 from support.pair import together
 
 ROWS = {"even": (3, 3), "uneven": (5, 2), "one": (1, 1), "none": (4, 0), "none first": (0, 4)}

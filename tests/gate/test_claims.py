@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from prunetaylor.gate.limits import metric_drop
-from prunetaylor.losses import LOSSES
 from prunetaylor.measure.evaluate import answered
 from prunetaylor.measure.paired import bootstrap_interval
+from prunetaylor.taylor.losses import LOSSES
 
 REACH = 10.0
 TRIALS = 100

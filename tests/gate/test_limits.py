@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency
 from prunetaylor.gate.limits import (
     accuracy_drop,
     class_drop,
@@ -17,9 +18,8 @@ from prunetaylor.gate.limits import (
     sparsity,
 )
 from prunetaylor.gate.settle import MOST, pairs_to_settle, values_to_settle
-from prunetaylor.measure.flips import mcnemar
+from prunetaylor.measure.disagreements import mcnemar
 from prunetaylor.measure.paired import tango
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency
 
 
 def flipped(samples: int, lost: int, won: int) -> Flips:

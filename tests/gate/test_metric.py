@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunetaylor.errors import DataError, NumericsError, UsageError
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
+from prunetaylor.core.results.outcome import Drop
 from prunetaylor.gate.limits import metric_drop
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.measure.paired import tango
-from prunetaylor.outcome import Drop
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.verdict import interval, verdict_facts
 from support.verdicts import assert_valid_json, verdict

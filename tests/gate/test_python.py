@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from prunetaylor import prune
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
 
 
 def test_prune_from_python_writes_no_file_that_could_be_judged() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunetaylor.core.results.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE
 from prunetaylor.measure.chance import constant_answer, doubt, plainly_better
 from prunetaylor.measure.evaluate import answered
-from prunetaylor.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE
 
 Network = Callable[[Tensor, torch.Generator], Tensor]
 

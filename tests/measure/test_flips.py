@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunetaylor.measure.flips import class_drops, flips, mcnemar
+from prunetaylor.measure.disagreements import class_drops, flips, mcnemar
 from prunetaylor.measure.paired import drop_interval
 
 

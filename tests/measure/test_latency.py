@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from prunetaylor.core.progress import Silent
 from prunetaylor.measure.latency import NOISE, ROUNDS, _rank, compare_latency, summarise
-from prunetaylor.progress import Silent
 
 
 def rounds(ratio: float, noise: float, drift: float = 0.0, n: int = ROUNDS, seed: int = 0) -> list[tuple[float, ...]]:

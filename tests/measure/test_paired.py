@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunetaylor.errors import DataError, NumericsError
+from prunetaylor.core.errors import DataError, NumericsError
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval, tango
 
 Z2 = 3.841458820694124  # the 95 % point of chi-squared with one degree of freedom

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunetaylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.network.layer import Layer, fits, input_columns, input_rows, output_columns, output_rows, positions
+from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from support.tiny import rand
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

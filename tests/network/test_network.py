@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from prunetaylor.errors import NumericsError, UsageError
+from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, copied, evaluating, restore, snapshot
 

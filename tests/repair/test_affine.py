@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunetaylor.network.network import Network
-from prunetaylor.repair.affine import Absorber, find_absorbers
+from prunetaylor.pruning.repair.intercepts import Absorber, find_absorbers
 from support.tiny import batches, rand
 
 

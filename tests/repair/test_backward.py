@@ -12,14 +12,14 @@ from test_train import CPU, batches, cuda, half_masks, network, run, weights
 from test_train_options import plain, training
 from torch import Tensor, nn
 
-from prunetaylor.config.schema import DistillSection, FinetuneSection
-from prunetaylor.errors import DataError, NumericsError, UsageError
-from prunetaylor.memory import Chunks, within
+from prunetaylor.core.config.schema import DistillSection, FinetuneSection
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.network.state import channels_last
-from prunetaylor.repair import backward
-from prunetaylor.repair.distill import distillation
-from prunetaylor.repair.masks import check_masks
-from prunetaylor.repair.train import train
+from prunetaylor.pruning.repair.masks import check_masks
+from prunetaylor.pruning.training import backward
+from prunetaylor.pruning.training.distillation import distillation
+from prunetaylor.pruning.training.train import train
+from prunetaylor.taylor.memory import Chunks, within
 
 
 def test_distillation_of_classes_is_hintons():

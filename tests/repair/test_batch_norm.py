@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.network.state import snapshot
-from prunetaylor.repair.batch_norm import correct, norms
+from prunetaylor.pruning.repair.batch_norm import correct, norms
 from support.tiny import batches, rand
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.curvature.solve import damped
-from prunetaylor.repair.compensate import compensate
+from prunetaylor.pruning.repair.obs_update import compensate
+from prunetaylor.taylor.curvature.solve import damped
 from support.tiny import rand, taylor
 
 

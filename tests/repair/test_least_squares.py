@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunetaylor.curvature.gram import Positions
-from prunetaylor.errors import UsageError
+from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import snapshot
-from prunetaylor.repair import least_squares, replay
-from prunetaylor.repair.affine import find_absorbers
-from prunetaylor.repair.least_squares import DenseOutputs, repair
-from prunetaylor.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning.repair import activation_cache, least_squares
+from prunetaylor.pruning.repair.intercepts import find_absorbers
+from prunetaylor.pruning.repair.least_squares import DenseOutputs, repair
+from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.taylor.curvature.gram import Positions
 from support.tiny import EVERY, batches, rand
 
 
@@ -277,7 +277,7 @@ def test_outputs_that_do_not_fit_in_memory_are_computed_anew(name: str, monkeypa
 def test_replaying_what_is_settled_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dense, x = case(name, 50)
     replayed = run(dense, x, 0.4, positions=6)[1]
-    monkeypatch.setattr(replay, "KEPT_BYTES", 0)
+    monkeypatch.setattr(activation_cache, "KEPT_BYTES", 0)
     anew = run(dense, x, 0.4, positions=6)[1]
     for key, tensor in anew.state_dict().items():
         torch.testing.assert_close(replayed.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
@@ -289,9 +289,9 @@ def test_what_is_replayed_stays_within_its_room_however_much_is_settled_at_once(
     """As where a repair goes on: all that was solved before is kept by the first pass."""
     module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     x = torch.randn(10, 4)
-    monkeypatch.setattr(replay, "KEPT_BYTES", 3 * x.nbytes)
+    monkeypatch.setattr(activation_cache, "KEPT_BYTES", 3 * x.nbytes)
     layers = Network.of(module).layers
-    keeping = replay.Replay(module, layers, 1)
+    keeping = activation_cache.Replay(module, layers, 1)
     for layer in layers:
         keeping.settle(layer)
     wanted = module(x)

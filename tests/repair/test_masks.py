@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import prunetaylor
-from prunetaylor.errors import NumericsError, UsageError
-from prunetaylor.repair.masks import apply_masks, check_masks, keep_masks, masks_of
+from prunetaylor.core.errors import NumericsError, UsageError
+from prunetaylor.pruning.repair.masks import apply_masks, check_masks, keep_masks, masks_of
 
 
 def network() -> nn.Module:

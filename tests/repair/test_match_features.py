@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prunetaylor.core.errors import UsageError
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import Batches, TensorSplit
-from prunetaylor.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
-from prunetaylor.objective import Objective
-from prunetaylor.repair import match_features as room
-from prunetaylor.repair.affine import find_absorbers
-from prunetaylor.repair.match_features import Matching, MatchState
+from prunetaylor.pruning.repair import feature_matching as room
+from prunetaylor.pruning.repair.feature_matching import Matching, MatchState
+from prunetaylor.pruning.repair.intercepts import find_absorbers
+from prunetaylor.taylor.objective import Objective
 from support.networks import NETWORKS, case
 from support.tiny import assert_least_squares, pruned, rand, risk
 

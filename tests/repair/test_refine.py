@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
 from prunetaylor.network.network import Network
-from prunetaylor.repair import refine as room
-from prunetaylor.repair.refine import _free, _Krylov, refine
+from prunetaylor.pruning.repair import gauss_newton as room
+from prunetaylor.pruning.repair.gauss_newton import _free, _Krylov, refine
+from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
 from support.networks import case
 from support.tiny import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, rand, risk
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.core.config.schema import FinetuneSection
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
-from prunetaylor.errors import DataError, NumericsError, UsageError
 from prunetaylor.network.state import channels_last
-from prunetaylor.repair.masks import apply_masks, check_masks
-from prunetaylor.repair.optimizer import can_fuse, learning_rate, make_optimizer, peak_lr, precision
-from prunetaylor.repair.train import TrainState, train
+from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning.training.optimizer import can_fuse, learning_rate, make_optimizer, peak_lr, precision
+from prunetaylor.pruning.training.train import TrainState, train
 
 CPU = torch.device("cpu")
 cuda = [

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from test_train import CPU, batches, half_masks, network, run, weights
 from torch import Tensor, nn
 
-from prunetaylor.config.schema import FinetuneSection
+from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
-from prunetaylor.repair.divergence import EXPLODED, LOOK_EVERY, Diverged
-from prunetaylor.repair.masks import apply_masks, check_masks
-from prunetaylor.repair.optimizer import Average, Rates, learning_rate
-from prunetaylor.repair.train import Training
+from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning.training.divergence import EXPLODED, LOOK_EVERY, Diverged
+from prunetaylor.pruning.training.optimizer import Average, Rates, learning_rate
+from prunetaylor.pruning.training.train import Training
 
 
 def plain() -> nn.Module:

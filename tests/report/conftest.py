@@ -3,7 +3,7 @@ import math
 import pytest
 from torch import nn
 
-from prunetaylor.outcome import (
+from prunetaylor.core.results.outcome import (
     Drop,
     Epoch,
     FirstOrder,

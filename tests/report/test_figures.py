@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from prunetaylor.outcome import Drop
+from prunetaylor.core.results.outcome import Drop
 from prunetaylor.report import drawing, figures
 from prunetaylor.report.plot import Point
 from support.documents import report

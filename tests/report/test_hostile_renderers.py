@@ -19,9 +19,7 @@ import pytest
 from torch import nn
 
 import prunetaylor.report
-from prunetaylor.checkpoint.inspect import Inspection, TensorInfo
-from prunetaylor.checkpoint.said import Said
-from prunetaylor.outcome import (
+from prunetaylor.core.results.outcome import (
     Alert,
     FirstOrder,
     Judgement,
@@ -35,10 +33,12 @@ from prunetaylor.outcome import (
     SweepOutcome,
     Trial,
 )
+from prunetaylor.core.results.verdict import Verdict
+from prunetaylor.network.checkpoint.inspect import Inspection, TensorInfo
+from prunetaylor.network.checkpoint.said import Said
 from prunetaylor.report.console import PlainConsole
 from prunetaylor.report.github import annotate, step_outputs, write_outputs
 from prunetaylor.sweep.results import to_csv
-from prunetaylor.verdict import Verdict
 from support.documents import report
 from support.verdicts import assert_valid_junit, verdict
 
@@ -153,7 +153,7 @@ def samples(text: str) -> dict[str, Any]:
 
 
 def _sparsity() -> Any:
-    from prunetaylor.outcome import Sparsity
+    from prunetaylor.core.results.outcome import Sparsity
 
     return Sparsity(0.5, 0.5, 2, 1)
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from prunetaylor.outcome import Outcome
+from prunetaylor.core.results.outcome import Outcome
 from prunetaylor.report.json_report import finite, side_to_json, to_json
 
 _KEYS = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunetaylor.outcome import ClassDrop, Drop, LayerOutcome, Skipped
+from prunetaylor.core.results.outcome import ClassDrop, Drop, LayerOutcome, Skipped
 from prunetaylor.report import figures
 from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
 from prunetaylor.report.run_page import run_page

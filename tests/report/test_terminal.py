@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from prunetaylor.outcome import Drop, Outcome, Side
+from prunetaylor.core.results.outcome import Drop, Outcome, Side
 from prunetaylor.report.terminal import count, number, print_outcome, print_side, shorten, size
 
 

@@ -1,4 +1,4 @@
-"""What every criterion must be, found by its name: a new file in saliency/ is tested the moment it exists."""
+"""What every criterion must be, found by its name: a new file in criteria/ is tested the moment it exists."""
 
 import re
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor import registry
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.errors import NumericsError
+from prunetaylor.core import registry
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 from support.toys import mlp
 
-NAMES = registry.names("saliency")
+NAMES = registry.names("pruning/criteria")
 
 
 class Twice(nn.Module):
@@ -61,7 +61,7 @@ def case(name: str, samples: int = 9) -> tuple[nn.Module, Tensor, Tensor]:
 
 def scored(criterion: str, model: TaylorModel | None, network: Network, masks: dict[str, Tensor] | None = None) -> dict:
     generator = torch.Generator().manual_seed(0)
-    return registry.load("saliency", criterion).score(model, network, masks or network.masks(), generator)
+    return registry.load("pruning/criteria", criterion).score(model, network, masks or network.masks(), generator)
 
 
 def test_the_registry_knows_the_issue_s_criteria() -> None:
@@ -70,7 +70,7 @@ def test_the_registry_knows_the_issue_s_criteria() -> None:
 
 @pytest.mark.parametrize("criterion", NAMES)
 def test_it_says_what_it_needs_and_where_it_comes_from(criterion: str) -> None:
-    module = registry.load("saliency", criterion)
+    module = registry.load("pruning/criteria", criterion)
     assert module.NEEDS in ("nothing", "samples", "labels")
     assert module.REPAIR in ("none", "batch-norm", "least-squares")
     assert module.REACH is None or 0 < module.REACH < 1
@@ -89,7 +89,7 @@ def test_it_goes_by_the_gradient_where_it_says_so(criterion: str) -> None:
         model.keep_first = keep_first
         scores.append(scored(criterion, model, model.network))
     same = all(torch.equal(scores[1][name], score) for name, score in scores[0].items())
-    assert same != registry.load("saliency", criterion).FIRST_ORDER
+    assert same != registry.load("pruning/criteria", criterion).FIRST_ORDER
 
 
 @pytest.mark.parametrize("of", ["task", "divergence"])
@@ -122,7 +122,7 @@ def test_scores_with_most_weights_gone(criterion: str) -> None:
         assert bool(torch.isfinite(value[masks[key]]).all())
 
 
-@pytest.mark.parametrize("criterion", [n for n in NAMES if registry.load("saliency", n).NEEDS == "nothing"])
+@pytest.mark.parametrize("criterion", [n for n in NAMES if registry.load("pruning/criteria", n).NEEDS == "nothing"])
 def test_what_needs_nothing_works_without_samples(criterion: str) -> None:
     network = Network.of(case("conv")[0])
     assert set(scored(criterion, None, network)) == {"0.weight", "4.weight"}
@@ -204,7 +204,7 @@ def test_taylor1_is_the_gradient_times_the_weight() -> None:
     torch.testing.assert_close(scored("taylor1", model, model.network)["0.weight"], (w * g).abs())
 
 
-FITTED = [name for name in NAMES if registry.load("saliency", name).NEEDS != "nothing"]
+FITTED = [name for name in NAMES if registry.load("pruning/criteria", name).NEEDS != "nothing"]
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -227,6 +227,6 @@ def test_taylor1_names_layers_without_a_gradient() -> None:
     with torch.no_grad():
         module[-1].weight.zero_()  # nothing of the layers before arrives
     model = taylor(module, x, torch.arange(20) % 3, of="task")
-    registry.load("saliency", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
+    registry.load("pruning/criteria", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
     first = model.network.layers[0].parameter
     assert f"{first}: zero gradient on all samples, so its weights look free to remove" in model.notes

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunetaylor import registry
-from prunetaylor.curvature.solve import damped
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.errors import NumericsError
+from prunetaylor.core import registry
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
-from prunetaylor.removal import Removal
-from prunetaylor.saliency import _trace, exact_obs
-from prunetaylor.saliency._trace import greedy_traces
-from prunetaylor.saliency._units import ranking_unit
+from prunetaylor.pruning.criteria import _trace, exact_obs
+from prunetaylor.pruning.criteria._trace import greedy_traces
+from prunetaylor.pruning.criteria._units import ranking_unit
+from prunetaylor.pruning.selection.selector import Removal
+from prunetaylor.taylor.curvature.solve import damped
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 
 DAMPING = 0.01
@@ -25,7 +25,7 @@ DAMPING = 0.01
 def kept(model: TaylorModel, masks: dict[str, Tensor], removed: int) -> dict[str, Tensor]:
     """The masks after which ``removed`` weights are gone."""
     network = model.network
-    removal = Removal(network, exact_obs, registry.load("structure", "weight"), torch.Generator())
+    removal = Removal(network, exact_obs, registry.load("pruning/structures", "weight"), torch.Generator())
     scores = exact_obs.score(model, network, masks, torch.Generator())
     return removal.ranked(scores, masks, removed)
 
@@ -193,7 +193,7 @@ def test_fewer_than_are_gone_is_refused() -> None:
 
 
 def test_wide_rows_are_taken_in_blocks_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunetaylor.saliency.exact_obs.BLOCK", 4)
+    monkeypatch.setattr("prunetaylor.pruning.criteria.exact_obs.BLOCK", 4)
     module = nn.Linear(10, 3).eval()
     model = taylor(module, rand(30, 10), torch.arange(30) % 3)
     after = kept(model, model.network.masks(), 14)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from prunetaylor import registry
+from prunetaylor.core import registry
 from prunetaylor.network.network import Network
 from support.tiny import rand
 
 
 def scored(module: nn.Module) -> dict[str, Tensor]:
     network = Network.of(module)
-    return registry.load("saliency", "lamp").score(None, network, network.masks(), torch.Generator())
+    return registry.load("pruning/criteria", "lamp").score(None, network, network.masks(), torch.Generator())
 
 
 def test_the_definition() -> None:

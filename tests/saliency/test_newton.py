@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.saliency._newton import newton_share
+from prunetaylor.pruning.criteria._newton import newton_share
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.saliency import obs_fisher
-from prunetaylor.selection.step import Step
+from prunetaylor.pruning.criteria import obs_fisher
+from prunetaylor.pruning.selection.step import Step
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 
 

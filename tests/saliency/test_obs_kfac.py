@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.curvature.taylor import TaylorModel
-from prunetaylor.saliency import obs_kfac
+from prunetaylor.pruning.criteria import obs_kfac
+from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 
 DAMPING = 0.02

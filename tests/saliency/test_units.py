@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.saliency._units import error_unit, ranking_unit
+from prunetaylor.pruning.criteria._units import error_unit, ranking_unit
 from support.tiny import rand, taylor
 
 

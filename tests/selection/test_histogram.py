@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from prunetaylor.selection.histogram import BINS, histogram
+from prunetaylor.pruning.selection.histogram import BINS, histogram
 
 
 def test_it_counts_what_was_left_by_what_became_of_it() -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunetaylor.errors import NumericsError
-from prunetaylor.selection.rank import keep_best
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.pruning.selection.rank import keep_best
 
 # Few values, so that ties are the rule; 0.0 and -0.0 are a tie too.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, 1.0, 2.5, -1.0, 1e-300, 1e300])

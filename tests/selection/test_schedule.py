@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities
+from prunetaylor.pruning.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities
 
 TARGETS = st.floats(0.001, 0.999)
 

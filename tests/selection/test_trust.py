@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.selection.trust import RAISES, REJECT, SMALLEST, STAGES, START, Guess, TrustRegion, believed
+from prunetaylor.pruning.selection.trust_region import (
+    RAISES,
+    REJECT,
+    SMALLEST,
+    STAGES,
+    START,
+    Guess,
+    TrustRegion,
+    believed,
+)
 
 LARGEST = 0.35
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunetaylor.measure.flips import mcnemar
-from prunetaylor.outcome import (
+from prunetaylor.core.results.outcome import (
     ClassDrop,
     Drop,
     Epoch,
@@ -23,6 +22,7 @@ from prunetaylor.outcome import (
     Sparsity,
     Stage,
 )
+from prunetaylor.measure.disagreements import mcnemar
 from prunetaylor.report.json_report import to_json, verdict_to_json
 from support.verdicts import verdict
 

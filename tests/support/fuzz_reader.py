@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 
 from prunetaylor import load
-from prunetaylor.checkpoint.inspect import inspect_file
-from prunetaylor.checkpoint.read import read
 from prunetaylor.cli.report import page, read_report, shown
-from prunetaylor.config.schema import DataSection
-from prunetaylor.curvature.cache import Cache
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.sources import arrays
-from prunetaylor.errors import PruneTaylorError
+from prunetaylor.network.checkpoint.inspect import inspect_file
+from prunetaylor.network.checkpoint.read import read
+from prunetaylor.pipeline.files.resume import _read as read_state
 from prunetaylor.report.compare import compare, compare_page
-from prunetaylor.resume import _read as read_state
+from prunetaylor.taylor.curvature.cache import Cache
 
 CPU_SECONDS = 10
 ROOM = 1 << 30

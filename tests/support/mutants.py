@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from prunetaylor.checkpoint.builtin import Digits
-from prunetaylor.checkpoint.write import write_model, write_pt
-from prunetaylor.curvature.cache import Cache
+from prunetaylor.network.checkpoint.builtin import Digits
+from prunetaylor.network.checkpoint.write import write_model, write_pt
+from prunetaylor.taylor.curvature.cache import Cache
 from support.documents import report
 from support.fuzz_reader import CACHE_KEY
 

@@ -54,8 +54,8 @@ def free_port() -> int:
 def main(function: str, folder: str, *numbers: str) -> None:
     import torch
 
-    from prunetaylor.distributed.group import joined
-    from prunetaylor.distributed.place import Place
+    from prunetaylor.runtime.processes.group import joined
+    from prunetaylor.runtime.processes.place import Place
 
     rank, world, port, fd = map(int, numbers)
     torch.set_num_threads(1)

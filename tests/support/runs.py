@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from prunetaylor import prune
-from prunetaylor.outcome import Outcome
+from prunetaylor.core.results.outcome import Outcome
 from support.toys import Pair, quadrants
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from prunetaylor.curvature.gram import Positions
-from prunetaylor.curvature.taylor import TaylorModel
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.network import Network
-from prunetaylor.objective import Objective, outputs_of
-from prunetaylor.risk import Risk, all_outputs
+from prunetaylor.taylor.curvature.gram import Positions
+from prunetaylor.taylor.model import TaylorModel
+from prunetaylor.taylor.objective import Objective, outputs_of
+from prunetaylor.taylor.passes import Risk, all_outputs
 
 EVERY = 1 << 16
 """Positions a sample, where all of them are to be looked at."""

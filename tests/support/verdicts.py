@@ -9,10 +9,10 @@ from typing import Any
 import jsonschema
 import xmlschema
 
+from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.gate import limits
-from prunetaylor.measure.flips import mcnemar
-from prunetaylor.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
-from prunetaylor.verdict import Check, Verdict
+from prunetaylor.measure.disagreements import mcnemar
 
 ROOT = Path(__file__).parents[2]
 JUNIT = xmlschema.XMLSchema10(str(ROOT / "tests" / "report" / "junit.xsd"))

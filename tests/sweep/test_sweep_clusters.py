@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prunetaylor.run import LOG, STAGING, STATE
+from prunetaylor.pipeline.files.run_folder import LOG, STAGING, STATE
 from support import clusters
 from support.sweeps import SWEEP, Run, Start
 

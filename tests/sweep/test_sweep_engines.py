@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from prunetaylor import registry
 from prunetaylor.cli.main import run as run_command_line
-from prunetaylor.config.schema import Section
+from prunetaylor.core import registry
+from prunetaylor.core.config.schema import Section
 from support.sweeps import Inline, Run
 
 

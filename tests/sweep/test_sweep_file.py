@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import IntDistribution
 
-from prunetaylor.config.resolve import resolve
-from prunetaylor.errors import PruneTaylorError, UsageError
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.sweep.definition import EarlyStop, Objective
 from prunetaylor.sweep.file import of_options, read, with_engine
 from prunetaylor.sweep.sampling import distribution
@@ -281,7 +281,7 @@ def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:
 import sys
 import prunetaylor.sweep.lead, prunetaylor.sweep.results, prunetaylor.sweep.worker
 import prunetaylor.report.sweep, prunetaylor.report.plot, prunetaylor.cli.board
-from prunetaylor import registry
+from prunetaylor.core import registry
 for name in registry.names("sweep/engines"):
     registry.load("sweep/engines", name)
 assert not {"torch", "ray", "submitit", "matplotlib"} & set(sys.modules), sorted(sys.modules)

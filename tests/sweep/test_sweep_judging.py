@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.config.resolve import from_values
+from prunetaylor.core.config.resolve import from_values
+from prunetaylor.core.errors import DataError
+from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split
-from prunetaylor.errors import DataError
-from prunetaylor.job import Job, make_job
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.progress import Silent
+from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.sweep.judging import FEWEST, judging, known_better
 from prunetaylor.sweep.trial_files import describe, described
 

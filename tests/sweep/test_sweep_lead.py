@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from prunetaylor import registry
-from prunetaylor.config.code import Trust
-from prunetaylor.config.schema import Section
-from prunetaylor.errors import OutputError, PruneTaylorError, UsageError
-from prunetaylor.outcome import Trial
+from prunetaylor.core import registry
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.config.schema import Section
+from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
+from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import new_name
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines import local

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunetaylor.cli.main import run as run_command_line
-from prunetaylor.errors import OutputError
+from prunetaylor.core.errors import OutputError
 from prunetaylor.sweep.alive import Alive, others
 from prunetaylor.sweep.folder import DIGEST, digest, leading
 from prunetaylor.sweep.journal import open_journal

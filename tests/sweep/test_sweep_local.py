@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from prunetaylor.cli.main import run as run_command_line
-from prunetaylor.config.resolve import resolve
-from prunetaylor.run import REPORT
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.pipeline.files.run_folder import REPORT
 from support.sweeps import Inline, Run, Start
 
 # no samples, so that a trial is quick; the first argument of the network's factory may be an accident

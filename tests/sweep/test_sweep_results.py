@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.config.resolve import resolve
-from prunetaylor.errors import UsageError
-from prunetaylor.outcome import DENSE_AT_CHANCE, Alert, Trial
+from prunetaylor.core.config.resolve import resolve
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.outcome import DENSE_AT_CHANCE, Alert, Trial
 from prunetaylor.report.plot import Point, draw, pareto
 from prunetaylor.sweep.definition import Objective
 from prunetaylor.sweep.file import read

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from prunetaylor.errors import OutputError, UsageError
-from prunetaylor.run import locked
+from prunetaylor.core.errors import OutputError, UsageError
+from prunetaylor.pipeline.files.run_folder import locked
 from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study import GONE, JOURNAL, RETURNS, Stopped, Study

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunetaylor.checkpoint.load import load
-from prunetaylor.config.code import Trust
-from prunetaylor.errors import NumericsError, OutputError, PruneTaylorError
+from prunetaylor.core.config.code import Trust
+from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.measure.evaluate import Evaluation
-from prunetaylor.run import REPORT
+from prunetaylor.network.checkpoint.load import load
+from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study import Stopped, Study, Taken
 from prunetaylor.sweep.trial import Place, explain, intervals, run_trial
@@ -119,7 +119,7 @@ def test_a_trial_s_numbers_are_tracked(home: Path, monkeypatch: pytest.MonkeyPat
         told.append((run, settings["prune.sparsity"]))
         return Tracker()
 
-    monkeypatch.setattr("prunetaylor.track.mlflow.open", start)
+    monkeypatch.setattr("prunetaylor.report.trackers.mlflow.open", start)
     study, taken, place = begin(home, (home / "sweep.yaml").read_text() + "  track: [mlflow]\n")
     run_trial(study.sweep, place, taken)
     assert told[0] == ("sweep-0001", 0.2)

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, PruneTaylorError, UsageError, close_match
+from prunetaylor.core.text import first_line
 from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.wrap import target, tensor
-from prunetaylor.errors import DataError, PruneTaylorError, UsageError, close_match
-from prunetaylor.text import first_line
 
 Array = np.ndarray[Any, Any]
 _NEEDED = ("x_train", "x_test", "y_test")

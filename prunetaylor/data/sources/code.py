@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, PruneTaylorError, UsageError
 from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.wrap import as_split
-from prunetaylor.errors import DataError, PruneTaylorError, UsageError
-from prunetaylor.network.code import load_object
+from prunetaylor.runtime.user_code import load_object
 
 
 def read(argument: str, cfg: DataSection, seed: int) -> RawSource:

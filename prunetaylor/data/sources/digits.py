@@ -10,10 +10,10 @@ import random
 import numpy as np
 import torch
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.requirements import install_hint
 from prunetaylor.data.samples import RawSource, TensorSplit
-from prunetaylor.errors import UsageError
-from prunetaylor.requirements import install_hint
 
 TEST_SHARE = 0.2
 _SPLIT_SEED = 0

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.images import Images, image_splits
 from prunetaylor.data.samples import RawSource, WithTargets
-from prunetaylor.errors import DataError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _LAYOUT = "the layout is DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/, or both)"

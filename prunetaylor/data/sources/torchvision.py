@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prunetaylor.config.schema import DataSection
+from prunetaylor.core.config.schema import DataSection
+from prunetaylor.core.errors import DataError, UsageError, close_match
+from prunetaylor.core.requirements import install_hint
 from prunetaylor.data.images import Images, image_splits
 from prunetaylor.data.samples import RawSource, Split, TensorSplit
-from prunetaylor.errors import DataError, UsageError, close_match
-from prunetaylor.requirements import install_hint
-from prunetaylor.vision import import_torchvision
+from prunetaylor.runtime.torchvision_import import import_torchvision
 
 # Sets whose splits are called something else than train= or split="train"/"test": arguments of train, test, validation.
 _Arguments = dict[str, Any]

@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import IO, Any
 
-from prunetaylor import registry
-from prunetaylor.errors import PruneTaylorError, UsageError
-from prunetaylor.files import open_own
-from prunetaylor.processes import python
-from prunetaylor.stopping import Terminated
+from prunetaylor.core import registry
+from prunetaylor.core.errors import PruneTaylorError, UsageError
+from prunetaylor.core.files import open_own
+from prunetaylor.pipeline.files.stopping import Terminated
+from prunetaylor.runtime.python_process import python
 from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
 
 _PAUSE = 0.2  # seconds between two looks at the driver

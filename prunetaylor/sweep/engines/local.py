@@ -16,10 +16,10 @@ from typing import IO, Annotated
 
 from pydantic import Field
 
-from prunetaylor.config.schema import Section
-from prunetaylor.cores import available, environment, share
-from prunetaylor.processes import python
-from prunetaylor.stopping import Terminated
+from prunetaylor.core.config.schema import Section
+from prunetaylor.pipeline.files.stopping import Terminated
+from prunetaylor.runtime.cores import available, environment, share
+from prunetaylor.runtime.python_process import python
 from prunetaylor.sweep.alive import new_name
 from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
 from prunetaylor.sweep.folder import open_study

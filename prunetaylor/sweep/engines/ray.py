@@ -20,10 +20,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from prunetaylor.config.schema import Section
-from prunetaylor.cores import available
-from prunetaylor.errors import UsageError
-from prunetaylor.requirements import install_hint
+from prunetaylor.core.config.schema import Section
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.requirements import install_hint
+from prunetaylor.runtime.cores import available
 from prunetaylor.sweep.crew import Crew, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man

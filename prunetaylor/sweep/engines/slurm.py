@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from prunetaylor.config.schema import Section, Size
-from prunetaylor.errors import UsageError
-from prunetaylor.files import own_folder
-from prunetaylor.processes import python, safe_path
-from prunetaylor.requirements import install_hint
+from prunetaylor.core.config.schema import Section, Size
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.files import own_folder
+from prunetaylor.core.requirements import install_hint
+from prunetaylor.runtime.python_process import python, safe_path
 from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man

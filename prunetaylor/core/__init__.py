@@ -1,0 +1,1 @@
+"""What needs no torch: errors, progress, the registry, configuration, and results as plain values."""

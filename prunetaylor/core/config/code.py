@@ -1,0 +1,97 @@
+"""Code that a configuration may name, and which of it the user has named in person.
+
+A file from somebody else may name code too: a checkpoint its network and its data, a sweep's folder anything. That is
+imported only where the user has named the very same, or trusts everything.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunetaylor.core.config.paths import rooted
+from prunetaylor.core.errors import CheckpointRefused
+
+KEYS = {"model.arch": "--arch", "data.source": "--data", "loss": "loss", "gate.metric": "gate.metric"}
+"""The settings whose value may be code, each with the option or setting that names it."""
+
+# What stands before the colon of specs that are no code.
+SCHEMES = frozenset({"arrays", "builtin", "folder", "timm", "torchvision"})
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_code(spec: str) -> bool:
+    """Whether ``spec`` has the form of code: ``FILE.py:NAME`` or ``package.module:NAME``."""
+    head, colon, name = spec.rpartition(":")
+    if not (colon and _MODULE.fullmatch(name)) or spec.partition(":")[0] in SCHEMES:
+        return False
+    return head.endswith(".py") or _MODULE.fullmatch(head) is not None
+
+
+def code_in(values: Iterable[tuple[str, Any]]) -> set[tuple[str, str]]:
+    """Return the code among settings, (key, value), with paths in full."""
+    return {(key, rooted(key, value)) for key, value in values if _names_code(key, value)}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The code that may be imported: ``named``, (key, spec) with paths in full, or ``everything``."""
+
+    named: frozenset[tuple[str, str]] = frozenset()
+    everything: bool = False
+
+    def covers(self, key: str, spec: str) -> bool:
+        """Whether the user has named this very code for this very purpose, or trusts everything."""
+        return self.everything or (key, rooted(key, spec)) in self.named
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], *, everything: bool) -> Trust:
+        """Return the trust of somebody whose own configuration, ``Config.model_dump()``, this is."""
+        return cls(frozenset(code_in(settings_of(config))), everything)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON says it, for another process."""
+        return {"named": sorted(map(list, self.named)), "everything": self.everything}
+
+    @classmethod
+    def from_plain(cls, said: Mapping[str, Any]) -> Trust:
+        """Return what ``plain`` made a mapping of."""
+        return cls(frozenset((key, spec) for key, spec in said["named"]), said["everything"])
+
+    def require(self, values: Iterable[tuple[str, Any]], where: str) -> None:
+        """Raise CheckpointRefused if the settings that stand in ``where`` name code that is not covered."""
+        for key, spec in sorted(code_in(values)):
+            if not self.covers(key, spec):
+                raise CheckpointRefused(
+                    f"{where} names the code {spec!r} ({key}), and working on it would run that",
+                    f"if you trust it, pass --trust-code, or name it: {shlex.quote(f'{key}={spec}')}",
+                )
+
+
+NOBODY = Trust()
+
+
+def again(code: Iterable[tuple[str, str]]) -> str:
+    """Return the words of a command line that name ``code`` once more; an empty string where there is none."""
+    found = sorted(code)
+    if len({key for key, _ in found}) < len(found):  # a setting stands once on a command line
+        return " --trust-code"
+    return "".join(f" {shlex.quote(f'{key}={spec}')}" for key, spec in found)
+
+
+def settings_of(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the settings of a configuration, ``Config.model_dump()``, whose value may be code."""
+    found = []
+    for key in KEYS:
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        found.append((key, value))
+    return found
+
+
+def _names_code(key: str, value: Any) -> bool:
+    return key in KEYS and isinstance(value, str) and is_code(value.removeprefix("code:"))

@@ -1,0 +1,333 @@
+"""The configuration: every key, its type, default and meaning. Strict, frozen and free of torch.
+
+The descriptions are what ``prunetaylor config`` prints and what the JSON schema tells an editor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from prunetaylor.core import registry
+from prunetaylor.core.config.sizes import parse_size
+
+
+def fraction(value: Any) -> Any:
+    """``"80%"`` is 0.8; anything else is left to the type check."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+def _size(value: Any) -> Any:
+    """``"3GiB"`` is 3 x 2^30; anything but text is left to the type check."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return parse_size(value) if isinstance(value, str) else value
+
+
+_LOSSES = ["auto", "cross-entropy", "bce", "mse"]
+_Bytes = Annotated[int, Field(gt=0)]
+Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | str)]
+Fraction = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
+
+
+def _points(value: Any) -> Any:
+    """``"0.5pp"`` is 0.5; a percent sign is refused, as a drop is no share of anything."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().removesuffix("pp").strip()
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not math.isfinite(points):  # a limit that nothing exceeds judges nothing
+        raise ValueError(f"{value!r} is no number of percentage points, such as 0.5 or 0.5pp")
+    return points
+
+
+_Points = Annotated[float, Field(ge=0)]
+Points = Annotated[_Points, BeforeValidator(_points, json_schema_input_type=_Points | str)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Share | str)]
+
+
+class OneOf:
+    """Marks text that must be the name of a method in a room of the registry, or one of some further words.
+
+    ``also`` maps the further words to their meaning.
+    """
+
+    def __init__(self, room: str, also: dict[str, str] | None = None) -> None:
+        self.room, self.also = room, also or {}
+
+    @property
+    def known(self) -> dict[str, str]:
+        """Every word with its meaning, the further ones first."""
+        return self.also | {name: registry.facts(self.room, name)["SUMMARY"] for name in registry.names(self.room)}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        names = [*self.also, *registry.names(self.room)]
+        return core_schema.no_info_after_validator_function(lambda value: _one_of(value, names), handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "enum": list(self.known), "enumDescriptions": list(self.known.values())}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Normalization(Section):
+    """Channel means and standard deviations of inputs scaled to [0, 1]."""
+
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class ModelSection(Section):
+    """The network."""
+
+    checkpoint: str | None = None
+    """The checkpoint to prune (MODEL on the command line)."""
+    arch: str | None = None
+    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: what the checkpoint names."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the network's factory."""
+
+
+class DataSection(Section):
+    """The samples, and how they become inputs."""
+
+    source: str | None = None
+    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's own."""
+    root: str | None = None
+    """Folder of torchvision's data sets."""
+    download: bool = False
+    """Let torchvision download a data set that is missing."""
+    normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
+    """How inputs are normalised; auto: from the checkpoint, else the source's default, else none."""
+    augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
+    """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
+    mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
+    [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Samples per step of fine-tuning and per forward pass."""
+    validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"
+    """Share of the training set held out of fine-tuning to choose epochs by, where the source has no validation split;
+    auto: a tenth, 2,000 samples at most to choose between epochs."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Height and width that images are resized and cropped to; null: as they are, or 224 where they differ."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode images; auto: as many as there are cores, 8 at most, where files are decoded."""
+
+
+class CalibrationSection(Section):
+    """The training samples that the Taylor model is fitted to."""
+
+    samples: Annotated[int, Field(ge=2)] = 1000
+    """Number of distinct training samples that a run uses before fine-tuning, held-out ones included."""
+    labels: Literal["auto"] | bool = "auto"
+    """true: the error is the loss with labels; false: distance to the dense outputs; auto: by the convergence check."""
+    holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
+    """Share of the samples held out of the fit, on which predicted and measured changes are compared.
+
+    Where the first-order term is kept, obs_fisher, obs_kfac and joint decide by them how far to follow a Newton step.
+    """
+    resample: bool = False
+    """Draw fresh samples at every stage; none of those held out is one that any stage fits."""
+
+
+class PruneSection(Section):
+    """The pruning itself: what is removed, how it is chosen and repaired."""
+
+    method: Annotated[
+        str,
+        OneOf(
+            "pruning/criteria", {"auto": "exact_obs, or obs where that would take too long, or magnitude without data"}
+        ),
+    ] = "auto"
+    """How weights are scored; `prunetaylor config prune.method` describes each method, its cost and when to use it."""
+    sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
+    """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
+    structure: Annotated[str, OneOf("pruning/structures")] = "weight"
+    """The unit that is removed as a whole."""
+    include: list[str] = ["*"]
+    """Patterns of layer names (shell style) whose weights may be removed."""
+    exclude: list[str] = []
+    """Patterns of layer names whose weights are kept."""
+    stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
+    """Rounds of fit, score, select and repair: how many, or the sparsity after each, the last of which is the run's
+    (they replace a gradual schedule's curve); auto: by sparsity and method."""
+    schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
+    """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
+    sparsity rises along a cubic or a line, or each removes a constant share of what is left."""
+    during: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Epochs over which a gradual schedule prunes, the first step before any training; auto: two thirds of them."""
+    first_order: Literal["auto", "keep", "drop"] = "auto"
+    """The gradient's term of the Taylor model; auto: by its measured share, where there are labels."""
+    damping: Annotated[float, Field(gt=0)] = 0.01
+    """The ridge added to a curvature, relative to its mean diagonal."""
+    repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"
+    """How the kept weights are adjusted after a removal: by least squares, by the OBS update, or batch-norm statistics
+    only."""
+    refine: Literal["auto", "none", "last", "stages"] = "auto"
+    """Joint refinement of all kept weights and biases, after the last or after each stage; auto: by method, convergence
+    and cost."""
+    refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
+    """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
+    refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Maximum steps of a refinement; auto: 300 for features, 6 for gauss-newton. Held-out samples confirm each."""
+
+    @field_validator("stages")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("no stages are given")
+        if isinstance(value, list) and any(a >= b for a, b in pairwise([0.0, *value])):
+            raise ValueError("the sparsities of the stages must rise")
+        return value
+
+
+class DistillSection(Section):
+    """Fine-tuning towards the dense network's outputs."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Share of the distillation loss in the training loss; 0: off; auto: 0.9."""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Softening of both outputs (Hinton et al. 2015)."""
+
+
+class FinetuneSection(Section):
+    """Fine-tuning of the kept weights, with the removed ones held at zero."""
+
+    epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Passes over the training set; auto: 3 on a CUDA GPU, 0 elsewhere. A number gives the same run everywhere."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The optimizer; sgd uses Nesterov momentum."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Peak learning rate; auto: 0.05 for sgd, 0.001 for adamw."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay; norms and biases are exempt."""
+    warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps in which the learning rate rises, before lr_schedule."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up: it falls to zero, or stays constant."""
+    rewind: bool = False
+    """Learning-rate rewinding: warm-up and schedule start anew after each step of a gradual schedule."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label that is spread over all classes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients are accumulated into one optimizer step."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Maximum norm of the gradient of all parameters; null: no limit."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, which is then measured and written; 0: off."""
+    compile: bool = False
+    """Run the network through torch.compile; needs a compiler on the machine."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a CUDA GPU (fp16 where it has no bf16), float32 elsewhere."""
+    distill: DistillSection = DistillSection()
+
+
+class CheckpointSection(Section):
+    """The state that an interrupted run resumes from, with --resume."""
+
+    every: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two saved states; 0: save at every opportunity."""
+
+
+class CacheSection(Section):
+    """Cache of fitted curvatures between runs. It never changes a result."""
+
+    enabled: bool = True
+    """Reuse a curvature that was fitted before for the same weights and samples, and keep new ones."""
+    dir: str | None = None
+    """The folder; null: prunetaylor in $XDG_CACHE_HOME, else in ~/.cache."""
+    limit: Annotated[float, Field(gt=0)] = 4.0
+    """Maximum size in gigabytes (10^9 bytes); the least recently used entries are deleted first."""
+
+
+class GateSection(Section):
+    """Limits for a finished run, or for `prunetaylor check`. A limit that is null is not judged."""
+
+    baseline: str | None = None
+    """The dense checkpoint to compare with; null: the one that the run pruned."""
+    max_drop: Points | None = None
+    """Maximum drop of the metric: 0.5 or 0.5pp (percentage points); for a loss, its maximum rise in its own unit."""
+    max_class_drop: Points | None = None
+    """Maximum drop of the accuracy of any class, in percentage points."""
+    min_sparsity: Share | None = None
+    """Minimum fraction of the prunable weights that is removed: 0.8 or 80%."""
+    max_size: Size | None = None
+    """Maximum size of the pruned file: 2MB, 500KiB or a number of bytes."""
+    max_flops: Share | None = None
+    """Maximum share of the dense network's FLOPs: 0.5 or 50%; where layers shrank, zeros count as work."""
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Maximum ratio of pruned to dense latency; both networks are timed on this machine's device."""
+    latency_batch: Annotated[int, Field(ge=1)] = 1
+    """Samples per timed forward pass."""
+    metric: str | None = None
+    """FILE.py:FUNCTION of (outputs, targets) that gives a number, larger better, in its own unit; null: metric."""
+    on_inconclusive: Literal["pass", "fail", "warn"] | None = None
+    """How to treat too few samples to judge: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    calibration: CalibrationSection = CalibrationSection()
+    prune: PruneSection = PruneSection()
+    finetune: FinetuneSection = FinetuneSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    cache: CacheSection = CacheSection()
+    gate: GateSection = GateSection()
+    track: list[Annotated[str, OneOf("report/trackers")]] = []
+    """Trackers that receive a run's numbers: tensorboard (in the run's folder), mlflow, wandb; each is an extra."""
+    loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
+    """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
+    targets); auto: cross-entropy for class ids, mse for values."""
+    metric: Literal["top1", "loss"] = "top1"
+    """The metric whose drop is measured."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Random seed."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a torch device."""
+    memory: Size | None = None
+    """Maximum memory, not counting Python and torch themselves: 3GiB, 500MB or bytes; null: what is free."""
+    output: str | None = None
+    """The run's folder; null: runs/NAME-N."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return value if ":" in value else _one_of(value, [*_LOSSES, "FILE.py:FUNCTION"])
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        from prunetaylor.core.errors import close_match
+
+        raise ValueError(f"{value!r} is not known{close_match(value, known)} (one of {', '.join(known)})")
+    return value

@@ -1,0 +1,1 @@
+"""Results as plain values: a run's outcome, its verdict, and the gate's."""

@@ -1,0 +1,210 @@
+"""A finished run in words: what was removed, what it cost, whether that is within noise, and what to try.
+
+The verdict is on the run's own metric. A change is within noise where its paired 95 % interval holds zero. What is
+certain is judged by its size: an accuracy by percentage points and by its share of the dense network's lead over the
+best answer that never changes, a loss by that share alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Drop, Judgement, Outcome, Stage
+
+SMALL, LARGE = 1.0, 5.0
+"""Percentage points of accuracy: a drop that is certain is worth a look beyond the first, and bad beyond the second."""
+SOME, MUCH = 0.05, 0.25
+"""The same as shares of what the dense network is better by than a constant answer."""
+_UNFITTED = ("random", "magnitude", "lamp")
+"""Methods that look at no samples; neither does their default repair."""
+_WEAK = ("random", "magnitude", "lamp", "taylor1", "obd")
+"""Methods that a stronger one may replace."""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """The change of the metric: positive ``drop`` is worse; ``share`` is that of the dense network's lead."""
+
+    text: str
+    drop: Drop
+    share: Drop
+    points: bool  # whether ``drop`` is in percentage points
+
+
+def judge(outcome: Outcome, config: Config, training: int) -> Judgement:
+    """Return the verdict on a run, for its first line, its report's title and programs.
+
+    ``training`` is the number of training samples that there are.
+    """
+    removed = _removed(outcome)
+    keys = {alert.key for alert in outcome.warnings}
+    change = _change(outcome)
+    if change is None:
+        measured = "accuracy not measured: name samples with --data" if not training else "too few samples to compare"
+        return Judgement("caution", f"{removed}; {measured}.")
+    text = f"{removed}; {change.text}."
+    if keys & set(BROKEN):
+        return Judgement("bad", f"{text} The dense network is no better than guessing here, so this means nothing.")
+    level = "bad" if PRUNED_AT_CHANCE in keys else _level(change)
+    if PRUNED_AT_CHANCE in keys:
+        text += " The pruned network is no better than guessing."
+    elif level == "caution" and change.drop.low <= 0:
+        text += f" So few samples cannot exclude a drop of {_amount(change.drop.high, change.points)}: measure on more."
+        return Judgement(_unfinished(outcome, level), text)
+    if outcome.unfinished is not None:
+        return Judgement(_unfinished(outcome, level), f"{text} {_sentence(outcome.unfinished.remedy)}")
+    if level != "ok" and outcome.sparsity.removed:
+        text += f" Try {_listed(ways(outcome, config, training))}."
+    return Judgement(level, text)
+
+
+def ways(outcome: Outcome, config: Config, training: int) -> list[str]:
+    """What would make the network better, as words of the command line: the cheapest first, three at most."""
+    found = []
+    if config.prune.method in _WEAK:
+        found.append("prune.method=auto (a stronger criterion)")
+    if config.prune.refine == "none":
+        found.append("prune.refine=auto (refinement of the kept weights)")
+    drawn, fits = config.calibration.samples, config.prune.repair not in ("auto", "none")
+    if drawn < training and (fits or outcome.method not in _UNFITTED):
+        found.append(f"calibration.samples={min(4 * drawn, training)}")
+    epochs = len(outcome.epochs)
+    found.append(f"--epochs {2 * epochs if epochs else 3} ({'longer ' if epochs else ''}fine-tuning)")
+    asked, lower = outcome.sparsity.asked, _lower(outcome.sparsity.asked)
+    return [*found[:2], *([f"--sparsity {lower}%"] if lower < 100 * asked else [])]
+
+
+def _lower(sparsity: float) -> int:
+    """Whole percent: twice the weights are kept, or where that would be all of them, half as many removed."""
+    return max(1, math.floor(100 * max(1 - 2 * (1 - sparsity), sparsity / 2) + 1e-9))
+
+
+def _removed(outcome: Outcome) -> str:
+    cut = outcome.sparsity
+    if outcome.unfinished is not None:
+        return f"stopped early ({outcome.unfinished.cause}): {_percent(cut.obtained)} of the weights removed"
+    return f"{_percent(cut.obtained)} of the weights removed"
+
+
+def _percent(fraction: float) -> str:
+    """At most two digits, and 100 only of all."""
+    shown = min(100 * fraction, 99.99) if fraction < 1 else 100.0
+    return f"{shown:.2f}".rstrip("0").rstrip(".") + " %"
+
+
+def _change(outcome: Outcome) -> _Change | None:
+    """None where the networks were not both measured."""
+    dense, pruned = outcome.dense.metrics, outcome.pruned.metrics
+    if outcome.drop is not None and outcome.metric == "top1":
+        before, after, drop = dense["top1"], pruned["top1"], outcome.drop
+        lead = before - outcome.constant.get("top1", 0.0)
+        text = f"top-1 {before:.2f} to {after:.2f} % ({_drop_text(drop, points=True)})"
+        return _Change(text, drop, _part(drop, lead), points=True)
+    if outcome.loss_rise is None:
+        return None
+    before, after, rise = dense["loss"], pruned["loss"], outcome.loss_rise
+    lead = outcome.constant["loss"] - before if "loss" in outcome.constant else abs(before)
+    text = f"loss {before:.4g} to {after:.4g} ({_drop_text(rise, points=False)})"
+    return _Change(text, rise, _part(rise, lead), points=False)
+
+
+def _drop_text(drop: Drop, *, points: bool) -> str:
+    """The change as people write it, worse accuracy being negative and worse loss positive."""
+    sign = -1 if points else 1
+    value, *ends = (sign * x for x in (drop.value, drop.low, drop.high))
+    low, high = (f"{x + 0.0:+.2f}" if points else f"{x + 0.0:+.3g}" for x in sorted(ends))
+    change = f"{round(value, 2) + 0.0:+.2f} pp" if points else f"{value + 0.0:+.3g}"
+    within = "within noise, " if drop.low <= 0 <= drop.high else ""
+    return f"{change}, {within}95 % interval {low} to {high}"
+
+
+def _part(drop: Drop, lead: float) -> Drop:
+    """The drop as a share of the dense network's lead; all of it where there is none."""
+    if lead <= 0:
+        return Drop(*(math.copysign(math.inf, x) if x else 0.0 for x in (drop.value, drop.low, drop.high)))
+    return Drop(drop.value / lead, drop.low / lead, drop.high / lead)
+
+
+def _level(change: _Change) -> str:
+    drop, share = change.drop, change.share
+    if not math.isfinite(drop.value):
+        return "bad"
+    if drop.low > 0:
+        if share.value > MUCH or (change.points and drop.value > LARGE):
+            return "bad"
+        return "caution" if share.value > SOME or (change.points and drop.value > SMALL) else "ok"
+    return "caution" if share.high > MUCH or (change.points and drop.high > LARGE) else "ok"
+
+
+def _unfinished(outcome: Outcome, level: str) -> str:
+    return "bad" if outcome.unfinished is not None else level
+
+
+def _amount(value: float, points: bool) -> str:
+    return f"{value:.2f} pp" if points else f"{value:.3g}"
+
+
+def _sentence(text: str) -> str:
+    text = text.rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+# The Taylor model's predictions, held against what was measured.
+
+
+def standing(stage: Stage) -> str:
+    """How a stage's prediction of the change since the dense network did: "ok", "noise", "off" or "" (none to check).
+
+    "noise": the two differ by more than a factor of two, though by no more than noise, or what is negligible.
+    """
+    if not stage.accepted or stage.believed is None:
+        return ""
+    if not stage.believed:
+        return "off"
+    ratio = stage.cumulative_ratio
+    return "noise" if ratio is not None and not 0.5 <= ratio <= 2 else "ok"
+
+
+def prediction_check(stages: Sequence[Stage]) -> Judgement:
+    """Say whether the predictions held, and from where on they did not; terminal, page and JSON show this."""
+    found = [(i, stage, standing(stage)) for i, stage in enumerate(stages, 1) if standing(stage)]
+    if not found:
+        return Judgement("ok", "prediction check: nothing was predicted")
+    off = [(i, stage) for i, stage, how in found if how == "off"]
+    if not off:
+        noisy = [f"{i}" for i, _, how in found if how == "noise"]
+        more = f" (stage {', '.join(noisy)}: too small a change or too few samples to tell)" if noisy else ""
+        return Judgement("ok", f"prediction check: OK at every stage{more}")
+    first = off[0][0]
+    where = "at every stage"
+    if any(how != "off" for _, _, how in found):
+        rest = {i for i, _, _ in found if i >= first}
+        where = f"from stage {first}, {_percent(off[0][1].sparsity)} sparsity, on"
+        if rest != {i for i, _ in off}:
+            where = f"at stage {', '.join(str(i) for i, _ in off)}"
+    return Judgement(
+        "caution", f"warning: {_apart([stage for _, stage in off])} {where}; trust the measured accuracy only"
+    )
+
+
+def _apart(stages: Sequence[Stage]) -> str:
+    """By how much measured and predicted change differ, at most."""
+    ratios = [stage.cumulative_ratio for stage in stages]
+    over = [ratio for ratio in ratios if ratio is not None and ratio > 2]
+    if any(stage.cumulative_measured is None for stage in stages):
+        return "the measured loss is not finite"
+    if over:
+        return f"measured loss exceeds the prediction {max(over):.3g}x"
+    under = [ratio for ratio in ratios if ratio is not None and 0 < ratio < 0.5]
+    if under:
+        return f"measured loss falls short of the prediction {1 / min(under):.3g}x"
+    if any(ratio is not None and ratio < 0 for ratio in ratios):
+        return "measured and predicted loss move in opposite directions"
+    return "measured and predicted loss disagree"

@@ -1,0 +1,32 @@
+"""``prunetaylor.load``: a run's folder, or any checkpoint, as the network that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunetaylor.core.config.code import Trust
+from prunetaylor.network.checkpoint.architecture import resolve
+from prunetaylor.network.checkpoint.read import read
+
+
+def load(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """The network in ``path`` (a run's folder or a checkpoint), in eval mode on ``device``.
+
+    ``arch`` and ``args`` name it where the file does not: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or
+    ``package.module:FACTORY``. Code that only the file names is imported with ``trust_code=True`` alone.
+
+    Raises UsageError (nothing there, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
+    """
+    return resolve(arch, args, read(path), trust=Trust(everything=trust_code)).module.to(device)

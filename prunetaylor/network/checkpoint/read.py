@@ -1,0 +1,205 @@
+"""A checkpoint's bytes become named tensors. What the file is is found from its content, and none of its code runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.core.foreign import read_json
+from prunetaylor.network.checkpoint.described import DTYPES, MOST_DIMENSIONS
+from prunetaylor.network.checkpoint.find import RUN_FILE, find_file
+from prunetaylor.network.checkpoint.refusal import refusing, require_room
+from prunetaylor.network.checkpoint.said import FORMAT, Said, decode
+from prunetaylor.network.checkpoint.torch_file import LEGACY, TorchFile
+from prunetaylor.network.checkpoint.unwrap import plain_names, unwrap
+
+RUN_REPORT = "report.json"  # what the run says of it
+MODEL_HASH = "model"  # the key of the file's hash there
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
+    (b"\x89HDF", "an HDF5 file (Keras?)", "give a PyTorch checkpoint"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it first"),
+    (b"<", "a web page or XML, not a checkpoint", "download the file itself; this may be an error page"),
+)
+_SAVE = "save the network's weights with torch.save(model.state_dict(), PATH), or with safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors on the CPU and where they came from. Tied names of our own files share one tensor."""
+
+    path: Path
+    form: str  # "state_dict", "training dict", "safetensors" or "prunetaylor"
+    container: str  # "zip" or "legacy" (torch.save), or "safetensors"
+    state: dict[str, Tensor]
+    said: Said | None  # what the file says of itself; None if it says nothing
+    sha256: str  # of the file's bytes
+    size: int  # bytes
+    prefix_removed: str = ""  # wrappers' names taken off the parameter names: "module.", "_orig_mod."...
+    notes: tuple[str, ...] = ()  # choices made while reading, one line each
+    named: str | None = None  # a training dict's bare 'arch' entry: decides between equal matches, nothing else
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file, or the one in a run's folder.
+
+    Raises UsageError (no such file, a directory without a run, not readable) and CheckpointRefused (code, damage,
+    no weights, several networks, tensors that are quantised, NaN or infinite).
+    """
+    checkpoint = open_file(path)
+    for name, tensor in checkpoint.state.items():
+        bad = nonfinite(tensor)
+        if bad:
+            more = sum(nonfinite(t) > 0 for t in checkpoint.state.values()) - 1
+            others = f"; {more} more tensors have such values too" if more else ""
+            raise CheckpointRefused(
+                f"{checkpoint.path}: {name!r} has NaN or infinite values ({bad} of {tensor.numel()}){others}",
+                "the training diverged before this was saved; take an earlier checkpoint",
+            )
+    return checkpoint
+
+
+def open_file(path: str | Path) -> Checkpoint:
+    """``read`` without the check for NaN and infinite values, for looking at a file."""
+    file = find_file(path)
+    container = _container(file)
+    with refusing(file), file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        parts = _open_safetensors(file, size) if container == "safetensors" else _open_torch(file, stream, size)
+        if not parts["state"]:
+            raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
+        digest = sha256(file)
+    if Path(path).is_dir():
+        parts["notes"] = (*parts.get("notes", ()), *_of_its_run(Path(path), digest))
+    return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's bytes, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _of_its_run(folder: Path, digest: str) -> list[str]:
+    """A note where the folder cannot tell; CheckpointRefused where its run wrote another file than the one there."""
+    try:
+        report = read_json(folder / RUN_REPORT)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        return [f"{folder / RUN_REPORT} cannot be read: it is not known whether the run wrote this file"]
+    hashes = report.get("hashes") if isinstance(report, dict) else None
+    wrote = hashes.get(MODEL_HASH) if isinstance(hashes, dict) else None
+    if wrote is not None and wrote != digest:
+        raise CheckpointRefused(
+            f"{folder / RUN_FILE} is not the file that the run in {folder} wrote: its sha256 is another",
+            f"if that is meant, name the file instead of the folder: {shlex.quote(str(folder / RUN_FILE))}",
+        )
+    return []
+
+
+def nonfinite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite. An attention mask (0 and -inf only) is as it should be and counts none."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 2 else tensor
+    finite = values.isfinite()
+    if finite.all():
+        return 0
+    if not values.is_complex() and bool(((values == 0) | (values == float("-inf"))).all()) and (values == 0).any():
+        return 0
+    return int(finite.numel() - finite.count_nonzero())
+
+
+def _container(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+        size = file.stat().st_size
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", "check its permissions") from error
+    if not head:
+        raise CheckpointRefused(f"{file} is empty", "copy or download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(LEGACY):
+        return "legacy"
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    for start, what, remedy in _FOREIGN:
+        if head.lstrip().startswith(start):
+            raise CheckpointRefused(f"{file} is {what}", remedy)
+    if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05" and size > 2:
+        raise CheckpointRefused(f"{file} is a plain pickle, which can run any code; it was not opened", _SAVE)
+    raise CheckpointRefused(f"{file} is not a checkpoint: neither a file of torch.save nor of safetensors", _SAVE)
+
+
+def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
+    file = TorchFile(path, stream, size)
+    found, said = file.held, None
+    if isinstance(found, Mapping) and found.get("format") == FORMAT:
+        said = decode({k: v for k, v in found.items() if k != "state_dict"})
+        found = {"state_dict": found.get("state_dict")}
+    inner = unwrap(found)
+    state = {name: file.tensor(name, one) for name, one in inner.state.items()}
+    file.check_rest()
+    if said is not None:
+        return {
+            "state": state,
+            "said": said,
+            "form": "prunetaylor",
+            "prefix_removed": inner.prefix_removed,
+            "notes": file.notes,
+        }
+    named = found.get("arch") if inner.path else None
+    return {
+        "state": state,
+        "said": None,
+        "form": "training dict" if inner.path else "state_dict",
+        "prefix_removed": inner.prefix_removed,
+        "notes": (*inner.notes, *file.notes),
+        "named": named if isinstance(named, str) else None,
+    }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy in which every truth value is 0 or 1: the bytes of a file may be others, which torch does not expect."""
+    return tensor.view(torch.uint8).ne(0) if tensor.dtype == torch.bool else tensor.clone()
+
+
+def _open_safetensors(file: Path, size: int) -> dict[str, Any]:
+    require_room(file, size)
+    with safe_open(file, framework="pt", device="cpu") as opened:
+        metadata = opened.metadata() or {}
+        # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
+        state = {name: _copied(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 (no iterator)
+    for name, tensor in state.items():
+        if tensor.dtype not in DTYPES or tensor.ndim > MOST_DIMENSIONS:
+            raise CheckpointRefused(
+                f"{file}: {name!r} has the type {tensor.dtype} and {tensor.ndim} dimensions",
+                "save it in a plain type, such as float32",
+            )
+    if FORMAT not in metadata:
+        state, prefix = plain_names(state)
+        notes = (f"prefix {prefix!r} removed from the names",) if prefix else ()
+        return {"state": state, "said": None, "form": "safetensors", "prefix_removed": prefix, "notes": notes}
+    said = decode(json.loads(metadata[FORMAT]))
+    for alias, name in said.tied.items():
+        if name not in state:
+            raise CheckpointRefused(
+                f"{file}: {alias!r} is stored as {name!r}, which is missing", "write the file again"
+            )
+        state[alias] = state[name]
+    return {"state": state, "said": said, "form": "prunetaylor"}

@@ -1,0 +1,1 @@
+"""One run, from opening the checkpoint to its results."""

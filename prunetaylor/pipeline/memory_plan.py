@@ -1,0 +1,350 @@
+"""The memory plan of a run: what it holds at most, and the chunks under which that fits; refused where none do.
+
+What each criterion, curvature and repair holds is stated beside it; here stands what a run holds besides, phase by
+phase. The largest phase is the plan. Chunks are halved one after another, always where that helps most, until every
+phase fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from prunetaylor.core import registry
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.config.sizes import show_size
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.outcome import Memory
+from prunetaylor.pipeline.calibration import chunk
+from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.refinement import REMEMBERED
+from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
+from prunetaylor.pruning.repair.activation_cache import settled_bytes
+from prunetaylor.pruning.training import train
+from prunetaylor.runtime.free_memory import free_bytes
+from prunetaylor.runtime.processes.exchange import smallest
+from prunetaylor.runtime.processes.group import local_world, world
+from prunetaylor.runtime.processes.training import waits_within
+from prunetaylor.taylor.curvature.gradients import norms_bytes
+from prunetaylor.taylor.curvature.gram import grams_bytes
+from prunetaylor.taylor.curvature.tape import chunk_elements
+from prunetaylor.taylor.live_memory import alive_in_forward_mode, alive_without_gradients
+from prunetaylor.taylor.memory import (
+    FLOAT,
+    LIBRARIES,
+    Chunks,
+    Phase,
+    Sizes,
+    chunks,
+    forward,
+    layer_sizes,
+    measure,
+    state_bytes,
+    within,
+)
+from prunetaylor.taylor.model import prediction_bytes
+
+_SMALLEST = 1 << 14
+"""A chunk is divided by no more."""
+_MARGIN = 0.1
+"""Of what is free, left alone where no limit was asked for: plans were up to so much too low (benchmarks/README.md)."""
+_RANKED = 48
+"""Bytes a weight while all are ranked: scores, their order, the ranks and the masks."""
+_FEWEST = 16
+"""Calibration samples that are still suggested."""
+_SMALLEST_BATCH = 8
+"""Samples in a batch of fine-tuning that are still suggested."""
+_SAID = 3
+"""Other methods that are suggested, at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs. ``limit`` is what it may take, ``free`` what is free beside what it holds already."""
+
+    phase: Phase
+    chunks: Chunks
+    batch: int
+    limit: int | None
+    asked: bool  # whether the limit is the user's
+    free: int | None
+
+    @property
+    def report(self) -> Memory:
+        return Memory(self.phase.total, self.limit, dict(self.phase.parts), self.phase.name, self.batch)
+
+    def describe(self) -> str:
+        """One line: the total, and what is free."""
+        there = "free memory unknown, no limit" if self.free is None else f"{show_size(self.free)} free"
+        if self.asked and self.limit is not None:
+            there = f"limit {show_size(self.limit)}"
+        smaller = [field.name for field in fields(self.chunks) if getattr(self.chunks, field.name) > 1]
+        note = f"; smaller chunks to fit: {', '.join(smaller)}" if smaller else ""
+        return f"memory: needs up to {show_size(self.phase.total)} ({there}){note}"
+
+    def details(self) -> str:
+        """One line: the phase that needs the most, and what for."""
+        parts = sorted(self.phase.parts.items(), key=lambda part: -part[1])
+        said = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
+        return f"memory peak: {self.phase.name} ({said})"
+
+
+def make_plan(job: Job, command: str = "prune") -> Plan:
+    """The plan of ``prune`` or ``score`` (``command``), for each process: of several, that of the one with least room.
+
+    UsageError where it does not fit even in the smallest chunks, with what needs how much and what would fit.
+    """
+    planner = _Planner(job, command)
+    free = free_bytes(job.device)
+    if free is not None and job.device.type == "cpu":
+        free //= local_world()
+    free = smallest(free)
+    asked = job.config.memory is not None
+    limit = job.config.memory if asked else None if free is None else int((1 - _MARGIN) * free) + planner.there
+    chosen, worst = planner.fit(job.config, limit)
+    if limit is not None and worst.total > limit:
+        raise planner.refusal(worst, limit, asked)
+    with within(chosen):
+        return Plan(worst, chosen, planner.batch(job.config), limit, asked, free)
+
+
+class _Planner:
+    """Everything that is measured once; the configuration may be another than the job's, to see whether it fits."""
+
+    def __init__(self, job: Job, command: str) -> None:
+        self.job, self.command = job, command
+        network, device = job.network, job.device
+        self.state = state_bytes(network.module)
+        self.sizes = Sizes(
+            layer_sizes(network),
+            self.state,
+            sum(p.numel() for p in network.module.parameters() if p.is_floating_point()),
+            wide=4 if device.type == "mps" else 8,
+            gradients=FLOAT * chunk_elements(device),
+        )
+        self.source = self.raw = self.targets = self.each = 0
+        if job.samples is not None:
+            self._look_at(job)
+        self.there = self.state + self.source
+        """Bytes that the run holds already."""
+
+    def _look_at(self, job: Job) -> None:
+        samples, network = job.samples, job.network
+        assert samples is not None
+        # A test sample, for its shape: the training samples that a run sees are those that it calibrates with.
+        raw, _ = samples.test.fetch([0])
+        self.raw, self.each = raw.nbytes, raw[0].numel()
+        if job.device.type == "cpu":
+            splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
+            self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.on_the_fly)
+        x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
+        found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
+        trial = network.copy()  # hooks may leave in it what a pass has made
+        activations = replace(
+            found.activations,
+            passing=alive_without_gradients(trial.module, x),
+            moving=alive_in_forward_mode(trial.module, x, trial.layers),
+        )
+        self.sizes = replace(
+            self.sizes, layers=found.layers, activations=activations, outputs=found.outputs, cached=True
+        )
+
+    def batch(self, config: Config) -> int:
+        """Calibration samples in a batch."""
+        return chunk(self.each, config.data.batch_size)
+
+    def sized(self, config: Config) -> Sizes:
+        """The sizes under a configuration and the chunks that hold."""
+        if self.job.samples is None:
+            return self.sizes
+        samples = min(config.calibration.samples, len(self.job.samples.train))
+        held = max(1, round(config.calibration.holdout * samples))
+        return replace(
+            self.sizes,
+            samples=max(1, samples - held),
+            held_out=held,
+            batch=min(self.batch(config), samples),
+            cached=config.cache.enabled,
+        )
+
+    def worst(self, config: Config) -> Phase:
+        """The largest phase under the chunks that hold."""
+        return max(self.phases(config), key=lambda phase: phase.total)
+
+    def phases(self, config: Config) -> Iterator[Phase]:
+        """What is held at every moment that may be the largest."""
+        job = replace(self.job, config=config)
+        sizes, criterion = self.sized(config), registry.load("pruning/criteria", job.method)
+        # The network, its dense copy and that one's state, masks now and before.
+        weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
+        always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
+        scored = [Phase(f"{one.name} ({job.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
+        ranked = Phase("ranking", {"scores": _RANKED * sizes.weights})
+        if job.samples is None:
+            yield from (phase.plus(always) for phase in (*scored, ranked))
+            return
+        yield Phase("measuring", {"activations": forward(self._measuring(config, sizes))}).plus(always)
+        yield Phase("the convergence check", {"activations": norms_bytes(sizes)}).plus(always)
+        trains = job.epochs > 0 and self.command == "prune"
+        # The states that a stage and its two Taylor models start from; in a gradual schedule, while training waits.
+        models = {"weights": 3 * sizes.state}
+        if trains and config.prune.schedule != "one-shot":
+            models["optimizer"] = train.held_bytes(sizes, config.finetune)
+        yield from (phase.plus(always, models) for phase in scored)
+        yield from (phase.plus(always, models) for phase in self._after(config, sizes, scored))
+        if trains:
+            yield train.memory(replace(sizes, batch=self._together(config)), config.finetune).plus(always)
+
+    def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
+        """What follows the scores, at each stage."""
+        asked, usual = (
+            config.prune.repair,
+            registry.load("pruning/criteria", replace(self.job, config=config).method).REPAIR,
+        )
+        repair = usual if asked == "auto" else asked
+        predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
+        fit = {"curvature": max(phase.parts.get("curvature", 0) for phase in scored)}
+        if self.command == "score":
+            # The fit stays while steps are tried.
+            step = [obs_update.memory(sizes)] if repair in ("least-squares", "obs") else []
+            if step and not any(phase.name.startswith("layer Grams") for phase in scored):
+                grams, fitting = grams_bytes(sizes)
+                yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+                fit = {"curvature": fit["curvature"] + grams}
+                # A solver is asked at every sparsity, beside them.
+                yield from (phase.plus({"curvature": grams}) for phase in scored)
+            yield from (phase.plus(fit) for phase in (predicted, *step))
+            return
+        yield Phase("ranking", {"scores": _RANKED * sizes.weights})
+        yield predicted
+        if repair == "obs":
+            grams, fitting = grams_bytes(sizes)
+            yield obs_update.memory(sizes).plus({"curvature": grams}, fit)
+            yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+        if repair == "least-squares":
+            yield from least_squares.memory(sizes)
+        when, by = config.prune.refine, config.prune.refine_by
+        if when in ("last", "stages") or (when == "auto" and usual == "least-squares"):
+            # Towards labels from where the network stood: one more copy.
+            more = {"weights": sizes.state}
+            # Without labels auto comes to features; with them how far the network is from a minimum decides.
+            if by == "gauss-newton" or (by == "auto" and self.job.labelled and config.calibration.labels is not False):
+                yield gauss_newton.memory(sizes).plus(more)
+            if by != "gauss-newton":
+                yield feature_matching.memory(sizes).plus(more)
+
+    def _samples(self, config: Config, sizes: Sizes) -> int:
+        """The source's, those that calibrate, and the dense network's outputs for them."""
+        remembered = REMEMBERED if config.calibration.resample else 1
+        outputs = 2 * FLOAT * sizes.outputs
+        return self.source + remembered * (sizes.samples + sizes.held_out) * (self.raw + outputs)
+
+    def _together(self, config: Config) -> int:
+        """The samples of a training batch that a process takes gradients of together.
+
+        Several processes that wait for one another in the middle of a batch do not split theirs.
+        """
+        assert self.job.samples is not None
+        own = -(-min(config.data.batch_size, len(self.job.samples.train)) // world())
+        # No batch norm trains on a single sample.
+        if world() > 1 and waits_within(self.job.network.module):
+            return own
+        return min(own, max(2, -(-own // chunks().training)))
+
+    def _measuring(self, config: Config, sizes: Sizes) -> Sizes:
+        assert self.job.samples is not None
+        most = max(1, config.data.batch_size // chunks().batch)
+        return replace(sizes, batch=min(most, len(self.job.samples.test)))
+
+    def fit(self, config: Config, limit: int | None) -> tuple[Chunks, Phase]:
+        """The largest chunks found under which all phases fit ``limit``, else the smallest; and the largest phase."""
+        chosen = Chunks()
+        while limit is not None and (over := self._over(config, chosen, limit)) > 0:
+            smaller = (self._halved(config, chosen, field.name, limit, over) for field in fields(chosen))
+            found = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
+            if found is None:
+                break
+            chosen = found[1]
+        with within(chosen):
+            return chosen, self.worst(config)
+
+    def _halved(self, config: Config, chosen: Chunks, name: str, limit: int, over: int) -> tuple[int, Chunks] | None:
+        """(bytes over the limit, chunks) of the first halving of one of them that helps, if any does."""
+        by = getattr(chosen, name)
+        while by < _SMALLEST:
+            by *= 2
+            smaller = replace(chosen, **{name: by})
+            left = self._over(config, smaller, limit)
+            if left < over:
+                return left, smaller
+        return None
+
+    def _over(self, config: Config, chosen: Chunks, limit: int) -> int:
+        """By how much all phases together are over the limit: halving helps where any of them falls."""
+        with within(chosen):
+            return sum(max(0, phase.total - limit) for phase in self.phases(config))
+
+    def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
+        """What does not fit, and what would."""
+        # The libraries' share is nobody's to change.
+        part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
+        layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
+        there = "the limit is" if asked else "available are"
+        cause = (
+            f"{worst.name} needs {show_size(worst.total)} of memory even in the smallest chunks, "
+            f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
+        )
+        fitting = [*self._fitting(limit), *([f"--memory {_rounded_up(worst.total)}"] if asked else [])]
+        return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
+
+    def _fitting(self, limit: int) -> Iterator[str]:
+        """Settings that fit, one by one: what changes least first, then methods, those that need most first."""
+        config, methods = self.job.config, []
+        for said, smaller in self._smaller():
+            if self.fit(smaller, limit)[1].total <= limit:
+                yield said
+                break
+        for name in registry.names("pruning/criteria"):
+            if name in (self.job.method, "random") or not self._possible(registry.load("pruning/criteria", name)):
+                continue
+            need = self.fit(_with(config, "prune", method=name), limit)[1].total
+            if need <= limit:
+                methods.append((need, name))
+        yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
+
+    def _possible(self, criterion: Any) -> bool:
+        """Whether the run could go by another criterion, all else as it is."""
+        if self.job.samples is None:
+            return bool(criterion.NEEDS == "nothing")
+        if self.job.config.prune.repair == "obs" and hasattr(criterion, "solve"):
+            return False
+        return criterion.NEEDS != "labels" or (self.job.labelled and self.job.config.calibration.labels is not False)
+
+    def _smaller(self) -> Iterator[tuple[str, Config]]:
+        """Settings that need less with the same method."""
+        config = self.job.config
+        if config.prune.refine != "none" and self.command == "prune":
+            if config.prune.refine_by == "auto":
+                yield "prune.refine_by=features", _with(config, "prune", refine_by="features")
+            yield "prune.refine=none", _with(config, "prune", refine="none")
+        if self.job.epochs:
+            size = config.data.batch_size // 2
+            while size >= _SMALLEST_BATCH:
+                yield f"data.batch_size={size}", _with(config, "data", batch_size=size)
+                size //= 2
+            yield "--epochs 0", _with(config, "finetune", epochs=0)
+        if self.job.samples is not None:
+            samples = min(config.calibration.samples, len(self.job.samples.train)) // 2
+            while samples >= _FEWEST:
+                yield f"calibration.samples={samples}", _with(config, "calibration", samples=samples)
+                samples //= 2
+
+
+def _rounded_up(size: int) -> str:
+    """As ``--memory`` takes it, no less than ``size``."""
+    return f"{-(-size // 2**20)}MiB"
+
+
+def _with(config: Config, section: str, **values: Any) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})

@@ -1,0 +1,1 @@
+"""What a configuration can name: criteria, structures, selection, repair and training."""

@@ -1,0 +1,170 @@
+"""The quadratic model of all weights together, and its best point on a given support.
+
+    Q(d) = g'd + 1/2 d'(F + r I)d,     F = 1/n sum_i a_i a_i'         a_i: one gradient a sample, r: the ridge
+
+With x_i = a_i / sqrt(n r) as the rows of X, y = X w and c = w - g/r, the weights v = w + d have, up to a constant,
+
+    Q / r = 1/2 |y - X v|^2 + 1/2 |v - c|^2
+
+a ridge regression, so that everything about a support S (the weights that are kept, the others zero) is in the n x n
+matrix  M = I + X_S X_S'  and in  z = y - X_S c_S  (Woodbury; Benbaki et al. 2023, sections 3.1 and 3.3):
+
+    v_S = c_S + X_S' M^-1 z,           Q / r = 1/2 z'M^-1 z + 1/2 |c outside S|^2  - 1/2 |g/r|^2
+
+and so is what any other weight joining, or any of them leaving, changes while all the others move (block inversion):
+
+    q_j = c_j + x_j' M^-1 z,  h_j = x_j' M^-1 x_j:      leaving costs  r/2 q_j^2 / (1 - h_j)
+                                                        joining gains  r/2 q_j^2 / (1 + h_j)
+
+Shapes: n rows, p weights, m some of them. X stays in the type that it comes in; sums and n x n matrices are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.taylor.curvature.gram import accumulate_type
+from prunetaylor.taylor.memory import Sizes, chunks
+
+_ELEMENTS = 1 << 22  # of X at a time: 32 MiB in float64
+
+
+def quadratic_bytes(sizes: Sizes) -> int:
+    """What a step takes besides the rows: some columns three times over, and n x n matrices."""
+    n = sizes.samples
+    return sizes.wide * (3 * max(n, _ELEMENTS // chunks().systems) + 8 * n * n)
+
+
+@dataclass(frozen=True)
+class Support:
+    """What is known of a support: ``keep`` (p,), M (n, n) and z (n,)."""
+
+    keep: Tensor
+    m: Tensor
+    z: Tensor
+
+
+@dataclass(frozen=True)
+class Changes:
+    """For every weight (p,): q and h as above, and what its leaving (kept) or joining (not kept) changes Q by, >= 0."""
+
+    q: Tensor
+    h: Tensor
+    size: Tensor
+
+
+class Quadratic:
+    """``rows`` (n, p) are the samples' gradients, scaled in place; ``weights`` and ``gradient`` are (p,)."""
+
+    def __init__(self, rows: Tensor, weights: Tensor, gradient: Tensor, ridge: float) -> None:
+        self.kind = accumulate_type(rows.device)
+        self.x = rows.mul_((len(rows) * ridge) ** -0.5)
+        self.ridge = ridge
+        self.w = weights.to(self.kind)
+        self.set_gradient(gradient)
+        self.squares = self._by_weight(lambda x: x.square().sum(0))
+        if not bool(torch.isfinite(self.w).all() & torch.isfinite(self.squares).all()):
+            raise NumericsError("the gradients of the samples are not finite", "check the samples and the weights")
+
+    def set_gradient(self, gradient: Tensor) -> None:
+        """Take another g (p,)."""
+        self.gradient = gradient.to(self.kind)
+        self.pull = self.gradient / self.ridge
+        self.c = self.w - self.pull
+
+    def within(self, vector: Tensor) -> Tensor:
+        """X'(I + XX')^-1 X v: the part of a vector (p,) in the directions in which F is larger than the ridge."""
+        everything = self.support(torch.ones_like(self.w, dtype=torch.bool))
+        seen = self.times(vector).unsqueeze(1)
+        return self.times_transposed(torch.cholesky_solve(seen, self._factor(everything)).squeeze(1))
+
+    def value(self, d: Tensor) -> float:
+        """Q(d)."""
+        return self.ridge * float(self.pull @ d + 0.5 * self.times(d).square().sum() + 0.5 * d.square().sum())
+
+    def slope(self, d: Tensor) -> Tensor:
+        """dQ/dd (p,) at ``d``."""
+        return self.ridge * (self.pull + self.times_transposed(self.times(d)) + d)
+
+    def times(self, vector: Tensor) -> Tensor:
+        """X v (n,)."""
+        total = torch.zeros(len(self.x), dtype=self.kind, device=self.x.device)
+        for part, x in self.columns():
+            total += x @ vector[part]
+        return total
+
+    def times_transposed(self, vector: Tensor) -> Tensor:
+        """X'u (p,)."""
+        return self._by_weight(lambda x: vector @ x)
+
+    def support(self, keep: Tensor) -> Support:
+        """The matrices of a support (p,), from all of its columns."""
+        eye = torch.eye(len(self.x), dtype=self.kind, device=self.x.device)
+        empty = Support(torch.zeros_like(keep), eye, eye[0])
+        all_of = self.changed(empty, keep.nonzero(), keep[:0].nonzero())
+        # z = y - X_S c_S without the cancellation: exactly zero where all weights are kept and there is no gradient.
+        return Support(keep, all_of.m, self.times(torch.where(keep, self.pull, self.w)))
+
+    def changed(self, support: Support, joining: Tensor, leaving: Tensor) -> Support:
+        """The support with some weights (indices) more and some fewer."""
+        keep, m, z = support.keep.clone(), support.m.clone(), support.z.clone()
+        for sign, which in ((1, joining.flatten()), (-1, leaving.flatten())):
+            keep[which] = sign > 0
+            for some in torch.split(which, max(1, _ELEMENTS // chunks().systems // len(self.x))):
+                x = self.x.index_select(1, some).to(self.kind)
+                m.addmm_(x, x.mT, alpha=sign)
+                z -= sign * (x @ self.c[some])
+        return Support(keep, m, z)
+
+    def best_value(self, support: Support) -> float:
+        """The least Q with the weights outside the support at zero."""
+        solved = torch.cholesky_solve(support.z.unsqueeze(1), self._factor(support)).squeeze(1)
+        outside = self.c[~support.keep].square().sum() - self.pull.square().sum()
+        return 0.5 * self.ridge * float(support.z @ solved + outside)
+
+    def best_point(self, support: Support) -> Tensor:
+        """The displacement d (p,) that reaches :meth:`best_value`."""
+        solved = torch.cholesky_solve(support.z.unsqueeze(1), self._factor(support)).squeeze(1)
+        return torch.where(support.keep, self.c + self.times_transposed(solved), 0) - self.w
+
+    def changes(self, support: Support) -> Changes:
+        """For every weight, the exact change of the least Q if it alone changes sides; h to the precision of X."""
+        factor = self._factor(support)
+        solved = torch.cholesky_solve(support.z.unsqueeze(1), factor).squeeze(1)
+        eye = torch.eye(len(factor), dtype=self.kind, device=factor.device)
+        # |whiten x|^2 = x'M^-1 x. As M >= I its norm is at most one: nothing is lost in the type of X.
+        whiten = torch.linalg.solve_triangular(factor, eye, upper=False).to(self.x.dtype)
+        q, h = torch.empty_like(self.c), torch.empty_like(self.c)
+        for part, x in self.columns():
+            q[part] = self.c[part] + solved @ x
+            h[part] = (whiten @ self.x[:, part]).square().sum(0)
+        # By rounding h may pass what it cannot: leaving adds at least as much as in a model of that weight alone.
+        rest = torch.maximum(1 - h, 1 / (1 + self.squares))
+        return Changes(q, h, 0.5 * self.ridge * q.square() / torch.where(support.keep, rest, 1 + h))
+
+    def columns(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some columns of X (n, m) at a time, in the widest type."""
+        step = max(1, _ELEMENTS // chunks().systems // len(self.x))
+        for low in range(0, self.x.shape[1], step):
+            part = slice(low, min(self.x.shape[1], low + step))
+            yield part, self.x[:, part].to(self.kind)
+
+    def _by_weight(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        found = torch.empty_like(self.w)
+        # Not a list of parts: small tensors that stay between large ones keep the allocator from reusing their room.
+        for part, x in self.columns():
+            found[part] = function(x)
+        return found
+
+    def _factor(self, support: Support) -> Tensor:
+        factor, info = torch.linalg.cholesky_ex(support.m)
+        if bool(info.any()) or not bool(torch.isfinite(factor).all()):
+            raise NumericsError(
+                f"the products of {len(factor)} gradients are not positive definite", "raise prune.damping"
+            )
+        return torch.as_tensor(factor)

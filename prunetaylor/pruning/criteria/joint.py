@@ -1,0 +1,180 @@
+"""Joint: the best k weights to keep for the quadratic model of the whole network, and where they move.
+
+The problem that Yu et al. 2022 (CBS) and Benbaki et al. 2023 (CHITA) pose, solved by ``_subset.py``:
+
+    minimise  Q(d) = t g'd + 1/2 d'(F + r I)d     with k of the weights w + d kept, the rest zero
+
+F is the low-rank Fisher information of all prunable weights together, without blocks, of one gradient a sample for a
+label that the network draws itself; r is the damping x its mean diagonal. A single weight's score is what its leaving
+adds to the least Q, the others moving:
+
+    s_j = q_j^2 / (2 [(F + r I)^-1]_jj)           q: the minimum of Q, from where no weight is gone
+
+The first-order term, where it is kept, is g's part in the directions in which F has curvature, and t how far the
+Taylor model of the whole network on held-out samples lets a Newton step go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.network import Network
+from prunetaylor.pruning.criteria._newton import newton_share
+from prunetaylor.pruning.criteria._quadratic import Quadratic, quadratic_bytes
+from prunetaylor.pruning.criteria._subset import best_subset
+from prunetaylor.pruning.selection.step import Step
+from prunetaylor.taylor.curvature.block_fisher import relative_ridge
+from prunetaylor.taylor.curvature.fisher import FisherRows, rows_bytes
+from prunetaylor.taylor.curvature.gradients import gradient_bytes
+from prunetaylor.taylor.curvature.gram import accumulate_type
+from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
+from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+
+SUMMARY = (
+    "one quadratic model of all layers together, whose best subset of weights is searched for (as in CBS and CHITA)"
+)
+COST = "one gradient per calibration sample, all of them in memory, then an iterative search"
+USE = "research, on small networks: it is below obs and exact_obs in our benchmarks"
+NEEDS = "samples"
+REPAIR = "least-squares"
+FIRST_ORDER = True
+DAMPED = True
+REACH = 0.35
+
+_ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The gradients of all samples in all weights, some twice while they are made; then the search's vectors."""
+    rows, making = rows_bytes(sizes, _ELEMENTS)
+    every = FLOAT * sizes.samples * sizes.weights
+    gradient, batch = gradient_bytes(sizes)
+    # A layer's rows, those of them that are kept, and their squares.
+    part = 2 * FLOAT * sizes.samples * sizes.largest
+    largest = max(sizes.layers, key=lambda layer: layer.weights).name
+    vectors = sizes.wide * sizes.weights
+    return [
+        Phase("gradients", {"curvature": every + rows, "activations": making}, largest),
+        Phase("gradients", {"curvature": every + rows + part}, largest),
+        Phase("gradient", {"curvature": every + gradient, "scores": 5 * vectors, "activations": batch}),
+        Phase("Newton's step", {"curvature": every, "scores": 8 * vectors, "activations": prediction_bytes(sizes)}),
+        Phase("subset", {"curvature": every, "scores": 20 * vectors, "systems": quadratic_bytes(sizes)}),
+    ]
+
+
+@torch.no_grad()
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """s_j, in units of the error."""
+    assert model is not None
+    quadratic = _fit(model, network, masks)
+    size = quadratic.changes(quadratic.support(torch.ones_like(quadratic.w, dtype=torch.bool))).size
+    return _by_parameter(network, masks, size)
+
+
+@torch.no_grad()
+def solve(
+    model: TaylorModel | None,
+    network: Network,
+    masks: Mapping[str, Tensor],
+    removed: int,
+    generator: torch.Generator,
+) -> Step:
+    """The step after which ``removed`` weights are gone, those that ``masks`` (True = keep) has lost included.
+
+    A layer that would keep nothing keeps its largest weight, while that leaves enough others to remove. n x p values in
+    float32 are held, for n samples and the p weights that are not gone yet.
+    """
+    assert model is not None
+    quadratic = _fit(model, network, masks)
+    weights = len(quadratic.w)
+    left = network.prunable - removed
+    if left > weights:
+        raise ValueError(f"{network.prunable - weights} weights are gone, {removed} were asked for")
+    keep, d = best_subset(quadratic, left)
+    fixed = _largest_where_none_is_kept(network, masks, keep)
+    # A layer that keeps nothing cuts the network through: once more, with one weight of it that stays.
+    while 0 < int(fixed.sum()) <= left and not bool(keep[fixed].all()):
+        keep, d = best_subset(quadratic, left, fixed)
+        fixed = fixed | _largest_where_none_is_kept(network, masks, keep)
+    if not bool(torch.isfinite(d).all()):
+        raise NumericsError("the move of the kept weights is not finite", "raise prune.damping")
+    moves = _by_parameter(network, masks, d)
+    return Step(
+        _by_parameter(network, masks, keep),
+        {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
+    )
+
+
+def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
+    """The model of the weights that are not gone, in the layers' order; made once for the same point and masks."""
+    made, first, quadratic = model.made.get("joint", (None, None, None))
+    if made is not masks or first != model.keep_first:
+        quadratic = _quadratic(model, network, masks)
+        model.made["joint"] = masks, model.keep_first, quadratic
+    assert isinstance(quadratic, Quadratic)
+    return quadratic
+
+
+def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
+    keep = {layer.parameter: masks[layer.parameter].flatten() for layer in network.layers}
+    w = torch.cat([layer.weight.detach().flatten()[keep[layer.parameter]] for layer in network.layers])
+    x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
+    start, squares = 0, 0.0
+    with torch.enable_grad():
+        for layer, rows in FisherRows(
+            model.risk, network.layers, model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
+        ):
+            part = rows[:, keep[layer.parameter]]
+            x[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
+            squares += float(part.square().sum(0).sum(dtype=accumulate_type(w.device)))
+    if squares == 0:
+        model.nothing_to_choose_by()
+    ridge = relative_ridge(squares / max(1, x.numel()), model.damping, x.dtype)
+    quadratic = Quadratic(x, w, torch.zeros_like(w), ridge)
+    if not model.keep_first:
+        return quadratic
+    # Outside the directions in which F is larger than the ridge, nothing would hold a step along g back.
+    quadratic.set_gradient(quadratic.within(_gradient(model, network, masks)))
+    newton = quadratic.best_point(quadratic.support(torch.ones_like(w, dtype=torch.bool)))
+    share = newton_share(model, _by_parameter(network, masks, newton))
+    quadratic.set_gradient(share * quadratic.gradient)
+    return quadratic
+
+
+def _gradient(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Tensor:
+    """g of the weights that are not gone, in the widest type; zero where the first-order term is not kept."""
+    found = []
+    for layer in network.layers:
+        kept = masks[layer.parameter]
+        g = model.gradient[layer.parameter] if model.keep_first else torch.zeros_like(layer.weight)
+        found.append(g.detach()[kept])
+    return torch.cat(found).to(accumulate_type(found[0].device))
+
+
+def _largest_where_none_is_kept(network: Network, masks: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+    """Marks, among the weights that are not gone, the first of the largest of each layer of which none is kept."""
+    marks, start = torch.zeros_like(keep), 0
+    for layer in network.layers:
+        left = layer.weight.detach()[masks[layer.parameter]].abs()
+        if len(left) and not bool(keep[start : start + len(left)].any()):
+            marks[start + int(left.argmax())] = True
+        start += len(left)
+    return marks
+
+
+def _by_parameter(network: Network, masks: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
+    """Values of the weights that are not gone, in the weights' shapes; zero (False) for the others."""
+    found, start = {}, 0
+    for layer in network.layers:
+        mask = masks[layer.parameter]
+        count = int(mask.sum())
+        found[layer.parameter] = values.new_zeros(mask.shape).masked_scatter_(mask, values[start : start + count])
+        start += count
+    return found

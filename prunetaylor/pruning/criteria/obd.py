@@ -1,0 +1,52 @@
+"""Optimal Brain Damage (LeCun, Denker & Solla 1990, eq. 5): the diagonal of the second-order term.
+
+    s_j = 1/2 h_j w_j^2  (- g_j w_j where the first-order term is kept)         h: diagonal of the Gauss-Newton matrix
+
+The classic, with the Gauss-Newton diagonal in place of the Hessian's, as in the paper's own Levenberg-Marquardt form.
+On networks with batch norm the diagonal alone is worse than magnitude; see benchmarks/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.network.network import Network
+from prunetaylor.taylor.curvature.gradients import diagonal_bytes, gradient_bytes
+from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
+from prunetaylor.taylor.model import TaylorModel
+
+SUMMARY = "Optimal Brain Damage: half the diagonal curvature times the squared weight, nothing compensates"
+COST = "up to one backward pass per class over the calibration samples"
+USE = "a classic baseline; worse than magnitude on networks with batch norm"
+NEEDS = "samples"
+REPAIR = "none"
+FIRST_ORDER = True
+DAMPED = False
+REACH = None
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The diagonal, the gradient beside it, then the scores."""
+    diagonal, rows = diagonal_bytes(sizes)
+    gradient, batch = gradient_bytes(sizes)
+    held = diagonal + gradient
+    return [
+        Phase("Gauss-Newton diagonal", {"curvature": held, "activations": max(rows, batch)}),
+        Phase("scores", {"curvature": held, "scores": FLOAT * (sizes.weights + sizes.largest)}),
+    ]
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    scores = {}
+    for layer in network.layers:
+        name, w = layer.parameter, layer.weight.detach()
+        scores[name] = 0.5 * model.diagonal[name] * w.square()
+        if model.keep_first:
+            scores[name] = scores[name] - model.gradient[name] * w
+    return scores

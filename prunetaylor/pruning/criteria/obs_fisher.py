@@ -1,0 +1,119 @@
+"""Optimal Brain Surgeon on blocks of the Fisher information (Singh & Alistarh 2020, WoodFisher).
+
+    s_j = t_j^2 / (2 [F^-1]_jj)                F: of one block, damped and restricted to the weights that are kept
+
+t is the weight; where the first-order term is kept, where Newton's step would take it, t = w - e F^-1 g (WoodTaylor,
+there too, with e = 1; here e is where the whole network's model of held-out samples has its minimum along the steps of
+all blocks). Once the weights R that go are chosen, the rest K of each block moves to the minimum of the quadratic model
+given all of them at once, where the paper adds up the moves for one at a time:
+
+    d_R = -w_R,        d_K = F_KK^-1 (F_KR w_R - e g_K)
+
+The Fisher information is that of labels which the network draws itself: the empirical one is nearly empty where the
+network fits its samples. Blocks of BLOCK consecutive entries of one layer's flattened weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.network import Network
+from prunetaylor.pruning.criteria._newton import newton_share
+from prunetaylor.pruning.selection.rank import keep_best
+from prunetaylor.pruning.selection.step import Step
+from prunetaylor.taylor.curvature.block_fisher import BlockFisher, blocks_bytes
+from prunetaylor.taylor.curvature.fisher import rows_bytes
+from prunetaylor.taylor.curvature.gradients import gradient_bytes
+from prunetaylor.taylor.memory import Phase, Sizes
+from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+
+SUMMARY = "Optimal Brain Surgeon on blocks of 256 weights of the Fisher information (WoodFisher)"
+COST = "one gradient per calibration sample; time grows with samples x weights"
+USE = "comparisons with WoodFisher; convolutions whose weights depend on one another across rows"
+NEEDS = "samples"
+REPAIR = "none"
+FIRST_ORDER = True
+DAMPED = True
+REACH = 0.35
+
+BLOCK = 256
+"""Weights in a block."""
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""
+    rows, making = rows_bytes(sizes)
+    gradient, batch = gradient_bytes(sizes)
+    blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
+    vectors, held = 3 * sizes.wide * sizes.weights, rows + gradient
+    largest = max(sizes.layers, key=lambda layer: layer.weights).name
+    return [
+        Phase("gradients", {"curvature": held, "scores": vectors, "activations": max(making, batch)}, largest),
+        Phase("inverses", {"curvature": held, "scores": vectors, "systems": blocks}, largest),
+        Phase("Newton's step", {"curvature": held, "scores": vectors, "activations": prediction_bytes(sizes)}),
+    ]
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    return _scores(model, masks)[0]
+
+
+def solve(
+    model: TaylorModel, network: Network, masks: Mapping[str, Tensor], removed: int, generator: torch.Generator
+) -> Step:
+    scores, share = _scores(model, masks)
+    kept = keep_best(
+        [scores[layer.parameter].flatten() for layer in network.layers],
+        [~masks[layer.parameter].flatten() for layer in network.layers],
+        removed,
+        [layer.name for layer in network.layers],
+    )
+    keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
+    displacement = {}
+    for layer, rows in model.fisher_rows:
+        fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
+        g = _gradient(model, layer).to(fisher.kind)
+        gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
+        move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
+        if not bool(torch.isfinite(move).all()):
+            raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
+        displacement[layer.parameter] = move.view(layer.weight.shape)
+    shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
+    return Step(shaped, displacement)
+
+
+def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+    """s in the weights' shapes, and e."""
+    diagonals, steps, alive = {}, {}, False
+    for layer, rows in model.fisher_rows:
+        alive = alive or bool(rows.any())
+        fisher, shape = _fisher(model, layer, rows), layer.weight.shape
+        diagonal, newton = fisher.inverse(masks[layer.parameter].flatten(), _gradient(model, layer))
+        diagonals[layer.parameter], steps[layer.parameter] = diagonal.view(shape), -newton.view(shape)
+    if not alive:
+        model.nothing_to_choose_by()
+    share = newton_share(model, steps) if model.keep_first else 0.0
+    scores = {}
+    for layer in model.network.layers:
+        target = layer.weight.detach() + share * steps[layer.parameter]
+        scores[layer.parameter] = target.square() / (2 * diagonals[layer.parameter])
+    return scores, share
+
+
+def _fisher(model: TaylorModel, layer: Layer, rows: Tensor) -> BlockFisher:
+    return BlockFisher(rows, BLOCK, model.damping, layer.name, model.note)
+
+
+def _gradient(model: TaylorModel, layer: Layer) -> Tensor:
+    """g, flat; zero where the first-order term is not kept."""
+    if not model.keep_first:
+        return torch.zeros_like(layer.weight).detach().flatten()
+    return model.gradient[layer.parameter].flatten()

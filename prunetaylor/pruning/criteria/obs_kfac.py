@@ -1,0 +1,116 @@
+"""Optimal Brain Surgeon with K-FAC's factors, in units of the error (Martens & Grosse 2015; for convolutions Grosse &
+Martens 2016; for pruning Wang et al. 2019).
+
+The curvature of a layer's weights is the Gram matrix H of its inputs times the second moment a of its output gradients:
+
+    s_j = 1/2 a t_j^2 / [H^-1]_jj              H: on the row's kept weights,  a: summed over positions, the row's own
+
+Of the output factor the diagonal: what makes up for a removal is the rest of its own row, as the repair by least
+squares does it row by row, and H can be restricted to what each row keeps. t is the weight; where the first-order term
+is kept, where Newton's step would take it, t = w - e (a H)^-1 g (Singh & Alistarh 2020, WoodTaylor, with e = 1; here e
+is where the whole network's model of held-out samples has its minimum along the steps of all layers). An intercept,
+where there is one, takes part in making up for a removal, so that H is centred there; in Newton's step it stays, and H
+is not. There the mean of a row's curvature a diag(H) counts as no less than the damping x _SEEN of the largest in the
+network: a layer that is nearly dead has little of either, and would move without bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.network import Network
+from prunetaylor.pruning.criteria._newton import newton_share
+from prunetaylor.pruning.criteria._units import error_unit
+from prunetaylor.taylor.curvature.gradients import gradient_bytes, sensitivity_bytes
+from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
+from prunetaylor.taylor.curvature.solve import inverse_diagonal, least_squares_bytes, restricted_least_squares
+from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, largest_of
+from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+
+SUMMARY = (
+    "Optimal Brain Surgeon with Kronecker-factored curvature: as obs, but in units of the loss and with the "
+    "gradient's term"
+)
+COST = "as obs, plus backward passes over the calibration samples"
+USE = "networks that are not converged, where the gradient matters"
+NEEDS = "samples"
+REPAIR = "least-squares"
+FIRST_ORDER = True
+DAMPED = True
+REACH = 0.35
+
+_SEEN = torch.finfo(torch.float32).eps
+"""Of the largest curvature in the network: gradients are in float32, and tell nothing of one that is smaller."""
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
+    grams, fitting = grams_bytes(sizes)
+    sensitivity, first = sensitivity_bytes(sizes)
+    gradient, second = gradient_bytes(sizes)
+    held, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
+    systems, layer = largest_of(
+        sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+    )
+    return [
+        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+        Phase("gradient", {"curvature": held, "activations": max(first, second)}),
+        Phase("Newton's step", {"curvature": held, "scores": steps, "activations": prediction_bytes(sizes)}),
+        Phase("scores", {"curvature": held, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer),
+    ]
+
+
+def score(
+    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, Tensor]:
+    assert model is not None
+    targets = {layer.parameter: layer.weight.detach() for layer in network.layers}
+    if model.keep_first:
+        steps = _newton_steps(model, network, masks)
+        share = newton_share(model, steps)
+        targets = {name: w + share * steps[name] for name, w in targets.items()}
+
+    def of(layer: Layer) -> Tensor:
+        h = model.gram(layer)
+        keep = layer.matrix(masks[layer.parameter])
+        inverse = [inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)]
+        target = layer.matrix(targets[layer.parameter]).to(h.dtype)
+        return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
+
+    return model.layer_scores(of)
+
+
+def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of each layer by itself, by parameter name."""
+    least = model.damping * _SEEN * max(float(_curvature(model, layer).max()) for layer in network.layers)
+    return {layer.parameter: _newton_step(model, layer, masks[layer.parameter], least) for layer in network.layers}
+
+
+def _curvature(model: TaylorModel, layer: Layer) -> Tensor:
+    """The mean of a diag(H) in each of the layer's rows, (G, R, 1)."""
+    return 2 * error_unit(model, layer) * _mean_square(model, layer)
+
+
+def _mean_square(model: TaylorModel, layer: Layer) -> Tensor:
+    """Of the layer's inputs, (G, 1, 1)."""
+    h, _ = model.moments[layer.name].plain()
+    return h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+
+
+def _newton_step(model: TaylorModel, layer: Layer, mask: Tensor, least: float) -> Tensor:
+    """-(a H)^-1 g on the kept weights, in the weight's shape; a row's curvature counts as no less than ``least``."""
+    h, _ = model.moments[layer.name].plain()
+    keep, curvature = layer.matrix(mask), _curvature(model, layer)
+    g = layer.matrix(model.gradient[layer.parameter]).to(h.dtype)
+    # Rows that the outputs do not depend on have neither a gradient nor anywhere to go.
+    wanted = torch.where(curvature > 0, -g * _mean_square(model, layer) / curvature.clamp_min(least), 0)
+    start = torch.zeros_like(wanted)
+    rows = [
+        restricted_least_squares(h[i], wanted[i], start[i], keep[i], model.damping, layer.name, model.note)
+        for i in range(layer.groups)
+    ]
+    return layer.tensor(torch.stack(rows))

@@ -1,0 +1,139 @@
+"""Passes that do not compute again what is already settled.
+
+While layers are solved in the order in which they run, everything that ran before the current one is final. A module
+all of whose prunable layers are solved gives the same outputs in every pass to come: they are kept, and replayed in
+place of the module. A pass then costs the part of the network that is new, instead of all of it up to the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunetaylor.network.layer import Layer
+from prunetaylor.taylor.memory import Sizes, chunks
+
+KEPT_BYTES = 1 << 29
+"""For the outputs that are kept at one time; what does not fit is computed again, which costs time and nothing else."""
+
+
+def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
+    """What is kept of one sample while each of the layers is solved, ``outputs`` being the bytes of each module's."""
+    replay, found, before = Replay(module, layers, 1), [], set[nn.Module]()
+    for layer in layers:
+        final = set(replay._largest_final())
+        # What a pass adds is kept beside what it replaces until the pass is done.
+        found.append(sum(outputs.get(m, 0) for m in final | before))
+        before = final
+        replay.settle(layer)
+    return found
+
+
+def kept_bytes(sizes: Sizes) -> int:
+    """What is kept at one time, at most."""
+    most = sizes.samples * max(sizes.activations.settled, default=0)
+    return min(most, KEPT_BYTES // chunks().kept)
+
+
+class Replay:
+    """Outputs of settled modules, by batch. Only modules that are called once a pass and return a tensor are kept."""
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: int) -> None:
+        self._module, self._batches = module, batches
+        self._inside: dict[nn.Module, set[str]] = {}
+        owner: dict[nn.Module, str] = {m: layer.name for layer in layers for m in layer.modules}
+        for child in module.modules():
+            names = {owner[m] for m in child.modules() if m in owner}
+            if names and child is not module:
+                self._inside[child] = names
+        self._settled: set[str] = set()
+        self._kept: dict[nn.Module, list[Tensor]] = {}
+        self._coming: dict[nn.Module, int] = {}  # bytes of what the pass at work keeps
+        # Modules that share a weight are settled with the first of them, when what feeds the others may be yet to come.
+        shared = {m for layer in layers if len(layer.modules) > 1 for m in layer.modules}
+        self._refused = {child for child in self._inside if not shared.isdisjoint(child.modules())}
+
+    def settle(self, layer: Layer) -> None:
+        """The layer is final."""
+        self._settled.add(layer.name)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Around one pass over the batches: replay what is kept, and keep what has become final."""
+        batch = _Counter()
+        final = self._largest_final()
+        fresh: dict[nn.Module, list[Tensor]] = {m: [] for m in final if m not in self._kept}
+        replayed = [m for m in final if m in self._kept]
+        # What stands in for a fresh module until it is kept itself.
+        replayed += [m for m in self._kept if m not in final and any(m in set(f.modules()) for f in fresh)]
+        handles = [self._module.register_forward_pre_hook(batch)]
+        own = {m: vars(m)["forward"] for m in replayed if "forward" in vars(m)}  # somebody else's stand-in
+        for m in replayed:
+            m.forward = _Replayed(self._kept[m], batch)
+        for m, into in fresh.items():
+            handles.append(m.register_forward_hook(self._keeper(into, batch)))
+        try:
+            yield
+        finally:
+            for m in replayed:
+                del m.forward
+            for m, forward in own.items():
+                m.forward = forward
+            for handle in handles:
+                handle.remove()
+        self._coming = {}
+        for m, outputs in fresh.items():
+            if m not in self._refused and len(outputs) == self._batches:
+                within = set(m.modules())
+                self._kept = {n: o for n, o in self._kept.items() if n not in within}
+                self._kept[m] = outputs
+
+    def _largest_final(self) -> list[nn.Module]:
+        """Settled modules that may be kept and lie in no other such module."""
+        final = [m for m, names in self._inside.items() if names <= self._settled and m not in self._refused]
+        inner = {child for m in final for child in m.modules() if child is not m}
+        return [m for m in final if m not in inner]
+
+    def _keeper(self, into: list[Tensor], batch: _Counter) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, _: Any, output: Any) -> None:
+            called_once = len(into) == batch.value
+            if module in self._refused:
+                return
+            if not isinstance(output, Tensor) or not called_once or (not into and not self._fits(module, output)):
+                self._refused.add(module)
+                self._coming.pop(module, None)
+                into.clear()
+            else:
+                into.append(output.clone())
+
+        return keep
+
+    def _fits(self, module: nn.Module, output: Tensor) -> bool:
+        within = set(module.modules())
+        others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in within for o in kept)
+        size = output.numel() * output.element_size() * self._batches
+        if others + sum(self._coming.values()) + size > KEPT_BYTES // chunks().kept:
+            return False
+        self._coming[module] = size
+        return True
+
+
+class _Counter:
+    """Which batch is on its way: a hook that counts the calls of the network."""
+
+    value = -1
+
+    def __call__(self, *_: Any) -> None:
+        self.value += 1
+
+
+class _Replayed:
+    def __init__(self, outputs: list[Tensor], batch: _Counter) -> None:
+        self._outputs, self._batch = outputs, batch
+
+    def __call__(self, *_: Any, **__: Any) -> Tensor:
+        # A copy: whoever reads it may change it in place.
+        return self._outputs[self._batch.value].clone()

@@ -1,0 +1,308 @@
+"""Refinement by mini-batches: every layer's outputs, and the network's, towards the dense network's.
+
+    minimise  E / s + c mean_l |y_l - y_l*|^2 / var(y_l*)        y_l, y_l*: outputs of layer l, pruned and dense
+                                                                 s: the error of a constant answer
+
+over all kept weights and biases at once, by Adam (Kingma & Ba 2015) on randomly changed samples. A thousand samples say
+too little through the network's outputs alone: there are more weights than outputs, and what is fitted to them answers
+worse elsewhere. Through the layers' outputs each sample says thousands of times more (hints: Romero et al. 2015,
+section 2.2; all layers at once: Frantar & Alistarh 2022, section 6, global AdaPrune).
+
+Batch-norm statistics stay as they are, and nothing is kept that held-out samples do not confirm.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.errors import UsageError
+from prunetaylor.data.samples import Batches, Share
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.names import movable
+from prunetaylor.network.state import evaluating, like_weights, restore, snapshot, trainable
+from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.masks import keep_masks
+from prunetaylor.pruning.training.optimizer import learning_rate
+from prunetaylor.runtime.processes.exchange import all_sum
+from prunetaylor.runtime.processes.training import sum_gradients
+from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
+from prunetaylor.taylor.objective import Objective, outputs_of
+from prunetaylor.taylor.passes import Risk, sweep
+
+BATCH = 64
+"""Samples a step."""
+STEPS = 300
+"""By default."""
+RATE = 0.015
+"""The largest step of a weight, as a share of its tensor's root mean square; from there it falls along a cosine."""
+SMALLEST = 0.01
+"""The root mean square that a tensor is taken to have at least: biases may all be zero."""
+FEATURES = 5.0
+"""c, what the layers' outputs weigh beside the network's."""
+ROUNDING = 1e-12
+"""Of the mean square: outputs whose variance is no more than this are constant, as far as float32 can tell."""
+WARMUP = 10
+"""Steps in which it rises before."""
+LOOKS = 6
+"""Looks at the held-out samples on the way."""
+
+
+@dataclass(frozen=True)
+class MatchState:
+    """After a step: the held-out error before the first and the lowest so far; ``looked``: it has just been taken."""
+
+    step: int
+    before: float
+    after: float
+    looked: bool
+
+
+def memory(sizes: Sizes) -> Phase:
+    """Gradients, Adam's state, masks as numbers and the best state, beside a batch with its graph.
+
+    Of each layer both networks' outputs and their differences.
+    """
+    outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
+    held = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
+    batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
+    parts = {"optimizer": held, "activations": batch}
+    return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
+
+
+class Matching:
+    """Refines ``module`` in place towards ``dense``; masked weights stay zero.
+
+    :meth:`run` yields after each step and ends with the state of the lowest held-out error, which may be the first.
+    Like a training, it goes on from a dictionary of what it has done; weights in between are the caller's to keep.
+
+    Args:
+        layers: whose outputs are matched: behind the batch norm that reads them, where there is one (``absorbers``).
+        masks: by parameter name, True = keep.
+        batches: shuffled training batches of BATCH samples, changed anew each time.
+        held: the error of ``module`` on samples that are never fitted.
+        scale: s, in the unit of the error.
+        chunk: samples that are passed through the network at once.
+        alone: modules and parameters, by name, that are left as they are.
+
+    Raises (in ``run``):
+        NumericsError: where the error on held-out samples is not finite to begin with.
+        UsageError: where a layer is not called as it is in the dense network, so that there is nothing to match.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dense: nn.Module,
+        layers: Sequence[Layer],
+        absorbers: Mapping[str, Absorber],
+        masks: Mapping[str, Tensor],
+        batches: Batches,
+        held: Risk,
+        *,
+        scale: float,
+        steps: int,
+        chunk: int,
+        alone: Collection[str] = (),
+    ) -> None:
+        self.module, self.dense, self.masks, self.batches, self.held = module, dense, masks, batches, held
+        self._scale, self._steps, self._chunk = scale, steps, chunk
+        self._free = movable(module, alone)
+        self._watched = _watched(module, layers, absorbers)
+        # Before anything is moved; what a dictionary holds instead, where one is loaded.
+        rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
+        self._state: dict[str, Any] = {"step": 0, "rates": rates, "optimizer": None, "batches": None}
+
+    def run(self) -> Iterator[MatchState]:
+        """Refine, yielding after each step."""
+        state, towards = self._state, Objective(self.held.objective.kind, "divergence")
+        if state["step"] == 0:
+            state["first"] = state["best"] = self.held.value()
+            state["kept"] = snapshot(self.module)
+        with ExitStack() as stack:
+            for network in (self.module, self.dense):
+                stack.enter_context(evaluating(network))
+            stack.enter_context(trainable(self._free.values()))
+            pull = stack.enter_context(_Pull(self.module, self.dense, self._watched))
+            self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
+            if state["optimizer"] is not None:
+                self._optimizer.load_state_dict(state["optimizer"])
+                self.batches.load_state_dict(state["batches"], finished=state["finished"])
+            stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
+            pull.variances = _variances(self.dense, self.held.batches, pull)
+            looks = {round(self._steps * (k + 1) / LOOKS) for k in range(LOOKS)}
+            for share in _endless(self.batches, self._steps - state["step"]):
+                self._set_rates()
+                self._optimizer.zero_grad(set_to_none=True)
+                for part in torch.split(share.x, self._chunk) if len(share.x) else ():
+                    _backward(self.module, self.dense, part, pull, towards, self._scale, len(part) / share.of)
+                sum_gradients(self._free.values())
+                self._optimizer.step()
+                state["step"] += 1
+                if state["step"] in looks:
+                    self._look()
+                yield MatchState(state["step"], state["first"], state["best"], state["step"] in looks)
+        self.module.zero_grad(set_to_none=True)
+        restore(self.module, state["kept"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps to come depend on, between two steps."""
+        place = self.batches.state_dict()
+        finished = place["given"] == len(self.batches)
+        return {
+            **self._state,
+            "optimizer": self._optimizer.state_dict(),
+            "batches": place,
+            "finished": finished,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there, once :meth:`run` is called."""
+        self._state = dict(state)
+
+    def _set_rates(self) -> None:
+        share = learning_rate(self._state["step"], self._steps, 1.0, WARMUP / self._steps)
+        for group, rate in zip(self._optimizer.param_groups, self._state["rates"].values(), strict=True):
+            group["lr"] = rate * share
+
+    def _look(self) -> None:
+        found = self.held.tried()
+        if found < self._state["best"]:
+            self._state |= {"best": found, "kept": snapshot(self.module)}
+
+
+def _backward(
+    module: nn.Module, dense: nn.Module, x: Tensor, pull: _Pull, towards: Objective, scale: float, share: float
+) -> None:
+    """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
+    x = like_weights(module, x)
+    pull.taken()
+    with torch.no_grad():
+        reference = outputs_of(dense(x)).float()
+    with torch.enable_grad():
+        with pull.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
+            outputs = outputs_of(module(x)).float()
+        error = towards.values(outputs, reference).mean() / scale
+        (error * share).backward()  # type: ignore[no-untyped-call]
+
+
+def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> dict[str, float]:
+    """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
+    sums: dict[str, Tensor] = {}
+    for _ in sweep(dense, batches):
+        for call, output in pull.taken().items():
+            y = output.double() if output.device.type != "mps" else output
+            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
+            sums[call] = sums.get(call, 0) + added
+    found = {}
+    for call, (count, total, square) in all_sum(sums).items():
+        mean, whole = float(total / count), float(square / count)
+        # What rounding leaves of a constant's is none.
+        found[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
+    return found
+
+
+class _Pull:
+    """The layers' part of the loss, put into the gradients on their way back.
+
+    What it adds to the gradient of a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are: no
+    graph of it is needed, which would take six passes over each output in place of two. Layers whose outputs the
+    network's do not depend on are not pulled.
+    """
+
+    def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
+        self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
+        self._wanted: dict[str, Tensor] = {}  # y* by layer and call
+        self._share: float | None = None  # None: passes of ``module`` are none of ours
+        self._calls: Counter[str] = Counter()
+        self.variances: Mapping[str, float] = {}
+
+    def __enter__(self) -> _Pull:
+        self._handles = [m.register_forward_hook(self._keep) for m in self._theirs]
+        self._handles += [m.register_forward_hook(self._pull) for m in self._mine]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def taken(self) -> dict[str, Tensor]:
+        """What each call of the dense layers has put out since this was last asked, in float32."""
+        found, self._wanted, self._calls = self._wanted, {}, Counter()
+        return found
+
+    @contextmanager
+    def weighed(self, share: float) -> Iterator[None]:
+        """Inside is a pass of ``module``, right after one of the dense network over the same samples."""
+        self._share, self._calls = share, Counter()
+        try:
+            yield
+        finally:
+            self._share = None
+            self.taken()
+
+    def _call(self, name: str) -> str:
+        self._calls[name] += 1
+        return f"{name} {self._calls[name]}"
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        # An activation may overwrite it.
+        self._wanted[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
+
+    def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self._share is None:
+            return
+        name = self._mine[module]
+        call = self._call(name)
+        if not output.requires_grad:
+            return
+        wanted, variance = self._wanted.get(call), self.variances.get(call)
+        if wanted is None or variance is None or wanted.shape != output.shape:
+            raise UsageError(
+                f"{name} is not called as in the dense network, so its outputs cannot be matched",
+                "use prune.refine_by=gauss-newton, or prune.refine=none",
+            )
+        back, weight = wanted.sub_(output.detach()), -2 * FEATURES * self._share
+        weight /= len(self.variances) * variance * output.numel()
+        last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format
+
+        def add(gradient: Tensor) -> Tensor:
+            # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
+            gradient = gradient.contiguous(memory_format=order)
+            return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+def _watched(module: nn.Module, layers: Sequence[Layer], absorbers: Mapping[str, Absorber]) -> list[str]:
+    """Names of the modules whose outputs are matched: a layer's batch norm, else the layer's own."""
+    names = {child: name for name, child in module.named_modules()}
+    found: dict[str, None] = {}
+    for layer in layers:
+        absorber = absorbers.get(layer.name)
+        for name in [absorber.key.rpartition(".")[0]] if absorber else [names[m] for m in layer.modules]:
+            found[name] = None
+    return list(found)
+
+
+def _endless(batches: Batches, steps: int) -> Iterator[Share]:
+    done = 0
+    while done < steps:
+        for share in batches.shares():
+            done += 1
+            yield share
+            if done == steps:  # before another is drawn: a run that goes on after the last step draws none either
+                return
+
+
+def _root_mean_square(x: Tensor) -> float:
+    """Of the entries that are not zero."""
+    count = int(x.count_nonzero())
+    return float((x.float().square().sum() / count).sqrt()) if count else 0.0

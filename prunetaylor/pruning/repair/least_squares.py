@@ -1,0 +1,206 @@
+"""Least squares of each layer's kept weights, towards the dense layer's outputs, from the inputs that the pruned
+network really gives it, layer after layer in the order in which they run.
+
+Each layer thereby also takes back what the layers before it did wrong. Best of all single steps by measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.errors import UsageError
+from prunetaylor.data.samples import Batches
+from prunetaylor.network.layer import Layer, Prunable
+from prunetaylor.pruning.repair.activation_cache import Replay, kept_bytes
+from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.taylor.curvature.gram import (
+    POSITIONS,
+    Accumulator,
+    Moments,
+    Positions,
+    centred_bytes,
+    fitting_bytes,
+    moments_bytes,
+    moments_of_all,
+    sampled_rows,
+)
+from prunetaylor.taylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
+from prunetaylor.taylor.memory import FLOAT, LayerSize, Phase, Sizes, chunks, forward, largest_of
+from prunetaylor.taylor.passes import Watcher, sweep
+
+_CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
+
+
+def memory(sizes: Sizes) -> list[Phase]:
+    """The layer that takes the most while it is solved: its moments, then its systems, beside what is kept."""
+    rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
+    dense = FLOAT * sizes.samples * rows
+    kept = (dense if dense <= _CACHE_BYTES // chunks().kept else 0) + kept_bytes(sizes)
+
+    def fitting(layer: LayerSize) -> int:
+        return fitting_bytes(layer, sizes)
+
+    def solving(layer: LayerSize) -> int:
+        return centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+
+    def moments(layer: LayerSize) -> int:
+        return moments_bytes(layer, sizes.wide)
+
+    work, fitted = largest_of(sizes.layers, lambda layer: moments(layer) + fitting(layer))
+    systems, solved = largest_of(sizes.layers, lambda layer: moments(layer) + solving(layer))
+    # Two passes at a time: the pruned network's, and the dense one's where its outputs are not kept.
+    return [
+        Phase("least squares", {"kept outputs": kept, "activations": 2 * forward(sizes), "curvature": work}, fitted),
+        Phase("least squares", {"kept outputs": kept, "systems": systems}, solved),
+    ]
+
+
+class DenseOutputs:
+    """The dense layers' outputs at the drawn positions: kept from one pass where they fit in memory.
+
+    ``layers`` are the dense network's own, by name: a copy's, whose modules the pruned network does not share.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> None:
+        self.module, self.batches, self.where = module, batches, where
+        self.layers = {layer.name: layer for layer in layers}
+        self._kept: dict[str, list[list[Tensor]]] | None = None  # by layer, batch and call
+        kept: dict[str, list[list[Tensor]]] = {layer.name: [] for layer in layers}
+        size = 0
+        self._once: set[str] = set()
+        for batch in self._rows(list(layers), None):
+            for name, calls in batch.items():
+                kept[name].append(calls)
+                if len(calls) == 1:
+                    self._once.add(name)
+                size += sum(rows.numel() * rows.element_size() for rows in calls)
+            if size * batches.own_count() > _CACHE_BYTES // chunks().kept * len(next(iter(kept.values()))):
+                return
+        self._kept = kept
+
+    def of(self, name: str) -> Iterator[list[Tensor]]:
+        """Rows (G, P, R) of each call of the layer, batch by batch."""
+        if self._kept is not None:
+            yield from self._kept[name]
+            return
+        layer = self.layers[name]
+        for batch in self._rows([layer], self.last_module(layer)):
+            yield batch[name]
+
+    def last_module(self, layer: Layer) -> nn.Module | None:
+        """The module after which a pass may stop: the layer's, where each pass calls it once."""
+        return layer.module if layer.name in self._once else None
+
+    def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
+        calls: dict[str, list[Tensor]] = {}
+        watch: dict[nn.Module, Watcher] = {}
+        for layer in layers:
+            for used in layer.modules:
+                watch[used] = _outputs_into(calls, layer.name, used, self.where)
+        for _ in sweep(self.module, self.batches, watch=watch, until=until):
+            yield {layer.name: calls.pop(layer.name, []) for layer in layers}
+
+
+def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, where: Positions) -> Watcher:
+    def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+        calls.setdefault(name, []).append(sampled_rows(used, x, y, where, start, samples)[1].float())
+
+    return add
+
+
+def paired_moments(
+    module: nn.Module, layer: Layer, absorber: Absorber | None, dense: DenseOutputs, batches: Batches
+) -> Moments:
+    """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
+
+    A bias that takes up no intercept stays as it is: it is no part of the targets. Neither are the biases of modules
+    that share a weight.
+    """
+    absorbed = absorber is not None and absorber.sign > 0
+    sums: dict[str, Accumulator] = {}
+    rows: list[tuple[Prunable, Tensor]] = []
+
+    def watcher(used: Prunable) -> Watcher:
+        def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+            rows.append((used, sampled_rows(used, x, y, dense.where, start, samples)[0]))
+
+        return add
+
+    watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
+    passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
+    for _, targets in zip(passes, dense.of(layer.name), strict=True):
+        if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
+            raise UsageError(
+                f"{layer.name} is not called as in the dense network, so least squares has no target for it",
+                "use prune.repair=obs, or exclude the layer (prune.exclude)",
+            )
+        for (used, x), t in zip(rows, targets, strict=True):
+            fixed = None if absorbed else used.bias
+            total = sums.setdefault(layer.name, Accumulator())
+            total.add(x, t if fixed is None else t - layer.rows(fixed.detach()).unsqueeze(1))
+        rows.clear()
+    return moments_of_all(sums)[layer.name]
+
+
+@torch.no_grad()
+def solve_layer(
+    layer: Layer, moments: Moments, keep: Tensor, absorber: Absorber | None, damping: float, note: Note
+) -> tuple[Tensor, Tensor | None]:
+    """The weights (G, R, C) and intercepts (G, R) that bring a layer nearest to its targets.
+
+    ``keep`` (G, R, C) are the weights that may be nonzero. Without an absorber there is no intercept.
+    """
+    h, cross = moments.centred() if absorber else moments.plain()
+    now = layer.matrix(layer.weight.detach()).to(h.dtype)
+    solved = torch.stack(
+        [
+            restricted_least_squares(h[g], cross[g], now[g], keep[g], damping, layer.name, note)
+            for g in range(layer.groups)
+        ]
+    )
+    if absorber is None:
+        return solved, None
+    return solved, moments.tx[..., -1] - (solved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2)
+
+
+@torch.no_grad()
+def repair(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    masks: Mapping[str, Tensor],
+    dense: DenseOutputs,
+    dense_state: Mapping[str, Tensor],
+    absorbers: Mapping[str, Absorber],
+    batches: Batches,
+    *,
+    damping: float,
+    note: Note,
+    solved: Collection[str] = (),
+) -> Iterator[str]:
+    """Solve the layers one after another in place; yields the name of each when it is done.
+
+    ``layers`` in the order in which they run; masks (True = keep) by parameter name. Layers in ``solved`` are final.
+    """
+    state = module.state_dict()
+    replay = Replay(module, layers, batches.own_count())
+    for layer in layers:
+        if layer.name in solved:
+            replay.settle(layer)
+            continue
+        with replay.passing():
+            moments = paired_moments(module, layer, absorbers.get(layer.name), dense, batches)
+        # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.
+        present = dense_state[layer.parameter].to(layer.weight.device) != 0
+        keep = layer.matrix(masks[layer.parameter] & present)
+        absorber = absorbers.get(layer.name)
+        weight, intercept = solve_layer(layer, moments, keep, absorber, damping, note)
+        layer.weight.copy_(layer.tensor(weight).to(layer.weight.dtype))
+        if absorber and intercept is not None:
+            target = state[absorber.key]
+            shift = intercept.flatten().to(target.dtype)
+            target.copy_(shift if absorber.sign > 0 else dense_state[absorber.key].to(target.device) - shift)
+        replay.settle(layer)
+        yield layer.name

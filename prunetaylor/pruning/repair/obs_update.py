@@ -1,0 +1,111 @@
+"""The kept weights of one layer move to make up for the removed ones, all at once, from its Gram matrix alone.
+
+    d_R = -w_R,        d_K = H_KK^-1 H_KR w_R                 R: what a row loses,  K: what it keeps
+
+the minimum of d'Hd given all of R (Hassibi & Stork 1992, eq. 5, for a set of weights). A row that loses fewer weights
+than it keeps is solved from the other side, by block inversion:
+
+    d = -H^-1_.R (H^-1_RR)^-1 w_R
+
+Unlike ``least_squares`` it looks at no data: it is right for a layer whose inputs are still those that the Gram matrix
+was fitted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.network.layer import Layer
+from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.taylor.curvature.gram import Moments, centred_bytes
+from prunetaylor.taylor.curvature.solve import (
+    BLOCK,
+    Note,
+    cholesky,
+    kept_columns,
+    least_squares_bytes,
+    restricted_least_squares,
+    row_batches,
+)
+from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
+
+
+def memory(sizes: Sizes) -> Phase:
+    """The layer that takes the most: its Gram matrix, inverse and factor, and the systems of its rows."""
+
+    def need(layer: LayerSize) -> int:
+        matrices = 3 * sizes.wide * layer.columns**2
+        return centred_bytes(layer, sizes.wide) + matrices + least_squares_bytes(layer, sizes.wide)
+
+    systems, layer = largest_of(sizes.layers, need)
+    return Phase("a step", {"systems": systems}, layer)
+
+
+@torch.no_grad()
+def repair(
+    module: nn.Module,
+    layers: Sequence[Layer],
+    masks: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    moments: Mapping[str, Moments],
+    absorbers: Mapping[str, Absorber],
+    *,
+    damping: float,
+    note: Note,
+) -> Iterator[str]:
+    """Solve the layers in place, each from its weights in ``before``, the state that nothing was yet removed from;
+    yields the name of each when it is done.
+
+    Masks (True = keep) by parameter name, moments of ``before`` and absorbers by the layer's name.
+    """
+    state = module.state_dict()
+    for layer in layers:
+        layer.weight.copy_(before[layer.parameter])
+    for layer in layers:
+        absorber, keep = absorbers.get(layer.name), layer.matrix(masks[layer.parameter])
+        moved, means = compensate(layer, moments[layer.name], keep, absorber is not None, damping, note)
+        layer.weight.add_(layer.tensor(moved).to(layer.weight))
+        if absorber is not None and means is not None:
+            target = state[absorber.key]
+            target.sub_(absorber.sign * means.flatten().to(target))
+        yield layer.name
+
+
+@torch.no_grad()
+def compensate(
+    layer: Layer, moments: Moments, keep: Tensor, absorbed: bool, damping: float, note: Note
+) -> tuple[Tensor, Tensor | None]:
+    """The displacement of the weights (G, R, C), and how far the outputs' means move by it (G, R).
+
+    ``keep`` (G, R, C), True = keep. With ``absorbed`` something takes up that move of the means (see ``affine``), so
+    that only what varies has to be made up for; without, there is no second value.
+    """
+    h = (moments.centred() if absorbed else moments.plain())[0]
+    w = layer.matrix(layer.weight.detach()).to(h.dtype)
+    moved = torch.stack([_moved(h[g], w[g], keep[g], damping, layer.name, note) for g in range(layer.groups)])
+    return moved, (moved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2) if absorbed else None
+
+
+def _moved(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """d (R, C) for rows ``w`` (R, C) and H (C, C)."""
+    out = -w * ~keep
+    lost = (~keep).sum(1)
+    few = lost < keep.sum(1).clamp_max(BLOCK)
+    if bool((~few).any()):
+        rows = w[~few]
+        out[~few] = restricted_least_squares(h, rows @ h, rows, keep[~few], damping, name, note) - rows
+    # With the weights that go now in the part of the ones that were kept; rows that lose none stay as they are.
+    some = (few & (lost > 0)).nonzero().squeeze(1)
+    if len(some):
+        inverse = torch.cholesky_inverse(cholesky(h, torch.ones_like(keep[:1]), damping, name, note)[0])
+        for rows in row_batches(~keep[some]):
+            at = some[rows]
+            columns, valid = kept_columns(~keep[at])
+            factor = cholesky(inverse, ~keep[at], 0.0, name, note)
+            pull = torch.cholesky_solve((w[at].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
+            spread = torch.zeros_like(w[at]).scatter(1, columns, pull * valid)
+            out[at] = torch.where(keep[at], -(spread @ inverse), out[at])
+    return out

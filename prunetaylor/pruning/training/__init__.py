@@ -1,0 +1,1 @@
+"""Training under masks: the loop, its optimizer, distillation, and divergence."""

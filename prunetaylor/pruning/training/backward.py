@@ -1,0 +1,177 @@
+"""The gradients of a training step: towards the labels and the dense network, in parts that fit in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.config.schema import FinetuneSection
+from prunetaylor.core.errors import DataError, NumericsError, UsageError
+from prunetaylor.core.text import first_line
+from prunetaylor.data.samples import Share
+from prunetaylor.network.state import like_weights
+from prunetaylor.pruning.training.distillation import distillation, distillation_share
+from prunetaylor.pruning.training.divergence import Guard
+from prunetaylor.pruning.training.optimizer import precision
+from prunetaylor.runtime.processes.group import gather_objects, world
+from prunetaylor.runtime.processes.training import waits_within
+from prunetaylor.taylor.memory import chunks, is_out_of_memory, release
+from prunetaylor.taylor.objective import Kind, outputs_of
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
+
+
+class Backward:
+    """Leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
+
+    Args:
+        module: in training mode; inputs are laid out as its weights are.
+        teacher: the dense network, in evaluation mode; None: of the labels alone.
+        guard: told what an output that never changes would cost, which is how bad a loss may be.
+        note: told what the user should read.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        teacher: nn.Module | None,
+        loss: Loss,
+        guard: Guard,
+        *,
+        kind: Kind,
+        options: FinetuneSection,
+        device: torch.device,
+        note: Callable[[str], None],
+    ) -> None:
+        self._module, self._teacher, self._loss, self._guard = module, teacher, loss, guard
+        self._kind, self._options, self._device, self._note = kind, options, device, note
+        self._share = distillation_share(options.distill)
+        self._dtype, _ = precision(options, device)
+        self._forward = torch.compile(module) if options.compile else module
+        # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._parameters = list(module.parameters())
+        self.parts = chunks().training
+        """That a batch is split into, so that it fits in memory."""
+
+    def __call__(self, group: Sequence[Share], count: int) -> Tensor:
+        """The mean loss over a group of batches of ``count`` samples in all: a scalar on the device.
+
+        Of several processes each has the part of its own rows.
+        """
+        largest = max(len(share.x) for share in group)
+        while True:
+            self._forget()
+            size = max(1, -(-largest // self.parts))
+            try:
+                return self._added(group, count, size)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                if world() > 1 and waits_within(self._module):  # the others do, for this one
+                    raise NumericsError(
+                        f"out of memory with {size} samples a process, which wait for one another in each batch norm",
+                        "lower data.batch_size, and raise finetune.accumulate for the same step",
+                    ) from error
+            self._forget()
+            release()
+            self.parts *= 2
+            self._say_parts("out of memory", largest, count)
+
+    def agree(self, group: Sequence[Share], count: int) -> None:
+        """After a step: several processes go on with as many parts as the one that needs the most."""
+        if (most := max(gather_objects(self.parts))) > self.parts:
+            self.parts = most
+            self._say_parts("another process was out of memory", max(len(share.x) for share in group), count)
+
+    def _say_parts(self, why: str, largest: int, count: int) -> None:
+        norms = "; batch-norm statistics are those of a micro-batch" if waits_within(self._module) else ""
+        size = -(-largest // self.parts)
+        self._note(f"{why}: micro-batches of {size} samples from here on, with the same step of {count}{norms}")
+
+    def _added(self, group: Sequence[Share], count: int, size: int) -> Tensor:
+        """The mean loss, its gradients added, with at most ``size`` samples at a time.
+
+        A call of its own: what fails leaves nothing behind that the next attempt, on fewer samples, would find no room
+        beside.
+        """
+        means: list[Tensor] = []
+        for share in group:
+            for x, y in _parts(share, size):
+                mean = self._value(like_weights(self._module, x), y)
+                if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
+                    mean = mean * (len(x) / count)
+                self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+                means.append(mean.detach())
+        return means[0] if len(means) == 1 else torch.stack(means).sum()
+
+    def _forget(self) -> None:
+        """No gradients, as ``module.zero_grad`` leaves none; that looks for the parameters at every step."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _value(self, x: Tensor, y: Tensor) -> Tensor:
+        with self._autocast():
+            outputs = self._outputs(x).float()
+        if not len(x):  # the other processes wait for it in every batch norm
+            return outputs.sum() * 0
+        wanted = None
+        if self._teacher is not None:
+            with torch.no_grad(), self._autocast():
+                wanted = outputs_of(self._teacher(x)).float()
+        if self._guard.worst is None:
+            # Of zeros too: where these samples are of one class, their mean output is no bad answer.
+            same = outputs.detach().mean(0).expand_as(outputs), torch.zeros_like(outputs)
+            with torch.no_grad():
+                losses = [float(self._mixed(answer, wanted, y)) for answer in same]
+            self._guard.worst = max(filter(math.isfinite, losses), default=math.nan)
+        return self._mixed(outputs, wanted, y)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        try:
+            return self._computed(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "a batch norm of the network cannot train on a single sample", "raise data.batch_size, or --memory"
+            ) from error
+
+    def _computed(self, x: Tensor) -> Tensor:
+        if not self._options.compile:
+            return outputs_of(self._forward(x))
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return outputs_of(self._forward(x))
+        except TorchDynamoException as error:
+            raise UsageError(
+                f"torch.compile cannot compile the network: {first_line(error)}",
+                "leave finetune.compile at false",
+            ) from error
+
+    def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
+        """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
+        if wanted is None:
+            return self._loss(outputs, y)
+        distance = distillation(outputs, wanted, y, self._kind, self._options.distill)
+        share = self._share
+        return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._dtype)
+
+
+def _parts(share: Share, size: int) -> list[tuple[Tensor, Tensor]]:
+    """At most ``size`` samples each, evenly: no batch norm can train on one sample that is left over."""
+    parts = -(-len(share.x) // size)
+    if parts <= 1:
+        return [(share.x, share.y)]
+    return list(zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True))

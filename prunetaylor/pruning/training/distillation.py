@@ -1,0 +1,31 @@
+"""Distillation: what is left learns from the dense network's outputs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from prunetaylor.core.config.schema import DistillSection
+from prunetaylor.taylor.losses import LOSSES
+from prunetaylor.taylor.objective import Kind
+
+
+def distillation_share(options: DistillSection) -> float:
+    """Of the training loss, ``auto`` settled: mostly the dense network's outputs, which say more than a label does."""
+    return 0.9 if options.weight == "auto" else options.weight
+
+
+def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, kind: Kind, options: DistillSection) -> Tensor:
+    """How far outputs (B, K) are from the teacher's: a scalar.
+
+    For classes, and answers of yes or no, the KL divergence of the softened outputs times T^2, which keeps the size of
+    its gradient (Hinton, Vinyals & Dean 2015, section 2); for values the mean squared error. With a loss of the user's
+    the targets say which: class ids are integers.
+    """
+    heat = options.temperature
+    if kind == "binary":
+        return LOSSES["binary"].divergence(outputs / heat, wanted / heat).mean() * heat**2
+    if targets.is_floating_point():
+        return functional.mse_loss(outputs, wanted)
+    student, dense = (outputs / heat).log_softmax(1), (wanted / heat).log_softmax(1)
+    return functional.kl_div(student, dense, reduction="batchmean", log_target=True) * heat**2

@@ -1,0 +1,148 @@
+"""What a training step is made with: learning rate, precision, optimiser and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.config.schema import FinetuneSection
+from prunetaylor.core.errors import UsageError
+from prunetaylor.network.state import restore, snapshot
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+
+
+def peak_lr(options: FinetuneSection) -> tuple[float, str]:
+    """The peak learning rate and why."""
+    if options.lr != "auto":
+        return options.lr, "as asked"
+    return (0.05, "the default of sgd") if options.optimizer == "sgd" else (0.001, "the default of adamw")
+
+
+def precision(options: FinetuneSection, device: torch.device) -> tuple[torch.dtype, str]:
+    """The type that convolutions and matrix products compute in, and why."""
+    asked = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if options.precision != "auto":
+        return asked[options.precision], "as asked"
+    if device.type != "cuda":
+        return torch.float32, f"mixed precision gains nothing on {device.type}"
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16, "the GPU computes in bf16"
+    return torch.float16, "the GPU does not compute in bf16"
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, shape: str = "cosine") -> float:
+    """Linear warm-up over a share of the steps, then a cosine or a line towards zero, or constant.
+
+    ``step`` counts from 0.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return peak * (step + 1) / rising
+    if shape == "constant":
+        return peak
+    done = (step - rising) / (steps - rising)
+    return peak * (1 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rate of each of ``steps``; it starts anew at each of the steps ``starts``, the first of them 0.
+
+    Starting anew after each pruning step is learning-rate rewinding (Renda, Frankle & Carbin 2020, section 3).
+    """
+
+    options: FinetuneSection
+    steps: int
+    starts: Sequence[int] = (0,)
+
+    def __call__(self, step: int) -> float:
+        """Of ``step``, counted from 0."""
+        index = bisect_right(self.starts, step) - 1
+        first, end = self.starts[index], [*self.starts[1:], self.steps][index]
+        peak, _ = peak_lr(self.options)
+        return learning_rate(step - first, end - first, peak, self.options.warmup, self.options.lr_schedule)
+
+
+def make_optimizer(module: nn.Module, options: FinetuneSection, device: torch.device) -> torch.optim.Optimizer:
+    """No decay on norms, and on vectors and scalars: biases. UsageError where nothing is to train."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise UsageError("no parameter of the network requires a gradient", "call requires_grad_() on what is to train")
+    norms = {id(p) for m in module.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+    decaying = [p.dim() > 1 and id(p) not in norms for p in trained]
+    groups = [
+        {"params": list(compress(trained, decaying)), "weight_decay": options.weight_decay},
+        {"params": [p for p, decays in zip(trained, decaying, strict=True) if not decays], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = device.type == "cuda" and can_fuse(trained, precision(options, device)[0])
+    lr, _ = peak_lr(options)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=options.momentum > 0, fused=fused)
+
+
+def can_fuse(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> bool:
+    """Where torch's fused steps are right: of a parameter with holes (a slice of something larger) they update other
+    memory, and SGD's leaves its momentum unset when a gradient scaler skips the first step; both without a word."""
+    return dtype is not torch.float16 and all(torch.empty_like(p).stride() == p.stride() for p in parameters)
+
+
+class Average:
+    """The exponential moving average of all floating-point parameters and buffers, but for those that hold infinities.
+
+        a <- a + (1 - min(decay, (1 + t) / (10 + t))) (w - a)        after step t
+
+    The average of the first steps is short, so that it does not remember where they started.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._module, self._decay, self._steps = module, decay, 0
+        # An infinity has no average: masks of attention stay as they are.
+        self._values = {n: t for n, t in snapshot(module).items() if t.is_floating_point() and bool(t.isfinite().all())}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the module's weights as they are now."""
+        self._steps += 1
+        weight = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
+        now = self._module.state_dict()
+        for group in _by_type(self._values):
+            torch._foreach_lerp_([self._values[n] for n in group], [now[n] for n in group], weight)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The module has the averaged values inside, its own again after."""
+        own = snapshot(self._module)
+        restore(self._module, self._values)
+        try:
+            yield
+        finally:
+            restore(self._module, own)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"steps": self._steps, "values": self._values}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        steps, values = state["steps"], state["values"]
+        assert isinstance(steps, int)
+        assert isinstance(values, dict)
+        self._steps = steps
+        for name, value in values.items():
+            self._values[name].copy_(value)
+
+
+def _by_type(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of the tensors of each device and type: torch takes such together."""
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault((tensor.device, tensor.dtype), []).append(name)
+    return list(groups.values())

@@ -1,0 +1,75 @@
+"""Progress of a run from Python: one line that is written over again, on stderr. Nothing but the standard library."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+from prunetaylor.core.progress import Where
+from prunetaylor.core.text import duration, neutral
+
+_WIDE, _TEXT = 20, 76
+_EVERY = 0.2
+"""Seconds between two looks of the bar; a notebook keeps each of them."""
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a kernel of Jupyter, whose users look at what a cell prints while it runs."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+class Bar:
+    """A bar for the phase at work; phases that took a second or more leave their line."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._where = Where()
+        self._shown = 0.0
+        self._open = False
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        self.close()
+        self._where = Where(neutral(name), total)
+        self._show("")
+
+    def step(self, detail: str = "") -> None:
+        self._where.step()
+        self._show(detail)
+
+    def part(self, done: int, total: int) -> None:
+        self._where.part(done, total)
+        self._show("")
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        self.close()
+        self._stream.write(f"warning: {neutral(text)}\n")
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        """End the line, if one is open."""
+        if self._open:
+            self._stream.write("\n")
+            self._open = False
+
+    def _show(self, detail: str) -> None:
+        now, whole = time.monotonic(), self._where.total is not None and self._where.steps >= self._where.total
+        if self._open and now - self._shown < _EVERY and not whole:
+            return
+        self._shown, where, left = now, self._where, self._where.left()
+        full = int(_WIDE * where.share)
+        bar = f"[{'#' * full}{'.' * (_WIDE - full)}]" if where.total else ""
+        count = f"{int(where.done)}/{where.total}" if where.total else ""
+        ends = f"{duration(left)} left" if left is not None and not whole else ""
+        words = [where.name.ljust(24)[:24], bar, count, ends, neutral(detail)]
+        line = " ".join(word for word in words if word)[:_TEXT]
+        self._stream.write(f"\r{line.ljust(_TEXT)}")
+        self._stream.flush()
+        self._open = True

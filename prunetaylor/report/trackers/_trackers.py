@@ -1,0 +1,73 @@
+"""A tracker that fails is reported once and asked no more: it never stops a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from prunetaylor.core import registry
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.requirements import install_hint
+
+_FAILURES = (Exception, SystemExit)
+"""A service's client may mean to end the program. Signals end it, whoever is at work."""
+
+
+class Tracker(Protocol):
+    """What a service is told."""
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name, after so many optimiser steps."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Trackers:
+    """All trackers of a run.
+
+    Args:
+        folder: where they may write.
+        run: what the run is called.
+        settings: by dotted key.
+        note: told of each that fails, once.
+
+    UsageError where the package of one is not installed.
+    """
+
+    def __init__(
+        self, names: list[str], folder: Path, run: str, settings: Mapping[str, Any], note: Callable[[str], None]
+    ) -> None:
+        self._note = note
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            room = registry.load("report/trackers", name)
+            try:
+                self._open[name] = room.open(folder, run, settings)
+            except ImportError as error:
+                raise UsageError(
+                    f"track={name} needs a package that is not installed ({error.name})",
+                    install_hint(room.PACKAGE),
+                ) from error
+            except _FAILURES as error:
+                self._failed(name, error)
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.measured(step, values)
+            except _FAILURES as error:
+                self._failed(name, error)
+
+    def close(self) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.close()
+            except _FAILURES as error:
+                self._failed(name, error)
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        self._open.pop(name, None)
+        text = " ".join(str(error).split())[:200]
+        self._note(f"track {name}: {type(error).__name__}: {text}; the run continues without it")

@@ -1,0 +1,80 @@
+"""Which device a run computes on, and which GPU each of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prunetaylor.core.errors import UsageError
+from prunetaylor.core.text import first_line
+from prunetaylor.runtime.processes.group import gather_objects, place
+
+
+def pick_device(asked: str) -> tuple[torch.device, str]:
+    """The torch device and why. Several processes of a run take a GPU each, or the processor all of them."""
+    device, reason = _own_gpu(asked) or _pick(asked)
+    if place() is not None:
+        _check_together(gather_objects(_in_words(device)))
+    return device, reason
+
+
+def _own_gpu(asked: str) -> tuple[torch.device, str] | None:
+    """The GPU that is this process's among those of its machine; None where it need not be told from others."""
+    here = place()
+    if here is None or not (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
+        return None
+    there = torch.cuda.device_count()
+    # Slurm may show each task its own GPU only, which is then the first.
+    index = 0 if here.by == "srun" and there == 1 else here.local_rank
+    if index >= there:
+        raise UsageError(
+            f"{there} GPUs for {here.local_world} processes on this machine",
+            "start one process a GPU, or use --device cpu",
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index), f"GPU {index} for process {here.rank} of {here.world}"
+
+
+def _in_words(device: torch.device) -> str:
+    """The kind, and which one of all there are where processes cannot share it."""
+    return f"cuda {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
+
+
+def _check_together(devices: Sequence[str]) -> None:
+    kinds = sorted({device.split()[0] for device in devices})
+    if len(kinds) > 1 or kinds == ["mps"]:
+        raise UsageError(f"the processes of this run compute on {' and '.join(kinds)}", "use --device cpu or cuda")
+    if kinds == ["cuda"] and len(set(devices)) < len(devices):
+        raise UsageError(
+            f"{len(devices)} processes share {len(set(devices))} GPUs",
+            "start one process a GPU, and leave --device at auto or cuda",
+        )
+
+
+def _remedy(asked: str) -> str:
+    """What to do about a device that this torch, or this machine, does not have."""
+    if asked.startswith("cuda") and torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA: install a CUDA build of torch, or use --device cpu"
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count()
+        last = f", of which the last is cuda:{count - 1}" if count else ""
+        return f"torch finds {count} CUDA GPUs{last}; nvidia-smi shows what the driver sees, or use --device cpu"
+    if asked.startswith("mps"):
+        return "it is there on Macs with Apple silicon; use --device auto or cpu"
+    return "use auto, cpu, cuda, cuda:1 or mps"
+
+
+def _pick(asked: str) -> tuple[torch.device, str]:
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), "a CUDA GPU was found"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "no CUDA GPU, but an Apple GPU was found"
+        return torch.device("cpu"), "no GPU found"
+    try:
+        device = torch.device(asked)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device {asked!r} cannot be used: {first_line(error)}", _remedy(asked)) from error
+    return device, "as asked"

@@ -1,0 +1,59 @@
+"""Operators that have forward-mode derivatives, in place of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from prunetaylor.runtime.operators import Replaced
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Replace, for a while, the operators that have no forward-mode derivative by plain arithmetic.
+
+    Fused attention has none at all, batch norm none in its running statistics, which a repair moves, and group norm
+    none of inputs with channels last.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            Replaced(nn.functional.batch_norm, _batch_norm),
+            Replaced(nn.functional.group_norm, _group_norm),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``torch.nn.functional.batch_norm`` with stored statistics as arithmetic."""
+    if training or running_mean is None or running_var is None:
+        return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    # One product and one sum of the input's size: each costs three in forward mode.
+    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    return input * scale.view(shape) + shift.view(shape)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """``torch.nn.functional.group_norm`` of the same values in the plain layout."""
+    return nn.functional.group_norm(input.contiguous(), num_groups, weight, bias, eps)

@@ -1,0 +1,1 @@
+"""The error of a network on samples, and its Taylor expansion."""

@@ -1,0 +1,88 @@
+"""What is not finite, and where in the network it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.state import evaluating
+from prunetaylor.runtime.forward_mode import differentiable
+from prunetaylor.taylor.passes import Risk
+
+
+def check_finite(found: Mapping[str, Tensor], what: str) -> None:
+    """NumericsError, naming the first of the tensors that is not finite; ``found`` by name in running order.
+
+    Going backwards, what is not finite makes all before it so: the last one is where it came from.
+    """
+    bad = [name for name, tensor in found.items() if not _finite(tensor)]
+    if bad:
+        raise NumericsError(
+            f"{bad[0]}: {what} is not finite",
+            f"look for a square root, logarithm or division at zero behind {bad[-1]}; else at the samples and weights",
+        )
+
+
+def not_finite_along(
+    risk: Risk, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor]
+) -> NumericsError:
+    """What to say where a derivative along ``step`` is not finite: between which layers, by forward-mode products.
+
+    ``state`` and ``step`` by name, as :meth:`TaylorModel.predict` takes them.
+    """
+    what = "the predicted change of the error is not finite"
+    for name, moved in step.items():
+        if not _finite(moved):
+            return NumericsError(f"{what}, as the move of {name} is not", "raise prune.damping")
+    for _, x, _ in risk.own():
+        before = "the input"
+        for name, moved in _derivatives(risk.module, layers, state, step, x):
+            if not _finite(moved):
+                return _between(what, before, name)
+            before = name
+        # Through all layers, then: what is left is behind the last one, in this batch or another.
+    return _between(what, before, "the error")
+
+
+def _between(what: str, before: str, after: str) -> NumericsError:
+    return NumericsError(
+        f"{what}: no finite derivative between {before} and {after}",
+        "look there for a square root, logarithm or division at zero; a small constant added to its argument mends it",
+    )
+
+
+def _derivatives(
+    module: nn.Module, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor], x: Tensor
+) -> list[tuple[str, Tensor]]:
+    """(name, derivative of its outputs along the step) of each call of a layer, in the order of the calls."""
+    calls: list[tuple[str, Tensor]] = []
+    rest = {name: tensor for name, tensor in state.items() if name not in step}
+
+    def network(part: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        functional_call(module, {**rest, **part}, (x,))
+        return tuple(y for _, y in calls)
+
+    handles = []
+    for layer in layers:
+        for used in layer.modules:
+
+            def hook(_: nn.Module, __: object, y: Tensor, name: str = layer.name) -> None:
+                calls.append((name, y.clone()))  # an activation may overwrite it
+
+            handles.append(used.register_forward_hook(hook))
+    try:
+        with evaluating(module), torch.no_grad(), differentiable():
+            moved = jvp(network, ({name: state[name] for name in step},), (dict(step),))[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(name, y) for (name, _), y in zip(calls, moved, strict=True)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

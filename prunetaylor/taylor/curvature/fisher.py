@@ -1,0 +1,122 @@
+"""The Fisher information as what it is made of: one gradient a sample, the rows g_i of
+
+    F = 1/n sum_i g_i g_i'
+
+The error is that for a label which the network itself draws, so that the expectation of F is the Gauss-Newton matrix,
+with or without labels. The empirical Fisher information, of the error as it is, is the literature's choice (Singh &
+Alistarh 2020), but nearly empty where a network fits its samples, and zero for the divergence at the dense weights
+(Kunstner et al. 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.runtime.processes.exchange import all_sum
+from prunetaylor.taylor.curvature.solve import Note
+from prunetaylor.taylor.curvature.tape import Tape, layer_gradients, recording, sample_cuts
+from prunetaylor.taylor.memory import FLOAT, Sizes, chunks, sample_gradients
+from prunetaylor.taylor.objective import SampledFactors
+from prunetaylor.taylor.passes import Risk
+
+ROW_ELEMENTS = 1 << 28
+"""Of rows that are held at one time, 1 GiB; a layer that has more is held alone."""
+
+
+def fisher_rows(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
+    """The rows (n, p) of each layer in float32, p its weight flattened, by parameter name: n x p values and no more.
+
+    A layer without part in the error has rows of zeros. NumericsError, naming it, where a row is not finite.
+    """
+    n = risk.batches.samples
+    rows = {layer.parameter: layer.weight.new_zeros((n, layer.weight.numel()), dtype=torch.float32) for layer in layers}
+    for tape, grads, start, samples in _backward(risk, layers, seed):
+        for layer, low, each in layer_gradients(tape, grads, samples):
+            flat = torch.vmap(layer.tensor)(each).flatten(1)
+            if not bool(torch.isfinite(flat).all()):
+                raise NumericsError(
+                    f"{layer.parameter}: the gradient of a sample is not finite", "check the samples and the weights"
+                )
+            rows[layer.parameter][start + low : start + low + len(flat)] = flat
+    return all_sum(rows)  # each process has zeros for the samples of the others
+
+
+@dataclass
+class FisherRows:
+    """The rows of all layers, to be gone through as often as needed: (layer, rows (n, p)) in the layers' order.
+
+    Layers whose rows fit ``elements`` together share a pass over the samples. Where all of them fit they are kept;
+    otherwise each time they are gone through costs all passes again.
+    """
+
+    risk: Risk
+    layers: Sequence[Layer]
+    seed: int
+    elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
+    note: Note | None = None  # told of layers whose rows are zeros
+    single: bool = False  # and of those of which single weights' are
+    _kept: dict[str, Tensor] | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
+        parts = self.passes()
+        for part in parts:
+            rows = self._kept or fisher_rows(self.risk, part, self.seed)
+            if len(parts) == 1:
+                self._kept = rows
+            for layer in part:
+                if self.note:
+                    self._name_dead(layer.parameter, rows[layer.parameter], self.note)
+                yield layer, rows[layer.parameter]
+            del rows  # or the next ones would be made beside them
+
+    def _name_dead(self, name: str, rows: Tensor, note: Note) -> None:
+        if not bool(rows.any()):
+            note(f"{name}: the gradient is zero on all samples, so its weights look free to remove")
+        elif self.single and (dead := int((~rows.any(0)).sum())):
+            count = f"{dead:,} of its {rows.shape[1]:,} weights"
+            note(f"{name}: the gradient is zero on all samples for {count}, whose weights look free to remove")
+
+    def passes(self) -> list[list[Layer]]:
+        """The layers of each pass."""
+        rows = [self.risk.batches.samples * layer.weight.numel() for layer in self.layers]
+        return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // chunks().rows)]
+
+
+def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
+    """Indices of those that together have up to ``elements``, or are alone, in their order."""
+    parts: list[list[int]] = []
+    room = 0
+    for i, need in enumerate(rows):
+        if need > room or not parts:
+            parts.append([])
+            room = elements
+        parts[-1].append(i)
+        room -= need
+    return parts
+
+
+def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
+    """The rows of one pass of :class:`FisherRows`, at most, and what making them takes besides."""
+    rows = [sizes.samples * layer.weights for layer in sizes.layers]
+    parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // chunks().rows)]
+    # Whoever goes through them may still hold those of a layer when the next pass starts.
+    return FLOAT * (max(parts) + (max(rows) if len(parts) > 1 else 0)), sample_gradients(sizes)
+
+
+def _backward(
+    risk: Risk, layers: Sequence[Layer], seed: int
+) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
+    """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
+    factors = SampledFactors(risk.objective, risk.batches.samples, seed)
+    weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
+    with recording(layers) as tape:
+        for start, x, outputs, reference in risk.backward_batches(weights, cuts):
+            vector = factors.of(outputs.detach(), reference, start)
+            yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
+            tape.clear()

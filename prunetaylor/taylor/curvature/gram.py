@@ -1,0 +1,282 @@
+"""Layer Gram matrices: the curvature of a layer's own output error, shared by all its rows.
+
+For a layer y = W x the error of moving W by D, towards targets t = y (or another network's outputs), is
+
+    e(D) = mean_p ||(W + D) x_p - t_p||^2,       Hessian / 2 = H = mean_p x_p x_p'   for every row
+
+(Hassibi & Stork 1992 per layer; Dong et al. 2017; Frantar & Alistarh 2022, section 3). Some 32 positions an image are
+enough: all of them cost fifty times more and change nothing. Inputs carry a last column of ones, so that means, and
+with them the best intercept, are part of the same sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.data.samples import Batches
+from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions, with_entries
+from prunetaylor.runtime.processes.exchange import all_sum, first_of
+from prunetaylor.runtime.processes.group import world
+from prunetaylor.taylor.memory import FLOAT, LayerSize, Sizes, forward
+from prunetaylor.taylor.passes import Watcher, sweep
+
+POSITIONS = 32
+"""Output positions drawn from each sample, for layers that have more."""
+_BLOCK = 256  # rows of a large matrix at a time: 5 MiB in float32 for the largest of ResNet-50, of 4608 columns
+
+
+@dataclass
+class Moments:
+    """Mean products of a layer's inputs x (with a one appended) and targets t over ``rows`` samples of them.
+
+    xx: (G, C+1, C+1),  tx: (G, R, C+1),  tt: (G, R); float64 (float32 on devices without it).
+    """
+
+    xx: Tensor
+    tx: Tensor
+    tt: Tensor
+    rows: int
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the targets, (G, R)."""
+        return (self.tt - self.tx[..., -1].square()).clamp_min(0)
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Covariances (G, C, C) of x and (G, R, C) of t with x: what is left when an intercept takes the means.
+
+        An input whose variance is no more than rounding is a constant: its covariances are exactly zero.
+        """
+        second, mean = self.xx[..., :-1, :-1], self.xx[..., -1, :-1]
+        h = second - _outer(mean, mean)
+        cross = self.tx[..., :-1] - self.tx[..., -1:] * mean.unsqueeze(1)
+        rounding = 100 * torch.finfo(h.dtype).eps * second.diagonal(dim1=-2, dim2=-1)
+        constant = (h.diagonal(dim1=-2, dim2=-1) <= rounding).unsqueeze(1)  # (G, 1, C)
+        return h.masked_fill(constant | constant.mT, 0), cross.masked_fill(constant, 0)
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Second moments (G, C, C) and (G, R, C), for a layer that nothing gives an intercept to."""
+        return self.xx[..., :-1, :-1], self.tx[..., :-1]
+
+
+def pack(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Moments by layer name as plain tensors by name, in the same order; :func:`unpack` is the inverse."""
+    return {
+        f"{part}:{name}": tensor
+        for name, m in moments.items()
+        for part, tensor in (("xx", m.xx), ("tx", m.tx), ("tt", m.tt), ("rows", torch.tensor(m.rows)))
+    }
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
+    found = {}
+    for name in [key.removeprefix("xx:") for key in tensors if key.startswith("xx:")]:
+        xx, tx, tt, rows = (tensors[f"{part}:{name}"] for part in ("xx", "tx", "tt", "rows"))
+        found[name] = Moments(xx, tx, tt, int(rows))
+    return found
+
+
+def moments_bytes(layer: LayerSize, wide: int) -> int:
+    """Of a layer's :class:`Moments`."""
+    columns = layer.columns + 1
+    return wide * layer.groups * (columns**2 + layer.rows * columns + layer.rows)
+
+
+def centred_bytes(layer: LayerSize, wide: int) -> int:
+    """What :meth:`Moments.centred` takes, at most: the products of the means, the covariances, and them once more."""
+    return 3 * wide * layer.groups * layer.columns**2
+
+
+def fitting_bytes(layer: LayerSize, sizes: Sizes) -> int:
+    """What adding a batch to a layer's moments takes: inputs by position three times over, outputs twice."""
+    count = sizes.batch * min(POSITIONS, layer.positions)
+    values = layer.groups * (3 * (layer.columns + 1) + 2 * layer.rows) + layer.columns
+    return FLOAT * (count * values + sizes.batch * layer.inputs + layer.groups * _BLOCK * (layer.columns + 1))
+
+
+def grams_bytes(sizes: Sizes) -> tuple[int, int]:
+    """All layers' moments, and what fitting them takes besides: a batch, or their copy on its way to the cache."""
+    held = sum(moments_bytes(layer, sizes.wide) for layer in sizes.layers)
+    work = forward(sizes) + max(fitting_bytes(layer, sizes) for layer in sizes.layers)
+    return held, max(work, held if sizes.cached else 0)
+
+
+class Positions:
+    """Which output positions of which sample are looked at: the same ones in every pass, however samples are batched.
+
+    Each sample's positions, turned by a random amount, are split into strata with one position drawn from each: they
+    are distinct, and each is as likely as any other. The draw depends on the seed and on the sample's index alone.
+    """
+
+    def __init__(self, samples: int, seed: int, per_sample: int = POSITIONS) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.offsets = torch.rand(samples, per_sample, generator=generator)
+        self.turns = torch.rand(samples, 1, generator=generator)
+        self.per_sample = per_sample
+
+    def pick(self, start: int, samples: int, entries: int, each: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(entries, at) of the rows to take, for a tensor of ``entries`` x ``each`` positions of ``samples`` samples.
+
+        A first dimension that is a multiple of the batch (windows, frames) counts as more positions of a sample.
+        """
+        if entries % samples:  # rows that belong to no sample (a learned query): all of them
+            flat = torch.arange(entries * each)
+        else:
+            total = entries // samples * each
+            if total <= self.per_sample:
+                within = torch.arange(total).expand(samples, total)
+            else:
+                edges = torch.arange(self.per_sample + 1) * total // self.per_sample
+                low, size = edges[:-1], edges.diff()
+                drawn = low + (self.offsets[start : start + samples] * size).long()
+                within = (drawn + (self.turns[start : start + samples] * total).long()) % total
+            flat = (within + torch.arange(samples).unsqueeze(1) * total).flatten()
+        flat = flat.to(device)
+        return flat // each, flat % each
+
+
+def sampled_rows(
+    module: Prunable, x: Tensor, y: Tensor, where: Positions, start: int, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
+    x, y = with_entries(module, x), with_entries(module, y)
+    at = where.pick(start, samples, len(x), positions(module, x, y), x.device)
+    spatial = y.shape[2:] if not isinstance(module, nn.Linear) else torch.Size()
+    return input_rows(module, x, *at, spatial), output_rows(module, y, *at)
+
+
+def accumulate_type(device: torch.device) -> torch.dtype:
+    """The widest type that a device can sum and factorise in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Accumulator:
+    """Sums of products, turned into :class:`Moments` at the end.
+
+    Products are taken of x - s and t - r, with s and r the first row of each: those of values with means far from zero
+    would lose their covariances to rounding, and those of a constant are exactly zero.
+    """
+
+    def __init__(self) -> None:
+        self.shifts: tuple[Tensor, Tensor] | None = None  # s (G, 1, C), r (G, 1, R)
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None  # of the first, blocks on and above the diagonal
+        self.rows = 0
+
+    def add(self, x: Tensor, t: Tensor) -> None:
+        """Rows of inputs (G, P, C) and of targets (G, P, R)."""
+        x, t, wide = x.float(), t.float(), accumulate_type(x.device)
+        (groups, count, columns), rows = x.shape, t.shape[2]
+        if self.shifts is None or self.sums is None:
+            self.shifts = x[:, :1].clone(), t[:, :1].clone()
+            self.sums = (
+                x.new_zeros((groups, columns + 1, columns + 1), dtype=wide),
+                x.new_zeros((groups, rows, columns + 1), dtype=wide),
+                x.new_zeros((groups, rows), dtype=wide),
+            )
+        with_one = x.new_ones((groups, count, columns + 1))
+        torch.sub(x, self.shifts[0], out=with_one[..., :-1])
+        t = t - self.shifts[1]
+        xx, tx, tt = self.sums
+        # Products are taken in float32, a batch at a time, and summed in the wide type; in blocks, for the lower half
+        # of a symmetric matrix need not be made, nor a large one be held in two more types.
+        for some in _blocks(xx):
+            xx[:, some, some.start :] += with_one[..., some].mT @ with_one[..., some.start :]
+        _add_products(tx, t.mT, with_one)
+        tt += t.square().sum(1)
+        self.rows += count
+
+    def _move(self, s: Tensor, r: Tensor) -> None:
+        """Take the products of x - s and t - r instead."""
+        assert self.shifts is not None
+        assert self.sums is not None
+        xx, tx, tt = self.sums
+        a, b = ((old.to(xx) - new.to(xx)).squeeze(1) for old, new in zip(self.shifts, (s, r), strict=True))
+        a = torch.cat([a, torch.zeros_like(a[:, :1])], dim=1)  # the column of ones is not shifted
+        x_sum, t_sum = xx[..., -1].clone(), tx[..., -1].clone()
+        # Of the first, the last column is right above its diagonal only; it has the sums of x - s.
+        _add_products(xx, torch.stack([x_sum, a], 2), torch.stack([a, x_sum + self.rows * a], 1))
+        _add_products(tx, torch.stack([b, t_sum], 2), torch.stack([x_sum + self.rows * a, a], 1))
+        tt += 2 * b * t_sum + self.rows * b.square()
+        self.shifts = s, r
+
+    def moments(self) -> Moments:
+        """The means. They take the sums' memory: nothing can be added any more."""
+        assert self.shifts is not None
+        assert self.sums is not None
+        xx, tx, tt = (total.div_(self.rows) for total in self.sums)
+        self.sums = None
+        s, r = (shift.squeeze(1).to(xx) for shift in self.shifts)
+        s = torch.cat([s, torch.zeros_like(s[:, :1])], dim=1)  # the column of ones is not shifted
+        x_mean, t_mean = xx[..., -1].clone(), tx[..., -1].clone()
+        for some in _blocks(xx):
+            xx[:, some.stop :, some] = xx[:, some, some.stop :].mT
+        # (u + s)(u + s)' = uu' + s a' + a s'  with  a = u + s/2, in means;  (v + r)(u + s)' = vu' + r (u + s)' + v s'
+        a = x_mean + s / 2
+        _add_products(xx, torch.stack([s, a], 2), torch.stack([a, s], 1))
+        _add_products(tx, torch.stack([r, t_mean], 2), torch.stack([x_mean + s, s], 1))
+        return Moments(xx, tx, tt + 2 * r * t_mean + r.square(), self.rows)
+
+
+def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
+    """The Moments of what all processes have added, by name; the accumulators are used up.
+
+    A name that a process has not must be another's.
+    """
+    if world() == 1:
+        return {name: total.moments() for name, total in sums.items()}
+    shifts = {f"{part}{name}": t for name, own in sums.items() for part, t in zip("sr", own.shifts or (), strict=True)}
+    common = first_of(shifts)
+    mine: dict[str, Tensor] = {}
+    for name, own in sums.items():
+        own._move(common[f"s{name}"], common[f"r{name}"])
+        mine |= {f"{i}{name}": total for i, total in enumerate(own.sums or ())}
+        mine[f"n{name}"] = torch.tensor(own.rows)
+    whole = all_sum(mine)
+    found = {}
+    for name in [key[1:] for key in whole if key[0] == "n"]:
+        total = Accumulator()
+        total.shifts = common[f"s{name}"], common[f"r{name}"]
+        total.sums = whole[f"0{name}"], whole[f"1{name}"], whole[f"2{name}"]
+        total.rows = int(whole[f"n{name}"])
+        found[name] = total.moments()
+    return found
+
+
+def _blocks(total: Tensor) -> Iterator[slice]:
+    """Some of the rows of (G, R, C) at a time."""
+    for low in range(0, total.shape[1], _BLOCK):
+        yield slice(low, low + _BLOCK)
+
+
+def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add (G, R, K) @ (G, K, C) in place; what is held besides is small."""
+    for some in _blocks(total):
+        total[:, some] += left[:, some] @ right
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a.unsqueeze(2) * b.unsqueeze(1)
+
+
+def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> dict[str, Moments]:
+    """The Moments of each layer with its own outputs as targets, by layer name, from one pass.
+
+    Layers that no sample reaches have no entry. The order is that in which the layers run.
+    """
+    sums: dict[str, Accumulator] = {}
+
+    def watcher(layer: Layer, used: Prunable) -> Watcher:
+        def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+            total = sums.setdefault(layer.name, Accumulator())
+            total.add(*sampled_rows(used, x, y, where, start, samples))
+
+        return add
+
+    watch: dict[nn.Module, Watcher] = {used: watcher(layer, used) for layer in layers for used in layer.modules}
+    for _ in sweep(module, batches, watch=watch):
+        pass
+    return moments_of_all(sums)

@@ -1,0 +1,229 @@
+"""Gradients of single samples, from each layer's inputs and output gradients, caught by hooks.
+
+For y = W x at positions p the gradient of one sample is sum_p dy_p x_p', a matrix product. Nothing is written into the
+user's ``p.grad``. Where a network does not keep its samples apart in the first dimension of what its layers read, they
+pass one at a time (:func:`sample_cuts`): one pass a sample always tells whose a gradient is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from prunetaylor.core.errors import DataError
+from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
+from prunetaylor.taylor.passes import Risk, Watcher, show
+
+
+def chunk_elements(device: torch.device) -> int:
+    """Of the per-sample gradients and unfolded inputs that are made at a time.
+
+    4 MiB on a CPU, which stay in its caches: 16 MiB take a third longer (ResNet-20). Elsewhere 256 MiB, for few
+    and large kernels.
+    """
+    return 1 << 20 if device.type == "cpu" else 1 << 26
+
+
+@dataclass
+class Call:
+    """One use of a layer in one forward pass."""
+
+    layer: Layer
+    module: Prunable
+    x: Tensor
+    y: GradientEdge  # of the output as the layer gave it: an activation may overwrite the tensor
+
+
+@dataclass
+class Tape:
+    """Of one pass: what the layers are called for from :meth:`outputs` until :meth:`clear` is not recorded.
+
+    A backward pass calls them once more where the network does not keep their activations.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    open: bool = True
+
+    def outputs(self) -> list[GradientEdge]:
+        self.open = False
+        return [call.y for call in self.calls]
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.open = True
+
+
+@contextmanager
+def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
+    """Inputs and outputs of every call of the layers; clear it before each pass."""
+    tape = Tape()
+    handles = []
+    for layer in layers:
+        for module in layer.modules:
+
+            def hook(
+                m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
+            ) -> None:
+                x = inputs[0] if inputs else named["input"]
+                # A call without a graph, or without entries, has no part in any gradient.
+                if tape.open and y.requires_grad and x.numel():
+                    x = with_entries(m, x.detach())  # type: ignore[arg-type]
+                    tape.calls.append(Call(layer, m, x, get_gradient_edge(y)))  # type: ignore[arg-type]
+
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        yield tape
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_ALIKE = 1e-2  # of the norm: what differs by less is the same up to rounding, that of TF32 among it
+
+
+def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
+    """Where batches have to be split so that each layer's input has its rows sample by sample: nowhere, or everywhere.
+
+    A network may turn its batch round, (time, batch, features), pick the samples that a layer gets to see, or show it
+    rows that are no sample's. Tried on the first batch: its first and its last sample must have the rows in it that
+    they have in a pass of their own.
+    """
+    x, _ = next(iter(risk.batches))
+    if not by_sample(risk.module, layers, x):
+        return range(risk.batches.samples + 1)
+    return ()
+
+
+def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
+    """Whether each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
+    if len(x) == 1:
+        return True
+    first, last = (_inputs(module, layers, x[i : i + 1]) for i in (0, len(x) - 1))
+    whole = iter(zip(first, last, strict=False))
+    same = len(first) == len(last)
+
+    def compare(entries: Tensor) -> None:
+        nonlocal same
+        a, b = next(whole, (None, None))
+        same = (
+            same
+            and a is not None
+            and b is not None
+            and len(a) == len(b) == len(entries) / len(x)
+            and all(alike(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
+        )
+
+    _inputs(module, layers, x, compare)
+    return same and next(whole, None) is None
+
+
+def _inputs(
+    module: nn.Module, layers: Sequence[Layer], x: Tensor, look: Callable[[Tensor], object] | None = None
+) -> list[Tensor]:
+    """What the layers read, call by call; with ``look`` it is shown instead of being kept."""
+    found: list[Tensor] = []
+
+    def watcher(used: Prunable) -> Watcher:
+        def seen(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+            (look or found.append)(with_entries(used, x))
+
+        return seen
+
+    show(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
+    return found
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same up to rounding."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.float(), b.float()
+    return bool((a - b).norm() <= _ALIKE * torch.maximum(a.norm(), b.norm()))
+
+
+def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tuple[Layer, Tensor]]:
+    """(layer, the gradient (G, R, C) of all rows together), from the outputs' ``grads``."""
+    for layer, uses in _by_layer(tape, grads).values():
+        yield layer, _sum_of_calls(uses, 0, 1, 1)[0]
+
+
+def layer_gradients(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, int, Tensor]]:
+    """(layer, index of the first sample, gradients (B, G, R, C) of B samples in turn), from the outputs' ``grads``.
+
+    The calls of one layer are summed. At least one sample at a time.
+    """
+    for layer, uses in _by_layer(tape, grads).values():
+        for low, high in _chunks(layer, uses, samples):
+            yield layer, low, _sum_of_calls(uses, low, high, samples)
+
+
+def layer_squares(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, Tensor]]:
+    """(layer, sum over samples of the squared gradients of single samples (G, R, C)), from the outputs' ``grads``.
+
+    Where a layer is called once with one position a sample, its gradient is the product of two vectors, and the sum of
+    their squares is one matrix product. Otherwise gradients are made as in :func:`layer_gradients`.
+    """
+    for layer, uses in _by_layer(tape, grads).values():
+        for low, high in _chunks(layer, uses, samples):
+            first, second = _factors(*uses[0], low, high, samples)
+            if len(uses) == 1 and first.shape[3] == 1:
+                rows, columns = (part.squeeze(3).transpose(0, 1).square() for part in (first, second))  # (G, B, .)
+                yield layer, rows.mT @ columns
+            else:
+                yield layer, _sum_of_calls(uses, low, high, samples).square_().sum(0)
+
+
+def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Layer, list[tuple[Call, Tensor]]]]:
+    """The calls that have a part in the error, by the name of the weight they use."""
+    found: dict[str, tuple[Layer, list[tuple[Call, Tensor]]]] = {}
+    for call, g in zip(tape.calls, grads, strict=True):
+        if g is not None:
+            found.setdefault(call.layer.parameter, (call.layer, []))[1].append((call, with_entries(call.module, g)))
+    return found
+
+
+def _chunks(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iterator[tuple[int, int]]:
+    largest = max(layer.weight.numel(), *(_row_elements(c, g, samples) for c, g in uses))
+    step = max(1, chunk_elements(layer.weight.device) // largest)
+    for low in range(0, samples, step):
+        yield low, min(samples, low + step)
+
+
+def _row_elements(call: Call, g: Tensor, samples: int) -> int:
+    """Elements of one sample's unfolded input; DataError where the rows of the input are no sample's own."""
+    entries = call.x.shape[0]
+    if entries % samples:
+        raise DataError(
+            f"{call.layer.name}: an input of {entries} rows for {samples} samples cannot be told apart by sample",
+            "leave it alone (prune.exclude), or choose a criterion that needs no gradients of single samples",
+        )
+    columns = call.layer.weight.numel() // g.shape[-1 if isinstance(call.module, nn.Linear) else 1]
+    return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
+
+
+def _sum_of_calls(uses: list[tuple[Call, Tensor]], low: int, high: int, samples: int) -> Tensor:
+    """Gradients (B, G, R, C) of samples low..high, in memory of their own."""
+    total: Tensor | None = None
+    for call, g in uses:
+        outs, inputs = _factors(call, g, low, high, samples)
+        each = outs @ inputs.mT
+        total = each if total is None else total.add_(each)
+    assert total is not None
+    return total
+
+
+def _factors(call: Call, g: Tensor, low: int, high: int, samples: int) -> tuple[Tensor, Tensor]:
+    """What the gradients of samples low..high are products of: dy (B, G, R, L) and x (B, G, C, L), in float32."""
+    per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
+    x, y = call.x[low * per : high * per].float(), g[low * per : high * per].float()
+    pair = output_columns(call.module, y), input_columns(call.module, x, y.shape[2:])
+    if per == 1:
+        return pair
+    # Entries of one sample are more positions.
+    outs, inputs = (part.reshape(-1, per, *part.shape[1:]).permute(0, 2, 3, 1, 4).flatten(3) for part in pair)
+    return outs, inputs

@@ -1,0 +1,148 @@
+"""How a network uses its layers: in which order, and whether each is what it is taken for.
+
+All that is fitted takes a layer for y = W x + b (``network/layer.py``), used as a module, with a part in the error. A
+module may do something else with its weight: scale what comes out, standardise it, be called through its weight
+alone, or feed another output than the one that the error is of. Such a layer is left alone, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.data.samples import Batches
+from prunetaylor.network.layer import Layer, Prunable, fits, with_entries
+from prunetaylor.network.network import Network
+from prunetaylor.network.state import evaluating, trainable
+from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
+from prunetaylor.taylor.curvature.tape import alike, by_sample, recording, summed_gradients
+from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.passes import Watcher, passes
+
+UNREACHED = "no calibration sample reaches it as a module of its own"
+NO_MATRIX = "its module does not put out W x + b"
+ELSEWHERE = "its weight is used elsewhere too, not through its module"
+MIXED = "layers do not read a batch sample by sample: what needs gradients of single samples passes them one at a time"
+NO_PART = "the error does not depend on it: it feeds another output, or is cut off from the gradient"
+
+
+@dataclass
+class Usage:
+    """``order``: names of the layers that can be fitted, as they first run; ``why``: of the others."""
+
+    order: list[str]
+    why: dict[str, str] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+
+def examine(network: Network, batches: Batches, *, fitted: bool) -> Usage:
+    """Look at the layers; where nothing is ``fitted`` to them, whether they run is all that matters."""
+    seen = _forward(network, batches)
+    why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
+    said = []
+    # Whatever chooses, what removal costs is predicted by gradients: without any there is nothing to predict.
+    if seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
+        why |= {layer.name: NO_PART for layer in network.layers if layer.name in seen.right}
+    if fitted:
+        why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
+        for x, names in seen.batches:
+            some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
+            why |= _backward(network.module, some, x)
+        taken = [layer for layer in network.layers if layer.name not in why]
+        if taken and not by_sample(network.module, taken, next(iter(batches))[0]):
+            said.append(MIXED)
+    if seen.others > 0:
+        which = "the first of them, or of logits or out where they are called so"
+        said.append(f"the network returns {seen.others + 1} tensors: the error is that of {which}")
+    return Usage([name for name in seen.right if name not in why], why, said)
+
+
+def unreached(network: Network, batches: Batches) -> list[str]:
+    """Names of the layers that no sample reaches."""
+    seen = _forward(network, batches)
+    return [layer.name for layer in network.layers if layer.name not in seen.right]
+
+
+@dataclass
+class _Seen:
+    right: dict[str, bool] = field(default_factory=dict)  # by layer, as they run: whether it put out W x + b
+    batches: list[tuple[Tensor, set[str]]] = field(default_factory=list)  # with the layers that each was first to reach
+    others: int = 0  # tensors that the network returned beside its outputs
+
+
+def _forward(network: Network, batches: Batches) -> _Seen:
+    """One batch says it, but for layers that it does not reach: then others, until all are or none is left."""
+    seen, where = _Seen(), Positions(batches.samples, 0)
+
+    def watcher(layer: Layer, used: Prunable) -> Watcher:
+        def look(start: int, samples: int, x: Tensor, y: Any) -> None:
+            if seen.right.setdefault(layer.name, True):
+                seen.right[layer.name] = _is_matrix(layer, used, x, y, where, start, samples)
+
+        return look
+
+    def whole(start: int, samples: int, x: Tensor, y: Any) -> None:
+        seen.others = _tensors(y) - 1
+
+    watch: dict[nn.Module, Watcher] = {m: watcher(layer, m) for layer in network.layers for m in layer.modules}
+    watch.setdefault(network.module, whole)
+    with closing(passes(network.module, batches, watch)) as each:
+        for batch in each:
+            if new := seen.right.keys() - set().union(*(names for _, names in seen.batches)):
+                seen.batches.append((batch.x, new))
+            if len(seen.right) == len(network.layers):
+                break
+    return seen
+
+
+def _is_matrix(layer: Layer, used: Prunable, x: Tensor, y: Any, where: Positions, start: int, samples: int) -> bool:
+    """W x + b at the drawn positions of a call, as everything that is fitted reads them."""
+    if not isinstance(y, Tensor) or not fits(used, with_entries(used, x), with_entries(used, y)):
+        return False
+    rows, found = (part.float() for part in sampled_rows(used, x, y, where, start, samples))
+    wanted = rows @ layer.matrix(used.weight.detach()).float().mT
+    if used.bias is not None:
+        wanted += layer.rows(used.bias.detach().float()).unsqueeze(1)
+    return alike(found, wanted)
+
+
+def _tensors(result: Any) -> int:
+    """How many tensors a network returned."""
+    if isinstance(result, Tensor):
+        return 1
+    parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else ()
+    return sum(isinstance(part, Tensor) for part in parts)
+
+
+def _depends(network: Network, x: Tensor) -> bool:
+    """Whether the outputs have a gradient in any of the weights."""
+    with evaluating(network.module), trainable([layer.weight for layer in network.layers]), torch.enable_grad():
+        return outputs_of(network.module(x)).requires_grad
+
+
+def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, str]:
+    """Layers whose weights have another gradient than the calls of their modules make, or none, with the reason."""
+    if not layers:
+        return {}
+    weights = [layer.weight for layer in layers]
+    why: dict[str, str] = {}
+    with evaluating(module), trainable(weights), torch.enable_grad(), recording(layers) as tape:
+        outputs = outputs_of(module(x)).float()
+        vector = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.device)
+        if not outputs.requires_grad:
+            return {layer.name: NO_PART for layer in layers}
+        total = (outputs * vector).sum()
+        by_call = torch.autograd.grad(total, tape.outputs(), allow_unused=True, retain_graph=True)
+        own = dict(summed_gradients(tape, by_call))
+        by_weight = torch.autograd.grad(total, weights, allow_unused=True)
+    for layer, whole in zip(layers, by_weight, strict=True):
+        if whole is None:
+            why[layer.name] = NO_PART
+        elif layer not in own or not alike(layer.matrix(whole).float(), own[layer]):
+            why[layer.name] = ELSEWHERE
+    return why

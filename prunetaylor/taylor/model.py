@@ -1,0 +1,236 @@
+"""The Taylor model: what moving the state by d does to the error.
+
+    E(w + d) - E(w)  =  g'd + 1/2 d'G d + ...
+
+with g the gradient and G the Gauss-Newton matrix J'HJ of the whole network: J the Jacobian of the outputs, H the
+error's Hessian in the outputs (Schraudolph 2002; Martens 2020, section 8). Both terms need J d only, one forward-mode
+product a sample: no matrix is ever formed, no block is left out, nothing has to be converted from one layer's units
+to another's. For the divergence at the dense weights g = 0 and G is the exact Hessian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.names import own_names
+from prunetaylor.network.network import Network
+from prunetaylor.network.state import evaluating, snapshot
+from prunetaylor.runtime.forward_mode import differentiable
+from prunetaylor.runtime.processes.exchange import sum_numbers
+from prunetaylor.taylor.curvature.cache import Cache
+from prunetaylor.taylor.curvature.finite import not_finite_along
+from prunetaylor.taylor.curvature.fisher import FisherRows
+from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
+from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
+from prunetaylor.taylor.curvature.solve import Note
+from prunetaylor.taylor.memory import Sizes, directional, release
+from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.passes import Risk
+
+_SENSITIVITIES = "output sensitivities"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The two terms of a predicted change of the mean error."""
+
+    first: float  # g'd
+    second: float  # d'G d / 2
+
+    @property
+    def share(self) -> float:
+        """Of the first-order term in the sum of both sizes, in [0, 1]."""
+        total = abs(self.first) + abs(self.second)
+        return abs(self.first) / total if total > 0 else 0.0
+
+    def change(self, keep_first: bool) -> float:
+        return self.second + (self.first if keep_first else 0.0)
+
+
+def prediction_bytes(sizes: Sizes) -> int:
+    """What a prediction takes: a displacement of the whole state, and a batch in a forward-mode pass."""
+    return sizes.state + directional(sizes)
+
+
+class TaylorModel:
+    """The error's expansion at the network's state now, over the samples of ``risk``.
+
+    It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
+    that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
+    whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
+    ``stage`` 1 (where a run starts) before others. ``judge`` is the expansion over samples that no weight is fitted to.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        risk: Risk,
+        where: Positions,
+        *,
+        damping: float,
+        seed: int,
+        note: Note,
+        intercepts: Collection[str],
+        cache: Cache | None = None,
+        stage: int = 1,
+        judge: TaylorModel | None = None,
+    ) -> None:
+        self.network, self.risk, self.where = network, risk, where
+        self.damping, self.seed, self.note, self.judge = damping, seed, note, judge
+        self.intercepts, self.cache, self.stage = intercepts, cache, stage
+        self.keep_first = True
+        self.retrained = False
+        """Whether the step that is chosen here is one of a gradual schedule, whose network is trained between steps."""
+        self.made: dict[str, Any] = {}
+        """What a criterion has made of this point and may need again, by the criterion."""
+        self.scored: dict[str, Tensor] = {}
+        """Scores of layers by parameter, of criteria that take long: a run that was killed here brings what it had."""
+        self.moment: Callable[[], None] = lambda: None
+        """Called when another layer is scored."""
+        self.state = snapshot(network.module)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Layer Grams by layer name."""
+
+        def fit() -> dict[str, Tensor]:
+            return pack(layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where))
+
+        drawn = self.where.offsets, self.where.turns
+        moments = unpack(self._fitted("layer Grams", fit, {"per_sample": self.where.per_sample}, drawn))
+        for name in moments if self.stage == 1 else ():
+            dead = self._gram(moments[name], name).diagonal(dim1=-2, dim2=-1) == 0
+            if bool(dead.any()):
+                how = "never change" if name in self.intercepts else "are always zero"
+                count = f"{int(dead.sum())} of {dead.numel()} inputs {how} on the calibration samples"
+                self.note(f"{name}: {count} (dead units?); their weights look free to remove")
+        return moments
+
+    def gram(self, layer: Layer) -> Tensor:
+        """H (G, C, C) of a layer's inputs: a row's d'H d is what moving it by d adds to the mean square of its output.
+
+        Where an intercept takes up the means, of what varies alone.
+        """
+        return self._gram(self.moments[layer.name], layer.name)
+
+    def _gram(self, moments: Moments, name: str) -> Tensor:
+        return (moments.centred() if name in self.intercepts else moments.plain())[0]
+
+    @cached_property
+    def gradient(self) -> dict[str, Tensor]:
+        """g, the gradient of the mean error, by the names of the prunable weights."""
+        return self._fitted_to_error("gradient", lambda: mean_gradient(self.risk, self.network.layers))
+
+    @cached_property
+    def diagonal(self) -> dict[str, Tensor]:
+        """diag G by the names of the prunable weights."""
+        return self._fitted_to_error(
+            "Gauss-Newton diagonal", lambda: gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
+        )
+
+    @cached_property
+    def fisher_rows(self) -> FisherRows:
+        """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
+        return FisherRows(self.risk, self.network.layers, self.seed, note=self.note, single=self.stage == 1)
+
+    @cached_property
+    def sensitivity(self) -> dict[str, Tensor]:
+        """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
+        return self._fitted_to_error(
+            _SENSITIVITIES, lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
+        )
+
+    def layer_scores(self, score: Callable[[Layer], Tensor]) -> dict[str, Tensor]:
+        """What ``score`` gives for each layer, by parameter, where ``scored`` does not have it yet."""
+        for layer in self.network.layers:
+            if layer.parameter not in self.scored:
+                self.scored[layer.parameter] = score(layer)
+                self.moment()
+        return dict(self.scored)
+
+    def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        settings = {"objective": self.risk.objective, "seed": self.seed}
+        found = self._fitted(what, fit, settings, [self.risk.reference])
+        if what != "gradient":  # without labels there is none at the dense weights
+            self.name_empty(what, found)
+        return found
+
+    def name_empty(self, what: str, found: Mapping[str, Tensor]) -> None:
+        """Name the layers of which ``what`` is zero, and in the first stage those of which some of it is.
+
+        NumericsError where it is zero of all of them, before anything was removed.
+        """
+        dead = {name: int((tensor == 0).sum()) for name, tensor in found.items()}
+        empty = [name for name, tensor in found.items() if dead[name] == tensor.numel()]
+        if empty and len(empty) == len(found):
+            self.nothing_to_choose_by()
+        for name in empty:
+            self.note(f"{name}: zero {what} on all samples, so its weights look free to remove")
+        # Of a layer's outputs a trained network has many that nothing depends on; those of no weight are named.
+        for name, tensor in found.items() if self.stage == 1 and what != _SENSITIVITIES else ():
+            if 0 < dead[name] < tensor.numel():
+                count = f"{dead[name]:,} of its {tensor.numel():,} weights"
+                self.note(f"{name}: zero {what} on all samples for {count}, whose weights look free to remove")
+
+    def nothing_to_choose_by(self) -> None:
+        """The error bends along no weight: NumericsError in the first stage, a note in those after it."""
+        if self.stage > 1:
+            self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
+            return
+        raise NumericsError(
+            "no curvature to rank by: the loss has no curvature along any weight on any sample",
+            "check that the samples are normalised as in training (data.normalize), and that the loss is not linear in "
+            "the outputs",
+        )
+
+    def _fitted(
+        self,
+        what: str,
+        fit: Callable[[], dict[str, Tensor]],
+        settings: Mapping[str, object],
+        tensors: Iterable[Tensor],
+    ) -> dict[str, Tensor]:
+        """``fit()``, or the same from the cache: ``settings`` and ``tensors`` are what it depends on besides."""
+        layers = self.network.layers
+        if self.cache is None:
+            found = fit()
+        else:
+            key = self.cache.key(what, fit.__module__, self.risk, layers, settings, tensors)
+            found = self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
+        release()
+        return found
+
+    def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
+        """Both terms for a displacement of any of the state's tensors, means over samples.
+
+        NumericsError where they are not finite, with the layers between which they cease to be.
+        """
+        module = self.risk.module
+        own = own_names(module)
+        moving = {own.get(k, k): v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
+        at = {k: self.state[k] for k in moving}
+        rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
+        first = second = 0.0
+        with evaluating(module), torch.no_grad(), differentiable():
+            for _, x, reference in self.risk.own() if moving else ():
+
+                def network(part: Mapping[str, Tensor], x: Tensor = x) -> Tensor:
+                    return outputs_of(functional_call(module, {**rest, **part}, (x,))).float()
+
+                outputs, moved = jvp(network, (at,), (moving,))[:2]
+                first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
+                second += 0.5 * float(self.risk.objective.second(outputs, reference, moved).sum())
+        first, second = sum_numbers(first, second)
+        if not (isfinite(first) and isfinite(second)):
+            raise not_finite_along(self.risk, self.network.layers, {**rest, **at}, moving)
+        return Prediction(first / self.risk.batches.samples, second / self.risk.batches.samples)
