@@ -1,4 +1,4 @@
-"""What to do after a run: commands that work as they are printed, made of the words that the user gave."""
+"""Next steps after a run: commands that work as they are printed, made of the words that the user gave."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OWN = {"output", "force", "resume", "dry_run", "as_json", "verbose", "quiet"}
 
 
 def steps(ctx: click.Context, config: Config, outcome: Outcome, folder: str) -> list[tuple[str, str]]:
-    """What it is for, and the command (or the line of Python), in the order in which one would try them."""
+    """Return pairs of purpose and command (or line of Python), in the order in which one would try them."""
     level = outcome.verdict.level if outcome.verdict is not None else "caution"
     measured = bool(outcome.dense.metrics)
     found = []

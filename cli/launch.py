@@ -79,8 +79,8 @@ def _start(
 
 
 def environment_of(rank: int, count: int, port: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process gets besides ``environment``: torchrun's variables, its share of the cores, or as many as the
-    user set, and, where nothing else is said, connections within the machine."""
+    """Return what a process gets besides ``environment``: torchrun's variables, its share of the cores, or as many as
+    the user set, and, where nothing else is said, connections within the machine."""
     found = {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),

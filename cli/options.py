@@ -158,7 +158,7 @@ def examples(*lines: str, before: str = "") -> str:
 
 
 def is_pair(word: str) -> bool:
-    """Whether a word is KEY=VALUE: no name of a file that exists, and no word after ``--``."""
+    """Return whether a word is KEY=VALUE: no name of a file that exists, and no word after ``--``."""
     return _SETTING.match(word) is not None and not isinstance(word, _Model) and not _exists(word)
 
 

@@ -79,7 +79,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def shown(folder: Path) -> Iterator[None]:
-    """What showing the report of ``folder`` raises is that report's fault, whatever it is: RunRefused."""
+    """Raise RunRefused for whatever showing the report of ``folder`` raises: it is that report's fault."""
     try:
         yield
     except PruneTaylorError:

@@ -1,4 +1,4 @@
-"""What Python offers: ``prune`` and ``score``, with the command line's options as arguments of the same names."""
+"""The Python interface: ``prune`` and ``score``, with the command line's options as arguments of the same names."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What a file can hold of the job's network and samples."""
+    """Return what a file can hold of the job's network and samples."""
     found = job.identity()
     if callable(found["data"].get("augment")) or isinstance(found["data"].get("augment"), list):
         try:
@@ -301,7 +301,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _extra(job: Job) -> dict[str, Any]:
-    """What a file keeps besides; the class of a network without a name helps whoever looks for its factory."""
+    """Return what a file keeps besides; a nameless network's class helps whoever looks for its factory."""
     kind = type(job.network.module)
     named = {} if job.arch is not None else {"class": f"{kind.__module__}.{kind.__qualname__}"}
     return {"loss": job.config.loss, **named}
