@@ -1,1 +1,1 @@
-"""What needs no torch: errors, progress, the registry, configuration, and results as plain values."""
+"""The torch-free ground: errors, progress, the registry, configuration, and results as plain values."""

@@ -34,7 +34,7 @@ class Detail(str):
 
 
 class Live(Protocol):
-    """What a display may know besides. The engine tells it to whoever has these methods."""
+    """Optional facts for a display: the engine tells them to whoever has these methods."""
 
     def part(self, done: int, total: int) -> None:
         """So many parts of the step at work are done: batches of a pass, rows of a layer."""

@@ -24,7 +24,7 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def is_code(spec: str) -> bool:
-    """Whether ``spec`` has the form of code: ``FILE.py:NAME`` or ``package.module:NAME``."""
+    """Return whether ``spec`` has the form of code: ``FILE.py:NAME`` or ``package.module:NAME``."""
     head, colon, name = spec.rpartition(":")
     if not (colon and _MODULE.fullmatch(name)) or spec.partition(":")[0] in SCHEMES:
         return False
@@ -44,7 +44,7 @@ class Trust:
     everything: bool = False
 
     def covers(self, key: str, spec: str) -> bool:
-        """Whether the user has named this very code for this very purpose, or trusts everything."""
+        """Return whether the user has named this very code for this very purpose, or trusts everything."""
         return self.everything or (key, rooted(key, spec)) in self.named
 
     @classmethod

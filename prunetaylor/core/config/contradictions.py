@@ -30,7 +30,7 @@ def settle_sparsity(config: Config, origins: Mapping[str, str], default: str) ->
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a setting mean the same: 80% is 0.8."""
+    """Return whether two values of a setting mean the same: 80% is 0.8."""
     first, second = fraction(one), fraction(other)
     return type(first) is type(second) and (bool(first == second) or (first != first and second != second))
 

@@ -47,7 +47,7 @@ def meant(key: str, known: Iterable[str]) -> str:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a type is a mapping with fixed keys."""
+    """Return whether a type is a mapping with fixed keys."""
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
@@ -58,12 +58,12 @@ def members(info: FieldInfo) -> tuple[Any, ...]:
 
 
 def is_open(info: FieldInfo) -> bool:
-    """Whether keys may stand beneath this one: a free mapping, or a mapping as one of the choices."""
+    """Return whether keys may stand beneath this one: a free mapping, or a mapping as one of the choices."""
     return any(get_origin(m) is dict or is_section(m) for m in members(info))
 
 
 def takes_text(info: FieldInfo) -> bool:
-    """Whether text is among the values of a key."""
+    """Return whether text is among the values of a key."""
     return str in members(info)
 
 
