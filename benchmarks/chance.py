@@ -102,7 +102,7 @@ def rate(network: Network, samples: int, shares: list[float], trials: int) -> fl
     said = 0
     for _ in range(trials):
         y = torch.multinomial(torch.tensor(shares), samples, replacement=True, generator=G)
-        said += doubt(answered(network(y, len(shares)), y, "classes"), "classes") is not None
+        said += doubt(answered(network(y, len(shares)), y, "classification"), "classes") is not None
     return said / trials
 
 

@@ -69,7 +69,9 @@ def make(name: str, samples: int, seed: int) -> Case:
     y = torch.arange(samples) % classes
     _set_batch_norm(module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed + 1)))
     batches = Batches(TensorSplit(x, y), Preprocess(), batch_size=size, device="cpu")
-    return Case(Network.of(module), batches, Risk(module.eval(), batches, Objective("classes", "task"), y))
+    return Case(
+        Network.from_module(module), batches, Risk(module.eval(), batches, Objective("classification", "task"), y)
+    )
 
 
 def _set_batch_norm(module: nn.Module, x: torch.Tensor) -> None:

@@ -23,7 +23,7 @@ from prunetaylor.measure.paired import bootstrap_interval
 
 LIMIT = 0.5  # pp
 TRIALS = 100_000
-REACH = 15.0
+MAX_STAGE_FRACTION = 15.0
 """The most that a sample's loss may rise: what the surest wrong answer of such a network costs."""
 SKEWS = {
     "mild": (0.3, 0.5),
@@ -73,7 +73,7 @@ def differences(samples: int, skew: str, random: torch.Generator) -> torch.Tenso
     ("confident": the answer flips, and is as sure as the old one)."""
     share, scale = SKEWS[skew]
     small = 0.02 * torch.randn(samples, generator=random, dtype=torch.float64)
-    large = (scale * torch.randn(samples, generator=random, dtype=torch.float64)).exp().clamp_max(REACH)
+    large = (scale * torch.randn(samples, generator=random, dtype=torch.float64)).exp().clamp_max(MAX_STAGE_FRACTION)
     if skew == "confident":
         large = torch.full_like(large, 10.0)
     return small + (torch.rand(samples, generator=random) < share) * large
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", action="store_true")
     if parser.parse_args().loss:
-        rows = (loss(n, skew, reach) for n in (1000, 5000) for skew in SKEWS for reach in (None, REACH))
+        rows = (loss(n, skew, reach) for n in (1000, 5000) for skew in SKEWS for reach in (None, MAX_STAGE_FRACTION))
     else:
         numbers = np.random.default_rng(0)
         drops = (0.0, 0.25, LIMIT, 1.0, 1.5)

@@ -28,7 +28,7 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.run import open_job, run
 
@@ -166,7 +166,7 @@ def measure(
                 job = open_job(config, trust=Trust(everything=True), progress=Silent())
                 if dense is None:  # the same for all rows
                     opened = time.perf_counter()
-                    with laid_out(job, job.network.module):
+                    with use_memory_format(job, job.network.module):
                         dense = on_test_samples(job)
                     dense_seconds = time.perf_counter() - opened
                     start += dense_seconds  # every row has them, this one too

@@ -29,7 +29,7 @@ from prunetaylor.data.samples import draw
 from prunetaylor.pipeline.job import Job, open_job
 from prunetaylor.pipeline.run import run
 from prunetaylor.pruning.criteria import _units
-from prunetaylor.pruning.selection.selector import Removal, Removed
+from prunetaylor.pruning.selection.selector import Selection, Selector
 
 RESULTS = Path(__file__).with_suffix(".jsonl")
 RISING, ASKED = "rising to 1", "the sparsity"  # from 1/2 with what is removed so far; the sparsity that is asked for
@@ -78,15 +78,15 @@ def measure(args: argparse.Namespace, method: str, sparsity: float, weight: floa
     }
     job = open_job(from_values(settings).config, trust=Trust(everything=True), progress=Silent())
     keep_out(job)
-    step = Removal.step
+    step = Selector.step
 
-    def weighed(self: Removal, masks: Mapping[str, Tensor], *rest: Any, **more: Any) -> Removed:
+    def weighed(self: Selector, masks: Mapping[str, Tensor], *rest: Any, **more: Any) -> Selection:
         now = sum(int((~mask).sum()) for mask in masks.values()) / self.network.prunable
         if weight is not None:
             _units.BELIEF = (1 + now) / 2 if weight == RISING else sparsity if weight == ASKED else float(weight)
         return step(self, masks, *rest, **more)
 
-    with patch.object(Removal, "step", weighed), patch.object(_units, "BELIEF", _units.BELIEF):
+    with patch.object(Selector, "step", weighed), patch.object(_units, "BELIEF", _units.BELIEF):
         outcome = run(job, Silent())
     row = {"method": method, "sparsity": sparsity, "weight": weight, "seed": seed, **outcome.pruned.metrics}
     with RESULTS.open("a") as out:

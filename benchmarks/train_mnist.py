@@ -61,8 +61,8 @@ def main() -> None:
         if state.epoch_done:
             print(f"epoch {state.epoch}: loss {state.epoch_loss:.4f}", flush=True)
     test = Batches(samples.test, samples.preprocess, batch_size=500, device="cpu")
-    top1 = evaluate(module, test, "classes").metrics["top1"]
-    data = {"source": "torchvision:MNIST", "root": root, "normalize": "mnist", "augment": "none", "classes": 10}
+    top1 = evaluate(module, test, "classification").metrics["top1"]
+    data = {"source": "torchvision:MNIST", "root": root, "normalize": "mnist", "augment": "none", "classification": 10}
     write_pt(args.output, module, arch=args.arch, args={}, data=data, extra={"top1": top1})
     print(f"{args.output}: top-1 {top1:.2f} % on {len(samples.test):,} test images")
 

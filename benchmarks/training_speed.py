@@ -57,7 +57,7 @@ def masked(module: nn.Module, data: Batches, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(1)
     masks = {
         layer.parameter: (torch.rand(layer.weight.shape, generator=generator) > 0.9).to(device)
-        for layer in Network.of(module).layers
+        for layer in Network.from_module(module).layers
     }
     options = FinetuneSection(lr=0.01, precision="float32")
     loss = nn.functional.cross_entropy

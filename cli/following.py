@@ -13,7 +13,7 @@ from .options import is_pair
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.schema import Config
-    from prunetaylor.core.results.outcome import Outcome
+    from prunetaylor.core.results.outcome import PruneResult
 
 _LEAST_DENSITY = 0.02
 """No sparser network is suggested."""
@@ -22,7 +22,7 @@ _OWN = {"output", "force", "resume", "dry_run", "as_json", "verbose", "quiet"}
 """Options that are of one run alone."""
 
 
-def steps(ctx: click.Context, config: Config, outcome: Outcome, folder: str) -> list[tuple[str, str]]:
+def steps(ctx: click.Context, config: Config, outcome: PruneResult, folder: str) -> list[tuple[str, str]]:
     """Return pairs of purpose and command (or line of Python), in the order in which one would try them."""
     level = outcome.verdict.level if outcome.verdict is not None else "caution"
     measured = bool(outcome.dense.metrics)
@@ -64,7 +64,7 @@ def again(ctx: click.Context, changed: dict[str, str], keys: tuple[str, ...]) ->
     )
 
 
-def _check(ctx: click.Context, config: Config, outcome: Outcome, folder: str, measured: bool) -> str:
+def _check(ctx: click.Context, config: Config, outcome: PruneResult, folder: str, measured: bool) -> str:
     given = ["prunetaylor", "check", folder, "--min-sparsity", _percent_below(outcome.sparsity.obtained)]
     if measured:
         given += ["--max-drop", "1pp" if outcome.metric == "top1" else "0.05"]

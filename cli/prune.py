@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from prunetaylor.core.config.resolve import Resolved
     from prunetaylor.core.config.schema import Config
     from prunetaylor.core.progress import Progress
-    from prunetaylor.core.results.outcome import Outcome
+    from prunetaylor.core.results.outcome import PruneResult
     from prunetaylor.core.results.verdict import Verdict
     from prunetaylor.pipeline.files.run_folder import RunFolder
 
@@ -162,7 +162,7 @@ def prune(
     return code
 
 
-def _say_next(config: Config, outcome: Outcome, folder: str) -> None:
+def _say_next(config: Config, outcome: PruneResult, folder: str) -> None:
     """Print what to do next, as commands that can be pasted."""
     from .following import lines, relative, steps
 
@@ -190,7 +190,7 @@ def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
 
 def _run(
     state: State, resolved: Resolved, trust: Trust, force: bool, resume: bool
-) -> tuple[Outcome | None, dict[str, Any], list[str], Verdict | None]:
+) -> tuple[PruneResult | None, dict[str, Any], list[str], Verdict | None]:
     """The job from its folder to its written result: the outcome, the report, the notes shown, the verdict.
 
     No outcome and no new verdict where the run was finished before.
@@ -208,7 +208,7 @@ def _run(
             # torch is imported only now, when the folder is known to be good
             from prunetaylor.gate.check import asked, require_limits, require_reachable
             from prunetaylor.pipeline.files.outputs import write_page, write_run
-            from prunetaylor.pipeline.files.resume import FolderKeeper, identity, identity_of_report, refuse_changes
+            from prunetaylor.pipeline.files.resume import FolderStateStore, identity, identity_of_report, refuse_changes
             from prunetaylor.pipeline.job import open_job
             from prunetaylor.pipeline.run import hashes, run
             from prunetaylor.report.json_report import versions
@@ -230,12 +230,12 @@ def _run(
             # a run that is finished is the same whatever it ran on; one that goes on needs the same shares of the work
             # and, to end with the same bits, the same arithmetic
             ran_on = {f"version of {name}": number for name, number in versions().items() if name != "python"}
-            keeper = FolderKeeper(folder, config.checkpoint.every, {**same, "processes": world(), **ran_on})
+            store = FolderStateStore(folder, config.checkpoint.every, {**same, "processes": world(), **ran_on})
             from_main(None if folder.state is None else str(folder.state.resolve()))
             trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
-            with at_moments(keeper), closing(trackers):
+            with at_moments(store), closing(trackers):
                 progress.trackers = trackers
-                outcome = run(job, progress, keeper)
+                outcome = run(job, progress, store)
             progress.phase("write")
             outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
             try:
@@ -243,8 +243,8 @@ def _run(
                 write_page(folder, document)
             finally:
                 folder.commit()  # a finished run is kept, whatever becomes of its verdict
-            if keeper.stop is not None:  # it came after the last moment to stop at: there was nothing left to break off
-                raise keeper.stop
+            if store.stop is not None:  # it came after the last moment to stop at: there was nothing left to break off
+                raise store.stop
     except BaseException as err:
         state.remedy = _way_on(err, folder)
         raise
@@ -299,7 +299,7 @@ def _judged(config: Config, written: tuple[str, int], trust: Trust, progress: Pr
 def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
     """The job in a process that has its share of the work, and neither prints nor writes."""
     from prunetaylor.gate.check import asked
-    from prunetaylor.pipeline.files.resume import Follower
+    from prunetaylor.pipeline.files.resume import FollowerStateStore
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.run import run
     from prunetaylor.runtime.processes.exchange import from_main
@@ -311,9 +311,9 @@ def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
         job = open_job(resolved.config, trust=trust, progress=progress)
         begun: str | None = from_main(None)
         if begun != _FINISHED:
-            keeper = Follower(None if begun is None else Path(begun))
-            with at_moments(keeper):
-                run(job, progress, keeper)
+            store = FollowerStateStore(None if begun is None else Path(begun))
+            with at_moments(store):
+                run(job, progress, store)
             if asked(resolved.config.gate):
                 _judged(resolved.config, ("", 0), trust, progress)
 

@@ -17,7 +17,7 @@ from prunetaylor.core.config.contradictions import same
 from prunetaylor.core.config.resolve import Resolved, from_values, override
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Logged, Progress, Silent
-from prunetaylor.core.results.outcome import Outcome, Scores
+from prunetaylor.core.results.outcome import PruneResult, Scores
 from prunetaylor.data.load import from_python, split_spec
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copied
@@ -35,7 +35,7 @@ __all__ = ["Result", "prune", "score"]
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
-class Result(Outcome):
+class Result(PruneResult):
     """A finished run that shows itself, as a few lines or in a notebook, and can be saved as a run's folder."""
 
     resolved: Resolved  # the configuration

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prunetaylor.core.errors import NumericsError, UsageError
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.samples import TensorSplit
 from prunetaylor.pipeline.outliers import FAR, Energies, find, stored
 from support.runs import TRAIN, quick
@@ -29,11 +29,11 @@ def bad(rows: list[int], factor: float) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def weights(outcome: Outcome) -> dict[str, Tensor]:
+def weights(outcome: PruneResult) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in outcome.module.named_parameters()}
 
 
-def keys(outcome: Outcome) -> list[str]:
+def keys(outcome: PruneResult) -> list[str]:
     return [alert.key for alert in outcome.warnings]
 
 

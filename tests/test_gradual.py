@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from prunetaylor.core.errors import UsageError
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.calibration import Calibration
 from prunetaylor.pipeline.stages import Stages
@@ -18,7 +18,7 @@ from prunetaylor.taylor.passes import Risk
 from support.runs import quick
 
 
-def pruned(network: nn.Module, settings: Mapping[str, Any]) -> Outcome:
+def pruned(network: nn.Module, settings: Mapping[str, Any]) -> PruneResult:
     """Six steps of training an epoch."""
     usual = {"calibration.samples": 100, "data.batch_size": 32}
     return quick(network, **{key.replace(".", "__"): value for key, value in {**usual, **settings}.items()})

@@ -16,17 +16,17 @@ from prunetaylor.core.results.outcome import (
     PRUNED_AT_CHANCE,
     Alert,
     Drop,
-    Outcome,
-    Side,
+    NetworkStats,
+    PruneResult,
     Sparsity,
     Stage,
     Unfinished,
 )
 
 
-def run(**more: object) -> Outcome:
+def run(**more: object) -> PruneResult:
     """A run on samples, without anything that the verdict does not look at."""
-    side = Side({}, 1000, 1000, None, None, 4000)
+    side = NetworkStats({}, 1000, 1000, None, None, 4000)
     values = {
         "module": nn.Identity(),
         "masks": {},
@@ -46,16 +46,18 @@ def run(**more: object) -> Outcome:
         "seed": 0,
         "device": "cpu",
     }
-    return Outcome(**{**values, **more})  # type: ignore[arg-type]
+    return PruneResult(**{**values, **more})  # type: ignore[arg-type]
 
 
-def accuracy(before: float, drop: Drop, chance: float = 10.0, **more: object) -> Outcome:
-    sides = [Side({"top1": x, "loss": 1.0}, 1000, 1000, None, None, 4000) for x in (before, before - drop.value)]
+def accuracy(before: float, drop: Drop, chance: float = 10.0, **more: object) -> PruneResult:
+    sides = [
+        NetworkStats({"top1": x, "loss": 1.0}, 1000, 1000, None, None, 4000) for x in (before, before - drop.value)
+    ]
     return run(dense=sides[0], pruned=sides[1], drop=drop, constant={"top1": chance}, **more)
 
 
-def loss(before: float, rise: Drop, constant: dict[str, float], **more: object) -> Outcome:
-    sides = [Side({"loss": x}, 1000, 1000, None, None, 4000) for x in (before, before + rise.value)]
+def loss(before: float, rise: Drop, constant: dict[str, float], **more: object) -> PruneResult:
+    sides = [NetworkStats({"loss": x}, 1000, 1000, None, None, 4000) for x in (before, before + rise.value)]
     return run(metric="loss", goal="min", dense=sides[0], pruned=sides[1], loss_rise=rise, constant=constant, **more)
 
 
@@ -79,7 +81,7 @@ def loss(before: float, rise: Drop, constant: dict[str, float], **more: object) 
         (run(), "caution"),  # nothing was measured
     ],
 )
-def test_levels(outcome: Outcome, level: str) -> None:
+def test_levels(outcome: PruneResult, level: str) -> None:
     found = judge(outcome, Config(), 1000)
     assert found.level == level
     assert found.level in LEVELS

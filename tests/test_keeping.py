@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from prunetaylor.core.errors import OutputError
-from prunetaylor.pipeline.files.resume import FolderKeeper, UnreadableState, restoring
+from prunetaylor.pipeline.files.resume import FolderStateStore, UnreadableState, restoring
 from prunetaylor.pipeline.files.run_folder import RunFolder
 from prunetaylor.pipeline.files.stopping import Terminated, at_moments
 
@@ -24,10 +24,10 @@ IDENTITY = {"seed": 0}
 STATE = {"weights": torch.arange(20_000.0)}
 
 
-def keep(path: Path, before: Callable[[FolderKeeper], None]) -> None:
+def keep(path: Path, before: Callable[[FolderStateStore], None]) -> None:
     """What a command does that keeps a state."""
     with RunFolder.create(path, "m") as folder:
-        keeper = FolderKeeper(folder, 0, IDENTITY)
+        keeper = FolderStateStore(folder, 0, IDENTITY)
         with at_moments(keeper):
             before(keeper)
             keeper.keep(STATE)
@@ -42,7 +42,7 @@ def kept(path: Path) -> Path:
 
 def left(path: Path) -> Any:
     with RunFolder.create(path, "m", resume=True) as folder:
-        return FolderKeeper(folder, 0, IDENTITY).left()
+        return FolderStateStore(folder, 0, IDENTITY).left()
 
 
 def flipped(content: bytes) -> bytes:
@@ -144,7 +144,7 @@ def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def state(folder: RunFolder) -> None:
-        FolderKeeper(folder, 0, IDENTITY).keep({"weights": torch.zeros(3_000_000)})
+        FolderStateStore(folder, 0, IDENTITY).keep({"weights": torch.zeros(3_000_000)})
 
     def text(folder: RunFolder) -> None:
         folder.write_text("config.yaml", "seed: 0")

@@ -188,18 +188,18 @@ def test_a_run_that_fails_leaves_weights_plain(monkeypatch: pytest.MonkeyPatch) 
     from prunetaylor.pipeline.job import Job
     from prunetaylor.pipeline.stages import Stages
 
-    laid_out: list[nn.Module] = []
+    use_memory_format: list[nn.Module] = []
 
     def broken(self: Stages, left: object) -> None:
         assert isinstance(self.job, Job)
-        laid_out.append(self.job.network.module)
+        use_memory_format.append(self.job.network.module)
         assert not self.job.network.module.conv.weight.is_contiguous()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Stages, "run", broken)
     with pytest.raises(KeyboardInterrupt):
         prune(Reads(flat), COLOURED, COLOURED_TEST, settings={"device": "cpu"})
-    assert all(p.is_contiguous() for p in laid_out[0].parameters())
+    assert all(p.is_contiguous() for p in use_memory_format[0].parameters())
 
 
 def test_inputs_lie_as_weights_do() -> None:

@@ -20,7 +20,7 @@ from prunetaylor.runtime import free_memory
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.curvature import block_fisher, fisher, gradients, gram, solve
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
-from prunetaylor.taylor.memory import Activations, Chunks, LayerSize, Phase, Sizes, chunks, within
+from prunetaylor.taylor.memory import Activations, ChunkDivisors, LayerSize, Phase, Sizes, current_chunks, use_chunks
 from support.tiny import batches, rand, risk
 
 CPU = torch.device("cpu")
@@ -135,7 +135,7 @@ def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def sizes_of(module: nn.Module, x: torch.Tensor, samples: int, batch: int = 4) -> Sizes:
-    network = Network.of(module)
+    network = Network.from_module(module)
     found = memory.measure(network, x[:1], lambda out: settled_bytes(module, network.layers, out))
     return Sizes(
         found.layers,
@@ -182,7 +182,7 @@ def test_a_layer_that_is_called_twice_has_the_positions_of_both_calls() -> None:
 
 def test_bytes_of_the_layer_grams() -> None:
     module, x = small()
-    network = Network.of(module)
+    network = Network.from_module(module)
     moments = layer_moments(module, network.layers, batches(x), Positions(9, 0))
     real = sum(t.nbytes for m in moments.values() for t in (m.xx, m.tx, m.tt))
     sizes = sizes_of(module, x, 9)
@@ -194,7 +194,7 @@ def test_bytes_of_the_layer_grams() -> None:
 
 def test_bytes_of_gradients_and_rows() -> None:
     module, x = small()
-    network, sizes = Network.of(module), sizes_of(module, x, 9)
+    network, sizes = Network.from_module(module), sizes_of(module, x, 9)
     error = risk(module, x)
     rows = fisher.fisher_rows(error, network.layers, 0)
     assert fisher.rows_bytes(sizes)[0] == sum(r.nbytes for r in rows.values()) == 4 * 9 * 228
@@ -212,9 +212,9 @@ def test_bytes_of_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 10 + 2) + vectors
     monkeypatch.setattr(solve, "_BATCH_ELEMENTS", 4 * 64)
     assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 4 + 2) + vectors
-    with within(Chunks(systems=2)):
+    with use_chunks(ChunkDivisors(systems=2)):
         assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 2 + 2) + vectors
-    with within(Chunks(systems=100)):  # one at least
+    with use_chunks(ChunkDivisors(systems=100)):  # one at least
         assert solve.systems_bytes(layer, 8, copies=2) == 8 * 64 * (2 * 1 + 2) + vectors
     monkeypatch.setattr(solve, "BLOCK", 4)  # two blocks of columns
     assert solve.systems_bytes(layer, 8, copies=2) == 8 * 16 * (2 * 10 + 2) + vectors
@@ -225,11 +225,11 @@ def test_what_repair_keeps_of_a_chain() -> None:
     a, b, c = (nn.Linear(2, 2) for _ in range(3))
     module = nn.Sequential(a, b, c)
     out = {module: 8, a: 8, b: 16, c: 32}
-    assert settled_bytes(module, Network.of(module).layers, out) == [0, 8, 24]
+    assert settled_bytes(module, Network.from_module(module).layers, out) == [0, 8, 24]
     inner = nn.Sequential(a, b)
     nested = nn.Sequential(inner, c)
     # Once both are solved the block's output stands for theirs; the first one's is let go only after that pass.
-    assert settled_bytes(nested, Network.of(nested).layers, {**out, inner: 16}) == [0, 8, 24]
+    assert settled_bytes(nested, Network.from_module(nested).layers, {**out, inner: 16}) == [0, 8, 24]
 
 
 def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert activation_cache.kept_bytes(sizes) == 1000
     monkeypatch.setattr(activation_cache, "KEPT_BYTES", 600)
     assert activation_cache.kept_bytes(sizes) == 600
-    with within(Chunks(kept=2)):
+    with use_chunks(ChunkDivisors(kept=2)):
         assert activation_cache.kept_bytes(sizes) == 300
     kept = least_squares.memory(sizes)[0].parts["kept outputs"]
     assert kept == 4 * 10 * 2 + 600
@@ -249,22 +249,22 @@ def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chunks_hold_inside_and_come_back() -> None:
-    assert chunks() == Chunks()
-    with within(Chunks(batch=2)):
-        with within(Chunks(batch=4)):
-            assert chunks().batch == 4
-        assert chunks().batch == 2
-    assert chunks() == Chunks()
+    assert current_chunks() == ChunkDivisors()
+    with use_chunks(ChunkDivisors(batch=2)):
+        with use_chunks(ChunkDivisors(batch=4)):
+            assert current_chunks().batch == 4
+        assert current_chunks().batch == 2
+    assert current_chunks() == ChunkDivisors()
 
 
 def test_code_that_works_in_chunks_asks_for_them() -> None:
     assert chunk(3072, 64) == 85
     error = risk(*small())
-    layers, ones = Network.of(error.module).layers, torch.ones(12, 4, dtype=torch.bool)
+    layers, ones = Network.from_module(error.module).layers, torch.ones(12, 4, dtype=torch.bool)
     rows = fisher.FisherRows(error, layers, 0, elements=9 * 228)
     assert len(rows.passes()) == 1
     assert len(list(solve.row_batches(ones))) == 1
-    with within(Chunks(batch=16, rows=2, systems=solve._BATCH_ELEMENTS // 32)):
+    with use_chunks(ChunkDivisors(batch=16, rows=2, systems=solve._BATCH_ELEMENTS // 32)):
         assert chunk(3072, 64) == 5
         assert chunk(10**9, 64) == 1
         assert len(rows.passes()) == 2
@@ -273,7 +273,7 @@ def test_code_that_works_in_chunks_asks_for_them() -> None:
 
 def test_blocks_under_chunks() -> None:
     usual = block_fisher.blocks_bytes(10**6, 100, 256, 8)
-    with within(Chunks(systems=16)):
+    with use_chunks(ChunkDivisors(systems=16)):
         assert block_fisher.blocks_bytes(10**6, 100, 256, 8) < usual
 
 
@@ -299,7 +299,7 @@ def test_every_criterion_states_its_memory(criterion: str) -> None:
         return max(phase.total for phase in phases)
 
     assert 0 < total(1) < total(8), "more weights take more"
-    with within(Chunks(*[1 << 12] * 5)):
+    with use_chunks(ChunkDivisors(*[1 << 12] * 5)):
         smaller = total(8)
     assert smaller <= total(8), "smaller chunks take no more"
 

@@ -7,8 +7,8 @@ import torch
 from torch.func import grad, hessian, vmap
 
 from prunetaylor.core.errors import DataError, UsageError
-from prunetaylor.taylor.losses import LOSSES, Own
-from prunetaylor.taylor.objective import Kind, Objective, outputs_of
+from prunetaylor.taylor.losses import LOSSES, CustomLoss
+from prunetaylor.taylor.objective import Objective, Task, outputs_of
 from support.tiny import output_hessian, rand
 
 
@@ -17,63 +17,63 @@ def smooth_l1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (1 + (outputs - targets).square()).sqrt().sum()
 
 
-OWN = Own.of("tests:smooth_l1", smooth_l1)
-KINDS = ["classes", "binary", "values", OWN]
-ALL = [(kind, of) for kind in KINDS for of in ("task", "divergence")]
+OWN = CustomLoss.from_function("tests:smooth_l1", smooth_l1)
+TASKS = ["classification", "binary", "regression", OWN]
+ALL = [(task, of) for task in TASKS for of in ("task", "divergence")]
 
 
-def case(kind: Kind, of: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
+def case(task: Task, of: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
     z = 2 * rand(5, 4).double()
     labels = torch.tensor([0, 3, 1, 1, 2])
     reference = 2 * rand(5, 4, seed=1).double()
     if of == "task":
-        reference = {"classes": labels, "binary": (reference > 0).double()}.get(str(kind), reference)
-    return Objective(kind, of), z, reference
+        reference = {"classification": labels, "binary": (reference > 0).double()}.get(str(task), reference)
+    return Objective(task, of), z, reference
 
 
-@pytest.mark.parametrize(("kind", "of"), ALL)
-def test_gradient_and_curvature_are_those_of_the_values(kind: Kind, of: str) -> None:
-    objective, z, reference = case(kind, of)
+@pytest.mark.parametrize(("task", "kind"), ALL)
+def test_gradient_and_curvature_are_those_of_the_values(task: Task, of: str) -> None:
+    objective, z, reference = case(task, of)
 
     def value(z: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         return objective.values(z.unsqueeze(0), r.unsqueeze(0)).squeeze(0)
 
     torch.testing.assert_close(objective.gradient(z, reference), vmap(grad(value))(z, reference))
     h = vmap(hessian(value))(z, reference)
-    if kind in ("classes", "values"):
-        torch.testing.assert_close(h, output_hessian(z, kind))
+    if task in ("classification", "regression"):
+        torch.testing.assert_close(h, output_hessian(z, task))
     v = rand(5, 4, seed=2).double()
-    torch.testing.assert_close(objective.second(z, reference, v), torch.einsum("ni,nij,nj->n", v, h, v))
-    torch.testing.assert_close(objective.product(z, reference, v), torch.einsum("nij,nj->ni", h, v))
-    factor = objective.factor(z, reference)
+    torch.testing.assert_close(objective.quadratic_form(z, reference, v), torch.einsum("ni,nij,nj->n", v, h, v))
+    torch.testing.assert_close(objective.hvp(z, reference, v), torch.einsum("nij,nj->ni", h, v))
+    factor = objective.hessian_factor(z, reference)
     torch.testing.assert_close(factor @ factor.mT, h)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_sampled_factor_has_the_curvature_as_its_second_moment(kind: Kind) -> None:
-    objective = Objective(kind, "task")
+@pytest.mark.parametrize("task", TASKS)
+def test_sampled_factor_has_the_curvature_as_its_second_moment(task: Task) -> None:
+    objective = Objective(task, "task")
     z = torch.tensor([[0.5, -1.0, 0.2]]).double()
-    targets = torch.tensor([1]) if kind == "classes" else torch.tensor([[0.0, 1.0, 1.0]]).double()
-    n = 20_000 if kind is OWN else 100_000
+    targets = torch.tensor([1]) if task == "classification" else torch.tensor([[0.0, 1.0, 1.0]]).double()
+    n = 20_000 if task is OWN else 100_000
     many = targets.expand(n, *targets.shape[1:])
     draws = objective.sampled_factor(z.expand(n, -1), many, objective.draws(n, 3, seed=0)).double()
-    factor = objective.factor(z, targets)
+    factor = objective.hessian_factor(z, targets)
     torch.testing.assert_close((draws.T @ draws / len(draws))[None], factor @ factor.mT, rtol=0, atol=0.015)
 
 
 def test_values_are_the_textbook_ones() -> None:
     p, q = torch.tensor([[0.5, 0.3, 0.2]]).double(), torch.tensor([[0.1, 0.6, 0.3]]).double()
-    divergence = Objective("classes", "divergence").values(p.log(), q.log() + 3)
+    divergence = Objective("classification", "divergence").values(p.log(), q.log() + 3)
     torch.testing.assert_close(divergence, (q * (q / p).log()).sum(1))
-    torch.testing.assert_close(Objective("classes", "task").values(p.log(), torch.tensor([1])), -p[:, 1].log())
-    squared = Objective("values", "task").values(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
+    torch.testing.assert_close(Objective("classification", "task").values(p.log(), torch.tensor([1])), -p[:, 1].log())
+    squared = Objective("regression", "task").values(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
     torch.testing.assert_close(squared, torch.tensor([2.5]))
 
 
 def test_divergence_is_zero_and_flat_at_the_dense_outputs() -> None:
     z = 30 * rand(6, 4).double()
-    for kind in KINDS:
-        objective = Objective(kind, "divergence")
+    for task in TASKS:
+        objective = Objective(task, "divergence")
         torch.testing.assert_close(objective.values(z, z), torch.zeros(6).double())
         torch.testing.assert_close(objective.gradient(z, z), torch.zeros(6, 4).double())
 
@@ -81,10 +81,10 @@ def test_divergence_is_zero_and_flat_at_the_dense_outputs() -> None:
 def test_extreme_outputs_stay_finite() -> None:
     z = torch.tensor([[1e4, -1e4, 0.0]])
     zeros = torch.zeros(1, 3)
-    cases = [("classes", "divergence", -z), ("classes", "task", torch.tensor([0]))]
-    for kind, of, r in [*cases, ("binary", "divergence", -z), ("binary", "task", zeros)]:
-        objective = Objective(kind, of)
-        for found in (objective.values(z, r), objective.gradient(z, r), objective.factor(z, r)):
+    cases = [("classification", "divergence", -z), ("classification", "task", torch.tensor([0]))]
+    for task, of, r in [*cases, ("binary", "divergence", -z), ("binary", "task", zeros)]:
+        objective = Objective(task, of)
+        for found in (objective.values(z, r), objective.gradient(z, r), objective.hessian_factor(z, r)):
             assert bool(torch.isfinite(found).all())
 
 
@@ -95,9 +95,11 @@ def test_binary_divergence_is_the_textbook_one() -> None:
 
 
 def test_a_loss_that_is_not_convex_has_no_negative_curvature() -> None:
-    objective = Objective(Own.of("tests:f", lambda z, y: (z * torch.tensor([1.0, -1.0]) * z).sum()), "task")
+    objective = Objective(
+        CustomLoss.from_function("tests:f", lambda z, y: (z * torch.tensor([1.0, -1.0]) * z).sum()), "task"
+    )
     z = rand(2, 2)
-    factor = objective.factor(z, z)
+    factor = objective.hessian_factor(z, z)
     torch.testing.assert_close(factor @ factor.mT, torch.tensor([[2.0, 0.0], [0.0, 0.0]]).expand(2, 2, 2))
 
 
@@ -111,14 +113,14 @@ def test_what_is_right_and_what_is_neither() -> None:
 
 def test_a_function_that_is_none_or_fails() -> None:
     with pytest.raises(UsageError, match=r"loss=m:f is a int, not a function"):
-        Own.of("m:f", 3)
-    broken = Own.of("m:f", lambda z, y: z @ y)
+        CustomLoss.from_function("m:f", 3)
+    broken = CustomLoss.from_function("m:f", lambda z, y: z @ y)
     with pytest.raises(UsageError, match=r"loss=m:f fails on outputs \(2, 3\) and targets \(2, 5\)"):
         broken.values(torch.ones(2, 3), torch.ones(2, 5))
 
 
 def test_targets_of_another_shape_are_the_outputs_own() -> None:
-    objective = Objective("values", "task")
+    objective = Objective("regression", "task")
     torch.testing.assert_close(objective.values(torch.ones(3, 1), torch.zeros(3)), torch.full((3,), 0.5))
 
 

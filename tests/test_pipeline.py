@@ -228,7 +228,8 @@ def test_stages_within_a_trust_region(conv: nn.Module) -> None:
     levels = [0.0, *(stage.sparsity for stage in kept)]
     assert levels[-1] == 0.8
     assert all(
-        1 - after >= (1 - before) * (1 - exact_obs.REACH) * (1 - SMALLEST) - 1e-9 for before, after in pairwise(levels)
+        1 - after >= (1 - before) * (1 - exact_obs.MAX_STAGE_FRACTION) * (1 - SMALLEST) - 1e-9
+        for before, after in pairwise(levels)
     )
     # Cumulative changes are of all stages together: the first stage's are its own.
     assert kept[0].cumulative_predicted == pytest.approx(kept[0].predicted_change, rel=1e-4)

@@ -16,7 +16,7 @@ from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import Share, draw
+from prunetaylor.data.samples import BatchShard, draw
 from prunetaylor.network.state import snapshot
 from prunetaylor.pipeline.finetune import Finetuning
 from prunetaylor.pruning.training.backward import Backward
@@ -274,7 +274,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_last_good_epoch_whichever_step
     backward = Backward.__call__
     seen = itertools.count()
 
-    def broken(self: Backward, group: Sequence[Share], count: int) -> Tensor:
+    def broken(self: Backward, group: Sequence[BatchShard], count: int) -> Tensor:
         value = backward(self, group, count)
         if next(seen) == step:
             for parameter in self._parameters:
@@ -295,7 +295,7 @@ def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
     backward = Backward.__call__
     seen = itertools.count()
 
-    def broken(self: Backward, group: Sequence[Share], count: int) -> Tensor:
+    def broken(self: Backward, group: Sequence[BatchShard], count: int) -> Tensor:
         value = backward(self, group, count)
         if next(seen) == 5:  # the next step's loss would tell
             for parameter in self._parameters:
@@ -314,7 +314,9 @@ def test_steps_that_training_follows_are_ranked_by_the_error_alone(
 ) -> None:
     exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
     score = exact_obs.score
-    monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
+    monkeypatch.setattr(
+        exact_obs, "score", lambda model, *rest: said.append(model.trained_between_stages) or score(model, *rest)
+    )
     cut = {"sparsity": 0.6, "prune__method": "exact_obs", "prune__stages": 2, "finetune__epochs": 2}
     quick(conv, **cut, prune__schedule="cubic")
     assert said == [True, True]

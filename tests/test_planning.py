@@ -15,7 +15,7 @@ from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.config.sizes import parse_size, show_size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Silent
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline import memory_plan
@@ -26,7 +26,7 @@ from prunetaylor.pipeline.scoring import run as look
 from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode
-from prunetaylor.taylor.memory import Chunks, Phase
+from prunetaylor.taylor.memory import ChunkDivisors, Phase
 from support.runs import TEST, TRAIN
 from support.toys import ConvNet, Idle, trained
 
@@ -47,7 +47,7 @@ def job_of(model: nn.Module, **settings: object) -> Job:
     return make_job(config, copy.deepcopy(model), from_python(TRAIN, TEST), CPU, choices=[])
 
 
-def pruned(model: nn.Module, **settings: object) -> Outcome:
+def pruned(model: nn.Module, **settings: object) -> PruneResult:
     return run(job_of(model, **settings), Silent())
 
 
@@ -59,7 +59,7 @@ def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
     assert report.parts["samples"] >= TRAIN[0].nbytes + TEST[0].nbytes
     assert report.limit is not None
     assert report.limit > report.planned
-    assert plan.chunks == Chunks()
+    assert plan.chunks == ChunkDivisors()
     assert plan.describe().startswith(f"memory: needs up to {show_size(report.planned)} (")
     assert f"{show_size(plan.free)} free" in plan.describe()
     assert max(map(len, (plan.describe(),))) < 250
@@ -122,7 +122,7 @@ def test_attention_is_planned_for_and_fits_its_limit() -> None:
     assert tight.memory is not None
     assert tight.memory.planned <= 80 * MIB < usual.memory.planned
     assert 1 < tight.memory.batch < 32
-    alive = alive_in_forward_mode(model, TRAIN[0][: tight.memory.batch], Network.of(model).layers)
+    alive = alive_in_forward_mode(model, TRAIN[0][: tight.memory.batch], Network.from_module(model).layers)
     assert alive <= tight.memory.parts["activations"] <= 2 * alive
     for name, mask in usual.masks.items():
         assert torch.equal(mask, tight.masks[name]), name
@@ -147,8 +147,8 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     from prunetaylor.pipeline import job as room
 
     # C^2 (C + 1000) for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
-    assert exact_obs.work(Network.of(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
-    assert exact_obs.work(Network.of(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
+    assert exact_obs.work(Network.from_module(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
+    assert exact_obs.work(Network.from_module(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method: exact_obs (automatic") for choice in small.choices)
@@ -177,7 +177,7 @@ def test_what_exact_obs_would_take_counts_all_stages(
     from prunetaylor.pipeline import job as room
 
     settings = {"prune__stages": "auto", "prune__sparsity": 0.9} | settings
-    first = exact_obs.work(Network.of(conv).layers)
+    first = exact_obs.work(Network.from_module(conv).layers)
     assert job_of(conv, **settings).exact_work / first == pytest.approx(times)
     monkeypatch.setitem(room.WORTH, "cpu", 1.001 * times * first)
     assert job_of(conv, **settings).method == "exact_obs"
@@ -190,7 +190,7 @@ def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
 ) -> None:
     from prunetaylor.pipeline import job as room
 
-    monkeypatch.setitem(room.WORTH, "cpu", exact_obs.work(Network.of(conv).layers))
+    monkeypatch.setitem(room.WORTH, "cpu", exact_obs.work(Network.from_module(conv).layers))
     job = job_of(Idle(conv), prune__sparsity=0.5)
     outcome = run(job, Silent())
     assert job.method == "obs"
@@ -308,7 +308,7 @@ def test_a_training_batch_that_does_not_fit_is_taken_in_parts(conv: nn.Module) -
     assert usual.phase.name == "fine-tuning"
     limit = usual.report.planned - MIB
     plan = make_plan(job_of(conv, memory=f"{limit}B", **how))
-    assert plan.chunks == Chunks(training=plan.chunks.training)
+    assert plan.chunks == ChunkDivisors(training=plan.chunks.training)
     assert plan.chunks.training > 1
     assert plan.report.planned <= limit
     outcome = pruned(conv, memory=f"{limit}B", **how)

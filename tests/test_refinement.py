@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.cost import flops
 from prunetaylor.pipeline.job import make_job
 from support.runs import TRAIN, assert_truthful, quick, same_bits
@@ -109,12 +109,12 @@ def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
 
 
 @pytest.fixture(scope="module")
-def sparse(conv: nn.Module) -> Outcome:
+def sparse(conv: nn.Module) -> PruneResult:
     """Pruned by magnitude alone: with much to make up for."""
     return quick(conv, sparsity=0.8, prune__method="magnitude", prune__refine="none")
 
 
-def line(outcome: Outcome, what: str) -> str:
+def line(outcome: PruneResult, what: str) -> str:
     [found] = [choice for choice in outcome.choices if choice.startswith(f"{what}: ")]
     return found
 
@@ -122,7 +122,7 @@ def line(outcome: Outcome, what: str) -> str:
 @pytest.mark.parametrize("when", ["last", "stages"])
 @pytest.mark.parametrize("sparsity", [0.8, 0.3])
 def test_where_nothing_is_to_be_removed_a_refinement_asked_for_goes_towards_labels(
-    sparse: Outcome, when: str, sparsity: float
+    sparse: PruneResult, when: str, sparsity: float
 ) -> None:
     how = {"prune__refine": when, "prune__repair": "least-squares", "calibration__labels": True}
     refined = quick(sparse.module, sparsity=sparsity, prune__method="magnitude", **how)
@@ -161,7 +161,7 @@ def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
 )
 @pytest.mark.parametrize("repair", ["auto", "least-squares", "batch-norm", "none"])
 def test_where_nothing_is_removed_what_has_no_effect_is_named(
-    sparse: Outcome, how: dict[str, object], said: str, repair: str
+    sparse: PruneResult, how: dict[str, object], said: str, repair: str
 ) -> None:
     outcome = quick(sparse.module, sparsity=0.8, prune__repair=repair, **{"calibration__labels": True, **how})
     assert outcome.stages == []
@@ -173,7 +173,7 @@ def test_where_nothing_is_removed_what_has_no_effect_is_named(
             assert torch.equal(outcome.module.state_dict()[name], tensor)
 
 
-def test_without_labels_there_is_nothing_to_refine_towards(sparse: Outcome) -> None:
+def test_without_labels_there_is_nothing_to_refine_towards(sparse: PruneResult) -> None:
     outcome = quick(sparse.module, TRAIN[0], sparsity=0.8, prune__refine="last")
     assert line(outcome, "refinement").endswith("only labels could improve the dense network)")
 

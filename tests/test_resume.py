@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from prunetaylor.core.config.resolve import from_values
-from prunetaylor.core.progress import Silent, Watch, unwatched
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.progress import ProgressMonitor, Silent, unwatched
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import Share
+from prunetaylor.data.samples import BatchShard
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import make_job
@@ -78,8 +78,8 @@ class Dropping(nn.Module):
 
 
 def pruned(
-    network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None, watch: Watch = unwatched
-) -> Outcome:
+    network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None, watch: ProgressMonitor = unwatched
+) -> PruneResult:
     usual = {"calibration.samples": 100, "data.workers": 0, "device": "cpu", "data.batch_size": 32, "seed": 5}
     usual |= {"finetune.epochs": 0, "cache.enabled": False}
     config = from_values({**usual, **settings}).config
@@ -88,7 +88,7 @@ def pruned(
     return run(job, Silent(), keeper, watch=watch)
 
 
-def assert_same(one: Outcome, other: Outcome) -> None:
+def assert_same(one: PruneResult, other: PruneResult) -> None:
     for (name, a), b in zip(one.module.state_dict().items(), other.module.state_dict().values(), strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
     for name, mask in one.masks.items():
@@ -295,7 +295,7 @@ def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch:
 
     monkeypatch.setattr(exact_obs, "_traces", score_telling)
     monkeypatch.setattr(least_squares, "solve_layer", solve_telling)
-    layers = [layer.name for layer in Network.of(conv).layers]
+    layers = [layer.name for layer in Network.from_module(conv).layers]
     seen = set()
     for kept in whole.all:
         work = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["at_work"]
@@ -332,7 +332,7 @@ def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
 ) -> None:
     backward, steps = Backward.__call__, []
 
-    def telling(self: Backward, group: Sequence[Share], count: int) -> torch.Tensor:
+    def telling(self: Backward, group: Sequence[BatchShard], count: int) -> torch.Tensor:
         steps.append(count)
         if len(steps) == 2:
             self._note("micro-batches from here on")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.taylor.passes import all_outputs, check_deterministic, check_outputs, sweep
+from prunetaylor.taylor.passes import all_outputs, check_deterministic, check_outputs, forward_own
 from support.tiny import batches, rand, risk
 
 
@@ -16,7 +16,7 @@ def network() -> nn.Sequential:
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_the_mean_is_over_samples(size: int) -> None:
     module, x, y = network().eval(), rand(7, 4), torch.arange(7) % 3
-    found = risk(module, x, y, of="task", size=size).value()
+    found = risk(module, x, y, kind="task", size=size).value()
     with torch.no_grad():
         wanted = float(nn.functional.cross_entropy(module(x), y))
     assert found == pytest.approx(wanted, rel=1e-5)
@@ -35,10 +35,10 @@ def test_outputs_are_in_order_and_in_evaluation_mode_and_the_mode_comes_back() -
 def test_watchers_see_inputs_and_outputs_and_a_pass_may_stop_early() -> None:
     module, x, seen = network(), rand(7, 4), []
     watch = {module[0]: lambda start, n, i, o: seen.append((start, n, tuple(i.shape), tuple(o.shape)))}
-    passes = list(sweep(module, batches(x, size=3), watch=watch, until=module[0]))
+    forward_all = list(forward_own(module, batches(x, size=3), watch=watch, until=module[0]))
     assert seen == [(0, 3, (3, 4), (3, 5)), (3, 3, (3, 4), (3, 5)), (6, 1, (1, 4), (1, 5))]
-    assert [p.outputs for p in passes] == [None] * 3
-    assert [p.start for p in passes] == [0, 3, 6]
+    assert [p.outputs for p in forward_all] == [None] * 3
+    assert [p.start for p in forward_all] == [0, 3, 6]
     assert not any(m._forward_hooks for m in module.modules())
 
 
@@ -52,14 +52,14 @@ def test_a_layer_called_by_keyword_is_watched() -> None:
             return self.layer(input=x)
 
     module, x, seen = Keyword(), rand(2, 4), []
-    list(sweep(module, batches(x), watch={module.layer: lambda start, n, i, o: seen.append(i)}))
+    list(forward_own(module, batches(x), watch={module.layer: lambda start, n, i, o: seen.append(i)}))
     torch.testing.assert_close(seen, [x])
 
 
 def test_hooks_and_modes_are_put_back_when_the_network_fails() -> None:
     module = network().train()
     with pytest.raises(RuntimeError):
-        list(sweep(module, batches(rand(3, 5)), watch={module[0]: lambda *_: None}, until=module[3]))
+        list(forward_own(module, batches(rand(3, 5)), watch={module[0]: lambda *_: None}, until=module[3]))
     assert not any(m._forward_hooks for m in module.modules())
     assert module.training
 

@@ -159,7 +159,9 @@ def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None
 def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
     score = exact_obs.score
-    monkeypatch.setattr(exact_obs, "score", lambda model, *rest: said.append(model.retrained) or score(model, *rest))
+    monkeypatch.setattr(
+        exact_obs, "score", lambda model, *rest: said.append(model.trained_between_stages) or score(model, *rest)
+    )
     quick(conv, prune__method="exact_obs", prune__schedule="cubic", finetune__epochs=1)
     assert said == [False]
 

@@ -11,18 +11,20 @@ from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.validation import check_finetuning, check_pruning
-from prunetaylor.taylor.objective import Kind
+from prunetaylor.taylor.objective import Task
 from support.runs import quick
 from support.toys import mlp
 
 
-def said(values: dict[str, object], epochs: int = 1, kind: Kind = "classes", *, labelled: bool = True) -> list[str]:
+def said(
+    values: dict[str, object], epochs: int = 1, kind: Task = "classification", *, labelled: bool = True
+) -> list[str]:
     return check_finetuning(from_values(values).config, epochs, kind, labelled=labelled)
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("regression", "message"),
     [
         ({"finetune.rewind": True}, r"finetune\.rewind applies to gradual schedules.*\n.*cubic"),
         ({"prune.during": 2.0}, r"prune\.during applies to gradual schedules.*\n.*cubic"),
@@ -42,7 +44,7 @@ def test_smoothing_needs_labels_that_are_classes() -> None:
     with pytest.raises(UsageError, match="smooths labels, and there are none"):
         said(smooth, labelled=False)
     with pytest.raises(UsageError, match="needs classes"):
-        said(smooth, kind="binary")
+        said(smooth, task="binary")
 
 
 def test_what_has_no_effect_without_epochs_is_named() -> None:
@@ -58,11 +60,11 @@ def test_what_has_no_effect_without_epochs_is_named() -> None:
 
 def test_a_temperature_that_softens_nothing_is_named() -> None:
     hot = {"finetune.distill.temperature": 2.0}
-    assert said(hot) == said({**hot, "finetune.distill.weight": 0.5}, kind="binary") == []
+    assert said(hot) == said({**hot, "finetune.distill.weight": 0.5}, task="binary") == []
     assert said({**hot, "finetune.distill.weight": 0.0}, labelled=False) == []  # the dense network's answers alone
-    for line in (*said({**hot, "finetune.distill.weight": 0.0}), *said(hot, kind="values")):
+    for line in (*said({**hot, "finetune.distill.weight": 0.0}), *said(hot, task="regression")):
         assert line.startswith("no effect: finetune.distill.temperature, as ")
-    assert len(said(hot, kind="values")) == len(said({**hot, "finetune.distill.weight": 0.0})) == 1
+    assert len(said(hot, task="regression")) == len(said({**hot, "finetune.distill.weight": 0.0})) == 1
 
 
 def test_calibration_without_samples_is_named() -> None:
@@ -86,7 +88,7 @@ DAMPING = {"prune.damping": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("method", "values", "named"),
+    ("method", "regression", "named"),
     [
         ("obs", NEVER | STEPS, ["refine_steps", "refine_by"]),
         ("obs", STEPS, []),

@@ -15,7 +15,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.pipeline import stages as stages_module
 from prunetaylor.pipeline.stages import Stages
-from prunetaylor.pruning.selection.selector import Removal, Removed
+from prunetaylor.pruning.selection.selector import Selection, Selector
 from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
 from prunetaylor.taylor import model
 from prunetaylor.taylor.curvature.gram import Moments
@@ -184,8 +184,8 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(
         calls.append(len(self.done))
         return since_dense(self, *args)
 
-    def watched(self: Stages, plan: Any, calibration: Any, absorbers: Any) -> None:
-        stage(self, plan, calibration, absorbers)
+    def watched(self: Stages, plan: Any, calibration: Any, intercepts: Any) -> None:
+        stage(self, plan, calibration, intercepts)
         held = calibration.holdout.risk(self.job.network.module, self.aim.objective)
         since.append(since_dense(self, calibration, held))
 
@@ -232,11 +232,11 @@ def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: 
 def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, found = Removal.step, []
+    step, found = Selector.step, []
 
     def watched(
-        self: Removal, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float | None, **more: Any
-    ) -> Removed:
+        self: Selector, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float | None, **more: Any
+    ) -> Selection:
         asked = []
 
         def propose(now: float, change: Callable[[float], float]) -> float:
@@ -250,7 +250,7 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
         found.append((repaired, asked[0] / removed.alone))
         return removed
 
-    monkeypatch.setattr(Removal, "step", watched)
+    monkeypatch.setattr(Selector, "step", watched)
     quick(conv, sparsity=0.9, **STAGED)
     assert found[0] == (None, 0.0)  # nobody knows yet: as far as its reach
     assert len(found) > 1
@@ -261,13 +261,13 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
 def test_after_a_first_stage_that_gained_the_radius_bounds_the_next(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, asked = Removal.step, []
+    step, asked = Selector.step, []
 
-    def watched(self: Removal, *args: Any, repaired: float | None, **more: Any) -> Removed:
+    def watched(self: Selector, *args: Any, repaired: float | None, **more: Any) -> Selection:
         asked.append(repaired)
         return replace(step(self, *args, repaired=repaired, **more), alone=-1.0)  # a gain, whatever it was
 
-    monkeypatch.setattr(Removal, "step", watched)
+    monkeypatch.setattr(Selector, "step", watched)
     quick(conv, sparsity=0.9, **STAGED)
     assert asked[0] is None
     assert asked[1:]

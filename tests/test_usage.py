@@ -11,7 +11,7 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline import stages
-from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, examine, unreached
+from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, check_layers, unreached
 from support.runs import quick
 from support.tiny import batches, rand
 from support.toys import Idle, mlp, quadrants, trained
@@ -92,11 +92,11 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_as_taken_is_left_alone_with_the_reason(name: str) -> None:
     make, layer, reason = LEFT[name]
-    network = Network.of(make())
-    found = examine(network, batches(rand(8, 1, 6, 6)), fitted=True)
+    network = Network.from_module(make())
+    found = check_layers(network, batches(rand(8, 1, 6, 6)), fitted=True)
     assert found.why == {layer: reason}
     assert found.order == [one.name for one in network.layers if one.name != layer]
-    plain = examine(network, batches(rand(8, 1, 6, 6)), fitted=False)
+    plain = check_layers(network, batches(rand(8, 1, 6, 6)), fitted=False)
     assert plain.why == ({layer: reason} if reason == UNREACHED else {})
 
 
@@ -124,8 +124,8 @@ def test_other_outputs_are_said_and_what_feeds_them_alone_is_left() -> None:
 
 def test_layers_are_looked_for_until_a_sample_reaches_them() -> None:
     x = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 6, 6)
-    network = Network.of(Routed(4.5))
-    found = examine(network, batches(x, size=1), fitted=True)
+    network = Network.from_module(Routed(4.5))
+    found = check_layers(network, batches(x, size=1), fitted=True)
     assert (found.order, found.why) == (["b", "a"], {})
     assert unreached(network, batches(x[:5], size=1)) == ["a"]
 
@@ -162,14 +162,14 @@ class TimeFirst(nn.Module):
 
 
 def test_that_samples_pass_one_at_a_time_is_said() -> None:
-    found = examine(Network.of(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=True)
+    found = check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=True)
     assert (found.order, found.why, found.said) == (["a", "head"], {}, [MIXED])
-    assert examine(Network.of(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).said == []
+    assert check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).said == []
 
 
 def test_an_mlp_is_as_taken() -> None:
-    network = Network.of(mlp())
-    found = examine(network, batches(rand(8, 6)), fitted=True)
+    network = Network.from_module(mlp())
+    found = check_layers(network, batches(rand(8, 6)), fitted=True)
     assert (found.order, found.why, found.said) == ([one.name for one in network.layers], {}, [])
 
 

@@ -109,7 +109,7 @@ class Silent:
         pass
 
 
-class Watch(Protocol):
+class ProgressMonitor(Protocol):
     """Told what each stage and epoch came to; raises to end the run there."""
 
     def __call__(self, what: Literal["stage", "epoch"], number: int, value: float) -> None:

@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class Keeper(Protocol):
+class StateStore(Protocol):
     """States are nested dictionaries and lists of tensors and plain values."""
 
-    def left(self) -> Mapping[str, Any] | None:
+    def load(self) -> Mapping[str, Any] | None:
         """The state that an earlier run left; None where this one starts afresh."""
 
     def due(self) -> bool:
         """Whether it is time to keep a state; asked at every moment at which one is there."""
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         """Keep a state in the place of the one before. What ends the run at such a moment is raised from here."""
 
 
-class Forgetful:
+class NullStore:
     """Keeps nothing."""
 
-    def left(self) -> None:
+    def load(self) -> None:
         return None
 
     def due(self) -> bool:
         return False
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         pass

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import UsageError, close_match
-from prunetaylor.data.draws import Draws
+from prunetaylor.data.draws import RowRandom
 from prunetaylor.data.transforms import Named, chain
 
-Augment = Callable[[Tensor, Draws], Tensor]
+Augment = Callable[[Tensor, RowRandom], Tensor]
 """(raw inputs of the rows that are drawn for, draws) -> the same rows, changed."""
 
 
-def flip(x: Tensor, draws: Draws) -> Tensor:
+def flip(x: Tensor, draws: RowRandom) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, mirrored left to right with probability 1/2."""
     mirrored = draws.integers(2, x.device).bool()
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
-def crop_flip(x: Tensor, draws: Draws) -> Tensor:
+def crop_flip(x: Tensor, draws: RowRandom) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, shifted at random, mirrored at the edges, and flipped as by ``flip``.
 
     By up to 4 pixels for images up to 64 pixels, the usual recipe of CIFAR, and an eighth of the side above. What comes
@@ -37,14 +37,14 @@ def crop_flip(x: Tensor, draws: Draws) -> Tensor:
     return cut.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
 
 
-def _shifted(side: int, draws: Draws, device: torch.device) -> Tensor:
+def _shifted(side: int, draws: RowRandom, device: torch.device) -> Tensor:
     """(B, side) indices of a side from a random shift on, mirrored at both ends without repeating the edge."""
     most = min(4 if side <= 64 else side // 8, side - 1)
     at = draws.integers(2 * most + 1, device)[:, None] + torch.arange(-most, side - most, device=device)
     return (side - 1) - ((side - 1) - at.abs()).abs()
 
 
-def cut_mix(x: Tensor, draws: Draws) -> Tensor:
+def cut_mix(x: Tensor, draws: RowRandom) -> Tensor:
     """Each image of x (B, C, H, W), any dtype, with probability 1/2 with a box of another one of the batch in it.
 
     ``x`` is the whole batch: whoever wants some of its rows takes them from the result.

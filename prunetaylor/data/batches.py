@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.augment import Augment
-from prunetaylor.data.draws import Draws
+from prunetaylor.data.draws import RowRandom
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.runtime.processes.group import mine
@@ -31,7 +31,7 @@ RESIDENT = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """This process's rows of a batch of ``of`` samples: x (B, ...) and y (B, ...), B = 0 where there are too few."""
 
     x: Tensor
@@ -86,7 +86,7 @@ class Batches:
         #: samples that one iteration gives
         self.samples = full if drop_last and full else len(split)
         # Data sets of a user's own file cannot be pickled, so workers are forked, which only Linux does safely.
-        self._workers = workers if split.on_the_fly and sys.platform == "linux" else 0
+        self._workers = workers if split.lazy and sys.platform == "linux" else 0
         self._sampler = _Planned()
         self._loader: DataLoader[Any] | None = None
         self._start: Tensor | None = None  # the generator's state when the last iteration began
@@ -123,7 +123,7 @@ class Batches:
         """The number of batches that :meth:`own` gives; it may be 0."""
         return -(-len(mine(self.samples)) // self.batch_size)
 
-    def shares(self) -> Iterator[Share]:
+    def shares(self) -> Iterator[BatchShard]:
         """This process's rows of every batch, for the same number of batches on every process."""
         whole = self._spans(0, self.samples)
         parts = [mine(end - start) for start, end in whole]
@@ -131,7 +131,7 @@ class Batches:
         spans = whole if mixed else [_of_share(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
         for index, (raw, y) in self._walk(spans):
             start, end = whole[index]
-            share = Share(*self._ready(raw, y, end - start, parts[index]), end - start)
+            share = BatchShard(*self._ready(raw, y, end - start, parts[index]), end - start)
             self._given = index + 1
             yield share
 
@@ -171,9 +171,9 @@ class Batches:
             x, y = x[: len(rows)], y[: len(rows)]
         drawn = range(of) if self.mix is not None else rows
         if self.augment is not None and self.generator is not None:
-            x = self.augment(x, Draws(self.generator, of, drawn))
+            x = self.augment(x, RowRandom(self.generator, of, drawn))
         if self.mix is not None and self.generator is not None:
-            x = self.mix(x, Draws(self.generator, of))[rows.start : rows.stop]
+            x = self.mix(x, RowRandom(self.generator, of))[rows.start : rows.stop]
             y = y[rows.start : rows.stop]
         return self.preprocess(x), y
 
@@ -195,7 +195,7 @@ class Batches:
     def _on_device(self) -> Split:
         """The raw samples themselves, moved once, where they are small: slices then cost no transfer."""
         size = self.split.nbytes()
-        if self._resident is None and not self.split.on_the_fly and size is not None and size <= RESIDENT:
+        if self._resident is None and not self.split.lazy and size is not None and size <= RESIDENT:
             self._resident = self.split.in_memory().to(self.device)
         return self.split if self._resident is None else self._resident
 

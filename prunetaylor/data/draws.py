@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Draws:
+class RowRandom:
     """Random numbers for some rows of a batch, one a row: drawn for the whole batch of ``of`` samples, so that they are
     the same whoever asks for which rows. ``rows`` are those asked for; all of them by default.
     """

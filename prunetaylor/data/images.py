@@ -76,7 +76,7 @@ class ImageSplit(Split):
     def __init__(self, images: Images, form: Form, *, keep: bool) -> None:
         self._images = images
         self._form = form
-        self.on_the_fly = not keep
+        self.lazy = not keep
         self._cores = cores.available()
         count = len(images.targets)
         self._kept: Tensor | None = None

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError
-from prunetaylor.data.batches import Batches, Share
+from prunetaylor.data.batches import Batches, BatchShard
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decoded_together
+from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decode_sharded
 from prunetaylor.data.transforms import Named
 
 __all__ = [
+    "BatchShard",
     "Batches",
     "Check",
     "Checked",
@@ -23,13 +24,12 @@ __all__ = [
     "Preprocess",
     "RawSource",
     "Samples",
-    "Share",
     "Split",
     "Subset",
     "TensorSplit",
     "WithTargets",
     "check_targets",
-    "decoded_together",
+    "decode_sharded",
     "draw",
     "fingerprint",
 ]
@@ -80,7 +80,7 @@ class Checked(Split):
 
     def __init__(self, parent: Split, check: Check, name: str) -> None:
         self._parent, self._check, self._name = parent, check, name
-        self.on_the_fly = parent.on_the_fly
+        self.lazy = parent.lazy
 
     def __len__(self) -> int:
         return len(self._parent)

@@ -27,7 +27,7 @@ class Split(ABC):
     """Samples by index, not yet preprocessed: inputs (B, ...) uint8 or float, targets (B, ...), both on the CPU."""
 
     #: decoding costs so much that worker processes pay, and nothing is kept
-    on_the_fly: bool = False
+    lazy: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -119,7 +119,7 @@ class WithTargets(Split):
 
     def __init__(self, parent: Split, targets: Tensor, labelled: bool = True) -> None:
         self._parent, self._targets, self._labelled = parent, targets, labelled
-        self.on_the_fly = parent.on_the_fly
+        self.lazy = parent.lazy
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -148,9 +148,9 @@ class WithTargets(Split):
         return self._parent.held
 
 
-def decoded_together(split: Split) -> TensorSplit:
+def decode_sharded(split: Split) -> TensorSplit:
     """All samples in memory, on every process of a run, each of which decodes its part of what is read on the fly."""
-    if not split.on_the_fly:
+    if not split.lazy:
         return split.in_memory()
     own = mine(len(split))
     inputs, targets = split.fetch(own) if own else (torch.empty(0), torch.empty(0))
@@ -163,7 +163,7 @@ class Subset(Split):
     def __init__(self, parent: Split, indices: Sequence[int]) -> None:
         self._parent = parent
         self._indices = list(indices)
-        self.on_the_fly = parent.on_the_fly
+        self.lazy = parent.lazy
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -204,7 +204,7 @@ class DatasetSplit(Split):
     ``collate`` puts a list of items together (a DataLoader's ``collate_fn``); by default items are stacked.
     """
 
-    on_the_fly = True
+    lazy = True
 
     def __init__(self, dataset: Any, *, name: str = "the data set", collate: Collate | None = None) -> None:
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.core.text import first_line
-from prunetaylor.data.draws import Draws
+from prunetaylor.data.draws import RowRandom
 from prunetaylor.runtime.torchvision_import import import_torchvision
 
 Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]
@@ -22,7 +22,7 @@ Transforms of transforms, such as RandomApply, have a list of this kind as their
 _LABELLED = ("MixUp", "CutMix")
 
 
-def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
+def chain(named: Named, sample: Tensor) -> Callable[[Tensor, RowRandom], Tensor]:
     """The transforms one after another, image by image, as a function of a batch's rows and draws.
 
     They draw from torch's global state, which is seeded anew for each image and put back.
@@ -55,7 +55,7 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
             )
         return x
 
-    def change(x: Tensor, draws: Draws) -> Tensor:
+    def change(x: Tensor, draws: RowRandom) -> Tensor:
         seeds = draws.integers(2**62, torch.device("cpu")).tolist()
         if not len(x):
             return x
@@ -66,7 +66,7 @@ def chain(named: Named, sample: Tensor) -> Callable[[Tensor, Draws], Tensor]:
                 changed.append(one(image))
         return torch.stack(changed)
 
-    change(sample.unsqueeze(0), Draws(torch.Generator().manual_seed(0), 1))
+    change(sample.unsqueeze(0), RowRandom(torch.Generator().manual_seed(0), 1))
     return change
 
 

@@ -14,7 +14,16 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Config, GateSection
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Progress
-from prunetaylor.core.results.outcome import BROKEN, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side, removed_at
+from prunetaylor.core.results.outcome import (
+    BROKEN,
+    ClassDrop,
+    Drop,
+    Flips,
+    Latency,
+    LayerOutcome,
+    NetworkStats,
+    removed_at,
+)
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.data.samples import Batches
 from prunetaylor.gate import limits
@@ -26,7 +35,7 @@ from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.network.checkpoint.read import Checkpoint
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sanity import say_doubts
 from prunetaylor.taylor.passes import all_outputs
@@ -113,7 +122,7 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
 class _Measured:
     """``drop`` has its two-sided 95 % interval, ``one_sided`` (of what is no share of samples) one-sided limits."""
 
-    sides: tuple[Side, Side]
+    sides: tuple[NetworkStats, NetworkStats]
     metric: str
     samples: int = 0
     drop: Drop | None = None
@@ -206,8 +215,8 @@ def _reach(dense: Evaluation, pruned: Evaluation) -> float:
 
 
 def _evaluated(job: Job) -> Evaluation:
-    with laid_out(job, job.network.module):
-        return evaluate(job.network.module, _test(job), job.kind)
+    with use_memory_format(job, job.network.module):
+        return evaluate(job.network.module, _test(job), job.task)
 
 
 def _test(job: Job, batch: int | None = None) -> Batches:
@@ -220,12 +229,12 @@ def _generator(config: Config) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed)
 
 
-def _side(job: Job, found: Evaluation | None) -> Side:
+def _side(job: Job, found: Evaluation | None) -> NetworkStats:
     parameters, nonzero = count(job.network.module)
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
         work = flops(job.network.module, next(iter(_test(job, 1)))[0])
-    return Side(found.metrics if found else {}, parameters, nonzero, *work, _file(job).size)
+    return NetworkStats(found.metrics if found else {}, parameters, nonzero, *work, _file(job).size)
 
 
 def _file(job: Job) -> Checkpoint:

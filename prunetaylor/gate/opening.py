@@ -15,7 +15,7 @@ from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
 from prunetaylor.network.checkpoint.architecture import Resolved, resolve
 from prunetaylor.network.checkpoint.read import Checkpoint, read
-from prunetaylor.network.checkpoint.said import Said
+from prunetaylor.network.checkpoint.said import CheckpointMetadata
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.pipeline.job import Job, make_job, with_loss
 from prunetaylor.runtime.device import pick_device
@@ -54,7 +54,7 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
             config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args
         )
     pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, *of_files, f"device {device}: {reason}"])
-    if pair.dense.kind != pair.pruned.kind:
+    if pair.dense.task != pair.pruned.task:
         raise DataError("the two networks do not answer the same question", "compare networks of the same task")
     return pair
 
@@ -66,7 +66,7 @@ def _networks(config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trus
         source = file
         silent = file.said is None or file.said.arch is None
         if silent and config.model.arch is None and found and found[0][0].said is not None:
-            source = replace(file, said=Said(arch=found[0][1].spec, args=found[0][1].args))
+            source = replace(file, said=CheckpointMetadata(arch=found[0][1].spec, args=found[0][1].args))
         found.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
     return found
 

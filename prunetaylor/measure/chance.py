@@ -30,7 +30,7 @@ from torch import Tensor
 from prunetaylor.core.results.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE, Alert
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.paired import tango
-from prunetaylor.taylor.objective import Kind
+from prunetaylor.taylor.objective import Task
 
 FEWEST = 20
 """Samples below which nothing is said."""
@@ -51,22 +51,22 @@ class Constant:
     losses: Tensor | None
 
 
-def constant_answer(found: Evaluation, kind: Kind) -> Constant:
+def constant_answer(found: Evaluation, task: Task) -> Constant:
     """Take the best constant answer from the labels themselves."""
     targets = found.targets.cpu()
-    losses = _constant_losses(targets, kind) if len(targets) > 1 else None
+    losses = _constant_losses(targets, task) if len(targets) > 1 else None
     metrics = {} if losses is None else {"loss": float(losses.mean())}
     if found.correct is not None and len(targets):
         metrics = {"top1": 100 * int(_counts(targets)[1].max()) / len(targets), **metrics}
     return Constant(metrics, losses)
 
 
-def doubt(found: Evaluation, kind: Kind, *, pruned: bool = False) -> Alert | None:
+def doubt(found: Evaluation, task: Task, *, pruned: bool = False) -> Alert | None:
     """What to tell the user of a network that is certainly no better than guessing, or whose classes are renamed.
 
     ``pruned``: it has been pruned before, so that it may be ruined rather than misread.
     """
-    constant = constant_answer(found, kind)
+    constant = constant_answer(found, task)
     if len(found.losses) < FEWEST or bool((found.targets == found.targets[:1]).all()):
         return None  # where all labels are the same, nothing can be better than always giving it
     if constant.losses is not None and not _above_zero(
@@ -88,15 +88,15 @@ def doubt(found: Evaluation, kind: Kind, *, pruned: bool = False) -> Alert | Non
     return Alert(key, f"{text}. Nothing measured against it means anything. {likely}.")
 
 
-def at_chance(found: Evaluation, kind: Kind) -> bool:
+def at_chance(found: Evaluation, task: Task) -> bool:
     """Whether the network is certainly no better than an answer that never changes."""
-    alert = doubt(found, kind)
+    alert = doubt(found, task)
     return alert is not None and alert.key == DENSE_AT_CHANCE
 
 
-def plainly_better(found: Evaluation, kind: Kind) -> bool:
+def plainly_better(found: Evaluation, task: Task) -> bool:
     """Whether the network is certainly better than an answer that never changes, by its loss or its accuracy."""
-    constant = constant_answer(found, kind).losses
+    constant = constant_answer(found, task).losses
     if constant is not None and _above_zero(constant - found.losses.detach().double().cpu()):
         return True
     if found.correct is None:
@@ -140,22 +140,22 @@ def _slack(found: Evaluation) -> float:
     return 1 + SLACK * (float(counts.max() / counts.sum()) - 1 / len(counts)) / (1 - 1 / len(counts))
 
 
-def _constant_losses(targets: Tensor, kind: Kind) -> Tensor | None:
+def _constant_losses(targets: Tensor, task: Task) -> Tensor | None:
     """The loss of each sample (N,) for the answer that the other samples suggest; None for a loss of the user's.
 
     Leaving the sample itself out keeps the comparison fair: shares that have seen it would fit it too well. Half a
     sample is added to each count (Krichevsky & Trofimov 1981), so that a class seen once costs no infinity.
     """
     n = len(targets)
-    if kind == "classes":
+    if task == "classification":
         at, counts = _counts(targets)
         others = counts[at].double() - 0.5
         return -(others / (n - 1 + 0.5 * len(counts))).log()
-    if kind == "binary":
+    if task == "binary":
         y = targets.reshape(n, -1).double()
         yes = (y.sum(0) - y + 0.5) / n
         return -torch.where(y > 0.5, yes, 1 - yes).log().sum(1)
-    if kind == "values":
+    if task == "regression":
         y = targets.reshape(n, -1).double()
         return 0.5 * ((y - y.mean(0)) * n / (n - 1)).square().sum(1)
     return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import check_values
-from prunetaylor.taylor.objective import Kind, loss_of
+from prunetaylor.taylor.objective import Task, loss_of
 from prunetaylor.taylor.passes import all_outputs, check_outputs
 
 
@@ -33,7 +33,9 @@ class Evaluation:
     worst: float | None = None
 
     @classmethod
-    def of(cls, losses: Tensor, correct: Tensor | None, targets: Tensor, answers: Tensor | None = None) -> Evaluation:
+    def from_losses(
+        cls, losses: Tensor, correct: Tensor | None, targets: Tensor, answers: Tensor | None = None
+    ) -> Evaluation:
         """Metrics from what was found of each sample."""
         loss = float(losses.double().mean() if losses.device.type != "mps" else losses.mean())
         if correct is None:
@@ -45,13 +47,13 @@ class Evaluation:
         """The same of some of the samples, in this order."""
         at = torch.tensor(indices, dtype=torch.long, device=self.losses.device)
         correct, answers = (None if one is None else one[at] for one in (self.correct, self.answers))
-        return Evaluation.of(self.losses[at], correct, self.targets[at], answers)
+        return Evaluation.from_losses(self.losses[at], correct, self.targets[at], answers)
 
 
-def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
+def evaluate(module: nn.Module, batches: Batches, task: Task) -> Evaluation:
     """Metrics by name. NumericsError where the loss is not finite; it says what is to blame."""
     outputs, targets = all_outputs(module, batches)
-    found = answered(outputs, targets, kind)
+    found = answered(outputs, targets, task)
     value = found.metrics["loss"]
     if not math.isfinite(value):
         check_values(module)
@@ -63,12 +65,12 @@ def evaluate(module: nn.Module, batches: Batches, kind: Kind) -> Evaluation:
     return found
 
 
-def answered(outputs: Tensor, targets: Tensor, kind: Kind) -> Evaluation:
+def answered(outputs: Tensor, targets: Tensor, task: Task) -> Evaluation:
     """What outputs (N, K) come to for their targets."""
-    loss = loss_of(kind)
-    correct, answers = loss.correct(outputs, targets), outputs > 0 if kind == "binary" else None
+    loss = loss_of(task)
+    correct, answers = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
     if correct is not None:  # of one logit the targets may be any numbers
         targets = targets.flatten().long()
         answers = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
-    found = Evaluation.of(loss.values(outputs, targets), correct, targets, answers)
+    found = Evaluation.from_losses(loss.values(outputs, targets), correct, targets, answers)
     return replace(found, worst=loss.worst(outputs, targets))

@@ -26,7 +26,7 @@ class Network:
     skipped: list[Skipped] = field(default_factory=list)
 
     @classmethod
-    def of(cls, module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Network:
+    def from_module(cls, module: nn.Module, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Network:
         """Find the weights of convolutions and linear layers whose names match a pattern (shell style)."""
         _check_patterns(module, [*include, *exclude])
         network = cls(module, *_find(module, include, exclude))

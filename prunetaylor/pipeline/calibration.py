@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
-from prunetaylor.data.draws import Draws
-from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decoded_together, draw
+from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.outliers import Dwarfing, Energies, find
-from prunetaylor.taylor.memory import chunks
-from prunetaylor.taylor.objective import Kind, Objective, loss_of
+from prunetaylor.taylor.memory import current_chunks
+from prunetaylor.taylor.objective import Objective, Task, loss_of
 from prunetaylor.taylor.passes import Risk, all_outputs, check_deterministic
 
 CHUNK_ELEMENTS = 1 << 21
@@ -36,7 +36,7 @@ _SOLVING = ("least-squares", "obs")
 def chunk(elements: int, batch_size: int) -> int:
     """Samples of ``elements`` values in a batch, fewer where memory is short."""
     usual = max(min(batch_size, CHUNK_ELEMENTS // max(1, elements)), min(1024, SMALL_ELEMENTS // max(1, elements)))
-    return max(1, usual // chunks().batch)
+    return max(1, usual // current_chunks().batch)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Part:
 
         ``seen`` is told each sample's size.
         """
-        batches = job.batches(decoded_together(split), batch_size=size)
+        batches = job.batches(decode_sharded(split), batch_size=size)
         outputs, targets = all_outputs(dense, batches, seen.watch, lambda done: seen.add(done.x, done.targets))
         if not split.labelled:
             targets = _answers(job, outputs)
@@ -85,7 +85,7 @@ class Part:
         if change is None:
             return self
         batches = job.batches(
-            TensorSplit(change(x, Draws(generator, len(x))), targets), batch_size=self.batches.batch_size
+            TensorSplit(change(x, RowRandom(generator, len(x))), targets), batch_size=self.batches.batch_size
         )
         return Part(batches, *all_outputs(dense, batches))
 
@@ -135,14 +135,14 @@ class Calibration:
         check_deterministic(dense, fit.batches)
         return cls(fit, holdout, dwarfing)
 
-    def spread(self, kind: Kind) -> float:
+    def spread(self, task: Task) -> float:
         """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
 
         What the error of a network of this kind on such samples is large by, whatever the number of outputs.
         """
-        objective = Objective(kind, "divergence")
+        objective = Objective(task, "divergence")
         z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
-        answer = loss_of(kind).apart.constant(z)
+        answer = loss_of(task).divergence_loss.best_constant(z)
         return float(objective.values(answer.expand_as(z), z).mean())
 
 
@@ -182,4 +182,4 @@ def answered(job: Job, dense: nn.Module, split: Split) -> Split:
 
 def _answers(job: Job, outputs: Tensor) -> Tensor:
     """What the network says, in the form of targets."""
-    return loss_of(job.kind).apart.answers(outputs)
+    return loss_of(job.task).divergence_loss.predictions(outputs)

@@ -20,7 +20,7 @@ _APART = 0.05
 
 
 @contextmanager
-def laid_out(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
+def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
     """Inside, the convolutions' weights of ``modules``, copies of one network, lie with channels last.
 
     Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs then lie so too, and a

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunetaylor.core.errors import NumericsError, UsageError
-from prunetaylor.core.progress import Progress, Watch, unwatched
+from prunetaylor.core.progress import Progress, ProgressMonitor, unwatched
 from prunetaylor.core.results.outcome import Alert, Epoch, Unfinished
 from prunetaylor.data import augment
 from prunetaylor.data.samples import Batches, Split
@@ -51,11 +51,17 @@ class Finetuning:
         training: Split,
         validation: Split,
         progress: Progress,
-        moment: Callable[[], None],
-        watch: Watch = unwatched,
+        checkpoint_point: Callable[[], None],
+        watch: ProgressMonitor = unwatched,
     ) -> None:
         self._watch = watch
-        self.job, self.stages, self.dense, self.progress, self.moment = job, stages, dense, progress, moment
+        self.job, self.stages, self.dense, self.progress, self.checkpoint_point = (
+            job,
+            stages,
+            dense,
+            progress,
+            checkpoint_point,
+        )
         self.epochs: list[Epoch] = []
         self.choices: list[str] = []
         # (how good, the epoch, its weights)
@@ -88,20 +94,20 @@ class Finetuning:
         if left is None:
             self._prune_at(0)
             self._look_before()
-            self.moment()
+            self.checkpoint_point()
         training = self._training()
         if left is not None:
             with restoring():
                 self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
                 self._best, self._reached = left["best"], left["reached"]
                 training.load_state_dict(left["training"], again=left["ending"])
-                self.stages.trained = left["training"]["step"]
+                self.stages.train_steps = left["training"]["step"]
         self.training = training
         if self.stages.unfinished:
-            self._prune_at(self.stages.trained)
-            self.moment()
+            self._prune_at(self.stages.train_steps)
+            self.checkpoint_point()
         self.progress.phase("fine-tune", training.steps)
-        for _ in range(self.stages.trained - (left is not None and left["ending"])):
+        for _ in range(self.stages.train_steps - (left is not None and left["ending"])):
             self.progress.step()
         self._start = time.perf_counter()
         try:
@@ -119,7 +125,7 @@ class Finetuning:
         return self.epochs
 
     def state_dict(self) -> dict[str, Any] | None:
-        """All that the steps to come depend on, at a ``moment``; None where training has not begun."""
+        """All that the steps to come depend on, at a ``checkpoint_point``; None where training has not begun."""
         if self.training is None:
             return None
         return {
@@ -133,7 +139,7 @@ class Finetuning:
 
     def _after(self, training: Training, state: TrainState) -> None:
         """What is done between this step and the next."""
-        self.stages.trained = state.step
+        self.stages.train_steps = state.step
         detail = f"epoch {state.epoch} of {self.job.epochs}"
         if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):  # else training ends at its next look
             speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
@@ -141,21 +147,21 @@ class Finetuning:
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
         if state.epoch_done:
             self._ending = True  # a state now, before the pass over what chooses, is of before it
-            self.moment()
+            self.checkpoint_point()
             self._ending = False
             self._end_epoch(training, state)
             self._watch("epoch", state.epoch, self.epochs[-1].validation)
         if self._prune_at(state.step):
             self.progress.phase("fine-tune", training.steps - state.step)
-        self.moment()
+        self.checkpoint_point()
 
     def _look_before(self) -> None:
         """What training starts from is a result too, where it has the sparsity asked for: epochs may be worse."""
-        if self.stages.removed < self.stages.wanted:
+        if self.stages.removed < self.stages.target_count:
             self._reach(0)
             return
         try:
-            value = evaluate(self.job.network.module, self._chooser, self.job.kind).metrics[self.job.config.metric]
+            value = evaluate(self.job.network.module, self._chooser, self.job.task).metrics[self.job.config.metric]
         except NumericsError:  # training may repair what removal broke
             return
         self.progress.note(f"before fine-tuning: validation {self.job.config.metric} {value:.2f}")
@@ -168,7 +174,7 @@ class Finetuning:
             value = self._validate(state.epoch)
             gain = self._gain(value)
             # An epoch with more weights than asked for is no result.
-            finished = self.stages.removed >= self.stages.wanted
+            finished = self.stages.removed >= self.stages.target_count
             # As good as before training is good enough: what was trained may be surer of it.
             if finished and (self._best is None or gain > self._best[0] or (gain, 0) == self._best[:2]):
                 self._best, self._reached = (gain, state.epoch, snapshot(module)), None
@@ -190,7 +196,7 @@ class Finetuning:
 
     def _reach(self, epoch: int) -> None:
         stages = self.stages
-        self._reached = epoch, snapshot(self.job.network.module), dict(stages.masks), len(stages.done)
+        self._reached = epoch, snapshot(self.job.network.module), dict(stages.masks), len(stages.history)
 
     def _say_no_better(self, training: Training) -> None:
         """Where no epoch's loss was better than that of an answer which is the same for all samples.
@@ -211,7 +217,7 @@ class Finetuning:
     def _validate(self, epoch: int) -> float:
         """The metric on the samples that choose. What is not finite now was made so by training: the dense one ran."""
         try:
-            return evaluate(self.job.network.module, self._chooser, self.job.kind).metrics[self.job.config.metric]
+            return evaluate(self.job.network.module, self._chooser, self.job.task).metrics[self.job.config.metric]
         except NumericsError as error:
             raise Diverged(
                 f"after epoch {epoch} of fine-tuning {error.cause}", "lower finetune.lr, or lengthen finetune.warmup"
@@ -237,8 +243,8 @@ class Finetuning:
         stages, (epoch, weights, masks, count) = self.stages, self._reached
         restore(self.job.network.module, weights)
         stages.masks = {name: mask.to(stages.masks[name].device) for name, mask in masks.items()}
-        if count < len(stages.done):
-            stages.done = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.done)]
+        if count < len(stages.history):
+            stages.history = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.history)]
             stages.histogram = None  # it was of the last of these
         removed, asked = stages.removed / self.job.network.prunable, self.job.config.prune.sparsity
         cause = f"{removed:.2%} are removed where {asked:.2%} were asked for, as {error.cause}"
@@ -266,7 +272,7 @@ class Finetuning:
             options=self.options,
             epochs=self.job.epochs,
             loss=self._objective_loss,
-            kind=self.job.kind,
+            task=self.job.task,
             teacher=self.dense if share else None,
             device=self.job.device,
             generator=self._generator,
@@ -278,7 +284,7 @@ class Finetuning:
         smoothing = self.job.config.finetune.label_smoothing
         if smoothing:
             return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
-        objective = Objective(self.job.kind, "task")
+        objective = Objective(self.job.task, "task")
         return lambda outputs, targets: objective.values(outputs, targets).mean()
 
     def _say_choices(self) -> None:

@@ -31,8 +31,8 @@ from prunetaylor.pruning.selection.trust_region import fresh_stages
 from prunetaylor.runtime.device import pick_device
 from prunetaylor.runtime.processes.group import world
 from prunetaylor.runtime.user_code import load_object
-from prunetaylor.taylor.losses import Own
-from prunetaylor.taylor.objective import Kind, loss_of, outputs_of
+from prunetaylor.taylor.losses import CustomLoss
+from prunetaylor.taylor.objective import Task, loss_of, outputs_of
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take where nobody asked for it: minutes."""
@@ -48,7 +48,7 @@ class Job:
     network: Network
     samples: Samples | None
     device: torch.device
-    kind: Kind
+    task: Task
     checkpoint: Checkpoint | None = None
     arch: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
@@ -208,8 +208,8 @@ def make_job(
 ) -> Job:
     """Put a job together from opened parts, and check them against each other."""
     check_present(module)
-    network = Network.of(module.to(device).eval(), config.prune.include, config.prune.exclude)
-    job = Job(config, network, samples, device, "classes", checkpoint, arch, args or {}, choices)
+    network = Network.from_module(module.to(device).eval(), config.prune.include, config.prune.exclude)
+    job = Job(config, network, samples, device, "classification", checkpoint, arch, args or {}, choices)
     if world() > 1:
         job.choices.append(f"processes: {world()}, sharing the samples")
     criterion = registry.load("pruning/criteria", job.method)
@@ -224,7 +224,7 @@ def make_job(
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or set --epochs 0")
         job.choices += check_pruning(config, criterion, data=False)
-        job.choices += check_finetuning(config, job.epochs, job.kind, labelled=False)
+        job.choices += check_finetuning(config, job.epochs, job.task, labelled=False)
         job.choices.append(
             f"method: {job.method} (no data: accuracy drop, FLOPs and the error's change cannot be measured)"
         )
@@ -241,9 +241,9 @@ def make_job(
         if job.method == "obs":
             why = f"automatic: exact_obs is more accurate, and would take {much} on the {device.type}"
         job.choices.append(f"method: {job.method} ({why})")
-    job.kind = _kind(job, samples)
+    job.task = _task(job, samples)
     job.choices += check_pruning(config, criterion, data=True)
-    job.choices += check_finetuning(config, job.epochs, job.kind, labelled=job.labelled)
+    job.choices += check_finetuning(config, job.epochs, job.task, labelled=job.labelled)
     if not job.labelled:
         _do_without_labels(job, criterion.NEEDS)
     return job
@@ -263,32 +263,32 @@ def _do_without_labels(job: Job, needs: str) -> None:
             f"finetune.distill.weight={weight:g} trains towards labels too, but {none}",
             "leave it at auto: the dense network is the only teacher then",
         )
-    if job.kind != "classes":
+    if job.task != "classification":
         # of the kind that a value is
         zeros = torch.zeros(len(samples.train), 1)
         job.samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
     job.choices.append(f"labels: {none}; the dense network's outputs are used instead")
 
 
-def _kind(job: Job, samples: Samples) -> Kind:
+def _task(job: Job, samples: Samples) -> Task:
     """What the outputs are, or the user's loss; the samples are checked against it, the outputs and the metric."""
     x, y = next(iter(job.batches(samples.test.subset([0]))))
     with evaluating(job.network.module), torch.no_grad():
         outputs = _first_outputs(job.network.module, x)
-    kind = _asked_kind(job.config.loss, outputs, y, samples)
-    correct = loss_of(kind).correct(outputs, y)
+    task = _asked_task(job.config.loss, outputs, y, samples)
+    correct = loss_of(task).correct(outputs, y)
     if correct is None and job.config.metric == "top1":
         raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
-    if kind == "classes":
+    if task == "classification":
         job.samples = _checked(samples, lambda targets, name, at: check_targets(targets, outputs.shape[1], name, at))
-    elif kind == "binary":
+    elif task == "binary":
         job.samples = _checked(samples, _check_binary)
     else:
-        loss_of(kind).values(outputs, y)  # says what is wrong with a function of the user's
-    return kind
+        loss_of(task).values(outputs, y)  # says what is wrong with a function of the user's
+    return task
 
 
-def _asked_kind(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Kind:
+def _asked_task(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Task:
     """For outputs (1, K) and the targets y of the same sample."""
     ids = not y.is_floating_point() and y.dim() == 1
     if ":" in asked:
@@ -297,20 +297,20 @@ def _asked_kind(asked: str, outputs: Tensor, y: Tensor, samples: Samples) -> Kin
                 f"the training samples have no labels, and loss={asked} does not define what the dense network answers",
                 "use loss=cross-entropy, bce or mse",
             )
-        return Own.of(asked, load_object(asked))
+        return CustomLoss.from_function(asked, load_object(asked))
     if asked == "cross-entropy" or (asked == "auto" and ids and outputs.shape[1] > 1):
         if ids:
-            return "classes"
+            return "classification"
     elif y.numel() == outputs.numel():
         if asked != "auto":
-            return "binary" if asked == "bce" else "values"
+            return "binary" if asked == "bce" else "regression"
         if ids or _zeros_and_ones(samples.test):
             raise UsageError(
                 "targets of zeros and ones may be binary labels or values",
                 "set loss=bce if the outputs are logits, loss=mse if the network was trained with squared errors",
             )
         if y.is_floating_point():
-            return "values"
+            return "regression"
     raise DataError(
         f"targets of shape {tuple(y.shape[1:])} and type {y.dtype} do not fit outputs of {outputs.shape[1]} values"
         + ("" if asked == "auto" else f" and loss={asked}"),

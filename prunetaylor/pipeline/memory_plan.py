@@ -18,7 +18,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.calibration import chunk
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.refinement import REMEMBERED
+from prunetaylor.pipeline.refinement import SAMPLE_HISTORY
 from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train
@@ -33,15 +33,15 @@ from prunetaylor.taylor.live_memory import alive_in_forward_mode, alive_without_
 from prunetaylor.taylor.memory import (
     FLOAT,
     LIBRARIES,
-    Chunks,
+    ChunkDivisors,
     Phase,
     Sizes,
-    chunks,
+    current_chunks,
     forward,
     layer_sizes,
     measure,
     state_bytes,
-    within,
+    use_chunks,
 )
 from prunetaylor.taylor.model import prediction_bytes
 
@@ -64,7 +64,7 @@ class Plan:
     """What a run needs. ``limit`` is what it may take, ``free`` what is free beside what it holds already."""
 
     phase: Phase
-    chunks: Chunks
+    chunks: ChunkDivisors
     batch: int
     limit: int | None
     asked: bool  # whether the limit is the user's
@@ -105,7 +105,7 @@ def make_plan(job: Job, command: str = "prune") -> Plan:
     chosen, worst = planner.fit(job.config, limit)
     if limit is not None and worst.total > limit:
         raise planner.refusal(worst, limit, asked)
-    with within(chosen):
+    with use_chunks(chosen):
         return Plan(worst, chosen, planner.batch(job.config), limit, asked, free)
 
 
@@ -137,7 +137,7 @@ class _Planner:
         self.raw, self.each = raw.nbytes, raw[0].numel()
         if job.device.type == "cpu":
             splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
-            self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.on_the_fly)
+            self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.lazy)
         x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
         found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
         trial = network.copy()  # hooks may leave in it what a pass has made
@@ -236,7 +236,7 @@ class _Planner:
 
     def _samples(self, config: Config, sizes: Sizes) -> int:
         """The source's, those that calibrate, and the dense network's outputs for them."""
-        remembered = REMEMBERED if config.calibration.resample else 1
+        remembered = SAMPLE_HISTORY if config.calibration.resample else 1
         outputs = 2 * FLOAT * sizes.outputs
         return self.source + remembered * (sizes.samples + sizes.held_out) * (self.raw + outputs)
 
@@ -250,26 +250,28 @@ class _Planner:
         # No batch norm trains on a single sample.
         if world() > 1 and waits_within(self.job.network.module):
             return own
-        return min(own, max(2, -(-own // chunks().training)))
+        return min(own, max(2, -(-own // current_chunks().training)))
 
     def _measuring(self, config: Config, sizes: Sizes) -> Sizes:
         assert self.job.samples is not None
-        most = max(1, config.data.batch_size // chunks().batch)
+        most = max(1, config.data.batch_size // current_chunks().batch)
         return replace(sizes, batch=min(most, len(self.job.samples.test)))
 
-    def fit(self, config: Config, limit: int | None) -> tuple[Chunks, Phase]:
+    def fit(self, config: Config, limit: int | None) -> tuple[ChunkDivisors, Phase]:
         """The largest chunks found under which all phases fit ``limit``, else the smallest; and the largest phase."""
-        chosen = Chunks()
+        chosen = ChunkDivisors()
         while limit is not None and (over := self._over(config, chosen, limit)) > 0:
             smaller = (self._halved(config, chosen, field.name, limit, over) for field in fields(chosen))
             found = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
             if found is None:
                 break
             chosen = found[1]
-        with within(chosen):
+        with use_chunks(chosen):
             return chosen, self.worst(config)
 
-    def _halved(self, config: Config, chosen: Chunks, name: str, limit: int, over: int) -> tuple[int, Chunks] | None:
+    def _halved(
+        self, config: Config, chosen: ChunkDivisors, name: str, limit: int, over: int
+    ) -> tuple[int, ChunkDivisors] | None:
         """(bytes over the limit, chunks) of the first halving of one of them that helps, if any does."""
         by = getattr(chosen, name)
         while by < _SMALLEST:
@@ -280,9 +282,9 @@ class _Planner:
                 return left, smaller
         return None
 
-    def _over(self, config: Config, chosen: Chunks, limit: int) -> int:
+    def _over(self, config: Config, chosen: ChunkDivisors, limit: int) -> int:
         """By how much all phases together are over the limit: halving helps where any of them falls."""
-        with within(chosen):
+        with use_chunks(chosen):
             return sum(max(0, phase.total - limit) for phase in self.phases(config))
 
     def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:

@@ -18,7 +18,7 @@ from prunetaylor.core.results.outcome import Alert
 from prunetaylor.data.samples import Split
 from prunetaylor.network.layer import Prunable
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.taylor.passes import Watcher
+from prunetaylor.taylor.passes import ForwardHook
 
 FAR = 1e3
 """Times the ninth decile's energy: samples some thirty times as large as nearly all others."""
@@ -40,7 +40,7 @@ class Energies:
         self._now: dict[nn.Module, Tensor] = {}
 
     @property
-    def watch(self) -> Mapping[nn.Module, Watcher]:
+    def watch(self) -> Mapping[nn.Module, ForwardHook]:
         return {module: self._watcher(module) for module in self._places}
 
     def add(self, x: Tensor, targets: Tensor) -> None:
@@ -56,7 +56,7 @@ class Energies:
         none = torch.empty((0, 2 + len(self._places)), dtype=torch.float64)
         return gather_rows(torch.cat([none, *self.rows]))
 
-    def _watcher(self, module: nn.Module) -> Watcher:
+    def _watcher(self, module: nn.Module) -> ForwardHook:
         def look(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             if len(x) % samples == 0:  # rows that belong to no sample have no size of one
                 energy = _energy(x, samples)

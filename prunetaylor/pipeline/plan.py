@@ -41,7 +41,7 @@ class Aim:
 
 def unseen(job: Job, criterion: Any) -> Aim:
     """Before the dense network was looked at, or without data. UsageError for a repair that the criterion rules out."""
-    return Aim(Objective(job.kind, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
+    return Aim(Objective(job.task, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
 
 
 def look(
@@ -51,7 +51,7 @@ def look(
     dense: nn.Module,
     model: Callable[[Risk], TaylorModel],
     *,
-    idle: bool = False,
+    nothing_to_prune: bool = False,
     refines: bool = True,
 ) -> Aim:
     """Labels or not, first-order term or not, from what the user forces and the convergence check.
@@ -64,15 +64,15 @@ def look(
     Raises:
         UsageError: the criterion needs labels, and they are ruled out.
     """
-    config, task = job.config, Objective(job.kind, "task")
+    config, task = job.config, Objective(job.task, "task")
     example = next(iter(calibration.holdout.batches))[0]
     if not job.labelled:
         usual = unseen(job, criterion)
         refinement = settle(job, criterion.REPAIR, far=False, example=example)
-        if idle:
+        if nothing_to_prune:
             refinement = alone(job, labelled=False)
         error = f"labels: none; pruning keeps the dense network's outputs ({usual.objective.describe()})"
-        said = (_repair_said(job, usual.repair, idle), *_said(refinement, refines), error)
+        said = (_repair_said(job, usual.repair, nothing_to_prune), *_said(refinement, refines), error)
         repair = _possible(job, usual.repair)
         return replace(usual, repair=repair, refinement=refinement if refines else Refinement(), said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
@@ -96,7 +96,7 @@ def look(
         if labelled and config.prune.first_order == "auto":
             # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
             keep_first = True
-    if idle:
+    if nothing_to_prune:
         refinement = alone(job, labelled)
     objective = task if labelled else usual.objective
     return Aim(
@@ -106,7 +106,7 @@ def look(
         refinement if refines else Refinement(),
         FirstOrder(found.share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
         (
-            _repair_said(job, repair, idle),
+            _repair_said(job, repair, nothing_to_prune),
             *_said(refinement, refines),
             _convergence_said(found, labelled, labels),
             Detail(f"error: {objective.describe()}; {found.describe()}"),
@@ -153,10 +153,10 @@ def _possible(job: Job, repair: str) -> str:
     return "none" if repair == "batch-norm" and not batch_norm.norms(job.network.module) else repair
 
 
-def _repair_said(job: Job, repair: str, idle: bool) -> str:
+def _repair_said(job: Job, repair: str, nothing_to_prune: bool) -> str:
     """What each stage is repaired by, and what decided."""
     shown = repair.replace("least-squares", "least squares")
-    if idle and job.config.prune.repair != "none":
+    if nothing_to_prune and job.config.prune.repair != "none":
         return "repair: skipped (nothing is removed)"
     if repair != _possible(job, repair):
         return "repair: none (batch-norm was chosen, and the network has no batch norm with running statistics)"

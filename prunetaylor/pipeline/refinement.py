@@ -17,7 +17,7 @@ from prunetaylor.pipeline.calibration import Calibration, Part
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.repair.gauss_newton import DAMPINGS, PRODUCTS, refine
-from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.selection.trust_region import fresh_stages
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import Risk
@@ -29,7 +29,7 @@ FEWEST = 50
 """Steps below which it is not worth starting."""
 NEGLIGIBLE = 1e-4
 """Of the error of a constant answer: where less than this share is left to gain, ``auto`` gains nothing."""
-REMEMBERED = 4
+SAMPLE_HISTORY = 4
 """Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 PASSES = 4
 """What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
@@ -61,7 +61,7 @@ class Refinement:
         objective: Objective,
         calibration: Calibration,
         seen: Sequence[Part],
-        absorbers: Mapping[str, Absorber],
+        intercepts: Mapping[str, Intercept],
         generator: torch.Generator,
         seed: int,
         left: Mapping[str, Any],
@@ -77,7 +77,7 @@ class Refinement:
         if self.by == "gauss-newton":
             yield from self._newton(job, dense, masks, objective, held, seen, alone, generator, seed, left)
             return
-        scale = calibration.spread(job.kind)
+        scale = calibration.spread(job.task)
         if not left and not self.asked and held.value() < NEGLIGIBLE * scale:
             yield Refined(f"skipped: held-out error is already {held.value():.2g}", dict)
             return
@@ -98,7 +98,7 @@ class Refinement:
             job.network.module,
             dense.module,
             job.network.layers,
-            absorbers,
+            intercepts,
             masks,
             batches,
             held,
@@ -221,7 +221,7 @@ def _told(job: Job, example: Tensor) -> bool:
     config = job.config
     if config.calibration.labels is not True or not config.calibration.resample:
         return False
-    samples = REMEMBERED * config.calibration.samples
+    samples = SAMPLE_HISTORY * config.calibration.samples
     passes = GAUSS_NEWTON_STEPS * PASSES * (PRODUCTS + len(DAMPINGS) / PASSES)
     work = fresh_stages(config.prune.sparsity) * samples * passes * flops(job.network.module, example)[0]
     return work <= WORTH.get(job.device.type, WORTH["cpu"])

@@ -13,10 +13,19 @@ from torch import Tensor, nn
 
 from prunetaylor.core.beat import heard
 from prunetaylor.core.errors import DataError
-from prunetaylor.core.progress import Detail, Progress, Watch, expect, part_of, unwatched
+from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, part_of, unwatched
 from prunetaylor.core.results.judgement import judge
-from prunetaylor.core.results.outcome import ClassDrop, Drop, Epoch, Flips, LayerOutcome, Outcome, Side, Sparsity
-from prunetaylor.core.state_store import Forgetful, Keeper
+from prunetaylor.core.results.outcome import (
+    ClassDrop,
+    Drop,
+    Epoch,
+    Flips,
+    LayerOutcome,
+    NetworkStats,
+    PruneResult,
+    Sparsity,
+)
+from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.data.samples import Split, draw
 from prunetaylor.measure.chance import constant_answer
 from prunetaylor.measure.cost import count, flops
@@ -28,7 +37,7 @@ from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.checkpoint.write import model_bytes
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied, fixed_order
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetune import Finetuning, gradual_levels
 from prunetaylor.pipeline.job import Job, open_job
@@ -38,7 +47,7 @@ from prunetaylor.pipeline.stages import Stages
 from prunetaylor.pipeline.time_estimate import estimate
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.runtime.user_code import source_hash
-from prunetaylor.taylor.memory import Chunks, chunks, within
+from prunetaylor.taylor.memory import ChunkDivisors, current_chunks, use_chunks
 
 __all__ = ["Job", "evaluate", "open_job", "run"]
 
@@ -75,12 +84,12 @@ class Clock:
 def run(
     job: Job,
     progress: Progress,
-    keeper: Keeper | None = None,
+    store: StateStore | None = None,
     *,
     dense_found: Evaluation | None = None,
-    watch: Watch = unwatched,
-) -> Outcome:
-    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing but ``keeper`` is written to.
+    watch: ProgressMonitor = unwatched,
+) -> PruneResult:
+    """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing but ``store`` is written to.
 
     It goes on from what the keeper was left with. ``dense_found`` is the dense network's evaluation on the test
     samples, where somebody has it already; ``watch`` is told what each stage and epoch came to, and may end the run by
@@ -88,7 +97,7 @@ def run(
 
     UsageError, before anything is done, where it does not fit in memory.
     """
-    return _Run(job, progress, keeper or Forgetful(), dense_found, watch).outcome()
+    return _Run(job, progress, store or NullStore(), dense_found, watch).outcome()
 
 
 def rehearse(job: Job, progress: Progress) -> Plan:
@@ -99,7 +108,7 @@ def rehearse(job: Job, progress: Progress) -> Plan:
     training, _ = training_split(job)
     if job.epochs and training is not None:
         gradual_levels(job, job.batches(training, drop_last=True))
-    with within(plan.chunks):
+    with use_chunks(plan.chunks):
         glance(job, progress)
     return plan
 
@@ -108,30 +117,33 @@ class _Run:
     """One run, from its job to its outcome; what it has done so far can be kept, and gone on from."""
 
     def __init__(
-        self, job: Job, progress: Progress, keeper: Keeper, dense_found: Evaluation | None, watch: Watch
+        self, job: Job, progress: Progress, store: StateStore, dense_found: Evaluation | None, watch: ProgressMonitor
     ) -> None:
-        self.job, self.progress, self.keeper, self.watch = job, progress, keeper, watch
+        self.job, self.progress, self.store, self.watch = job, progress, store, watch
         self.dense_found = dense_found
-        self.left = keeper.left() or {}
+        self.left = store.load() or {}
         set_aside(job, progress)
         self.plan = make_plan(job)
         self.time = estimate(job)
         if self.left:
             # Other chunks would round otherwise.
             with restoring():
-                self.plan = replace(self.plan, chunks=Chunks(**self.left["chunks"]))
+                self.plan = replace(self.plan, chunks=ChunkDivisors(**self.left["chunks"]))
         with restoring():
             self.clock = Clock(dict(self.left.get("seconds", {})))
-        self.dense = Network.of(copied(job.network.module), job.config.prune.include, job.config.prune.exclude)
+        self.dense = Network.from_module(copied(job.network.module), job.config.prune.include, job.config.prune.exclude)
         self.training, self.validation = training_split(job)
-        self.stages = Stages(job, self.dense, self.training, progress, self.moment, watch)
+        self.stages = Stages(job, self.dense, self.training, progress, self.checkpoint_point, watch)
         self.finetuning = self._finetuning()
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> PruneResult:
         job, progress, clock, stages, module = self.job, self.progress, self.clock, self.stages, self.job.network.module
-        together, fixed = laid_out(job, module, self.dense.module), fixed_order(job.device, self.left.get("threads"))
+        together, fixed = (
+            use_memory_format(job, module, self.dense.module),
+            fixed_order(job.device, self.left.get("threads")),
+        )
         hears = heard(part_of(progress))
-        with clock.time("total"), within(self.plan.chunks), fixed, hears, together as said:
+        with clock.time("total"), use_chunks(self.plan.chunks), fixed, hears, together as said:
             job.choices += [*said, job.epochs_reason]
             for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details()), self.time.describe()):
                 progress.note(choice)
@@ -153,8 +165,8 @@ class _Run:
             sides = {"dense": dense_side, "pruned": pruned_side}
             told = {f"test/{side}/{name}": value for side in sides for name, value in sides[side].metrics.items()}
             if told:
-                progress.measured(stages.trained, told)
-        found = Outcome(
+                progress.measured(stages.train_steps, told)
+        found = PruneResult(
             module=module,
             masks=stages.masks,
             method=job.method,
@@ -165,7 +177,7 @@ class _Run:
             sparsity=_sparsity(job, stages.masks),
             drop=_drop(job, self.dense_found, pruned_found),
             loss_rise=_loss_rise(job, self.dense_found, pruned_found),
-            stages=stages.done,
+            stages=stages.history,
             first_order=stages.aim.first_order,
             layers=_layers(job, stages.masks),
             skipped=job.network.skipped,
@@ -182,7 +194,7 @@ class _Run:
             histogram=stages.histogram,
             unfinished=None if self.finetuning is None else self.finetuning.unfinished,
             warnings=[*job.warnings, *pruned_doubts(job, pruned_found)],
-            constant={} if self.dense_found is None else constant_answer(self.dense_found, job.kind).metrics,
+            constant={} if self.dense_found is None else constant_answer(self.dense_found, job.task).metrics,
         )
         training = 0 if job.samples is None else len(job.samples.train)
         return replace(found, verdict=judge(found, job.config, training))
@@ -204,7 +216,7 @@ class _Run:
         if left is not None:
             self.stages.load_state_dict(left)
         else:
-            self.moment()
+            self.checkpoint_point()
 
     def _finetuning(self) -> Finetuning | None:
         if not self.job.epochs or self.training is None or self.validation is None:
@@ -216,14 +228,14 @@ class _Run:
             self.training,
             self.validation,
             self.progress,
-            self.moment,
+            self.checkpoint_point,
             self.watch,
         )
 
-    def moment(self) -> None:
+    def checkpoint_point(self) -> None:
         """The state is whole: keep it, where it is time."""
-        if self.keeper.due():
-            self.keeper.keep(self._state())
+        if self.store.due():
+            self.store.save(self._state())
 
     def _state(self) -> dict[str, Any]:
         dense = self.dense_found
@@ -237,10 +249,10 @@ class _Run:
         }
 
 
-def evaluate(job: Job, progress: Progress) -> Side:
+def evaluate(job: Job, progress: Progress) -> NetworkStats:
     """Measure the job's network as it is."""
     module = job.network.module
-    with laid_out(job, module):
+    with use_memory_format(job, module):
         found = _measure(job, module, progress, "measure")
         say_doubts(job, found, progress)
     return _side(job, module, found, job.checkpoint)
@@ -272,18 +284,18 @@ def _measure(job: Job, module: nn.Module, progress: Progress, phase: str) -> Eva
     if job.samples is None:
         return None
     progress.phase(phase)
-    batch = max(1, job.config.data.batch_size // chunks().batch)
-    return evaluate_on(module, job.batches(job.samples.test, batch_size=batch), job.kind)
+    batch = max(1, job.config.data.batch_size // current_chunks().batch)
+    return evaluate_on(module, job.batches(job.samples.test, batch_size=batch), job.task)
 
 
-def _side(job: Job, module: nn.Module, found: Evaluation | None, file: Checkpoint | None = None) -> Side:
+def _side(job: Job, module: nn.Module, found: Evaluation | None, file: Checkpoint | None = None) -> NetworkStats:
     """The numbers of a network; ``file`` is the checkpoint that it was read from."""
     parameters, nonzero = count(module)
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
         example, _ = next(iter(job.batches(job.samples.test.subset([0]))))
         work = flops(module, example)
-    return Side(
+    return NetworkStats(
         found.metrics if found else {}, parameters, nonzero, *work, model_bytes(module) if file is None else file.size
     )
 

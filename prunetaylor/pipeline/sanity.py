@@ -17,7 +17,7 @@ from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.outliers import Dwarfing, stored
-from prunetaylor.taylor.memory import chunks
+from prunetaylor.taylor.memory import current_chunks
 
 FIRST, MOST = 256, 2048
 """Test samples that a glance takes: the first are enough for a network that is plainly better than guessing."""
@@ -28,7 +28,7 @@ def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
     if found is None:
         return
     said = job.checkpoint.said if job.checkpoint is not None else None
-    alert = doubt(found, job.kind, pruned=said is not None and bool(said.masks))
+    alert = doubt(found, job.task, pruned=said is not None and bool(said.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)
 
@@ -52,7 +52,7 @@ def pruned_doubts(job: Job, found: Evaluation | None) -> list[Alert]:
 
     Beside a dense network that is at chance it goes without saying.
     """
-    if found is None or any(alert.key in BROKEN for alert in job.warnings) or not at_chance(found, job.kind):
+    if found is None or any(alert.key in BROKEN for alert in job.warnings) or not at_chance(found, job.task):
         return []
     return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
 
@@ -64,10 +64,10 @@ def glance(job: Job, progress: Progress) -> None:
     progress.phase("look at the network")
     test = job.samples.test
     drawn = draw(test, MOST, torch.Generator().manual_seed(job.config.seed))
-    batch = max(1, job.config.data.batch_size // chunks().batch)
+    batch = max(1, job.config.data.batch_size // current_chunks().batch)
     for taken in (FIRST, MOST):
         some = test.subset(drawn[:taken])
-        found = evaluate(job.network.module, job.batches(some, batch_size=batch), job.kind)
-        if plainly_better(found, job.kind):
+        found = evaluate(job.network.module, job.batches(some, batch_size=batch), job.task)
+        if plainly_better(found, job.task):
             return
     say_doubts(job, found, progress)

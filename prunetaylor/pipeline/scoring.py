@@ -19,22 +19,22 @@ from torch import Tensor
 from prunetaylor.core.beat import heard
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Detail, Progress, part_of
-from prunetaylor.core.results.outcome import LayerScore, Level, Scores, removed_at
+from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores, removed_at
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.calibration import Calibration
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.memory_plan import make_plan
 from prunetaylor.pipeline.run import hashes, training_split
 from prunetaylor.pipeline.sanity import glance, set_aside
 from prunetaylor.pipeline.stages import Stages
 from prunetaylor.pipeline.validation import check_scoring
-from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.step import Step
-from prunetaylor.pruning.selection.trust_region import believed
-from prunetaylor.taylor.memory import within
+from prunetaylor.pruning.selection.trust_region import agrees
+from prunetaylor.taylor.memory import use_chunks
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.passes import Risk, all_outputs
 
@@ -56,8 +56,8 @@ def run(job: Job, progress: Progress) -> Scores:
     assert training is not None
     outlook = _Outlook(job, job.network, training, progress)
     # Laid out as in a run, which finds the fits in the cache by what they were taken of.
-    layout = laid_out(job, job.network.module, outlook.dense.module)
-    with layout as said, within(plan.chunks), heard(part_of(progress)):
+    layout = use_memory_format(job, job.network.module, outlook.dense.module)
+    with layout as said, use_chunks(plan.chunks), heard(part_of(progress)):
         job.choices += said
         for choice in (*job.choices, plan.describe(), Detail(plan.details())):
             progress.note(choice)
@@ -86,13 +86,13 @@ def run(job: Job, progress: Progress) -> Scores:
 
 @dataclass
 class _Fit:
-    """What is fitted once, at the dense weights. ``judge`` is the Taylor model on the held-out samples."""
+    """What is fitted once, at the dense weights. ``holdout_model`` is the Taylor model on the held-out samples."""
 
     model: TaylorModel
-    judge: TaylorModel
+    holdout_model: TaylorModel
     held: Risk
     dense_outputs: Tensor
-    absorbers: Mapping[str, Absorber]
+    intercepts: Mapping[str, Intercept]
     scores: dict[str, Tensor] | None  # None where the criterion has a solver, which is asked anew
 
 
@@ -102,10 +102,10 @@ class _Outlook(Stages):
     REFINES = False
 
     @property
-    def idle(self) -> bool:
+    def nothing_to_prune(self) -> bool:
         return False  # each sparsity is tried, whatever was asked for
 
-    def look(self) -> tuple[list[Level], list[LayerScore], int]:
+    def look(self) -> tuple[list[ScoreLevel], list[LayerScore], int]:
         """The levels, the layers at each of them, and the number of held-out samples."""
         network = self.job.network
         self.begin()
@@ -115,21 +115,23 @@ class _Outlook(Stages):
         self.progress.phase("score", each * len(wanted) + 1)
         fit = self._fit(calibration)
         self.progress.step("fitted")
-        levels: list[Level] = []
+        levels: list[ScoreLevel] = []
         layers = [LayerScore(layer.name, tuple(layer.weight.shape), [], []) for layer in network.layers]
         for sparsity in wanted:
             try:
                 levels.append(self._try(sparsity, fit, layers, levels))
             finally:
-                restore(network.module, fit.judge.state)
+                restore(network.module, fit.holdout_model.state)
             self.progress.step(f"{sparsity:.0%}")
         return levels, layers, calibration.holdout.batches.samples
 
     def _fit(self, calibration: Calibration) -> _Fit:
         network = self.job.network
         held = calibration.holdout.risk(network.module, self.aim.objective)
-        judge = self._model(network, held, calibration)
-        model = self._model(network, calibration.fit.risk(network.module, self.aim.objective), calibration, judge)
+        holdout_model = self._model(network, held, calibration)
+        model = self._model(
+            network, calibration.fit.risk(network.module, self.aim.objective), calibration, holdout_model
+        )
         scores = None
         if not hasattr(self.criterion, "solve"):
             scores = self.criterion.score(model, network, self.masks, self.generator)
@@ -137,20 +139,20 @@ class _Outlook(Stages):
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
             model,
-            judge,
+            holdout_model,
             held,
             calibration.holdout.dense_outputs,
-            self.absorbers,
+            self.intercepts,
             scores,
         )
 
-    def _try(self, sparsity: float, fit: _Fit, layers: list[LayerScore], before: list[Level]) -> Level:
+    def _try(self, sparsity: float, fit: _Fit, layers: list[LayerScore], before: list[ScoreLevel]) -> ScoreLevel:
         """Take the step, predict and measure it, and add what it is to each layer to ``layers``."""
         network = self.job.network
         removed = removed_at(sparsity, network.prunable)
         self._step(removed, fit, layers)
-        moved = displacement(network.module, fit.judge.state)
-        predicted = fit.judge.predict(moved).change(self.aim.keep_first)
+        moved = displacement(network.module, fit.holdout_model.state)
+        predicted = fit.holdout_model.predict(moved).change(self.aim.keep_first)
         for layer, row in zip(network.layers, layers, strict=True):
             row.predicted_changes.append(self._part(layer, fit, moved) if sparsity in BY_LAYER else None)
         outputs, _ = all_outputs(network.module, fit.held.batches)
@@ -158,11 +160,11 @@ class _Outlook(Stages):
         change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
         measured = float(change.double().mean())
         changed = None
-        if objective.kind == "classes":
+        if objective.task == "classification":
             changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
         # Of noise no allowance is made: what the samples cannot tell is no reason to believe.
-        right = believed(predicted, measured, 0.0, self.calibration.spread(self.job.kind))
-        return Level(
+        right = agrees(predicted, measured, 0.0, self.calibration.spread(self.job.task))
+        return ScoreLevel(
             sparsity,
             removed,
             predicted,
@@ -178,7 +180,7 @@ class _Outlook(Stages):
         network = self.job.network
         masks, moving = self._select_once(removed, fit)
         if self.aim.solves:
-            self._compensate(fit.model.moments, masks, fit.judge.state, fit.absorbers, [])
+            self._compensate(fit.model.moments, masks, fit.holdout_model.state, fit.intercepts, [])
         else:
             for layer in network.layers:
                 layer.weight.add_(moving[layer.parameter].to(layer.weight))
@@ -196,6 +198,6 @@ class _Outlook(Stages):
 
     def _part(self, layer: Layer, fit: _Fit, moved: Mapping[str, Tensor]) -> float:
         """What one layer's part of a displacement of the state would cost by itself."""
-        absorber = fit.absorbers.get(layer.name)
-        names = [layer.parameter, *([absorber.key] if absorber else [])]
-        return fit.judge.predict({name: moved[name] for name in names}).change(self.aim.keep_first)
+        intercept = fit.intercepts.get(layer.name)
+        names = [layer.parameter, *([intercept.key] if intercept else [])]
+        return fit.holdout_model.predict({name: moved[name] for name in names}).change(self.aim.keep_first)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, NumericsError
-from prunetaylor.core.progress import Progress, Watch, unwatched
+from prunetaylor.core.progress import Progress, ProgressMonitor, unwatched
 from prunetaylor.core.results.outcome import Alert, Histogram, Stage, removed_at
 from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import evaluate
@@ -24,23 +24,23 @@ from prunetaylor.pipeline.calibration import Calibration, Part
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.plan import look, unseen
-from prunetaylor.pipeline.refinement import REMEMBERED
-from prunetaylor.pipeline.stage_state import AtWork
+from prunetaylor.pipeline.refinement import SAMPLE_HISTORY
+from prunetaylor.pipeline.stage_state import StageState
 from prunetaylor.pruning.repair import batch_norm, least_squares, obs_update
-from prunetaylor.pruning.repair.intercepts import Absorber, find_absorbers
+from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.schedule import Fixed, sparsities
-from prunetaylor.pruning.selection.selector import Removal, Removed
-from prunetaylor.pruning.selection.trust_region import FRESH, TrustRegion, believed
+from prunetaylor.pruning.selection.selector import Selection, Selector
+from prunetaylor.pruning.selection.trust_region import FRESH_STAGE_FRACTION, TrustRegion, agrees
 from prunetaylor.runtime.processes.exchange import as_in_main
 from prunetaylor.taylor.curvature.cache import open_cache
 from prunetaylor.taylor.curvature.gram import Moments, Positions
-from prunetaylor.taylor.layer_check import examine, unreached
+from prunetaylor.taylor.layer_check import check_layers, unreached
 from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.passes import Risk, check_outputs
 
-FEW = 20
+MIN_HOLDOUT = 20
 """Held-out samples below which a run says that they are few."""
 FEW_IN_ALL = 50
 """Calibration samples below which a run warns that they are few."""
@@ -61,15 +61,15 @@ class Stages:
     dense: Network  # a copy that stays as it was
     pool: Split | None  # what calibration samples are drawn from; None without data
     progress: Progress
-    moment: Callable[[], None] = lambda: None  # called wherever the state may be kept
-    watch: Watch = unwatched
+    checkpoint_point: Callable[[], None] = lambda: None  # called wherever the state may be kept
+    watch: ProgressMonitor = unwatched
     masks: dict[str, Tensor] = field(default_factory=dict)
     done: list[Stage] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
     drawn: list[Tensor] = field(default_factory=list)  # the generator's states before these were drawn
-    at_work: AtWork | None = None
+    at_work: StageState | None = None
     refining: dict[str, Any] | None = None  # how far the refinement at work is; None: none is
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Stages:
         self.aim = unseen(self.job, self.criterion)
         self.generator = torch.Generator().manual_seed(config.seed)
         structure = registry.load("pruning/structures", config.prune.structure)
-        self.removal = Removal(self.job.network, self.criterion, structure, self.generator)
+        self.removal = Selector(self.job.network, self.criterion, structure, self.generator)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
         # What repair leaves of the change that removal alone would make, by the last stage; None until there was one.
@@ -87,14 +87,14 @@ class Stages:
         self.damping = config.prune.damping
         self.plan: Fixed | TrustRegion | None = None
         self._left_of_plan: Mapping[str, Any] | None = None  # of a state that was loaded
-        self.trained = 0
+        self.train_steps = 0
         """Steps of training that the network has had since it was dense."""
-        self.settled = config.prune.schedule != "one-shot"
+        self.has_target = config.prune.schedule != "one-shot"
         """Whether it is the sparsity asked for that is gone to: the network may have it already."""
 
     def run(self, left: Mapping[str, Any] | None = None) -> None:
         """Prune ``job.network`` in place, to the sparsity asked for; from ``left``, a state, on."""
-        self.settled = True
+        self.has_target = True
         if self.pool is None:
             self._start()
             for target in self._levels():
@@ -109,17 +109,17 @@ class Stages:
                     plan.load_state_dict(self._left_of_plan)
         self.plan = plan
         if left is None:
-            self.moment()
-        if self.idle and self.aim.refinement.when != "none":  # a stage that removes nothing
+            self.checkpoint_point()
+        if self.nothing_to_prune and self.aim.refinement.when != "none":  # a stage that removes nothing
             self.progress.phase("stage 1")
-            self.done.append(Stage(self.removed / self.job.network.prunable, None, None, None, 0.0))
+            self.history.append(Stage(self.removed / self.job.network.prunable, None, None, None, 0.0))
             self.refining = {}
         if self.refining is not None:
             self._finish()
-            self.moment()
-        while self.removed < self.wanted:
+            self.checkpoint_point()
+        while self.removed < self.target_count:
             self._next(plan)
-            self.moment()
+            self.checkpoint_point()
 
     def begin(self) -> None:
         """Draw the samples, look at the dense network, and decide what is to be decided."""
@@ -127,7 +127,7 @@ class Stages:
         self._draw()
         self.progress.step("samples drawn")
         held = self.calibration.holdout.batches.samples
-        if held < FEW:
+        if held < MIN_HOLDOUT:
             self._choose(f"only {held} held-out samples: their measurements are rough; raise calibration.samples")
         if (drawn := held + self.calibration.fit.batches.samples) < FEW_IN_ALL:
             text = f"only {drawn} calibration samples: expect a larger drop; 1,000 are usual (calibration.samples)"
@@ -149,7 +149,7 @@ class Stages:
             self._next(plan)
 
     def _next(self, plan: Fixed | TrustRegion) -> None:
-        if self.done and self.job.config.calibration.resample and self.at_work is None:
+        if self.history and self.job.config.calibration.resample and self.at_work is None:
             self._draw()
         if isinstance(plan, TrustRegion) and plan.hurried:
             self._choose(
@@ -157,7 +157,7 @@ class Stages:
                 "share of what is left to remove"
             )
         self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
-        self._stage(plan, self.calibration, self.absorbers)
+        self._stage(plan, self.calibration, self.intercepts)
 
     def _draw(self) -> None:
         """Fresh calibration samples."""
@@ -180,19 +180,21 @@ class Stages:
                 self.job.warn(alert, self.progress)
         for part in (self.calibration.fit, self.calibration.holdout):
             check_outputs(self.dense.module, part.batches, part.dense_outputs)
-        self.drawn = [*self.drawn, state][-REMEMBERED:]
-        self.seen = [*self.seen, self.calibration.fit][-REMEMBERED:]
+        self.drawn = [*self.drawn, state][-SAMPLE_HISTORY:]
+        self.seen = [*self.seen, self.calibration.fit][-SAMPLE_HISTORY:]
 
     def _plan(self) -> Fixed | TrustRegion:
         config = self.job.config.prune
-        if config.stages != "auto" or self.criterion.REACH is None:
+        if config.stages != "auto" or self.criterion.MAX_STAGE_FRACTION is None:
             return Fixed(self._levels(), config.damping)
         fresh = self.job.config.calibration.resample and self.aim.refinement.when == "stages"
-        scale = self.calibration.spread(self.job.kind)
-        return TrustRegion(config.sparsity, scale, config.damping, FRESH if fresh else self.criterion.REACH)
+        scale = self.calibration.spread(self.job.task)
+        return TrustRegion(
+            config.sparsity, scale, config.damping, FRESH_STAGE_FRACTION if fresh else self.criterion.MAX_STAGE_FRACTION
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the stages to come depend on, at a ``moment``, and the network's weights.
+        """All that the stages to come depend on, at a ``checkpoint_point``, and the network's weights.
 
         Of a stage at work it is what it started from, and beside that what need not be found again.
         """
@@ -201,8 +203,8 @@ class Stages:
         return {
             "module": snapshot(module) if work is None else work.before,
             "masks": self.masks if work is None else work.masks,
-            "at_work": None if work is None else work.found(module),
-            "done": [asdict(stage) for stage in self.done],
+            "at_work": None if work is None else work.state_dict(module),
+            "done": [asdict(stage) for stage in self.history],
             "generator": self.generator.get_state(),
             "drawn": self.drawn,
             "plan": None if self.plan is None else self.plan.state_dict(),
@@ -225,13 +227,13 @@ class Stages:
         module = self.job.network.module
         restore(module, state["module"])
         self.masks = self._placed(state["masks"])
-        self.done = [Stage(**stage) for stage in state["done"]]
+        self.history = [Stage(**stage) for stage in state["done"]]
         self.repaired, self.damping = state["repaired"], state["damping"]
         self.choices, self.refining = list(state["choices"]), state["refining"]
         self.histogram = None if state["histogram"] is None else Histogram(**state["histogram"])
         if state["at_work"] is not None:
-            self.at_work = AtWork(snapshot(module), self.masks, self.histogram)
-            self.at_work.take(state["at_work"], self._placed)
+            self.at_work = StageState(snapshot(module), self.masks, self.histogram)
+            self.at_work.load_state_dict(state["at_work"], self._placed)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What there is of each prunable parameter, on its device."""
@@ -243,7 +245,7 @@ class Stages:
         return self.at_work is not None or self.refining is not None
 
     @property
-    def wanted(self) -> int:
+    def target_count(self) -> int:
         """The number of weights that the sparsity asked for removes."""
         return removed_at(self.job.config.prune.sparsity, self.job.network.prunable)
 
@@ -252,35 +254,43 @@ class Stages:
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
     @property
-    def retrained(self) -> bool:
+    def trained_between_stages(self) -> bool:
         """Whether stages are the steps of a gradual schedule, which training comes between."""
         return self.REFINES and self.job.config.prune.schedule != "one-shot"
 
     @property
-    def idle(self) -> bool:
+    def nothing_to_prune(self) -> bool:
         """Nothing is to be removed: as it was given, the network has the sparsity asked for, or more."""
-        return self.settled and not self.done and self.removed >= self.wanted
+        return self.has_target and not self.history and self.removed >= self.target_count
 
     def _levels(self) -> list[float]:
         """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
         config = self.job.config.prune
-        levels = sparsities(config.sparsity, config.stages, self.criterion.REACH is not None)
+        levels = sparsities(config.sparsity, config.stages, self.criterion.MAX_STAGE_FRACTION is not None)
         return [level for level in levels if removed_at(level, self.job.network.prunable) > self.removed]
 
     def _calibrate(self) -> None:
         network, calibration = self.job.network, self.calibration
         fitted = self.criterion.NEEDS != "nothing" or self.job.config.prune.repair in ("least-squares", "obs")
-        usage = examine(network, calibration.fit.batches, fitted=fitted)
+        usage = check_layers(network, calibration.fit.batches, fitted=fitted)
         for each in (network, self.dense):
             each.keep_only(usage.order, usage.why)
         for text in usage.said:
             self._choose(text)
         self._start()
         self.progress.step("layers examined")
-        self.absorbers = find_absorbers(network.module, network.layers, calibration.fit.batches)
+        self.intercepts = find_intercepts(network.module, network.layers, calibration.fit.batches)
         dense = self.dense.module
         model = partial(self._model, self.dense, calibration=calibration)
-        self.aim = look(self.job, self.criterion, calibration, dense, model, idle=self.idle, refines=self.REFINES)
+        self.aim = look(
+            self.job,
+            self.criterion,
+            calibration,
+            dense,
+            model,
+            nothing_to_prune=self.nothing_to_prune,
+            refines=self.REFINES,
+        )
         self.progress.step("error settled")
         for text in self.aim.said:
             self._choose(text)
@@ -289,27 +299,27 @@ class Stages:
     def _start(self) -> None:
         """Weights that are zero before anything is pruned are gone already."""
         self.masks = self.job.network.masks()
-        if self.idle:
+        if self.nothing_to_prune:
             asked, already = self.job.config.prune.sparsity, self.removed / self.job.network.prunable
             self._choose(f"nothing to remove: {asked:.2%} was asked for, {already:.2%} is zero already")
 
-    def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, absorbers: Mapping[str, Absorber]) -> None:
+    def _stage(self, plan: Fixed | TrustRegion, calibration: Calibration, intercepts: Mapping[str, Intercept]) -> None:
         network = self.job.network
         if self.at_work is None:
-            self.at_work = AtWork(snapshot(network.module), self.masks, self.histogram)
+            self.at_work = StageState(snapshot(network.module), self.masks, self.histogram)
         work = self.at_work
         self.damping = plan.damping
         held = calibration.holdout.risk(network.module, self.aim.objective)
-        judge, before = self._model(network, held, calibration), held.values()
+        holdout_model, before = self._model(network, held, calibration), held.values()
         removed_before = sum(int((~mask).sum()) for mask in work.masks.values())
         now = removed_before / network.prunable
-        found = self._remove_and_repair(work, plan, judge, calibration, absorbers)
+        found = self._remove_and_repair(work, plan, holdout_model, calibration, intercepts)
         reached = self._reached(found.sparsity)
         # Both changes are of the displacement up to here (masks and least squares, before batch norm), and both are
         # taken on held-out samples: on those that least squares fitted it costs less than elsewhere.
         measured, noise = _change(held, before)
         self.progress.step("measured")
-        predicted = judge.predict(displacement(network.module, judge.state)).change(self.aim.keep_first)
+        predicted = holdout_model.predict(displacement(network.module, holdout_model.state)).change(self.aim.keep_first)
         unsure = self.aim.solves or hasattr(self.criterion, "solve")
         exploded = self._exploded(float(before.mean()), measured)
         stands = plan.judge(
@@ -334,12 +344,12 @@ class Stages:
         elif self.repaired is None:
             self.repaired = 1.0  # a gain: there is no share that is left of it
         self.progress.step("predicted")
-        first = not (self.done or self.trained)
+        first = not (self.history or self.train_steps)
         since = (predicted, measured, noise) if first else self._since_dense(calibration, held)
         if not stands:
             restore(network.module, work.before)
             self.masks, self.histogram = work.masks, work.histogram
-            far = ", too far for one stage" if believed(predicted, measured, noise, 0.0) else ""
+            far = ", too far for one stage" if agrees(predicted, measured, noise, 0.0) else ""
             far = f": {exploded}" if exploded else far
             text = f"taken back: {reached:.2%} cost {measured:.4g} where {predicted:.4g} was predicted"
             self.progress.note(text + far)
@@ -350,7 +360,7 @@ class Stages:
                     pass
         self._as_in_main()
         self.at_work = None
-        self.done.append(
+        self.history.append(
             Stage(
                 sparsity=reached,
                 predicted_change=predicted,
@@ -362,13 +372,13 @@ class Stages:
                 damping=self.damping,
                 cumulative_predicted=since[0],
                 cumulative_measured=_finite(since[1]),
-                believed=believed(*since, self.calibration.spread(self.job.kind)),
+                believed=agrees(*since, self.calibration.spread(self.job.task)),
                 cumulative_ratio=_finite(since[1] / since[0]) if since[0] != 0 else None,
             )
         )
         told = {"sparsity": reached, "predicted_change": predicted, "measured_change": measured}
-        self.progress.measured(self.trained, {name: value for name, value in told.items() if isfinite(value)})
-        last = self.aim.refinement.when == "last" and self.removed == self.wanted
+        self.progress.measured(self.train_steps, {name: value for name, value in told.items() if isfinite(value)})
+        last = self.aim.refinement.when == "last" and self.removed == self.target_count
         if stands:
             self.refining = {} if self.aim.refinement.when == "stages" or last else None
             self._finish()
@@ -377,45 +387,45 @@ class Stages:
         """How the network is ruined by a stage that changed the held-out error so; empty where it is not."""
         if not isfinite(change):
             return "its outputs are out of range"
-        usual = max(before, self.calibration.spread(self.job.kind))
+        usual = max(before, self.calibration.spread(self.job.task))
         if change > EXPLODED * usual > 0:
             return f"its held-out error is {change / usual:.2g} times that of a constant answer"
         return ""
 
     def _remove_and_repair(
         self,
-        work: AtWork,
+        work: StageState,
         plan: Fixed | TrustRegion,
-        judge: TaylorModel,
+        holdout_model: TaylorModel,
         calibration: Calibration,
-        absorbers: Mapping[str, Absorber],
-    ) -> Removed:
+        intercepts: Mapping[str, Intercept],
+    ) -> Selection:
         """Move the network to where the stage wants it; what of it is done already is not done again."""
         network, aim = self.job.network, self.aim
         # Refined towards the labels, or trained, the network now is nearer to what it should answer than the dense one.
-        refined = aim.refinement.when == "stages" and aim.objective.of == "task"
-        towards = network.copy() if refined or self.trained else self.dense
-        model = self._model(network, calibration.fit.risk(network.module, aim.objective), calibration, judge)
+        refined = aim.refinement.when == "stages" and aim.objective.kind == "task"
+        towards = network.copy() if refined or self.train_steps else self.dense
+        model = self._model(network, calibration.fit.risk(network.module, aim.objective), calibration, holdout_model)
         # Fitted before the removal, which moves the network in place: repair starts from what it was.
         moments = model.moments if aim.repair == "obs" else {}
         if work.removed is None:
-            model.scored, model.moment = work.scored, self.moment
+            model.scored, model.checkpoint_point = work.scored, self.checkpoint_point
             work.removed = self.removal.step(
-                work.masks, plan, model, judge, keep_first=aim.keep_first, repaired=self.repaired
+                work.masks, plan, model, holdout_model, keep_first=aim.keep_first, repaired=self.repaired
             )
             work.scored = {}
         elif work.moved is not None:
             restore(network.module, work.moved)
         self.masks, self.histogram = work.removed.masks, work.removed.histogram
         self._as_in_main()
-        self.moment()
+        self.checkpoint_point()
         self.progress.step("selected")
         if aim.repair == "obs":
-            self._compensate(moments, self.masks, work.before, absorbers, work.repaired)
+            self._compensate(moments, self.masks, work.before, intercepts, work.repaired)
         del model, moments  # its curvature, before repair and the next phases need the room
         release()
         if aim.repair == "least-squares":
-            self._least_squares(calibration, absorbers, towards, work.repaired)
+            self._least_squares(calibration, intercepts, towards, work.repaired)
         return work.removed
 
     def _finish(self) -> None:
@@ -424,18 +434,18 @@ class Stages:
             self._refine()
         self._measure()
         self._name_emptied()
-        if (measured := self.done[-1].cumulative_measured) is not None:
-            self.watch("stage", len(self.done), measured)
+        if (measured := self.history[-1].cumulative_measured) is not None:
+            self.watch("stage", len(self.history), measured)
 
     def _compensate(
         self,
         moments: Mapping[str, Moments],
         masks: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
-        absorbers: Mapping[str, Absorber],
+        intercepts: Mapping[str, Intercept],
         done: list[str],
     ) -> None:
-        """``done``: the layers that are repaired, by name; it grows."""
+        """``history``: the layers that are repaired, by name; it grows."""
         network = self.job.network
         solved = obs_update.repair(
             network.module,
@@ -443,7 +453,7 @@ class Stages:
             masks,
             before,
             moments,
-            absorbers,
+            intercepts,
             damping=self.damping,
             note=self._choose,
         )
@@ -451,7 +461,7 @@ class Stages:
         apply_masks(network.module, masks)
 
     def _least_squares(
-        self, calibration: Calibration, absorbers: Mapping[str, Absorber], towards: Network, done: list[str]
+        self, calibration: Calibration, intercepts: Mapping[str, Intercept], towards: Network, done: list[str]
     ) -> None:
         network, batches = self.job.network, calibration.fit.batches
         where = Positions(batches.samples, self.job.config.seed)
@@ -462,7 +472,7 @@ class Stages:
             self.masks,
             dense,
             towards.module.state_dict(),
-            absorbers,
+            intercepts,
             batches,
             damping=self.damping,
             note=self._choose,
@@ -476,11 +486,11 @@ class Stages:
         for name in names:
             done.append(name)
             self.progress.step(name)
-            self.moment()
+            self.checkpoint_point()
 
     def _refine(self) -> None:
         assert self.refining is not None
-        before, start = self.done[-1].seconds, time.perf_counter()
+        before, start = self.history[-1].seconds, time.perf_counter()
         self.progress.phase("refine", self.aim.refinement.steps)
         for refined in self.aim.refinement.run(
             self.job,
@@ -489,17 +499,17 @@ class Stages:
             self.aim.objective,
             self.calibration,
             self.seen,
-            self.absorbers,
+            self.intercepts,
             self.generator,
-            self.job.config.seed + 1_000_003 * (len(self.done) - 1),
+            self.job.config.seed + 1_000_003 * (len(self.history) - 1),
             self.refining,
         ):
             if refined.text is not None:
                 self.progress.note(f"refinement {refined.text}")
             self._refined = refined
             self.progress.step()
-            self.done[-1] = replace(self.done[-1], seconds=before + time.perf_counter() - start)
-            self.moment()
+            self.history[-1] = replace(self.history[-1], seconds=before + time.perf_counter() - start)
+            self.checkpoint_point()
         self.refining = None
 
     def _since_dense(self, calibration: Calibration, held: Risk) -> tuple[float, float, float]:
@@ -514,7 +524,7 @@ class Stages:
         start = time.perf_counter()
         found = self.removal.weakest(self.masks, removed_at(target, self.job.network.prunable))
         self.masks, self.histogram = found.masks, found.histogram
-        self.done.append(Stage(self._reached(target), None, None, None, time.perf_counter() - start))
+        self.history.append(Stage(self._reached(target), None, None, None, time.perf_counter() - start))
         self._name_emptied()
 
     def _reached(self, target: float) -> float:
@@ -529,11 +539,11 @@ class Stages:
 
     def _measure(self) -> None:
         """The metric of the network as it now is, for the report alone: nothing is chosen by it."""
-        found = evaluate(self.job.network.module, self.calibration.holdout.batches, self.job.kind)
-        self.done[-1] = replace(self.done[-1], metric=found.metrics.get(self.job.config.metric))
+        found = evaluate(self.job.network.module, self.calibration.holdout.batches, self.job.task)
+        self.history[-1] = replace(self.history[-1], metric=found.metrics.get(self.job.config.metric))
 
     def _model(
-        self, network: Network, risk: Risk, calibration: Calibration, judge: TaylorModel | None = None
+        self, network: Network, risk: Risk, calibration: Calibration, holdout_model: TaylorModel | None = None
     ) -> TaylorModel:
         seed = self.job.config.seed
         model = TaylorModel(
@@ -543,13 +553,13 @@ class Stages:
             damping=self.damping,
             seed=seed,
             note=self._choose,
-            intercepts=self.absorbers,
+            intercepts=self.intercepts,
             cache=self.cache,
-            stage=1 + sum(stage.accepted for stage in self.done),  # one taken back has left the weights as they were
-            judge=judge,
+            stage=1 + sum(stage.accepted for stage in self.history),  # one taken back has left the weights as they were
+            holdout_model=holdout_model,
         )
         model.keep_first = self.aim.keep_first
-        model.retrained = self.retrained
+        model.trained_between_stages = self.trained_between_stages
         return model
 
     def _as_in_main(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from prunetaylor.core.config.schema import CalibrationSection, Config, FinetuneSection, PruneSection
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pruning.training.distillation import distillation_share
-from prunetaylor.taylor.objective import Kind
+from prunetaylor.taylor.objective import Task
 
 _OF_FILES = {
     "gate.": "look at outcome.drop",
@@ -72,10 +72,10 @@ def check_scoring(config: Config) -> list[str]:
     return [f"no effect: {', '.join(idle)}, because each row is one step from the dense weights"] if idle else []
 
 
-def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool) -> list[str]:
+def check_finetuning(config: Config, epochs: int, task: Task, *, labelled: bool) -> list[str]:
     """Lines that name settings of no effect.
 
-    ``labelled``: whether the training samples are; ``kind``: what the network's outputs are.
+    ``labelled``: whether the training samples are; ``task``: what the network's outputs are.
 
     UsageError for settings that cannot both be meant.
     """
@@ -102,13 +102,13 @@ def check_finetuning(config: Config, epochs: int, kind: Kind, *, labelled: bool)
             raise UsageError(
                 f"finetune.label_smoothing smooths labels, and {why}", "leave finetune.label_smoothing at 0"
             )
-        if kind != "classes":
+        if task != "classification":
             raise UsageError(
                 "finetune.label_smoothing needs classes, one for each sample", "leave it at 0 with this loss"
             )
     if options.distill.temperature != usual.distill.temperature:
         taught = not labelled or distillation_share(options.distill) > 0
-        if not taught or kind == "values":
+        if not taught or task == "regression":
             why = (
                 "outputs that are values are not softened" if taught else "finetune.distill.weight=0 learns from labels"
             )

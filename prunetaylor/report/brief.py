@@ -11,10 +11,10 @@ from prunetaylor.report.run_page import facts, sides
 from prunetaylor.report.terminal import metric, percent
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import Outcome
+    from prunetaylor.core.results.outcome import PruneResult
 
 
-def outcome_lines(outcome: Outcome) -> list[str]:
+def outcome_lines(outcome: PruneResult) -> list[str]:
     """The verdict, each metric before and after, the sparsity; names and values are safe to show."""
     cut, drop = outcome.sparsity, outcome.drop
     told = outcome.verdict.text if outcome.verdict is not None else "a finished run"

@@ -14,7 +14,7 @@ from prunetaylor.core.results.judgement import prediction_check
 from prunetaylor.core.results.outcome import believed_to
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import Alert, Outcome, Scores, Side
+    from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult, Scores
     from prunetaylor.core.results.verdict import Verdict
     from prunetaylor.network.checkpoint.inspect import Inspection
 
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(
-    outcome: Outcome, files: Mapping[str, str], configuration: Mapping[str, Any] | None = None
+    outcome: PruneResult, files: Mapping[str, str], configuration: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The report of a run. A number that is not finite is null: JSON has no other word for it.
 
@@ -68,7 +68,7 @@ def to_json(
 
 
 def side_to_json(
-    side: Side, metric: str, seconds: float, device: str, warnings: Sequence[Alert] = ()
+    side: NetworkStats, metric: str, seconds: float, device: str, warnings: Sequence[Alert] = ()
 ) -> dict[str, Any]:
     """Return what ``eval --json`` prints of one network."""
     told = {"metric": {"name": metric, "goal": goal(metric)}, "warnings": [asdict(alert) for alert in warnings]}

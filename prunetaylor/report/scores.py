@@ -11,7 +11,7 @@ from rich.text import Text
 from prunetaylor.report.terminal import BRIEF, new_table, number, percent, print_list, shorten
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import LayerScore, Level, Scores
+    from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores
 
 _NAME_WIDTH = 26
 
@@ -69,7 +69,7 @@ def verdict(scores: Scores) -> str:
     )
 
 
-def _levels(levels: Iterable[Level]) -> object:
+def _levels(levels: Iterable[ScoreLevel]) -> object:
     lines = new_table("sparsity", "predicted", "measured", "gain ratio", "class changed", "believe")
     for level in levels:
         changed = "-" if level.changed_classes is None else percent(level.changed_classes)

@@ -16,7 +16,7 @@ from prunetaylor.core.results.judgement import prediction_check, standing
 from prunetaylor.core.text import neutral
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import Alert, Flips, Outcome, Side
+    from prunetaylor.core.results.outcome import Alert, Flips, NetworkStats, PruneResult
     from prunetaylor.network.checkpoint.inspect import Inspection
 
 _NAME_WIDTH = 34
@@ -27,7 +27,7 @@ JUDGED = {"ok": "bold green", "caution": "bold yellow", "bad": "bold red"}
 
 
 def print_outcome(
-    console: Console, outcome: Outcome, files: Mapping[str, str], *, verbose: bool = False, said: Iterable[str] = ()
+    console: Console, outcome: PruneResult, files: Mapping[str, str], *, verbose: bool = False, said: Iterable[str] = ()
 ) -> None:
     """The verdict, dense against pruned, the stages, the layers, and what was chosen or left alone.
 
@@ -58,7 +58,7 @@ def print_outcome(
     print_list(console, "written", files.values())
 
 
-def print_side(console: Console, side: Side, warnings: Sequence[Alert] = ()) -> None:
+def print_side(console: Console, side: NetworkStats, warnings: Sequence[Alert] = ()) -> None:
     """One network's numbers, and what is doubtful about them."""
     console.print(_sides({"": side}, {}))
     print_alerts(console, warnings)
@@ -155,7 +155,7 @@ def shorten(name: str, width: int = _NAME_WIDTH) -> str:
     return f"{name[: width - tail - 2]}..{name[-tail:]}"
 
 
-def _change(outcome: Outcome) -> dict[str, str]:
+def _change(outcome: PruneResult) -> dict[str, str]:
     dense, pruned = outcome.dense, outcome.pruned
     change = {
         "non-zero": f"-{percent(1 - pruned.nonzero / dense.nonzero)}" if dense.nonzero else "",
@@ -173,7 +173,7 @@ def _less(before: int | None, after: int | None) -> str:
     return f"-{percent(1 - after / before)}" if before and after is not None else ""
 
 
-def _sides(sides: Mapping[str, Side], change: Mapping[str, str]) -> Table:
+def _sides(sides: Mapping[str, NetworkStats], change: Mapping[str, str]) -> Table:
     table = new_table("", *sides, *(["change"] if change else []))
     table.show_header = any(sides)
     rows = {name: [metric(name, side.metrics.get(name)) for side in sides.values()] for name in _metric_names(sides)}
@@ -189,7 +189,7 @@ def _sides(sides: Mapping[str, Side], change: Mapping[str, str]) -> Table:
     return table
 
 
-def _metric_names(sides: Mapping[str, Side]) -> list[str]:
+def _metric_names(sides: Mapping[str, NetworkStats]) -> list[str]:
     return list(dict.fromkeys(name for side in sides.values() for name in side.metrics))
 
 
@@ -199,7 +199,7 @@ def metric(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
 
 
-def _facts(outcome: Outcome, verbose: bool) -> Table:
+def _facts(outcome: PruneResult, verbose: bool) -> Table:
     table = pairs_table()
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
@@ -227,7 +227,7 @@ def _facts(outcome: Outcome, verbose: bool) -> Table:
     return table
 
 
-def _stages(outcome: Outcome) -> Table:
+def _stages(outcome: PruneResult) -> Table:
     table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "since dense", "seconds")
     for i, stage in enumerate(outcome.stages, 1):
         changes = (stage.predicted_change, stage.measured_change)
@@ -246,7 +246,7 @@ def first_order(kept: bool, labels: bool) -> str:
     return ", kept" if kept else ", not kept"
 
 
-def _epochs(outcome: Outcome) -> Table:
+def _epochs(outcome: PruneResult) -> Table:
     table = new_table("epoch", "sparsity", "loss", "validation", "seconds")
     for epoch in outcome.epochs:
         values = number(epoch.loss), number(epoch.validation), f"{epoch.seconds:.1f}"
@@ -254,7 +254,7 @@ def _epochs(outcome: Outcome) -> Table:
     return table
 
 
-def _print_layers(console: Console, outcome: Outcome, verbose: bool) -> None:
+def _print_layers(console: Console, outcome: PruneResult, verbose: bool) -> None:
     layers = outcome.layers
     shown = layers if verbose or len(layers) <= BRIEF else sorted(layers, key=lambda one: -one.removed)[:BRIEF]
     table = new_table("layer", "shape", "removed", "sparsity")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunetaylor.runtime.operators import Replaced
+from prunetaylor.runtime.operators import override_function
 
 
 @contextmanager
@@ -24,8 +24,8 @@ def differentiable() -> Iterator[None]:
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            Replaced(nn.functional.batch_norm, _batch_norm),
-            Replaced(nn.functional.group_norm, _group_norm),
+            override_function(nn.functional.batch_norm, _batch_norm),
+            override_function(nn.functional.group_norm, _group_norm),
         ):
             yield
     finally:

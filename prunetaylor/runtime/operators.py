@@ -8,7 +8,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 
-class Replaced(TorchFunctionMode):
+class override_function(TorchFunctionMode):
     """Inside, calls of ``function`` (one that torch lets be overridden) go to ``by``, which takes the same."""
 
     def __init__(self, function: Callable[..., Any], by: Callable[..., Any]) -> None:

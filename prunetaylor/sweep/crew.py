@@ -26,7 +26,7 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
-class Crew:
+class EngineContext:
     """Whose trials are run, by whom. ``options`` are those of the engine that were given; ``device`` is the base's.
 
     ``cwd`` is where relative paths of the sweep start. ``post`` names the task or job of a cluster that this is for;
@@ -47,7 +47,7 @@ class Crew:
         return {**vars(self), **paths, "options": dict(self.options), "trust": self.trust.plain()}
 
     @classmethod
-    def from_plain(cls, said: Mapping[str, Any]) -> Crew:
+    def from_plain(cls, said: Mapping[str, Any]) -> EngineContext:
         """Return what ``plain`` made a mapping of."""
         paths = {"folder": Path(said["folder"]), "cwd": Path(said["cwd"])}
         return cls(**{**said, **paths, "trust": Trust.from_plain(said["trust"])})

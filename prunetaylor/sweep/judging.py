@@ -33,7 +33,7 @@ from prunetaylor.core.foreign import read_json
 from prunetaylor.core.progress import Progress
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.sweep.trial_files import CHOICE
 
@@ -43,7 +43,7 @@ _SIGNIFICANT = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
-class Judging:
+class RankingSplit:
     """``samples`` are those of the run, whose test set reports, and ``ranking`` are those that rank.
 
     ``dense_reporting`` is the dense network's evaluation on the test set.
@@ -55,7 +55,7 @@ class Judging:
     said: str
 
 
-def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | None:
+def judging(job: Job, folder: Path, seed: int, progress: Progress) -> RankingSplit | None:
     """The samples of one trial of the sweep in ``folder``; None where there are no samples at all."""
     samples = job.samples
     if samples is None:
@@ -66,7 +66,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
             f"ranked on {len(samples.validation):,} validation samples; winner reported on {len(samples.test):,} test "
             "samples"
         )
-        return Judging(samples, samples.validation, dense.found("test", samples.test), said)
+        return RankingSplit(samples, samples.validation, dense.found("test", samples.test), said)
     share = job.config.data.validation
     kept, held = _halves(samples.train, 0.1 if share == "auto" else share, seed)
     test = dense.found("test", samples.test)
@@ -82,7 +82,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
             f"ranked on {len(held):,} held-out training samples; winner reported on {len(samples.test):,} test samples"
         )
         split = replace(samples, train=samples.train.subset(kept), validation=held_split)
-        return Judging(split, held_split, test, said)
+        return RankingSplit(split, held_split, test, said)
     reporting, ranking = _halves(samples.test, 0.5, seed)
     if not ranking or not reporting:
         raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
@@ -91,7 +91,7 @@ def judging(job: Job, folder: Path, seed: int, progress: Progress) -> Judging | 
         f"({len(reporting):,}), as the training samples are too few or the network knows them too well to rank by them"
     )
     split = replace(samples, test=samples.test.subset(reporting))
-    return Judging(split, samples.test.subset(ranking), test.part(reporting), said)
+    return RankingSplit(split, samples.test.subset(ranking), test.part(reporting), said)
 
 
 def known_better(training: Evaluation, test: Evaluation) -> bool:
@@ -104,7 +104,7 @@ def known_better(training: Evaluation, test: Evaluation) -> bool:
 
 
 def _evaluation(tensors: dict[str, Tensor]) -> Evaluation:
-    return Evaluation.of(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
+    return Evaluation.from_losses(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
 
 
 class _Dense:
@@ -123,8 +123,8 @@ class _Dense:
             return _evaluation(tensors)
         except Exception:  # there is none, or one that is damaged: it is made again
             self.progress.phase(f"measure the dense network ({name})")
-            with laid_out(self.job, self.job.network.module):
-                made = evaluate(self.job.network.module, self.job.batches(split), self.job.kind)
+            with use_memory_format(self.job, self.job.network.module):
+                made = evaluate(self.job.network.module, self.job.batches(split), self.job.task)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             more = {"correct": made.correct, "answers": made.answers}
             tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}

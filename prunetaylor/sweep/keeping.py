@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prunetaylor.core.progress import Progress
-from prunetaylor.pipeline.files.resume import FolderKeeper, OtherRun, UnreadableState, identity
+from prunetaylor.pipeline.files.resume import FolderStateStore, OtherRun, UnreadableState, identity
 from prunetaylor.pipeline.files.run_folder import STATE, FolderInUse, RunFolder
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.run import hashes
@@ -21,7 +21,7 @@ _PATIENCE = 120.0
 _PAUSE = 2.0
 
 
-class TrialKeeper(FolderKeeper):
+class TrialStateStore(FolderStateStore):
     """Keeps the state of a trial. One that is of no use is left aside, and the trial starts anew."""
 
     def __init__(self, folder: RunFolder, job: Job, judged: str, progress: Progress) -> None:
@@ -30,14 +30,14 @@ class TrialKeeper(FolderKeeper):
         super().__init__(folder, job.config.checkpoint.every, known)
         self._found: Mapping[str, Any] | None = None
         try:
-            self._found = super().left()
+            self._found = super().load()
         except (OtherRun, UnreadableState) as err:
             progress.note(f"starts anew: {err.cause}")
             drop_state(folder)
         if self._found is not None:
             progress.note("goes on from the state that an earlier attempt left")
 
-    def left(self) -> Mapping[str, Any] | None:
+    def load(self) -> Mapping[str, Any] | None:
         """The state, to be computed with by as many threads as there are here: it may come from another machine."""
         return None if self._found is None else {**self._found, "threads": torch.get_num_threads()}
 

@@ -10,7 +10,7 @@ from prunetaylor.core import registry
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import others
-from prunetaylor.sweep.crew import Crew
+from prunetaylor.sweep.crew import EngineContext
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.folder import leading, open_study
 from prunetaylor.sweep.study import Study
@@ -31,7 +31,7 @@ _TEND = 2.0  # seconds between two looks for workers that are gone
 _ELSEWHERE = 2.0  # seconds between two looks while only others work
 
 
-def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = None) -> list[Trial]:
+def lead(sweep: Sweep, crew: EngineContext, show: Show, *, max_failures: int | None = None) -> list[Trial]:
     """Run every trial that is missing or failed, on the sweep's engine; all trials, as they are then.
 
     After ``max_failures`` failed trials no other is started. UsageError where another process leads this sweep.
@@ -49,7 +49,7 @@ def lead(sweep: Sweep, crew: Crew, show: Show, *, max_failures: int | None = Non
         return study.trials()
 
 
-def join(sweep: Sweep, crew: Crew, show: Show) -> list[Trial]:
+def join(sweep: Sweep, crew: EngineContext, show: Show) -> list[Trial]:
     """Help a sweep that another process leads, or that nobody leads any more, until no trial waits or may come back."""
     study = open_study(crew.folder, crew.storage)
     study.reap()
@@ -61,7 +61,7 @@ def join(sweep: Sweep, crew: Crew, show: Show) -> list[Trial]:
     return study.trials()
 
 
-def _work(sweep: Sweep, crew: Crew, study: Study, look: _Look) -> None:
+def _work(sweep: Sweep, crew: EngineContext, study: Study, look: _Look) -> None:
     """Run what waits, and wait for what others run: it may be given back."""
     engine = registry.load("sweep/engines", sweep.engine["name"])
     while True:
@@ -102,7 +102,7 @@ class _Look:
         self.show.note(text)
 
 
-def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: Trust) -> Crew:
+def crew_of(sweep: Sweep, folder: Path, storage: str | None, trust: Trust) -> EngineContext:
     """What the sweep's engine is told."""
     options = {key: value for key, value in sweep.engine.items() if key != "name"}
-    return Crew(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, trust)
+    return EngineContext(folder.resolve(), Path.cwd(), storage, options, sweep.base.config.device, trust)

@@ -19,11 +19,11 @@ from prunetaylor.core.config.resolve import Resolved, flat, override
 from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.core.foreign import read_json
 from prunetaylor.core.progress import Logged, Silent
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import laid_out
+from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.files.outputs import write_page, write_run
-from prunetaylor.pipeline.files.resume import FolderKeeper
+from prunetaylor.pipeline.files.resume import FolderStateStore
 from prunetaylor.pipeline.files.run_folder import REPORT, RunFolder
 from prunetaylor.pipeline.job import Job, open_job
 from prunetaylor.pipeline.run import run
@@ -32,8 +32,8 @@ from prunetaylor.report.json_report import finite
 from prunetaylor.report.trackers._trackers import Trackers
 from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.sweep.definition import Sweep
-from prunetaylor.sweep.judging import Judging, judging
-from prunetaylor.sweep.keeping import TrialKeeper, drop_state, open_folder
+from prunetaylor.sweep.judging import RankingSplit, judging
+from prunetaylor.sweep.keeping import TrialStateStore, drop_state, open_folder
 from prunetaylor.sweep.study import Stopped, Taken
 from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
 from prunetaylor.taylor.memory import is_out_of_memory
@@ -51,11 +51,11 @@ class Place:
     trust: Trust
 
 
-Guard = Callable[[FolderKeeper], AbstractContextManager[None]]
+Guard = Callable[[FolderStateStore], AbstractContextManager[None]]
 """While it is open a signal ends the run at a moment at which its state can be kept."""
 
 
-def unguarded(keeper: FolderKeeper) -> AbstractContextManager[None]:
+def unguarded(store: FolderStateStore) -> AbstractContextManager[None]:
     """Signals do what they do elsewhere."""
     return nullcontext()
 
@@ -94,15 +94,15 @@ def _run(sweep: Sweep, place: Place, taken: Taken, folder: RunFolder, guard: Gua
         job.choices.append(f"sweep {sweep.name}, trial {taken.number}: {judged.said}")
         say_doubts(job, judged.dense_reporting, progress)
         describe(place.folder, judged.said, job.warnings)
-    keeper = TrialKeeper(folder, job, judged.said if judged else "", progress)
+    store = TrialStateStore(folder, job, judged.said if judged else "", progress)
     name = f"{sweep.name}-{folder.path.name}"
     with (
-        guard(keeper),
+        guard(store),
         closing(Trackers(job.config.track, folder.stage(""), name, flat(resolved), progress.note)) as trackers,
     ):
         progress.trackers = trackers
         dense = judged.dense_reporting if judged else None
-        outcome = run(job, progress, keeper, dense_found=dense, watch=_Watch(sweep, taken, job))
+        outcome = run(job, progress, store, dense_found=dense, watch=_Watch(sweep, taken, job))
     ranked = _ranked(job, outcome, judged)
     outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
     write_page(folder, document)
@@ -178,14 +178,14 @@ def _shared(resolved: Resolved, place: Place) -> Resolved:
     return override(resolved, {"memory": (share, f"sweep, a share of {place.jobs}")})
 
 
-def _ranked(job: Job, outcome: Outcome, judged: Judging | None) -> Evaluation | None:
+def _ranked(job: Job, outcome: PruneResult, judged: RankingSplit | None) -> Evaluation | None:
     if judged is None:
         return None
-    with laid_out(job, outcome.module):
-        return evaluate(outcome.module, job.batches(judged.ranking), job.kind)
+    with use_memory_format(job, outcome.module):
+        return evaluate(outcome.module, job.batches(judged.ranking), job.task)
 
 
-def _measured(outcome: Outcome, document: dict[str, Any], ranked: Evaluation | None) -> dict[str, Any]:
+def _measured(outcome: PruneResult, document: dict[str, Any], ranked: Evaluation | None) -> dict[str, Any]:
     """All that the study keeps of a trial; numbers that are not finite are left out."""
     side = outcome.pruned
     metrics = {

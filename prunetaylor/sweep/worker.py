@@ -26,7 +26,7 @@ from prunetaylor.pipeline.files.stopping import GRACE, Terminated, at_moments
 from prunetaylor.sweep.alive import Alive
 
 if TYPE_CHECKING:
-    from prunetaylor.pipeline.files.resume import FolderKeeper
+    from prunetaylor.pipeline.files.resume import FolderStateStore
     from prunetaylor.sweep.study import Study, Taken
     from prunetaylor.sweep.trial import Place
 
@@ -72,13 +72,13 @@ class _Signals:
             raise Terminated
 
     @contextlib.contextmanager
-    def guard(self, keeper: FolderKeeper) -> Iterator[None]:
+    def guard(self, store: FolderStateStore) -> Iterator[None]:
         """While a run keeps its state a signal ends it when that is kept, or after the grace."""
         try:
-            with at_moments(keeper, SIGNALS, hurry=False):
+            with at_moments(store, SIGNALS, hurry=False):
                 yield
         finally:
-            self.asked = self.asked or keeper.stop is not None
+            self.asked = self.asked or store.stop is not None
 
 
 def main() -> int:

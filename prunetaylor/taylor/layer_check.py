@@ -22,7 +22,7 @@ from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.taylor.curvature.tape import alike, by_sample, recording, summed_gradients
 from prunetaylor.taylor.objective import outputs_of
-from prunetaylor.taylor.passes import Watcher, passes
+from prunetaylor.taylor.passes import ForwardHook, forward_all
 
 UNREACHED = "no calibration sample reaches it as a module of its own"
 NO_MATRIX = "its module does not put out W x + b"
@@ -32,7 +32,7 @@ NO_PART = "the error does not depend on it: it feeds another output, or is cut o
 
 
 @dataclass
-class Usage:
+class LayerReport:
     """``order``: names of the layers that can be fitted, as they first run; ``why``: of the others."""
 
     order: list[str]
@@ -40,7 +40,7 @@ class Usage:
     said: list[str] = field(default_factory=list)
 
 
-def examine(network: Network, batches: Batches, *, fitted: bool) -> Usage:
+def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerReport:
     """Look at the layers; where nothing is ``fitted`` to them, whether they run is all that matters."""
     seen = _forward(network, batches)
     why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
@@ -59,7 +59,7 @@ def examine(network: Network, batches: Batches, *, fitted: bool) -> Usage:
     if seen.others > 0:
         which = "the first of them, or of logits or out where they are called so"
         said.append(f"the network returns {seen.others + 1} tensors: the error is that of {which}")
-    return Usage([name for name in seen.right if name not in why], why, said)
+    return LayerReport([name for name in seen.right if name not in why], why, said)
 
 
 def unreached(network: Network, batches: Batches) -> list[str]:
@@ -79,7 +79,7 @@ def _forward(network: Network, batches: Batches) -> _Seen:
     """One batch says it, but for layers that it does not reach: then others, until all are or none is left."""
     seen, where = _Seen(), Positions(batches.samples, 0)
 
-    def watcher(layer: Layer, used: Prunable) -> Watcher:
+    def watcher(layer: Layer, used: Prunable) -> ForwardHook:
         def look(start: int, samples: int, x: Tensor, y: Any) -> None:
             if seen.right.setdefault(layer.name, True):
                 seen.right[layer.name] = _is_matrix(layer, used, x, y, where, start, samples)
@@ -89,9 +89,9 @@ def _forward(network: Network, batches: Batches) -> _Seen:
     def whole(start: int, samples: int, x: Tensor, y: Any) -> None:
         seen.others = _tensors(y) - 1
 
-    watch: dict[nn.Module, Watcher] = {m: watcher(layer, m) for layer in network.layers for m in layer.modules}
+    watch: dict[nn.Module, ForwardHook] = {m: watcher(layer, m) for layer in network.layers for m in layer.modules}
     watch.setdefault(network.module, whole)
-    with closing(passes(network.module, batches, watch)) as each:
+    with closing(forward_all(network.module, batches, watch)) as each:
         for batch in each:
             if new := seen.right.keys() - set().union(*(names for _, names in seen.batches)):
                 seen.batches.append((batch.x, new))

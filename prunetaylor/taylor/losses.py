@@ -37,14 +37,14 @@ OTHERS = 16
 class Loss(ABC):
     """Per sample; ``targets`` (B, ...) are what a data set gives, ``dense`` (B, K) the dense network's outputs."""
 
-    task: str
+    description: str
     """What it is called, with targets."""
     divergence_name: str
     """What its divergence is called."""
 
     @property
     @abstractmethod
-    def apart(self) -> Family:
+    def divergence_loss(self) -> ExponentialFamilyLoss:
         """Where distances between outputs are measured."""
 
     @abstractmethod
@@ -56,20 +56,20 @@ class Loss(ABC):
         """In the outputs, (B, K)."""
 
     @abstractmethod
-    def product(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         """Hv (B, K), H the Hessian in the outputs and v = ``moved`` (B, K)."""
 
     @abstractmethod
-    def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """S (B, K, K) with S S' = H."""
 
     def columns(self, outputs: int) -> int:
-        """Uniform numbers that :meth:`sampled` needs for a sample."""
+        """Uniform numbers that :meth:`sampled_factor` needs for a sample."""
         return outputs
 
-    def sampled(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
+    def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
         """One random s (B, K) with E[s s'] = H."""
-        return (self.factor(outputs, targets) @ _signs(outputs, uniform).unsqueeze(2)).squeeze(2)
+        return (self.hessian_factor(outputs, targets) @ _signs(outputs, uniform).unsqueeze(2)).squeeze(2)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """(B,) boolean, whether each answer is right; None where answers are not simply right or wrong."""
@@ -81,11 +81,11 @@ class Loss(ABC):
         return max(float(self.values(outputs, targets.roll(shift, 0)).max()) for shift in shifts)
 
 
-class Family(Loss):
+class ExponentialFamilyLoss(Loss):
     """Of an exponential family: see above."""
 
     @property
-    def apart(self) -> Family:
+    def divergence_loss(self) -> ExponentialFamilyLoss:
         return self
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Family(Loss):
         """m(z), (B, K)."""
 
     @abstractmethod
-    def wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def target_mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The targets in the form of a mean, (B, K)."""
 
     @abstractmethod
@@ -101,25 +101,25 @@ class Family(Loss):
         """(B,); zero, and flat, where the outputs are the dense ones."""
 
     @abstractmethod
-    def constant(self, outputs: Tensor) -> Tensor:
+    def best_constant(self, outputs: Tensor) -> Tensor:
         """The one answer (K,) that is nearest to all of these."""
 
     @abstractmethod
-    def answers(self, outputs: Tensor) -> Tensor:
+    def predictions(self, outputs: Tensor) -> Tensor:
         """What the outputs say, in the form of targets."""
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.mean(outputs) - self.wanted(outputs, targets)
+        return self.mean(outputs) - self.target_mean(outputs, targets)
 
 
-class CrossEntropy(Family):
-    task = "cross-entropy with labels"
+class CrossEntropy(ExponentialFamilyLoss):
+    description = "cross-entropy with labels"
     divergence_name = "KL divergence from the dense network's outputs, no labels"
 
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1)
 
-    def wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def target_mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -129,12 +129,12 @@ class CrossEntropy(Family):
         wanted = dense.log_softmax(1)
         return (wanted.exp() * (wanted - outputs.log_softmax(1))).sum(1)
 
-    def product(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         p = outputs.softmax(1)
         weighted = p * moved
         return weighted - p * weighted.sum(1, keepdim=True)
 
-    def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = outputs.softmax(1)
         root = p.sqrt()
         return torch.diag_embed(root) - p.unsqueeze(2) * root.unsqueeze(1)
@@ -142,16 +142,16 @@ class CrossEntropy(Family):
     def columns(self, outputs: int) -> int:
         return 1
 
-    def sampled(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
+    def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
         """The gradient for a label that the network itself draws."""
         p = outputs.softmax(1)
         label = (p.cumsum(1) < uniform).sum(1).clamp_max(p.shape[1] - 1)
         return p - functional.one_hot(label, p.shape[1])
 
-    def constant(self, outputs: Tensor) -> Tensor:
+    def best_constant(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1).mean(0).log()
 
-    def answers(self, outputs: Tensor) -> Tensor:
+    def predictions(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(1)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -162,18 +162,18 @@ class CrossEntropy(Family):
         return float((outputs.logsumexp(1) - outputs.min(1).values).max())
 
 
-class Binary(Family):
-    task = "binary cross-entropy with labels"
+class Binary(ExponentialFamilyLoss):
+    description = "binary cross-entropy with labels"
     divergence_name = "binary KL divergence from the dense network's outputs, no labels"
 
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid()
 
-    def wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def target_mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets.reshape(outputs.shape).to(outputs.dtype)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = self.wanted(outputs, targets)
+        wanted = self.target_mean(outputs, targets)
         return functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(1)
 
     def divergence(self, outputs: Tensor, dense: Tensor) -> Tensor:
@@ -181,19 +181,19 @@ class Binary(Family):
         apart = yes * (functional.softplus(-outputs) - functional.softplus(-dense))
         return (apart + no * (functional.softplus(outputs) - functional.softplus(dense))).sum(1)
 
-    def product(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         return self._variance(outputs) * moved
 
-    def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.diag_embed(self._variance(outputs).sqrt())
 
-    def sampled(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
+    def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
         return self._variance(outputs).sqrt() * _signs(outputs, uniform)
 
-    def constant(self, outputs: Tensor) -> Tensor:
+    def best_constant(self, outputs: Tensor) -> Tensor:
         return outputs.sigmoid().mean(0).logit()
 
-    def answers(self, outputs: Tensor) -> Tensor:
+    def predictions(self, outputs: Tensor) -> Tensor:
         return (outputs > 0).to(outputs.dtype)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -207,40 +207,40 @@ class Binary(Family):
         return outputs.sigmoid() * (-outputs).sigmoid()
 
 
-class Squared(Family):
-    task = "halved squared error with targets"
+class SquaredError(ExponentialFamilyLoss):
+    description = "halved squared error with targets"
     divergence_name = "halved squared error from the dense network's outputs, no labels"
 
     def mean(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def wanted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def target_mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return targets.reshape(outputs.shape).to(outputs.dtype)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.divergence(outputs, self.wanted(outputs, targets))
+        return self.divergence(outputs, self.target_mean(outputs, targets))
 
     def divergence(self, outputs: Tensor, dense: Tensor) -> Tensor:
         return 0.5 * (outputs - dense).square().sum(1)
 
-    def product(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+    def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         return moved
 
-    def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.eye(outputs.shape[1], device=outputs.device, dtype=outputs.dtype).expand(len(outputs), -1, -1)
 
-    def sampled(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
+    def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
         return _signs(outputs, uniform)
 
-    def constant(self, outputs: Tensor) -> Tensor:
+    def best_constant(self, outputs: Tensor) -> Tensor:
         return outputs.mean(0)
 
-    def answers(self, outputs: Tensor) -> Tensor:
+    def predictions(self, outputs: Tensor) -> Tensor:
         return outputs
 
 
 @dataclass(frozen=True)
-class Own(Loss):
+class CustomLoss(Loss):
     """A function of the user's: (outputs (B, K), targets (B, ...)) -> a mean, or a value a sample (B,).
 
     It is called with one sample at a time, under ``vmap``. Where it is not convex in the outputs the Hessian's negative
@@ -252,7 +252,7 @@ class Own(Loss):
     function: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, name: str, function: Any) -> Own:
+    def from_function(cls, name: str, function: Any) -> CustomLoss:
         """UsageError where it is no function."""
         if not callable(function):
             raise UsageError(
@@ -265,14 +265,14 @@ class Own(Loss):
         return cls(name, hashlib.sha256(text).hexdigest(), function)
 
     @property
-    def task(self) -> str:  # type: ignore[override]
+    def description(self) -> str:  # type: ignore[override]
         return f"{self.name} with targets"
 
-    divergence_name = Squared.divergence_name
+    divergence_name = SquaredError.divergence_name
 
     @property
-    def apart(self) -> Family:
-        return LOSSES["values"]
+    def divergence_loss(self) -> ExponentialFamilyLoss:
+        return LOSSES["regression"]
 
     def _one(self, output: Tensor, target: Tensor) -> Tensor:
         return self.function(output.unsqueeze(0), target.unsqueeze(0)).sum()
@@ -292,11 +292,11 @@ class Own(Loss):
         found: Tensor = vmap(grad(self._one))(outputs, targets)
         return found
 
-    def product(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
-        s = self.factor(outputs, targets)
+    def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
+        s = self.hessian_factor(outputs, targets)
         return (s @ (s.mT @ moved.unsqueeze(2))).squeeze(2)
 
-    def factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(vmap(hessian(self._one))(outputs, targets))
         root: Tensor = values.clamp_min(0).sqrt()
         return torch.mul(vectors, root.unsqueeze(1))
@@ -317,5 +317,9 @@ def _signs(outputs: Tensor, uniform: Tensor) -> Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0).to(outputs.dtype)
 
 
-LOSSES: dict[str, Family] = {"classes": CrossEntropy(), "binary": Binary(), "values": Squared()}
+LOSSES: dict[str, ExponentialFamilyLoss] = {
+    "classification": CrossEntropy(),
+    "binary": Binary(),
+    "regression": SquaredError(),
+}
 """By what the outputs are."""

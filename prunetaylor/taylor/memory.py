@@ -2,8 +2,8 @@
 
 Each curvature, criterion and repair has functions beside it that state what it holds, from :class:`Sizes` alone. A
 criterion's ``memory(sizes)`` lists its moments as :class:`Phase`; ``pipeline/memory_plan.py`` adds what a run holds
-besides, and chooses :class:`Chunks` under which the largest phase fits. The code that works in chunks asks
-:func:`chunks` when it runs, and so do the formulas: both see the same sizes.
+besides, and chooses :class:`ChunkDivisors` under which the largest phase fits. The code that works in chunks asks
+:func:`current_chunks` when it runs, and so do the formulas: both see the same sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIBRARIES = 48 << 20
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ChunkDivisors:
     """How many times less than usual is held at a time; 1 is as usual. No result depends on it beyond rounding.
 
     Each module has its usual amount beside its code, and divides it by the field that it asks for. One does change the
@@ -50,16 +50,16 @@ class Chunks:
     training: int = 1  # samples that gradients are taken of together; a step is of as many as before
 
 
-_chunks = ContextVar("chunks", default=Chunks())  # noqa: B039 frozen
+_chunks = ContextVar("chunks", default=ChunkDivisors())  # noqa: B039 frozen
 
 
-def chunks() -> Chunks:
-    """What holds now; the usual amounts outside of :func:`within`."""
+def current_chunks() -> ChunkDivisors:
+    """What holds now; the usual amounts outside of :func:`use_chunks`."""
     return _chunks.get()
 
 
 @contextmanager
-def within(chosen: Chunks) -> Iterator[None]:
+def use_chunks(chosen: ChunkDivisors) -> Iterator[None]:
     """``chosen`` holds inside."""
     token = _chunks.set(chosen)
     try:

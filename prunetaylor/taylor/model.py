@@ -68,7 +68,8 @@ class TaylorModel:
     It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
     that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
     whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
-    ``stage`` 1 (where a run starts) before others. ``judge`` is the expansion over samples that no weight is fitted to.
+    ``stage`` 1 (where a run starts) before others. ``holdout_model`` is the expansion over samples that no weight is
+    fitted to.
     """
 
     def __init__(
@@ -83,19 +84,19 @@ class TaylorModel:
         intercepts: Collection[str],
         cache: Cache | None = None,
         stage: int = 1,
-        judge: TaylorModel | None = None,
+        holdout_model: TaylorModel | None = None,
     ) -> None:
         self.network, self.risk, self.where = network, risk, where
-        self.damping, self.seed, self.note, self.judge = damping, seed, note, judge
+        self.damping, self.seed, self.note, self.holdout_model = damping, seed, note, holdout_model
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
         self.keep_first = True
-        self.retrained = False
+        self.trained_between_stages = False
         """Whether the step that is chosen here is one of a gradual schedule, whose network is trained between steps."""
         self.made: dict[str, Any] = {}
         """What a criterion has made of this point and may need again, by the criterion."""
         self.scored: dict[str, Tensor] = {}
         """Scores of layers by parameter, of criteria that take long: a run that was killed here brings what it had."""
-        self.moment: Callable[[], None] = lambda: None
+        self.checkpoint_point: Callable[[], None] = lambda: None
         """Called when another layer is scored."""
         self.state = snapshot(network.module)
 
@@ -155,7 +156,7 @@ class TaylorModel:
         for layer in self.network.layers:
             if layer.parameter not in self.scored:
                 self.scored[layer.parameter] = score(layer)
-                self.moment()
+                self.checkpoint_point()
         return dict(self.scored)
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -229,7 +230,7 @@ class TaylorModel:
 
                 outputs, moved = jvp(network, (at,), (moving,))[:2]
                 first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
-                second += 0.5 * float(self.risk.objective.second(outputs, reference, moved).sum())
+                second += 0.5 * float(self.risk.objective.quadratic_form(outputs, reference, moved).sum())
         first, second = sum_numbers(first, second)
         if not (isfinite(first) and isfinite(second)):
             raise not_finite_along(self.risk, self.network.layers, {**rest, **at}, moving)

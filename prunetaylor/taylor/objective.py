@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError
-from prunetaylor.taylor.losses import LOSSES, Loss, Own
+from prunetaylor.taylor.losses import LOSSES, CustomLoss, Loss
 
-Kind = Literal["classes", "binary", "values"] | Own
+Task = Literal["classification", "binary", "regression"] | CustomLoss
 """What a network's outputs are, or the loss of the user's that it was trained with."""
 
 
-def loss_of(kind: Kind) -> Loss:
-    return LOSSES[kind] if isinstance(kind, str) else kind
+def loss_of(task: Task) -> Loss:
+    return LOSSES[task] if isinstance(task, str) else task
 
 
 def outputs_of(result: Any) -> Tensor:
@@ -42,52 +42,52 @@ def outputs_of(result: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """``kind`` says what the outputs are, or is the user's loss; ``of`` says what they are compared with."""
+    """``task`` says what the outputs are, or is the user's loss; ``kind`` says what they are compared with."""
 
-    kind: Kind
-    of: Literal["task", "divergence"]
+    task: Task
+    kind: Literal["task", "divergence"]
 
     @property
     def loss(self) -> Loss:
         """Whose targets, or for the divergence whose outputs, are the reference."""
-        loss = loss_of(self.kind)
-        return loss if self.of == "task" else loss.apart
+        loss = loss_of(self.task)
+        return loss if self.kind == "task" else loss.divergence_loss
 
     def describe(self) -> str:
-        loss = loss_of(self.kind)
-        return loss.task if self.of == "task" else loss.divergence_name
+        loss = loss_of(self.task)
+        return loss.description if self.kind == "task" else loss.divergence_name
 
     def reference(self, dense_outputs: Tensor, targets: Tensor) -> Tensor:
         """What :meth:`values` compares with, for one batch: outputs (B, K) of the dense network, or targets."""
-        if self.of == "divergence":
+        if self.kind == "divergence":
             return dense_outputs.detach()
         return targets
 
     def values(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """The error of each sample, (B,)."""
         loss = self.loss
-        if self.of == "task":
+        if self.kind == "task":
             return loss.values(outputs, reference)
-        return loss.apart.divergence(outputs, reference)
+        return loss.divergence_loss.divergence(outputs, reference)
 
     def gradient(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """dE/dz of each sample, (B, K)."""
         loss = self.loss
-        if self.of == "task":
+        if self.kind == "task":
             return loss.gradient(outputs, reference)
-        return loss.apart.mean(outputs) - loss.apart.mean(reference)
+        return loss.divergence_loss.mean(outputs) - loss.divergence_loss.mean(reference)
 
-    def product(self, outputs: Tensor, reference: Tensor, moved: Tensor) -> Tensor:
+    def hvp(self, outputs: Tensor, reference: Tensor, moved: Tensor) -> Tensor:
         """Hv of each sample (B, K), H the Hessian of E in z at ``outputs`` and v = ``moved`` (B, K)."""
-        return self.loss.product(outputs, reference, moved)
+        return self.loss.hvp(outputs, reference, moved)
 
-    def second(self, outputs: Tensor, reference: Tensor, moved: Tensor) -> Tensor:
+    def quadratic_form(self, outputs: Tensor, reference: Tensor, moved: Tensor) -> Tensor:
         """v'Hv of each sample (B,)."""
-        return (moved * self.product(outputs, reference, moved)).sum(1)
+        return (moved * self.hvp(outputs, reference, moved)).sum(1)
 
-    def factor(self, outputs: Tensor, reference: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, reference: Tensor) -> Tensor:
         """S (B, K, K) with S S' = H: the exact sum over outputs that a Gauss-Newton diagonal runs over."""
-        return self.loss.factor(outputs, reference)
+        return self.loss.hessian_factor(outputs, reference)
 
     def draws(self, samples: int, outputs: int, seed: int) -> Tensor:
         """Uniform random numbers for :meth:`sampled_factor`, a row a sample: the same however samples are batched."""
@@ -95,7 +95,7 @@ class Objective:
 
     def sampled_factor(self, outputs: Tensor, reference: Tensor, uniform: Tensor) -> Tensor:
         """One random s (B, K) with E[s s'] = H, from its samples' rows of :meth:`draws`."""
-        return self.loss.sampled(outputs, reference, uniform.to(outputs.device))
+        return self.loss.sampled_factor(outputs, reference, uniform.to(outputs.device))
 
 
 class SampledFactors:

@@ -37,7 +37,7 @@ class Pass:
     outputs: Tensor | None
 
 
-Watcher = Callable[[int, int, Tensor, Tensor], None]
+ForwardHook = Callable[[int, int, Tensor, Tensor], None]
 """Called with (index of the batch's first sample, samples in the batch, the module's input, its output)."""
 
 
@@ -45,11 +45,11 @@ class _Reached(Exception):
     """The layer a pass was to stop after has run."""
 
 
-def sweep(
+def forward_own(
     module: nn.Module,
     batches: Batches,
     *,
-    watch: Mapping[nn.Module, Watcher] | None = None,
+    watch: Mapping[nn.Module, ForwardHook] | None = None,
     until: nn.Module | None = None,
 ) -> Iterator[Pass]:
     """Forward passes over this process's own samples, in evaluation mode without gradients, one yield a batch.
@@ -65,10 +65,10 @@ def sweep(
             yield found
 
 
-def passes(
-    module: nn.Module, batches: Batches, watch: Mapping[nn.Module, Watcher] | None = None
+def forward_all(
+    module: nn.Module, batches: Batches, watch: Mapping[nn.Module, ForwardHook] | None = None
 ) -> Generator[Pass, None, None]:
-    """As :func:`sweep`, but all batches on every process: for whom some may do, the same ones everywhere."""
+    """As :func:`forward_own`, but all batches on every process: for whom some may do, the same ones everywhere."""
     start = 0
     with evaluating(module):
         for x, targets in batches:
@@ -76,15 +76,15 @@ def passes(
             start += len(x)
 
 
-def show(module: nn.Module, x: Tensor, watch: Mapping[nn.Module, Watcher]) -> None:
-    """As :func:`sweep`, but ``x`` alone."""
+def forward_one(module: nn.Module, x: Tensor, watch: Mapping[nn.Module, ForwardHook]) -> None:
+    """As :func:`forward_own`, but ``x`` alone."""
     with evaluating(module), torch.no_grad(), _hooked(watch, None, 0, len(x)):
         module(x)
 
 
 def first_pass(module: nn.Module, batches: Batches) -> Pass:
-    """As :func:`passes`, but the first batch alone."""
-    with closing(passes(module, batches)) as each:
+    """As :func:`forward_all`, but the first batch alone."""
+    with closing(forward_all(module, batches)) as each:
         return next(each)
 
 
@@ -93,7 +93,7 @@ def _pass(
     start: int,
     x: Tensor,
     targets: Tensor,
-    watch: Mapping[nn.Module, Watcher],
+    watch: Mapping[nn.Module, ForwardHook],
     until: nn.Module | None,
 ) -> Pass:
     outputs = None
@@ -105,15 +105,15 @@ def _pass(
 def all_outputs(
     module: nn.Module,
     batches: Batches,
-    watch: Mapping[nn.Module, Watcher] | None = None,
+    watch: Mapping[nn.Module, ForwardHook] | None = None,
     done: Callable[[Pass], None] = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
     """Every sample's outputs (N, K), and its targets (N, ...).
 
-    ``watch`` is as in :func:`sweep`; ``done`` is told each batch of this process's own samples.
+    ``watch`` is as in :func:`forward_own`; ``done`` is told each batch of this process's own samples.
     """
     outputs, targets = [], []
-    for batch in sweep(module, batches, watch=watch):
+    for batch in forward_own(module, batches, watch=watch):
         assert batch.outputs is not None
         done(batch)
         outputs.append(batch.outputs.float())
@@ -147,7 +147,7 @@ class Risk:
         """E, the mean over samples. NumericsError where it is not finite."""
         return float(self.values().mean())
 
-    def tried(self) -> float:
+    def value_or_inf(self) -> float:
         """E after a step that may be taken back: one that took the outputs out of range is as bad as can be."""
         try:
             return self.value()
@@ -239,18 +239,20 @@ def _first_not_finite(module: nn.Module, x: Tensor) -> str | None:
 
 
 @contextmanager
-def _hooked(watch: Mapping[nn.Module, Watcher], until: nn.Module | None, start: int, samples: int) -> Iterator[None]:
+def _hooked(
+    watch: Mapping[nn.Module, ForwardHook], until: nn.Module | None, start: int, samples: int
+) -> Iterator[None]:
     handles = []
     for watched, watcher in watch.items():
 
-        def show(
-            _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], y: Any, watcher: Watcher = watcher
+        def forward_one(
+            _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], y: Any, watcher: ForwardHook = watcher
         ) -> None:
             x = inputs[0] if inputs else named["input"]
             if x.numel():  # a call with no entries, of a batch that a network shares out among layers, says nothing
                 watcher(start, samples, x, y)
 
-        handles.append(watched.register_forward_hook(show, with_kwargs=True))
+        handles.append(watched.register_forward_hook(forward_one, with_kwargs=True))
     if until is not None:
 
         def stop(*_: object) -> None:

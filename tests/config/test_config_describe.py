@@ -95,7 +95,7 @@ def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
 def test_facts_are_what_the_module_states() -> None:
     for name in METHODS:
         module, facts = registry.load("pruning/criteria", name), registry.facts("pruning/criteria", name)
-        for key in ("NEEDS", "REPAIR", "FIRST_ORDER", "DAMPED", "REACH"):
+        for key in ("NEEDS", "REPAIR", "FIRST_ORDER", "DAMPED", "MAX_STAGE_FRACTION"):
             assert facts[key] == getattr(module, key)
 
 

@@ -29,7 +29,7 @@ from prunetaylor.pruning.selection.trust_region import TrustRegion
 from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache, open_cache
 from prunetaylor.taylor.curvature.gram import layer_moments, pack, unpack
-from prunetaylor.taylor.losses import Own
+from prunetaylor.taylor.losses import CustomLoss
 from prunetaylor.taylor.model import TaylorModel
 from support.networks import NETWORKS, case
 from support.tiny import FITS, rand, taylor
@@ -88,8 +88,8 @@ def test_a_loss_of_ones_own_is_known_by_what_it_says(tmp_path: Path, kind: str) 
     module, x, _ = case("mlp")
 
     def fitted(function: Callable[[Tensor, Tensor], Tensor]) -> list[str]:
-        own = Own("mine.py:loss", "the same file", function)
-        made = taylor(module, x, torch.full((len(x), 3), 0.5), kind=own, of="task")
+        own = CustomLoss("mine.py:loss", "the same file", function)
+        made = taylor(module, x, torch.full((len(x), 3), 0.5), task=own, kind="task")
         made.cache = Cache(tmp_path, 10**9)
         assert getattr(made, kind)
         assert made.moments
@@ -106,7 +106,7 @@ def test_a_loss_of_ones_own_is_known_by_what_it_says(tmp_path: Path, kind: str) 
 
 @pytest.mark.parametrize("function", [lambda z, y: (z * y).sum(), lambda z, y: (z - y).square().mean(1)])
 def test_a_loss_of_ones_own_says_values_gradients_and_curvature(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    own, z, y = Own("mine.py:loss", "", function), rand(5, 3), rand(5, 3, seed=1)
+    own, z, y = CustomLoss("mine.py:loss", "", function), rand(5, 3), rand(5, 3, seed=1)
     values, gradients, bent = own.said(z, y)
     one_by_one = [function(a[None], b[None]).sum() for a, b in zip(z, y, strict=True)]
     torch.testing.assert_close(values, torch.stack(one_by_one))
@@ -314,7 +314,7 @@ def test_a_run_is_the_same_with_and_without_the_cache(tmp_path: Path, method: st
     usual = {"calibration.samples": 60, "prune.stages": 2, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
     usual |= {"prune.method": method, "cache.dir": str(tmp_path / "cache")}
 
-    def run(**more: object) -> prunetaylor.pipeline.run.Outcome:
+    def run(**more: object) -> prunetaylor.pipeline.run.PruneResult:
         changed = {key.replace("__", "."): value for key, value in more.items()}
         return prunetaylor.prune(network, train, settings=usual | changed)
 

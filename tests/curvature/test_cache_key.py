@@ -34,7 +34,7 @@ class Scaled(nn.Module):
 
 def scaled(folder: Path) -> TaylorModel:
     torch.manual_seed(0)
-    made = taylor(Scaled().eval(), 1.5 * rand(6, 3), torch.arange(6) % 3, of="task")
+    made = taylor(Scaled().eval(), 1.5 * rand(6, 3), torch.arange(6) % 3, kind="task")
     made.cache = Cache(folder, 10**9)
     return made
 
@@ -74,7 +74,7 @@ OF_MOMENTS: dict[str, Callable[[TaylorModel], object]] = {
 }
 OF_ERRORS: dict[str, Callable[[TaylorModel], object]] = {
     "the seed": lambda m: setattr(m, "seed", 1),
-    "the error": lambda m: setattr(m, "risk", replace(m.risk, objective=replace(m.risk.objective, kind="values"))),
+    "the error": lambda m: setattr(m, "risk", replace(m.risk, objective=replace(m.risk.objective, task="regression"))),
     "what it is from": lambda m: setattr(m, "risk", replace(m.risk, reference=m.risk.reference.flip(0))),
 }
 

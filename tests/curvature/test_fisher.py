@@ -12,9 +12,9 @@ from support.networks import NETWORKS, case
 from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
 
 
-def oracle(module: nn.Module, x: Tensor, y: Tensor, kind: str = "classes") -> dict[str, Tensor]:
+def oracle(module: nn.Module, x: Tensor, y: Tensor, task: str = "classification") -> dict[str, Tensor]:
     """(N, p) by parameter name, from the same draws."""
-    at, layers = risk(module, x, y, of="task", kind=kind), Network.of(module).layers
+    at, layers = risk(module, x, y, kind="task", task=task), Network.from_module(module).layers
     z = outputs_at(module, x)({}).detach()
     vector = at.objective.sampled_factor(z.float(), at.reference, at.objective.draws(len(x), z.shape[1], 7)).double()
     each = jacobians(module, x, [layer.parameter for layer in layers])
@@ -27,21 +27,21 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_rows(name: str, size: int, kind: str) -> None:
+def test_rows(name: str, size: int, task: str) -> None:
     module, x, y = case(name)
-    y = y if kind == "classes" else rand(6, 3, seed=9)
-    at, layers = risk(module, x, y, of="task", kind=kind, size=size), Network.of(module).layers
-    close(fisher_rows(at, layers, 7), oracle(module, x, y, kind))
+    y = y if task == "classification" else rand(6, 3, seed=9)
+    at, layers = risk(module, x, y, kind="task", task=task, size=size), Network.from_module(module).layers
+    close(fisher_rows(at, layers, 7), oracle(module, x, y, task))
 
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, y = case("normed")
     monkeypatch.setattr(tape, "chunk_elements", lambda device: 30)
     close(
-        fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, 7),
+        fisher_rows(risk(module, x, y, kind="task"), Network.from_module(module).layers, 7),
         oracle(module, x, y),
     )
 
@@ -49,16 +49,16 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sampled_labels_make_the_gauss_newton_matrix_in_expectation() -> None:
     module, x, _ = case("mlp", 3)
     at = risk(module, x.repeat(3000, 1), size=9000)
-    rows = torch.cat(list(fisher_rows(at, Network.of(module).layers, 0).values()), 1).double()
+    rows = torch.cat(list(fisher_rows(at, Network.from_module(module).layers, 0).values()), 1).double()
     each = torch.cat([j.flatten(2) for j in jacobians(module, x, ["0.weight", "2.weight"]).values()], 2)
-    h = output_hessian(outputs_at(module, x)({}).detach(), "classes")
+    h = output_hessian(outputs_at(module, x)({}).detach(), "classification")
     exact = torch.einsum("nip,nij,njq->pq", each, h, each) / 3
     torch.testing.assert_close(rows.T @ rows / len(rows), exact, rtol=0, atol=0.03 * float(exact.diagonal().max()))
 
 
 def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
     module, x, y = case("normed")  # 24 and 36 weights, six samples
-    layers, at = Network.of(module).layers, risk(module, x, y, of="task")
+    layers, at = Network.from_module(module).layers, risk(module, x, y, kind="task")
     wanted = fisher_rows(at, layers, 7)
     for elements, parts in ((360, 1), (359, 2), (1, 2)):
         rows = FisherRows(at, layers, 7, elements)
@@ -74,7 +74,7 @@ def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
 def test_a_layer_without_part_in_the_error_has_rows_of_zeros() -> None:
     module, x, y = case("mlp")
     module[1].unused = nn.Linear(2, 2)
-    rows = fisher_rows(risk(module, x, y, of="task"), Network.of(module).layers, 0)
+    rows = fisher_rows(risk(module, x, y, kind="task"), Network.from_module(module).layers, 0)
     assert rows["1.unused.weight"].shape == (6, 4)
     assert not bool(rows["1.unused.weight"].any())
 
@@ -90,4 +90,4 @@ def test_a_row_that_is_not_finite_is_refused_by_name() -> None:
 
     module = Root()
     with pytest.raises(NumericsError, match=r"a\.weight: the gradient of a sample is not finite"):
-        fisher_rows(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers, 0)
+        fisher_rows(risk(module, torch.zeros(2, 4), kind="task"), Network.from_module(module).layers, 0)

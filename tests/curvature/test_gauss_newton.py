@@ -15,9 +15,9 @@ def vector(module: nn.Module, names: list[str], seed: int = 5) -> dict[str, Tens
     return {name: rand(*known[name].shape, seed=seed + i) for i, name in enumerate(names)}
 
 
-def oracle(module: nn.Module, x: Tensor, v: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+def oracle(module: nn.Module, x: Tensor, v: dict[str, Tensor], task: str) -> dict[str, Tensor]:
     each = jacobians(module, x, list(v))
-    h = output_hessian(outputs_at(module, x)({}).detach(), kind)
+    h = output_hessian(outputs_at(module, x)({}).detach(), task)
     moved = sum(torch.einsum("nk...,...->nk", j, v[name].double()) for name, j in each.items())
     weighted = torch.einsum("nij,nj->ni", h, moved)
     return {name: torch.einsum("nk...,nk->...", j, weighted) / len(x) for name, j in each.items()}
@@ -29,19 +29,19 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_over_all_parameters(name: str, size: int, kind: str) -> None:
+def test_over_all_parameters(name: str, size: int, task: str) -> None:
     module, x, _ = case(name)
     v = vector(module, [n for n, _ in module.named_parameters()])
-    close(gauss_newton_product(risk(module, x, kind=kind, size=size), v), oracle(module, x, v, kind))
+    close(gauss_newton_product(risk(module, x, task=task, size=size), v), oracle(module, x, v, task))
 
 
 def test_over_some_parameters_the_others_stay() -> None:
     module, x, _ = case("normed")
     v = vector(module, ["4.weight", "1.bias"])
-    close(gauss_newton_product(risk(module, x), v), oracle(module, x, v, "classes"))
+    close(gauss_newton_product(risk(module, x), v), oracle(module, x, v, "classification"))
 
 
 def test_attention() -> None:
@@ -53,7 +53,7 @@ def test_attention() -> None:
     ends = [outputs({k: weights[k] + s * 1e-5 * v[k].double() for k in v}).detach() for s in (1, -1)]
     moved = (ends[0] - ends[1]) / 2e-5
     z = outputs(leaves)
-    weighted = torch.einsum("nij,nj->ni", output_hessian(z.detach(), "classes"), moved)
+    weighted = torch.einsum("nij,nj->ni", output_hessian(z.detach(), "classification"), moved)
     wanted = torch.autograd.grad((z * weighted).sum() / len(x), list(leaves.values()))
     close(gauss_newton_product(risk(module, x), v), dict(zip(v, wanted, strict=True)))
     assert torch.backends.mha.get_fastpath_enabled()
@@ -73,7 +73,7 @@ def test_the_matrix_is_symmetric_and_its_quadratic_form_is_not_negative() -> Non
 def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
     module, x, _ = case("tied")
     at, d = risk(module, x), rand(3, 3)
-    wanted = oracle(module, x, {"a.weight": d}, "classes")["a.weight"]
+    wanted = oracle(module, x, {"a.weight": d}, "classification")["a.weight"]
     for names in (["a.weight"], ["b.weight"], ["a.weight", "b.weight"]):
         close(gauss_newton_product(at, dict.fromkeys(names, d)), dict.fromkeys(names, wanted))
 

@@ -129,7 +129,7 @@ def case(name: str, samples: int = 7) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def weights_of(module: nn.Module) -> list[str]:
-    return [layer.parameter for layer in Network.of(module).layers]
+    return [layer.parameter for layer in Network.from_module(module).layers]
 
 
 def output_gradients(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -147,20 +147,20 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_mean_gradient(name: str, size: int) -> None:
     module, x, y = case(name)
-    found = mean_gradient(risk(module, x, y, of="task", size=size), Network.of(module).layers)
+    found = mean_gradient(risk(module, x, y, kind="task", size=size), Network.from_module(module).layers)
     g = output_gradients(module, x, y)
     close(
         found, {k: torch.einsum("nk,nk...->...", g, j) / 7 for k, j in jacobians(module, x, weights_of(module)).items()}
     )
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_exact_gauss_newton_diagonal(name: str, size: int, kind: str) -> None:
+def test_exact_gauss_newton_diagonal(name: str, size: int, task: str) -> None:
     module, x, _ = case(name)
-    found = gauss_newton_diagonal(risk(module, x, kind=kind, size=size), Network.of(module).layers, 0)
-    h = output_hessian(outputs_at(module, x)({}).detach(), kind)
+    found = gauss_newton_diagonal(risk(module, x, task=task, size=size), Network.from_module(module).layers, 0)
+    h = output_hessian(outputs_at(module, x)({}).detach(), task)
     each = jacobians(module, x, weights_of(module))
     close(found, {k: torch.einsum("ni...,nij,nj...->...", j, h, j) / 7 for k, j in each.items()})
 
@@ -168,7 +168,7 @@ def test_exact_gauss_newton_diagonal(name: str, size: int, kind: str) -> None:
 @pytest.mark.parametrize("name", ["conv", "twice"])
 def test_gauss_newton_diagonal_in_small_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, _ = case(name)
-    layers, at = Network.of(module).layers, risk(module, x)
+    layers, at = Network.from_module(module).layers, risk(module, x)
     wanted = gauss_newton_diagonal(at, layers, 0)
     monkeypatch.setattr(tape, "chunk_elements", lambda device: 100)
     close(gauss_newton_diagonal(at, layers, 0), {k: v.double() for k, v in wanted.items()})
@@ -176,7 +176,7 @@ def test_gauss_newton_diagonal_in_small_chunks(name: str, monkeypatch: pytest.Mo
 
 def test_sampled_gauss_newton_diagonal_converges(monkeypatch: pytest.MonkeyPatch) -> None:
     module, x, _ = case("conv", 3)
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     at = risk(module, x.repeat(700, 1, 1, 1), size=2100)
     exact = gauss_newton_diagonal(at, layers, 0)
     monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
@@ -189,7 +189,7 @@ def test_sampled_gauss_newton_diagonal_converges(monkeypatch: pytest.MonkeyPatch
 def test_sampled_labels_are_the_seed_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
     module, x, _ = case("linear")
-    layers, at = Network.of(module).layers, risk(module, x)
+    layers, at = Network.from_module(module).layers, risk(module, x)
     for fit in (gauss_newton_diagonal, output_sensitivity):
         first, again, other = (fit(at, layers, seed) for seed in (0, 0, 1))
         for name in first:
@@ -197,10 +197,10 @@ def test_sampled_labels_are_the_seed_s(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def sensitivity_oracle(module: nn.Module, x: Tensor, kind: str) -> dict[str, Tensor]:
+def sensitivity_oracle(module: nn.Module, x: Tensor, task: str) -> dict[str, Tensor]:
     """Exact: the sum over outputs k and positions p of (s_k'dz/dy_p)^2, in float64, sample by sample."""
     double = module.double()
-    layers = Network.of(double).layers
+    layers = Network.from_module(double).layers
     total = {}
     for sample in x.double():
         made = []
@@ -212,7 +212,7 @@ def sensitivity_oracle(module: nn.Module, x: Tensor, kind: str) -> dict[str, Ten
         outputs = double.eval()(sample[None])
         for handle in handles:
             handle.remove()
-        values, vectors = torch.linalg.eigh(output_hessian(outputs.detach(), kind)[0])
+        values, vectors = torch.linalg.eigh(output_hessian(outputs.detach(), task)[0])
         for value, vector in zip(values, vectors.T, strict=True):
             grads = torch.autograd.grad((outputs[0] * vector).sum(), [y for *_, y in made], retain_graph=True)
             for (layer, m, _), g in zip(made, grads, strict=True):
@@ -225,13 +225,13 @@ def sensitivity_oracle(module: nn.Module, x: Tensor, kind: str) -> dict[str, Ten
     return total
 
 
-@pytest.mark.parametrize("kind", ["classes", "values"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "in-place"])
-def test_output_sensitivity_in_expectation(name: str, kind: str) -> None:
+def test_output_sensitivity_in_expectation(name: str, task: str) -> None:
     module, x, _ = case(name, 3)
-    wanted = sensitivity_oracle(module, x, kind)
+    wanted = sensitivity_oracle(module, x, task)
     many = x.repeat(700, *[1] * (x.dim() - 1))
-    found = output_sensitivity(risk(module, many, kind=kind, size=700), Network.of(module).layers, 0)
+    found = output_sensitivity(risk(module, many, task=task, size=700), Network.from_module(module).layers, 0)
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=0.1, atol=0.05 * float(value.max()))
@@ -241,7 +241,7 @@ def test_an_activation_in_place_changes_nothing() -> None:
     inplace, x, _ = case("in-place")
     plain = nn.Sequential(inplace[0], nn.ReLU(), inplace[2], inplace[3])
     for fit in (gauss_newton_diagonal, output_sensitivity):
-        found, wanted = (fit(risk(m, x), Network.of(m).layers, 0) for m in (inplace, plain))
+        found, wanted = (fit(risk(m, x), Network.from_module(m).layers, 0) for m in (inplace, plain))
         close(found, {k: v.double() for k, v in wanted.items()})
 
 
@@ -256,7 +256,7 @@ def test_layers_that_the_backward_pass_calls_again_count_once() -> None:
     plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     again, x = Recomputed(*plain), torch.randn(6, 4)
     for fit in (gauss_newton_diagonal, output_sensitivity):
-        found, wanted = (fit(risk(m, x), Network.of(m).layers, 0) for m in (again, plain))
+        found, wanted = (fit(risk(m, x), Network.from_module(m).layers, 0) for m in (again, plain))
         close(found, {k: v.double() for k, v in wanted.items()})
 
 
@@ -264,7 +264,7 @@ def test_layers_that_the_backward_pass_calls_again_count_once() -> None:
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_gradient_norms_are_those_of_groups_of_consecutive_samples(samples: int, size: int) -> None:
     module, x, y = case("conv", samples)
-    found = gradient_norms(risk(module, x, y, of="task", size=size), Network.of(module).layers)
+    found = gradient_norms(risk(module, x, y, kind="task", size=size), Network.from_module(module).layers)
     g = output_gradients(module, x, y)
     each = torch.cat(
         [torch.einsum("nk,nk...->n...", g, j).flatten(1) for j in jacobians(module, x, weights_of(module)).values()], 1
@@ -282,11 +282,11 @@ def test_gradient_norms_are_those_of_groups_of_consecutive_samples(samples: int,
 def test_noise_is_what_the_mean_gradient_scatters_by() -> None:
     """The mean gradients of many sets of samples scatter by as much as the noise of one set says."""
     module = nn.Linear(3, 3)
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     means, noises = [], []
     for seed in range(40):
         x, y = rand(64, 3, seed=seed), torch.randint(3, (64,), generator=torch.Generator().manual_seed(seed))
-        at = risk(module, x, y, of="task", size=64)
+        at = risk(module, x, y, kind="task", size=64)
         means.append(mean_gradient(at, layers)["weight"])
         noises.append(gradient_norms(at, layers)[1])
     scatter = float((torch.stack(means) - torch.stack(means).mean(0)).square().sum((1, 2)).mean()) ** 0.5
@@ -295,7 +295,7 @@ def test_noise_is_what_the_mean_gradient_scatters_by() -> None:
 
 def test_of_a_single_sample_all_may_be_noise() -> None:
     module, x, y = case("linear", 1)
-    norm, noise = gradient_norms(risk(module, x, y, of="task"), Network.of(module).layers)
+    norm, noise = gradient_norms(risk(module, x, y, kind="task"), Network.from_module(module).layers)
     assert norm > 0
     assert noise == norm
 
@@ -304,7 +304,7 @@ def test_unused_layers_have_no_curvature() -> None:
     module, x, y = case("linear")
     module.unused = nn.Linear(2, 2)
     module.forward = lambda x: module[:3](x)
-    layers, at = Network.of(module).layers, risk(module, x, y, of="task")
+    layers, at = Network.from_module(module).layers, risk(module, x, y, kind="task")
     assert bool((gauss_newton_diagonal(at, layers, 0)["unused.weight"] == 0).all())
     assert bool((mean_gradient(at, layers)["unused.weight"] == 0).all())
     assert "unused" not in output_sensitivity(at, layers, 0)
@@ -323,7 +323,7 @@ def test_a_part_without_gradients_has_no_curvature() -> None:
             return self.head(x)
 
     module, x = Frozen(), rand(5, 4)
-    layers, at = Network.of(module).layers, risk(module, x)
+    layers, at = Network.from_module(module).layers, risk(module, x)
     found = gauss_newton_diagonal(at, layers, 0)
     assert bool((found["body.weight"] == 0).all())
     assert bool((found["head.weight"] > 0).all())
@@ -341,7 +341,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:
 
     module = Root()
     with pytest.raises(NumericsError, match=r"a\.weight: the gradient of the error is not finite"):
-        mean_gradient(risk(module, torch.zeros(2, 4), of="task"), Network.of(module).layers)
+        mean_gradient(risk(module, torch.zeros(2, 4), kind="task"), Network.from_module(module).layers)
 
 
 def test_the_first_layer_that_is_not_finite_is_named_and_the_last_is_where_to_look() -> None:
@@ -356,7 +356,7 @@ def test_the_first_layer_that_is_not_finite_is_named_and_the_last_is_where_to_lo
     module = Root()
     with torch.no_grad():
         module.b.weight[0] = 0
-    at, layers = risk(module, rand(6, 4), of="task"), Network.of(module).layers
+    at, layers = risk(module, rand(6, 4), kind="task"), Network.from_module(module).layers
     fits = {
         "the gradient of the error": lambda: mean_gradient(at, layers),
         "the gradient of the error is": lambda: gradient_norms(at, layers),
@@ -374,7 +374,7 @@ def test_nothing_is_left_behind() -> None:
     module.train()
     module[4].weight.requires_grad_(False)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    layers, at = Network.of(module).layers, risk(module, x, y, of="task")
+    layers, at = Network.from_module(module).layers, risk(module, x, y, kind="task")
     mean_gradient(at, layers)
     gradient_norms(at, layers)
     gauss_newton_diagonal(at, layers, 0)
@@ -390,7 +390,7 @@ def test_nothing_is_left_behind() -> None:
 def test_sampled_labels_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "EXACT_OUTPUTS", 2)
     module, x, _ = case("linear")
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     for fit in (gauss_newton_diagonal, output_sensitivity):
         whole, small = fit(risk(module, x, size=100), layers, 0), fit(risk(module, x, size=2), layers, 0)
         for name, value in whole.items():

@@ -24,7 +24,7 @@ def patches(x: Tensor, kernel: int, padding: int) -> Tensor:
 
 def test_moments_are_the_dense_sums() -> None:
     module, x = conv_net(), rand(5, 2, 6, 6)
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     found = layer_moments(module, layers, batches(x, size=2), Positions(5, 0, EVERY))
     with torch.no_grad():
         after = module[:2](x)
@@ -58,7 +58,9 @@ def test_moments_are_the_dense_sums() -> None:
 def test_covariances_survive_means_far_from_zero(mean: float) -> None:
     module, x = nn.Linear(4, 2), rand(500, 4) + mean
     x[:, 2] = mean / 3  # a constant: a ridge relative to what rounding leaves of it could be negative
-    h, cross = layer_moments(module, Network.of(module).layers, batches(x, size=64), Positions(500, 0))[""].centred()
+    h, cross = layer_moments(module, Network.from_module(module).layers, batches(x, size=64), Positions(500, 0))[
+        ""
+    ].centred()
     free = (x - x.double().mean(0)).double()
     torch.testing.assert_close(h[0], free.mT @ free / len(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(cross[0], module.weight.detach().double() @ h[0], rtol=2e-3, atol=2e-3)
@@ -69,7 +71,7 @@ def test_covariances_survive_means_far_from_zero(mean: float) -> None:
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_moments_do_not_depend_on_the_batch_size(size: int) -> None:
     module, x = conv_net(), rand(7, 2, 6, 6)
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     where = Positions(7, 0, 5)
     wanted = layer_moments(module, layers, batches(x, size=100), where)
     found = layer_moments(module, layers, batches(x, size=size), where)
@@ -83,7 +85,7 @@ def test_moments_do_not_depend_on_the_batch_size(size: int) -> None:
 def test_sampled_moments_converge_to_all_of_them() -> None:
     """A position's chance is the same everywhere: edges, which zero padding makes different, included."""
     module, x = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), rand(2000, 1, 7, 7) + 1
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     all_of_them = layer_moments(module, layers, batches(x, size=500), Positions(2000, 0, EVERY))["0"]
     sampled = layer_moments(module, layers, batches(x, size=500), Positions(2000, 0, 32))["0"]
     assert sampled.rows == 2000 * 32
@@ -100,7 +102,7 @@ def test_a_layer_called_twice_counts_both_calls() -> None:
             return self.a(self.a(x).tanh())
 
     module, x = Twice(), rand(4, 3)
-    found = layer_moments(module, Network.of(module).layers, batches(x), Positions(4, 0))["a"]
+    found = layer_moments(module, Network.from_module(module).layers, batches(x), Positions(4, 0))["a"]
     with torch.no_grad():
         inputs = torch.cat([x, module.a(x).tanh()]).double()
     assert found.rows == 8
@@ -110,7 +112,7 @@ def test_a_layer_called_twice_counts_both_calls() -> None:
 def test_layers_that_nothing_reaches_have_no_entry() -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     module[1].unused = nn.Linear(2, 2)
-    layers = Network.of(module).layers
+    layers = Network.from_module(module).layers
     assert [layer.name for layer in layers] == ["0", "1.unused", "2"]
     assert list(layer_moments(module, layers, batches(rand(2, 3)), Positions(2, 0))) == ["0", "2"]
 

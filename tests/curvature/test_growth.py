@@ -59,7 +59,7 @@ def case(samples: int) -> tuple[Network, Risk]:
     module = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 20))
     y = torch.arange(samples) % 20
     at = batches(rand(samples, 2, 4, 4), y, BATCH)
-    return Network.of(module.eval()), Risk(module, at, Objective("classes", "task"), y)
+    return Network.from_module(module.eval()), Risk(module, at, Objective("classification", "task"), y)
 
 
 def held(work: Callable[[], object]) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: s
     zero = torch.zeros(()).double()
     found = taylor(module, x).predict(d)
     assert abs(found.first) < 1e-7
-    assert found.second == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
+    assert found.quadratic_form == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
     assert found.share < 1e-4
 
 
@@ -103,31 +103,33 @@ def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> N
     for seed in range(3):
         d = step(module, seed)
         v = torch.cat([d[n].flatten() for n in names]).double()
-        assert model.predict(d).second == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
+        assert model.predict(d).quadratic_form == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("kind", "of"), [("classes", "task"), ("values", "task"), ("values", "divergence")])
-def test_gradient_and_gauss_newton_of_any_error(name: str, kind: str, of: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "kind"), [("classification", "task"), ("regression", "task"), ("regression", "divergence")]
+)
+def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, of: str) -> None:
     module, x, y = case(name)
-    y = y if kind == "classes" else rand(6, 3, seed=9)
+    y = y if task == "classification" else rand(6, 3, seed=9)
     d = step(module)
     outputs, state = outputs_at(module, x), as_state(module)
     z = outputs(state).detach()
-    if kind == "classes":
+    if task == "classification":
         gradient = z.softmax(1) - nn.functional.one_hot(y, 3)
     else:
         gradient = z - (y.double() if of == "task" else z)
     moved = sum(torch.einsum("nk...,...->nk", j, d[k].double()) for k, j in jacobians(module, x, list(d)).items())
-    second = torch.einsum("ni,nij,nj->", moved, output_hessian(z, kind), moved) / 12
-    found = taylor(module, x, y, kind=kind, of=of).predict(d)
+    second = torch.einsum("ni,nij,nj->", moved, output_hessian(z, task), moved) / 12
+    found = taylor(module, x, y, task=task, of=of).predict(d)
     assert found.first == pytest.approx(float((gradient * moved).sum()) / 6, rel=1e-4, abs=1e-7)
-    assert found.second == pytest.approx(float(second), rel=1e-4)
+    assert found.quadratic_form == pytest.approx(float(second), rel=1e-4)
 
 
 def test_first_term_is_the_gradient_s() -> None:
     module, x, y = case("conv")
-    model, d = taylor(module, x, y, of="task"), step(module)
+    model, d = taylor(module, x, y, kind="task"), step(module)
     only = {k: v for k, v in d.items() if k in model.gradient}
     by_gradient = sum(float((model.gradient[k] * v).sum()) for k, v in only.items())
     assert model.predict(only).first == pytest.approx(by_gradient, rel=1e-4)
@@ -140,8 +142,8 @@ def test_first_term_is_the_gradient_s() -> None:
 def test_predictions_do_not_depend_on_the_batch_size(size: int) -> None:
     module, x, y = case("normed")
     d = step(module)
-    wanted, found = (taylor(module, x, y, of="task", size=s).predict(d) for s in (3, size))
-    assert (found.first, found.second) == pytest.approx((wanted.first, wanted.second), rel=1e-5)
+    wanted, found = (taylor(module, x, y, kind="task", size=s).predict(d) for s in (3, size))
+    assert (found.first, found.quadratic_form) == pytest.approx((wanted.first, wanted.quadratic_form), rel=1e-5)
 
 
 def by_differences(module: nn.Module, x: Tensor, d: dict[str, Tensor]) -> float:
@@ -151,7 +153,7 @@ def by_differences(module: nn.Module, x: Tensor, d: dict[str, Tensor]) -> float:
     eps = 1e-5
     ends = [outputs({k: v + s * eps * d.get(k, torch.zeros(())).double() for k, v in state.items()}) for s in (1, -1)]
     moved = ((ends[0] - ends[1]) / (2 * eps)).detach()
-    h = output_hessian(outputs(state).detach(), "classes")
+    h = output_hessian(outputs(state).detach(), "classification")
     return float(torch.einsum("ni,nij,nj->", moved, h, moved)) / 2 / len(x)
 
 
@@ -163,17 +165,17 @@ def test_batch_norm_statistics_may_move_and_integer_buffers_do_not(make: Callabl
     d = step(module) | {"1.running_mean": 0.2 * rand(3, seed=7), "1.running_var": 0.2 * rand(3, seed=8)}
     model = taylor(module, x)
     found = model.predict(d | {"1.num_batches_tracked": torch.tensor(7)})
-    assert found.second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert found.quadratic_form == pytest.approx(by_differences(module, x, d), rel=1e-3)
     alone = {"1.running_mean": d["1.running_mean"]}
-    assert model.predict(alone).second == pytest.approx(by_differences(module, x, alone), rel=1e-3)
-    assert found.second > 0
+    assert model.predict(alone).quadratic_form == pytest.approx(by_differences(module, x, alone), rel=1e-3)
+    assert found.quadratic_form > 0
 
 
 @pytest.mark.parametrize("make", [Attention, Encoder])
 def test_attention(make: Callable[[], nn.Module]) -> None:
     module, x = make().eval(), rand(6, 5, 4)
     d = step(module)
-    assert taylor(module, x).predict(d).second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert taylor(module, x).predict(d).quadratic_form == pytest.approx(by_differences(module, x, d), rel=1e-3)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -182,15 +184,15 @@ def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
     model, d = taylor(module, x), 0.3 * rand(3, 3)
     wanted = by_differences(module, x, {"a.weight": d})
     for displacement in ({"a.weight": d}, {"b.weight": d}, {"a.weight": d, "b.weight": d}):
-        assert model.predict(displacement).second == pytest.approx(wanted, rel=1e-3)
+        assert model.predict(displacement).quadratic_form == pytest.approx(wanted, rel=1e-3)
 
 
 def test_nothing_moves_nothing() -> None:
     module, x, y = case("normed")
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     for displacement in ({}, {k: torch.zeros_like(v) for k, v in model.state.items()}):
         found = model.predict(displacement)
-        assert (found.first, found.second, found.share) == (0, 0, 0)
+        assert (found.first, found.quadratic_form, found.share) == (0, 0, 0)
 
 
 def test_the_expansion_stays_where_it_was_made() -> None:
@@ -289,7 +291,7 @@ def trained(converged: bool) -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.mark.parametrize("converged", [True, False])
 def test_convergence_is_seen(converged: bool) -> None:
     module, x, y = trained(converged)
-    found = check_convergence(taylor(module, x, y, of="task", size=100), 0.25)
+    found = check_convergence(taylor(module, x, y, kind="task", size=100), 0.25)
     assert found.first_order_matters is not converged
     assert (found.gradient_norm < 0.1 * found.noise_norm) is converged
     assert (found.share < 0.05) is converged

@@ -5,7 +5,7 @@ import torch
 
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
-from prunetaylor.data.draws import Draws
+from prunetaylor.data.draws import RowRandom
 from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.place import Place
@@ -29,7 +29,7 @@ def _tensors(n=10):
 
 
 def drawn(of):
-    return Draws(torch.Generator().manual_seed(0), of)
+    return RowRandom(torch.Generator().manual_seed(0), of)
 
 
 def _all(batches):

@@ -87,8 +87,8 @@ def test_decoding_once_and_on_the_fly_give_the_same(tmp_path, monkeypatch):
     kept = _load(tmp_path)
     monkeypatch.setattr(images, "MEMORY", 0)
     fresh = _load(tmp_path)
-    assert not kept.train.on_the_fly
-    assert fresh.train.on_the_fly
+    assert not kept.train.lazy
+    assert fresh.train.lazy
     torch.testing.assert_close(fresh.train.in_memory().inputs, kept.train.in_memory().inputs, rtol=0, atol=0)
     assert fresh.fingerprint == kept.fingerprint
     by_workers = Batches(fresh.test, fresh.preprocess, batch_size=16, device="cpu", workers=2)

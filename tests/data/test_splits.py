@@ -112,7 +112,7 @@ def test_targets_in_place_of_others():
     other = WithTargets(split, torch.arange(10, 10 + len(split)))
     torch.testing.assert_close(other.fetch([2, 0], 5)[0], split.fetch([2, 0], 5)[0])
     assert other.fetch([2, 0])[1].tolist() == other.subset([2, 0]).targets().tolist() == [12, 10]
-    assert other.on_the_fly
+    assert other.lazy
     assert other.labelled
     assert not WithTargets(split, torch.zeros(len(split)), labelled=False).labelled
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunetaylor.core.config.resolve import resolve as configuration
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.augment import resolve
-from prunetaylor.data.draws import Draws
+from prunetaylor.data.draws import RowRandom
 
 CROP = {"RandomCrop": {"size": 8, "padding": 2}}
 
@@ -21,7 +21,7 @@ def images(n: int = 16) -> Tensor:
 def changed(named: list[object], seed: int = 0) -> Tensor:
     name, change = resolve(named, images()[0])
     assert name == named
-    return change(images(), Draws(torch.Generator().manual_seed(seed), len(images())))
+    return change(images(), RowRandom(torch.Generator().manual_seed(seed), len(images())))
 
 
 def test_each_image_is_changed_by_itself_and_a_seed_repeats_it() -> None:
@@ -38,10 +38,10 @@ def test_each_image_is_changed_by_itself_and_a_seed_repeats_it() -> None:
 
 def test_some_rows_are_changed_as_they_are_in_the_whole_batch() -> None:
     _, change = resolve(["RandomHorizontalFlip", CROP], images()[0])
-    whole = change(images(), Draws(torch.Generator().manual_seed(2), 16))
-    some = change(images()[5:9], Draws(torch.Generator().manual_seed(2), 16, range(5, 9)))
+    whole = change(images(), RowRandom(torch.Generator().manual_seed(2), 16))
+    some = change(images()[5:9], RowRandom(torch.Generator().manual_seed(2), 16, range(5, 9)))
     assert torch.equal(some, whole[5:9])
-    assert change(images()[:0], Draws(torch.Generator().manual_seed(2), 16, range(3, 3))).shape == (0, 3, 8, 8)
+    assert change(images()[:0], RowRandom(torch.Generator().manual_seed(2), 16, range(3, 3))).shape == (0, 3, 8, 8)
 
 
 def test_transforms_come_one_after_another_with_their_arguments() -> None:
@@ -61,7 +61,7 @@ def test_transforms_of_transforms_and_transforms_themselves() -> None:
     assert not torch.equal(found, images())
     steps, change = resolve(own, images()[0])
     assert steps == [own]
-    assert torch.equal(found, change(images(), Draws(torch.Generator().manual_seed(0), 16)))
+    assert torch.equal(found, change(images(), RowRandom(torch.Generator().manual_seed(0), 16)))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_fails_for_some_images_only_is_refused_there(named: list[object], s
     seeds = range(40)
     _, change = resolve(named, images()[0])  # the one image that is tried is left as it is
     with pytest.raises(UsageError, match=f"data.augment .*{said}"):
-        [change(images(), Draws(torch.Generator().manual_seed(seed), 16)) for seed in seeds]
+        [change(images(), RowRandom(torch.Generator().manual_seed(seed), 16)) for seed in seeds]
 
 
 def test_a_configuration_names_them() -> None:

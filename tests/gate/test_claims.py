@@ -10,7 +10,7 @@ from prunetaylor.measure.evaluate import answered
 from prunetaylor.measure.paired import bootstrap_interval
 from prunetaylor.taylor.losses import LOSSES
 
-REACH = 10.0
+MAX_STAGE_FRACTION = 10.0
 TRIALS = 100
 
 
@@ -21,14 +21,23 @@ def shares(samples: int, share: float, size: float, limit: float) -> dict[str, f
     for trial in range(TRIALS):
         rises = 0.01 * torch.randn(samples, generator=random, dtype=torch.float64)
         rises += size * (torch.rand(samples, generator=random) < share)
-        drop = bootstrap_interval(rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, REACH)
-        found[metric_drop("loss", drop, samples, limit, REACH).status] += 1
+        drop = bootstrap_interval(
+            rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, MAX_STAGE_FRACTION
+        )
+        found[metric_drop("loss", drop, samples, limit, MAX_STAGE_FRACTION).status] += 1
     return {status: count / TRIALS for status, count in found.items()}
 
 
 @pytest.mark.parametrize(
     ("share", "size"),
-    [(0.001, REACH), (0.001, 1.0), (0.003, REACH), (0.01, REACH), (0.01, 1.0), (0.2, 1.0)],
+    [
+        (0.001, MAX_STAGE_FRACTION),
+        (0.001, 1.0),
+        (0.003, MAX_STAGE_FRACTION),
+        (0.01, MAX_STAGE_FRACTION),
+        (0.01, 1.0),
+        (0.2, 1.0),
+    ],
 )
 def test_a_rise_that_is_the_limit_passes_and_fails_in_one_set_of_twenty_at_most(share: float, size: float) -> None:
     found = shares(400, share, size, limit=share * size)
@@ -44,26 +53,26 @@ def test_what_the_samples_can_carry_is_still_judged() -> None:
 
 def test_it_says_which_rise_the_samples_cannot_exclude() -> None:
     rises = torch.full((400,), 0.001, dtype=torch.float64)
-    drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, REACH)
-    check = metric_drop("loss", drop, 400, 0.02, REACH)
+    drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, MAX_STAGE_FRACTION)
+    check = metric_drop("loss", drop, 400, 0.02, MAX_STAGE_FRACTION)
     assert check.status == "inconclusive"
     assert check.samples_needed == pytest.approx(400 * 0.075 / 0.019, rel=0.1)  # nearly all of it shrinks with n
     assert "cannot exclude that 0.75 % of all lose up to 10 each" in check.why
 
 
-@pytest.mark.parametrize("kind", ["classes", "binary", "values"])
-def test_no_target_costs_more_than_the_worst(kind: str) -> None:
+@pytest.mark.parametrize("task", ["classification", "binary", "regression"])
+def test_no_target_costs_more_than_the_worst(task: str) -> None:
     g = torch.Generator().manual_seed(0)
-    outputs = 3 * torch.randn(60, 4 if kind == "classes" else 1, generator=g)
+    outputs = 3 * torch.randn(60, 4 if task == "classification" else 1, generator=g)
     targets = {
-        "classes": torch.randint(4, (60,), generator=g),
+        "classification": torch.randint(4, (60,), generator=g),
         "binary": (torch.rand(60, 1, generator=g) < 0.5).float(),
-        "values": torch.randn(60, 1, generator=g),
-    }[kind]
-    worst = answered(outputs, targets, kind).worst
+        "regression": torch.randn(60, 1, generator=g),
+    }[task]
+    worst = answered(outputs, targets, task).worst
     assert worst is not None
-    loss = LOSSES[kind]
+    loss = LOSSES[task]
     every = [loss.values(outputs, targets[i : i + 1].expand(60, *targets.shape[1:])) for i in range(60)]
     largest = float(torch.stack(every).max())
     assert worst <= largest + 1e-5
-    assert worst >= (0.8 if kind == "values" else 0.999) * largest
+    assert worst >= (0.8 if task == "regression" else 0.999) * largest

@@ -32,7 +32,7 @@ def plain() -> nn.Module:
 
 
 def test_convolutions_and_linear_layers_are_prunable_biases_and_norms_are_not() -> None:
-    network = Network.of(plain())
+    network = Network.from_module(plain())
     assert names(network) == ["conv1", "conv2", "head"]
     assert network.prunable == 18 + 36 + 24
     assert network.skipped == []
@@ -46,7 +46,7 @@ def test_convolutions_and_linear_layers_are_prunable_biases_and_norms_are_not() 
 
 
 def test_a_bare_layer_has_an_empty_name() -> None:
-    network = Network.of(nn.Linear(2, 3))
+    network = Network.from_module(nn.Linear(2, 3))
     assert names(network) == [""]
     assert list(network.masks()) == ["weight"]
 
@@ -61,68 +61,68 @@ def test_a_bare_layer_has_an_empty_name() -> None:
     ],
 )
 def test_patterns(include: list[str], exclude: list[str], left: list[str]) -> None:
-    network = Network.of(plain(), include, exclude)
+    network = Network.from_module(plain(), include, exclude)
     assert names(network) == left
     for name in {"conv1", "conv2", "head"} - set(left):
         assert "prune.include" in skipped(network)[name] or "prune.exclude" in skipped(network)[name]
 
 
 def test_skipped_layers_say_which_pattern_left_them_out() -> None:
-    found = skipped(Network.of(plain(), ["conv*"], ["conv2"]))
+    found = skipped(Network.from_module(plain(), ["conv*"], ["conv2"]))
     assert found == {"head": "not matched by prune.include", "conv2": "matched by prune.exclude"}
 
 
 @pytest.mark.parametrize(("include", "exclude"), [(["cnov1"], []), (["*"], ["cnov1"])])
 def test_a_pattern_that_matches_nothing_is_an_error_with_a_close_match(include: list[str], exclude: list[str]) -> None:
     with pytest.raises(UsageError, match=r"'cnov1' matches no .* did you mean 'conv1'\?") as caught:
-        Network.of(plain(), include, exclude)
+        Network.from_module(plain(), include, exclude)
     assert "conv1, conv2, head" in caught.value.remedy
 
 
 def test_patterns_do_not_match_norms() -> None:
     with pytest.raises(UsageError, match="'norm' matches no"):
-        Network.of(plain(), ["*"], ["norm"])
+        Network.from_module(plain(), ["*"], ["norm"])
 
 
 def test_everything_excluded_is_an_error() -> None:
     with pytest.raises(UsageError, match="no prunable weights"):
-        Network.of(plain(), ["*"], ["*"])
+        Network.from_module(plain(), ["*"], ["*"])
 
 
 def test_nothing_prunable_is_an_error() -> None:
     with pytest.raises(UsageError, match="no prunable weights"):
-        Network.of(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
+        Network.from_module(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
     with pytest.raises(UsageError, match=r"0\.weight was skipped .*Embedding"):
-        Network.of(nn.Sequential(nn.Embedding(3, 4)))
+        Network.from_module(nn.Sequential(nn.Embedding(3, 4)))
 
 
 def test_tied_linear_layers_are_one_layer() -> None:
     module = Named(a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 2))
     module.b.weight = module.a.weight
-    network = Network.of(module)
+    network = Network.from_module(module)
     assert names(network) == ["a", "c"]
     assert network.layers[0].modules == (module.a, module.b)
     assert network.prunable == 16 + 8
-    assert names(Network.of(module, ["*"], ["b"])) == ["c"]
+    assert names(Network.from_module(module, ["*"], ["b"])) == ["c"]
 
 
 def test_linear_tied_to_an_embedding_is_left_alone() -> None:
     module = Named(tokens=nn.Embedding(5, 4), body=nn.Linear(4, 4), head=nn.Linear(4, 5, bias=False))
     module.head.weight = module.tokens.weight
-    network = Network.of(module)
+    network = Network.from_module(module)
     assert names(network) == ["body"]
     assert skipped(network) == {"head": "its weight is tied to tokens.weight"}
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
 def test_computed_weights_are_left_alone(norm: object) -> None:
-    network = Network.of(Named(a=norm(nn.Linear(4, 4)), b=nn.Linear(4, 2)))
+    network = Network.from_module(Named(a=norm(nn.Linear(4, 4)), b=nn.Linear(4, 2)))
     assert names(network) == ["b"]
     assert "computed" in skipped(network)["a"]
 
 
 def test_attention_input_projection_is_named_as_left_alone() -> None:
-    network = Network.of(Named(attention=nn.MultiheadAttention(4, 2), head=nn.Linear(4, 2)))
+    network = Network.from_module(Named(attention=nn.MultiheadAttention(4, 2), head=nn.Linear(4, 2)))
     assert names(network) == ["attention.out_proj", "head"]
     assert skipped(network) == {
         "attention.in_proj_weight": "not the weight of a convolution or linear layer (MultiheadAttention)"
@@ -130,13 +130,13 @@ def test_attention_input_projection_is_named_as_left_alone() -> None:
 
 
 def test_recurrent_and_embedding_weights_are_named_as_left_alone() -> None:
-    network = Network.of(Named(tokens=nn.Embedding(5, 4), rnn=nn.GRU(4, 3), head=nn.Linear(3, 2)))
+    network = Network.from_module(Named(tokens=nn.Embedding(5, 4), rnn=nn.GRU(4, 3), head=nn.Linear(3, 2)))
     assert names(network) == ["head"]
     assert set(skipped(network)) == {"tokens.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0"}
 
 
 def test_keep_only_orders_and_names_the_rest() -> None:
-    network = Network.of(plain())
+    network = Network.from_module(plain())
     network.keep_only(["head", "conv1"], {"conv2": "not reached"})
     assert names(network) == ["head", "conv1"]
     assert skipped(network) == {"conv2": "not reached"}

@@ -19,7 +19,7 @@ from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.pruning.training import backward
 from prunetaylor.pruning.training.distillation import distillation
 from prunetaylor.pruning.training.train import train
-from prunetaylor.taylor.memory import Chunks, within
+from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
 
 
 def test_distillation_of_classes_is_hintons():
@@ -28,7 +28,7 @@ def test_distillation_of_classes_is_hintons():
     heat = 3.0
     q, p = (wanted / heat).softmax(1), (outputs / heat).softmax(1)
     expected = heat**2 * (q * (q.log() - p.log())).sum(1).mean()
-    value = distillation(outputs, wanted, targets, "classes", DistillSection(temperature=heat))
+    value = distillation(outputs, wanted, targets, "classification", DistillSection(temperature=heat))
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(value, outputs)
     torch.testing.assert_close(gradient, heat * (p - q).detach() / 5)
@@ -36,7 +36,7 @@ def test_distillation_of_classes_is_hintons():
 
 def test_distillation_of_values_is_a_squared_error():
     outputs, wanted = torch.randn(5, 4), torch.randn(5, 4)
-    value = distillation(outputs, wanted, torch.randn(5, 4), "values", DistillSection())
+    value = distillation(outputs, wanted, torch.randn(5, 4), "regression", DistillSection())
     torch.testing.assert_close(value, (outputs - wanted).square().mean())
 
 
@@ -50,7 +50,7 @@ def test_distillation_is_a_share_of_the_loss_and_leaves_the_teacher_alone(share)
         data = batches(n=8)
         x, y = next(iter(batches(n=8)))
         outputs, wanted = copy.deepcopy(module).train()(x), copy.deepcopy(teacher).eval()(x)
-    expected = share * distillation(outputs, wanted, y, "classes", options.distill)
+    expected = share * distillation(outputs, wanted, y, "classification", options.distill)
     if share < 1:
         expected = expected + (1 - share) * nn.functional.cross_entropy(outputs, y)
 
@@ -219,7 +219,7 @@ def test_memory_that_runs_out_on_the_way_back_is_free_for_the_next_attempt() -> 
 def test_what_the_plan_says_is_split_from_the_start() -> None:
     small, large = Small(plain(), 3), plain()
     notes: list[str] = []
-    with within(Chunks(training=4)):
+    with use_chunks(ChunkDivisors(training=4)):
         states = list(training(small, {}, note=notes.append).run())
     assert small.sizes[:4] == [2, 2, 2, 2]
     assert [s.loss for s in states] == pytest.approx([s.loss for s in training(large, {}).run()], rel=1e-5)

@@ -12,7 +12,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import snapshot
 from prunetaylor.pruning.repair import activation_cache, least_squares
-from prunetaylor.pruning.repair.intercepts import find_absorbers
+from prunetaylor.pruning.repair.intercepts import find_intercepts
 from prunetaylor.pruning.repair.least_squares import DenseOutputs, repair
 from prunetaylor.pruning.repair.masks import apply_masks, check_masks
 from prunetaylor.taylor.curvature.gram import Positions
@@ -143,14 +143,14 @@ def run(
 ) -> tuple[nn.Module, nn.Module, dict[str, Tensor], list[str]]:
     """(masked only, repaired, masks, names solved); ``dense`` stays as it is."""
     module = copy.deepcopy(dense)
-    network, samples, where = Network.of(module), batches(x, size=size), Positions(len(x), 0, positions)
+    network, samples, where = Network.from_module(module), batches(x, size=size), Positions(len(x), 0, positions)
     masks = masks or some_masks(network, share)
-    absorbers = find_absorbers(module, network.layers, samples)
+    intercepts = find_intercepts(module, network.layers, samples)
     apply_masks(module, masks)
     masked = copy.deepcopy(module)
-    outputs = DenseOutputs(dense, Network.of(dense).layers, samples, where)
+    outputs = DenseOutputs(dense, Network.from_module(dense).layers, samples, where)
     done = repair(
-        module, network.layers, masks, outputs, snapshot(dense), absorbers, samples, damping=damping, note=no_note
+        module, network.layers, masks, outputs, snapshot(dense), intercepts, samples, damping=damping, note=no_note
     )
     return masked, module, masks, list(done)
 
@@ -173,7 +173,7 @@ def case(name: str, samples: int = 200) -> tuple[nn.Module, Tensor]:
 def test_nothing_removed_changes_nothing(name: str) -> None:
     dense, x = case(name, 50)
     _, module, _, done = run(dense, x, 0.0, size=7)
-    assert done == [layer.name for layer in Network.of(dense).layers]
+    assert done == [layer.name for layer in Network.from_module(dense).layers]
     for key, tensor in module.state_dict().items():
         # Single weights of squashed inputs are known to a part in a thousand; what they give is known better.
         torch.testing.assert_close(tensor, dense.state_dict()[key], rtol=1e-3, atol=3e-3)
@@ -246,7 +246,7 @@ def test_a_bias_that_cannot_move_is_no_part_of_what_the_weights_explain() -> Non
 def test_a_layer_takes_back_what_the_layers_before_it_did() -> None:
     """Only the first layer is pruned; the second, whole, learns to read what is left."""
     dense, x = case("mlp")
-    masks = some_masks(Network.of(dense), 0.6)
+    masks = some_masks(Network.from_module(dense), 0.6)
     masks["2.weight"] |= True
     masked, module, _, _ = run(dense, x, 0.6, masks=masks)
     only_first = copy.deepcopy(masked)
@@ -290,8 +290,8 @@ def test_what_is_replayed_stays_within_its_room_however_much_is_settled_at_once(
     module = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     x = torch.randn(10, 4)
     monkeypatch.setattr(activation_cache, "KEPT_BYTES", 3 * x.nbytes)
-    layers = Network.of(module).layers
-    keeping = activation_cache.Replay(module, layers, 1)
+    layers = Network.from_module(module).layers
+    keeping = activation_cache.ActivationCache(module, layers, 1)
     for layer in layers:
         keeping.settle(layer)
     wanted = module(x)
@@ -313,7 +313,7 @@ def test_a_forward_of_the_user_s_own_is_put_back() -> None:
 def test_dense_outputs_are_the_layers_own_at_the_drawn_positions(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(least_squares, "_CACHE_BYTES", limit)
     dense, x = case("twice", 5)
-    outputs = DenseOutputs(dense, Network.of(dense).layers, batches(x, size=2), Positions(5, 0))
+    outputs = DenseOutputs(dense, Network.from_module(dense).layers, batches(x, size=2), Positions(5, 0))
     assert (outputs._kept is None) is (limit == 0)
     found = list(outputs.of("a"))
     assert [len(calls) for calls in found] == [2, 2, 2]
@@ -326,7 +326,7 @@ def test_dense_outputs_are_the_layers_own_at_the_drawn_positions(limit: int, mon
 
 def test_dead_channels_do_not_blow_up() -> None:
     dense, x = case("conv", 40)
-    masks = some_masks(Network.of(dense), 0.3)
+    masks = some_masks(Network.from_module(dense), 0.3)
     with torch.no_grad():
         dense[0].weight[0] = 0  # never anything: dead in the dense network
         dense[1].bias[1] = -100  # never through its activation
@@ -350,7 +350,7 @@ def test_a_layer_behind_constants_stays_as_it_is() -> None:
 
 def test_zeros_of_a_checkpoint_that_was_pruned_before_stay() -> None:
     dense, x = case("conv", 40)
-    was = some_masks(Network.of(dense), 0.5)
+    was = some_masks(Network.from_module(dense), 0.5)
     for name, mask in was.items():
         dense.get_parameter(name).data.mul_(mask)
     _, module, masks, _ = run(dense, x, 0.2)
@@ -406,6 +406,6 @@ def test_a_layer_called_otherwise_than_in_the_dense_network_is_named() -> None:
     module = copy.deepcopy(dense)
     with torch.no_grad():
         module.gate.bias.add_(0.5)
-    outputs = DenseOutputs(dense, Network.of(dense).layers, batches(x, size=7), Positions(30, 0))
+    outputs = DenseOutputs(dense, Network.from_module(dense).layers, batches(x, size=7), Positions(30, 0))
     with pytest.raises(UsageError, match=r"^last is not called as in the dense network.*\n.*prune.repair=obs"):
-        least_squares.paired_moments(module, Network.of(module).layers[-1], None, outputs, batches(x, size=7))
+        least_squares.paired_moments(module, Network.from_module(module).layers[-1], None, outputs, batches(x, size=7))

@@ -18,7 +18,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
 from prunetaylor.pruning.repair import feature_matching as room
 from prunetaylor.pruning.repair.feature_matching import Matching, MatchState
-from prunetaylor.pruning.repair.intercepts import find_absorbers
+from prunetaylor.pruning.repair.intercepts import find_intercepts
 from prunetaylor.taylor.objective import Objective
 from support.networks import NETWORKS, case
 from support.tiny import assert_least_squares, pruned, rand, risk
@@ -33,17 +33,17 @@ def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:
 def matched(
     module: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor], x: Tensor, held: Tensor, **how: Any
 ) -> list[MatchState]:
-    kind, size = how.pop("kind", "classes"), how.pop("size", len(x))
-    layers = Network.of(module).layers
+    task, size = how.pop("kind", "classification"), how.pop("size", len(x))
+    layers = Network.from_module(module).layers
     return list(
         Matching(
             module,
             dense,
             layers,
-            find_absorbers(module, layers, batches(held, len(held), None)),
+            find_intercepts(module, layers, batches(held, len(held), None)),
             masks,
             batches(x, size),
-            risk(module, held, kind=kind, dense=dense),
+            risk(module, held, task=task, dense=dense),
             **{"scale": 1.0, "steps": 60, "chunk": len(x), **how},
         ).run()
     )
@@ -60,10 +60,10 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
     dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
     watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
-    with evaluating(module), evaluating(dense), room._Pull(module, dense, watched) as pull:
+    with evaluating(module), evaluating(dense), room.FeatureLoss(module, dense, watched) as pull:
         pull.variances = room._variances(dense, batches(x, 4, None), pull)
         for part in x.split(5):
-            towards = Objective("classes", "divergence")
+            towards = Objective("classification", "divergence")
             room._backward(module, dense, part, pull, towards, 0.5, len(part) / len(x))
     found = {name: p.grad for name, p in module.named_parameters()}
     module.zero_grad()
@@ -80,7 +80,7 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
 def test_a_linear_layer_arrives_at_least_squares() -> None:
     dense, x = nn.Linear(6, 3), rand(80, 6)
     module, masks = pruned(dense)
-    matched(module, dense, masks, x, x, kind="values", steps=800)
+    matched(module, dense, masks, x, x, task="regression", steps=800)
     assert_least_squares(module, dense, masks["weight"], x)
 
 
@@ -150,7 +150,7 @@ def test_layers_of_constant_outputs_count_without_a_variance() -> None:
         module[0].bias.add_(1.0)
     x = rand(10, 3)
     masks = {f"{i}.weight": torch.ones(2, 3 - i, dtype=torch.bool) for i in (0, 1)}
-    states = matched(module, dense, masks, x, x, kind="values", steps=300)
+    states = matched(module, dense, masks, x, x, task="regression", steps=300)
     assert states[-1].after < 0.1 * states[-1].before
 
 
@@ -160,7 +160,7 @@ def test_what_rounding_leaves_of_a_constants_variance_is_none() -> None:
         dense.weight.fill_(4e-9)
         dense.bias.fill_(0.1)
     assert len(dense(rand(3001, 3)).unique()) > 1
-    with room._Pull(copy.deepcopy(dense), dense, [""]) as pull:
+    with room.FeatureLoss(copy.deepcopy(dense), dense, [""]) as pull:
         assert room._variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
 
 
@@ -169,7 +169,12 @@ class Kept(nn.Module):
 
     def __init__(self, again: bool) -> None:
         super().__init__()
-        self.again, self.first, self.second, self.last = again, nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.again, self.first, self.quadratic_form, self.last = (
+            again,
+            nn.Linear(3, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 2),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x).relu()
@@ -177,7 +182,7 @@ class Kept(nn.Module):
         return self.last(again)
 
     def _inner(self, y: Tensor) -> Tensor:
-        return self.second(y).relu_()
+        return self.quadratic_form(y).relu_()
 
 
 def test_activations_that_are_computed_again_count_once() -> None:
@@ -223,7 +228,7 @@ def test_what_is_computed_between_steps_is_left_alone() -> None:
         torch.manual_seed(0)
         dense, x, _ = case("normed")
         module, masks = pruned(dense)
-        layers = Network.of(module).layers
+        layers = Network.from_module(module).layers
         states = Matching(
             module,
             dense,

@@ -32,7 +32,7 @@ def test_a_step_is_the_solution_of_the_damped_system(damping: float, monkeypatch
     flat = {n: krylov.scale[n].flatten().double() for n in names}
     scale = torch.cat(list(flat.values()))
     j = torch.cat([v.flatten(2) for v in jacobians(module, x, names).values()], 2)
-    h = output_hessian(outputs_at(module, x)({}).detach(), "classes")
+    h = output_hessian(outputs_at(module, x)({}).detach(), "classification")
     g = torch.einsum("nkp,nkl,nlq->pq", j, h, j) / len(x)
     gradient = torch.cat([v.flatten().double() for v in parameter_gradient(error, krylov.parameters).values()])
     a, b = scale[:, None] * g * scale, -scale * gradient
@@ -45,7 +45,7 @@ def test_a_step_is_the_solution_of_the_damped_system(damping: float, monkeypatch
 def test_a_linear_layer_arrives_at_least_squares() -> None:
     dense, x = nn.Linear(6, 3), rand(80, 6)
     module, masks = pruned(dense)
-    error = risk(module, x, kind="values", dense=dense)
+    error = risk(module, x, task="regression", dense=dense)
     list(refine(module, masks, lambda: error, error, steps=30, seed=0))
     assert_least_squares(module, dense, masks["weight"], x)
 
@@ -93,7 +93,7 @@ def test_without_a_gradient_nothing_moves_but_by_rounding() -> None:
 
 def test_the_drawn_diagonal_is_right_in_the_mean() -> None:
     module, x, _ = case("normed")
-    error, layers = risk(module, x), Network.of(module).layers
+    error, layers = risk(module, x), Network.from_module(module).layers
     exact = gauss_newton_diagonal(error, layers, 0)
     weights = {layer.parameter: layer.weight for layer in layers}
     draws = [sampled_diagonal(error, weights, 7 * seed) for seed in range(600)]

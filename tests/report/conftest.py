@@ -8,8 +8,8 @@ from prunetaylor.core.results.outcome import (
     Epoch,
     FirstOrder,
     LayerOutcome,
-    Outcome,
-    Side,
+    NetworkStats,
+    PruneResult,
     Skipped,
     Sparsity,
     Stage,
@@ -17,17 +17,17 @@ from prunetaylor.core.results.outcome import (
 
 
 @pytest.fixture
-def outcome() -> Outcome:
+def outcome() -> PruneResult:
     """A run of everything: twelve layers, one with a long name, stages with and without a measured change."""
     name = "backbone.stages.3.blocks.11.attention.projection.conv_pointwise"
     layers = [LayerOutcome(f"layer{i}.conv", (64, 32, 3, 3), 100 * i, 0.01 * i) for i in range(11)]
-    return Outcome(
+    return PruneResult(
         module=nn.Linear(2, 2),
         masks={},
         metric="top1",
         goal="max",
-        dense=Side({"top1": 88.29, "loss": 0.4321}, 272474, 272474, 81_070_000, 81_070_000, 1_105_000),
-        pruned=Side({"top1": 86.9, "loss": math.nan}, 272474, 140000, 81_070_000, 40_000_000, 1_105_100),
+        dense=NetworkStats({"top1": 88.29, "loss": 0.4321}, 272474, 272474, 81_070_000, 81_070_000, 1_105_000),
+        pruned=NetworkStats({"top1": 86.9, "loss": math.nan}, 272474, 140000, 81_070_000, 40_000_000, 1_105_100),
         sparsity=Sparsity(0.5, 0.500001, 270896, 135448),
         drop=Drop(1.39, 1.02, 1.77),
         stages=[Stage(0.25, 0.0012, 0.0015, 1.25, 3.21), Stage(0.5, 0.01, None, None, math.inf)],

@@ -25,17 +25,17 @@ from prunetaylor.core.results.outcome import (
     Judgement,
     LayerOutcome,
     LayerScore,
-    Level,
-    Outcome,
+    NetworkStats,
+    PruneResult,
+    ScoreLevel,
     Scores,
-    Side,
     Skipped,
     SweepOutcome,
     Trial,
 )
 from prunetaylor.core.results.verdict import Verdict
 from prunetaylor.network.checkpoint.inspect import Inspection, TensorInfo
-from prunetaylor.network.checkpoint.said import Said
+from prunetaylor.network.checkpoint.said import CheckpointMetadata
 from prunetaylor.report.console import PlainConsole
 from prunetaylor.report.github import annotate, step_outputs, write_outputs
 from prunetaylor.sweep.results import to_csv
@@ -85,7 +85,7 @@ def evil(value: Any, text: str, key: str = "") -> Any:
     return text if isinstance(value, str) and key not in _KEPT else value
 
 
-SIDE = Side({"top1": 90.0}, 10, 5, 100, 50, 1000)
+SIDE = NetworkStats({"top1": 90.0}, 10, 5, 100, 50, 1000)
 TRIALS = [
     Trial(1, "done", {"prune.method": "x"}, {"top1": 90.0, "nonzero": 5.0, "seconds": 1.0}, rank=1, values=(90.0,)),
     Trial(2, "failed", {"prune.method": "x"}, cause="x", worker="x"),
@@ -99,7 +99,7 @@ def samples(text: str) -> dict[str, Any]:
     document["verdict"] = {"level": "bad", "text": text}
     document["warnings"] = [{"key": text, "text": text}]
     first = FirstOrder(0.1, 0.2, 0.1, kept=False, labels=True)
-    outcome = Outcome(
+    outcome = PruneResult(
         nn.Linear(1, 1),
         {},
         text,
@@ -122,7 +122,7 @@ def samples(text: str) -> dict[str, Any]:
         verdict=Judgement("bad", text),
     )
     layer = LayerScore(text, (1,), [0.5], [0.1])
-    level = Level(0.5, 1, 0.1, 0.1, 1.0, 0.1, True)
+    level = ScoreLevel(0.5, 1, 0.1, 0.1, 1.0, 0.1, True)
     scores = Scores(
         text, text, text, 2, [level], [layer], 0.5, 10, first, [Skipped(text, text)], [text], 1.0, 0, text, {text: text}
     )
@@ -131,12 +131,12 @@ def samples(text: str) -> dict[str, Any]:
     sweep = SweepOutcome(text, text, text, [(text, "maximize")], trials, text, best)
     info = TensorInfo(text, (1,), text, 1, 1, 1, text)
     return {
-        "Outcome": outcome,
+        "PruneResult": outcome,
         "Scores": scores,
         "Verdict": evil(verdict(warnings=[Alert("x", "x")]), text),
         "SweepOutcome": sweep,
         "Inspection": _inspection(info, text),
-        "Side": evil(SIDE, text),
+        "NetworkStats": evil(SIDE, text),
         "Document": document,
         "Mapping[str, Any]": document,
         "Mapping[str, str]": {"model": text},
@@ -159,7 +159,9 @@ def _sparsity() -> Any:
 
 
 def _inspection(info: TensorInfo, text: str) -> Inspection:
-    said = Said(**{one.name: _said(one, text) for one in dataclasses.fields(Said) if one.init})
+    said = CheckpointMetadata(
+        **{one.name: _said(one, text) for one in dataclasses.fields(CheckpointMetadata) if one.init}
+    )
     usual: dict[str, Any] = {"tensors": [info], "notes": [text], "said": said, "path": Path("x")}
     given = {}
     for one in dataclasses.fields(Inspection):

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.report.json_report import finite, side_to_json, to_json
 
 _KEYS = {
@@ -24,7 +24,7 @@ _STAGE = (
 )
 
 
-def test_the_keys_are_those_that_are_published(outcome: Outcome) -> None:
+def test_the_keys_are_those_that_are_published(outcome: PruneResult) -> None:
     document = to_json(outcome, {"model": "m.safetensors"}, {"seed": 3})
     for section, keys in _KEYS.items():
         assert set(document[section] if section else document) == set(keys.split()), section
@@ -38,14 +38,14 @@ def test_the_keys_are_those_that_are_published(outcome: Outcome) -> None:
     assert document["hashes"] == {"checkpoint": "ab", "data": "cd"}
 
 
-def test_what_is_not_finite_is_null_and_the_rest_is_strict_json(outcome: Outcome) -> None:
+def test_what_is_not_finite_is_null_and_the_rest_is_strict_json(outcome: PruneResult) -> None:
     document = to_json(outcome, {})
     assert document["pruned"]["metrics"]["loss"] is None
     assert document["stages"][1]["seconds"] is None
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_a_run_without_data(outcome: Outcome) -> None:
+def test_a_run_without_data(outcome: PruneResult) -> None:
     bare = replace(outcome.dense, metrics={}, flops=None, flops_nonzero=None)
     document = to_json(replace(outcome, dense=bare, pruned=bare, drop=None, first_order=None, stages=[]), {})
     assert document["drop_pp"] is None
@@ -54,7 +54,7 @@ def test_a_run_without_data(outcome: Outcome) -> None:
     assert document["dense"]["flops"] is None
 
 
-def test_one_side(outcome: Outcome) -> None:
+def test_one_side(outcome: PruneResult) -> None:
     document = side_to_json(outcome.dense, "loss", 1.5, "cpu")
     assert document["metric"] == {"name": "loss", "goal": "min"}
     assert document["metrics"] == {"top1": 88.29, "loss": 0.4321}

@@ -73,8 +73,10 @@ def test_it_says_what_it_needs_and_where_it_comes_from(criterion: str) -> None:
     module = registry.load("pruning/criteria", criterion)
     assert module.NEEDS in ("nothing", "samples", "labels")
     assert module.REPAIR in ("none", "batch-norm", "least-squares")
-    assert module.REACH is None or 0 < module.REACH < 1
-    assert module.NEEDS != "nothing" or (module.REPAIR == "none" and module.REACH is None), "no repair without samples"
+    assert module.MAX_STAGE_FRACTION is None or 0 < module.MAX_STAGE_FRACTION < 1
+    assert module.NEEDS != "nothing" or (module.REPAIR == "none" and module.MAX_STAGE_FRACTION is None), (
+        "no repair without samples"
+    )
     text = module.__doc__
     assert re.search(r"^ *s_j +[=~]", text, re.MULTILINE), "the formula"
     assert criterion == "random" or re.search(r"\b(19|20)\d\d\b", text), "the paper"
@@ -85,7 +87,7 @@ def test_it_goes_by_the_gradient_where_it_says_so(criterion: str) -> None:
     module, x, y = case("conv")
     scores = []
     for keep_first in (True, False):
-        model = taylor(module, x, y, of="task")
+        model = taylor(module, x, y, kind="task")
         model.keep_first = keep_first
         scores.append(scored(criterion, model, model.network))
     same = all(torch.equal(scores[1][name], score) for name, score in scores[0].items())
@@ -114,23 +116,23 @@ def test_a_finite_score_for_every_prunable_weight(criterion: str, name: str, of:
 def test_scores_with_most_weights_gone(criterion: str) -> None:
     module, x, y = case("conv")
     masks = {}
-    for i, layer in enumerate(Network.of(module).layers):
+    for i, layer in enumerate(Network.from_module(module).layers):
         masks[layer.parameter] = rand(*layer.weight.shape, seed=i) > 0.8
         layer.weight.data *= masks[layer.parameter]
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     for key, value in scored(criterion, model, model.network, masks).items():
         assert bool(torch.isfinite(value[masks[key]]).all())
 
 
 @pytest.mark.parametrize("criterion", [n for n in NAMES if registry.load("pruning/criteria", n).NEEDS == "nothing"])
 def test_what_needs_nothing_works_without_samples(criterion: str) -> None:
-    network = Network.of(case("conv")[0])
+    network = Network.from_module(case("conv")[0])
     assert set(scored(criterion, None, network)) == {"0.weight", "4.weight"}
 
 
 @pytest.mark.parametrize("criterion", NAMES)
 def test_the_same_seed_gives_the_same_scores(criterion: str) -> None:
-    first, second = (scored(criterion, m, m.network) for m in (taylor(*_seeded("conv"), of="task") for _ in range(2)))
+    first, second = (scored(criterion, m, m.network) for m in (taylor(*_seeded("conv"), kind="task") for _ in range(2)))
     for key, value in first.items():
         assert torch.equal(value, second[key])
 
@@ -145,7 +147,7 @@ def test_a_weight_that_is_zero_already_costs_nothing(criterion: str) -> None:
     module, x, y = case("linear")
     with torch.no_grad():
         module.weight[1, 2] = 0
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     model.keep_first = False  # with a gradient it may be worth moving away from zero
     assert float(scored(criterion, model, model.network)["weight"][1, 2]) == 0
 
@@ -154,7 +156,7 @@ def test_a_weight_that_is_zero_already_costs_nothing(criterion: str) -> None:
 def test_layers_that_the_samples_do_not_move_do_not_break_it(criterion: str) -> None:
     """All inputs alike: Gram matrices of rank one, no variance anywhere."""
     module, x, y = case("conv")
-    model = taylor(module, torch.ones_like(x), y, of="task")
+    model = taylor(module, torch.ones_like(x), y, kind="task")
     for value in scored(criterion, model, model.network).values():
         assert bool(torch.isfinite(value).all())
 
@@ -162,12 +164,12 @@ def test_layers_that_the_samples_do_not_move_do_not_break_it(criterion: str) -> 
 def test_magnitude_is_the_absolute_weight() -> None:
     module, _, _ = case("conv")
     torch.testing.assert_close(
-        scored("magnitude", None, Network.of(module))["0.weight"], module[0].weight.detach().abs()
+        scored("magnitude", None, Network.from_module(module))["0.weight"], module[0].weight.detach().abs()
     )
 
 
 def test_random_is_uniform() -> None:
-    value = scored("random", None, Network.of(nn.Linear(100, 100)))["weight"]
+    value = scored("random", None, Network.from_module(nn.Linear(100, 100)))["weight"]
     assert float(value.min()) >= 0
     assert float(value.max()) <= 1
     assert float(value.mean()) == pytest.approx(0.5, abs=0.02)
@@ -176,7 +178,7 @@ def test_random_is_uniform() -> None:
 @pytest.mark.parametrize("name", ["conv", "twice"])
 def test_obd_is_the_diagonal_second_order_term(name: str) -> None:
     module, x, y = case(name)
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     for keep_first in (True, False):
         model.keep_first = keep_first
         scores = scored("obd", model, model.network)
@@ -187,7 +189,7 @@ def test_obd_is_the_diagonal_second_order_term(name: str) -> None:
 
 def test_obd_of_one_weight_is_what_the_taylor_model_predicts_for_its_removal() -> None:
     module, x, y = case("conv")
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     scores = scored("obd", model, model.network)
     for name, w in ((n, dict(module.named_parameters())[n].detach()) for n in scores):
         for index in range(0, w.numel(), 5):
@@ -199,7 +201,7 @@ def test_obd_of_one_weight_is_what_the_taylor_model_predicts_for_its_removal() -
 
 def test_taylor1_is_the_gradient_times_the_weight() -> None:
     module, x, y = case("conv")
-    model = taylor(module, x, y, of="task")
+    model = taylor(module, x, y, kind="task")
     w, g = module[0].weight.detach(), model.gradient["0.weight"]
     torch.testing.assert_close(scored("taylor1", model, model.network)["0.weight"], (w * g).abs())
 
@@ -214,7 +216,7 @@ def test_where_the_error_depends_on_no_weight_nothing_is_chosen_at_first(name: s
     with torch.no_grad():
         module[-1].weight.mul_(1e6)
         right = module(x).argmax(1)
-    model = taylor(module, x, right, of="task")
+    model = taylor(module, x, right, kind="task")
     with pytest.raises(NumericsError, match="no curvature to rank by"):
         scored(name, model, model.network)
     model.stage = 2
@@ -226,7 +228,7 @@ def test_taylor1_names_layers_without_a_gradient() -> None:
     module, x = mlp(), rand(20, 6)
     with torch.no_grad():
         module[-1].weight.zero_()  # nothing of the layers before arrives
-    model = taylor(module, x, torch.arange(20) % 3, of="task")
+    model = taylor(module, x, torch.arange(20) % 3, kind="task")
     registry.load("pruning/criteria", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
     first = model.network.layers[0].parameter
     assert f"{first}: zero gradient on all samples, so its weights look free to remove" in model.notes

@@ -14,7 +14,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria import _trace, exact_obs
 from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.criteria._units import ranking_unit
-from prunetaylor.pruning.selection.selector import Removal
+from prunetaylor.pruning.selection.selector import Selector
 from prunetaylor.taylor.curvature.solve import damped
 from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
@@ -25,7 +25,7 @@ DAMPING = 0.01
 def kept(model: TaylorModel, masks: dict[str, Tensor], removed: int) -> dict[str, Tensor]:
     """The masks after which ``removed`` weights are gone."""
     network = model.network
-    removal = Removal(network, exact_obs, registry.load("pruning/structures", "weight"), torch.Generator())
+    removal = Selector(network, exact_obs, registry.load("pruning/structures", "weight"), torch.Generator())
     scores = exact_obs.score(model, network, masks, torch.Generator())
     return removal.ranked(scores, masks, removed)
 
@@ -124,7 +124,7 @@ def test_the_next_to_go_is_the_cheapest_over_all_rows(make: object, share: float
     x = rand(30, 7) if isinstance(module, nn.Linear) else rand(12, 2, 4, 4)
     mask = torch.rand(module.weight.shape, generator=torch.Generator().manual_seed(3)) >= share
     module.weight.data *= mask
-    model = taylor(module, x, kind="values", damping=DAMPING)
+    model = taylor(module, x, task="regression", damping=DAMPING)
     (layer,) = model.network.layers
     h = damped(model.moments[""].centred()[0], DAMPING)
     unit, w, keep = ranking_unit(model, layer), layer.matrix(module.weight.detach()).double(), layer.matrix(mask)
@@ -166,7 +166,7 @@ def test_exactly_so_many_are_gone(first: float, more: float, seed: int) -> None:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
     module[0].weight.data[2:4] = 0
-    network = Network.of(module)
+    network = Network.from_module(module)
     masks = {
         layer.parameter: torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) >= first
         for layer in network.layers

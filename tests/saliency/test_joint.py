@@ -175,7 +175,7 @@ def solve(model: object, masks: dict[str, Tensor], removed: int) -> object:
 def test_a_network_s_best_support_over_all_layers(removed: int) -> None:
     """15 weights of two layers, two gone before: brute force over the dense Fisher matrix."""
     module, x = mlp(), rand(14, 3)
-    network = Network.of(module)
+    network = Network.from_module(module)
     masks = network.masks()
     masks["0.weight"][1, 1] = masks["2.weight"][0, 2] = False
     for layer in network.layers:
@@ -216,7 +216,7 @@ def test_scores_are_the_cost_of_one_removal_with_all_layers_moving() -> None:
 def test_the_first_order_term_is_kept_or_not() -> None:
     """With a task gradient the error falls where nothing goes; without it, nothing moves."""
     module, x = mlp(), rand(14, 3)
-    model = taylor(module, x, torch.arange(14) % 2, of="task")
+    model = taylor(module, x, torch.arange(14) % 2, kind="task")
     masks = model.network.masks()
     model.keep_first = False
     still = solve(model, masks, 0)
@@ -265,7 +265,7 @@ def test_a_layer_that_would_keep_nothing_keeps_its_largest_weight() -> None:
     module = mlp()
     with torch.no_grad():
         module[2].weight.mul_(1e-4)
-    model = taylor(module, rand(14, 3), torch.arange(14) % 2, of="task")
+    model = taylor(module, rand(14, 3), torch.arange(14) % 2, kind="task")
     model.keep_first = False
     for removed, kept in ((13, 1), (14, 0)):  # with one weight left in all, it is any layer's
         step = solve(model, model.network.masks(), removed)

@@ -9,7 +9,7 @@ from support.tiny import rand
 
 
 def scored(module: nn.Module) -> dict[str, Tensor]:
-    network = Network.of(module)
+    network = Network.from_module(module)
     return registry.load("pruning/criteria", "lamp").score(None, network, network.masks(), torch.Generator())
 
 

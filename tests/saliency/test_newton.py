@@ -11,7 +11,7 @@ from support.tiny import rand, taylor
 
 def linear() -> TaylorModel:
     """A squared error that is quadratic in the weights, so that the model of it is exact."""
-    return taylor(nn.Linear(3, 2).eval(), rand(20, 3), rand(20, 2, seed=1), kind="values", of="task")
+    return taylor(nn.Linear(3, 2).eval(), rand(20, 3), rand(20, 2, seed=1), task="regression", kind="task")
 
 
 def test_the_minimum_along_the_step() -> None:
@@ -43,10 +43,10 @@ def test_a_step_of_which_the_curvature_says_no_end_is_not_taken() -> None:
     """Classes that are certain: a wrong answer's slope is there, and no curvature that would hold a step back."""
     module = nn.Linear(2, 2, bias=False).eval()
     module.weight.data = torch.tensor([[0.0, 0.0], [400.0, 0.0]])
-    model = taylor(module, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), of="task")
+    model = taylor(module, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), kind="task")
     step = {"weight": -model.gradient["weight"]}
     found = model.predict(step)
-    assert (found.first < 0, found.second) == (True, 0.0)
+    assert (found.first < 0, found.quadratic_form) == (True, 0.0)
     assert newton_share(model, step) == 0.0
 
 
@@ -55,9 +55,9 @@ def test_a_step_that_only_its_own_samples_want_is_not_taken() -> None:
     module = nn.Linear(40, 1).eval()
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
-    model = taylor(module, rand(40, 40), rand(40, 1, seed=1), kind="values", of="task")
+    model = taylor(module, rand(40, 40), rand(40, 1, seed=1), task="regression", kind="task")
     x, noise = rand(40, 40).double(), rand(40, 1, seed=1).double()
     step = {"weight": torch.linalg.lstsq(x, noise).solution.T.float()}
     assert newton_share(model, step) > 0.9
-    model.judge = taylor(module, rand(400, 40, seed=2), rand(400, 1, seed=3), kind="values", of="task")
+    model.judge = taylor(module, rand(400, 40, seed=2), rand(400, 1, seed=3), task="regression", kind="task")
     assert newton_share(model, step) < 0.1

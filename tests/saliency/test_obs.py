@@ -95,7 +95,7 @@ def test_a_weight_that_others_can_replace_goes_before_a_smaller_one_that_they_ca
         module.weight.copy_(torch.tensor([[3.0, 3.0, 0.5]]))
     x = rand(200, 3)
     x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
-    model = taylor(module, x, torch.zeros(200, 1), kind="values", damping=1e-6)
+    model = taylor(module, x, torch.zeros(200, 1), task="regression", damping=1e-6)
     scores = registry.load("pruning/criteria", "obs").score(
         model, model.network, model.network.masks(), torch.Generator()
     )

@@ -12,7 +12,7 @@ from support.tiny import rand, taylor
 
 def fitted(samples: int, keep_first: bool = True) -> TaylorModel:
     module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).eval()
-    model = taylor(module, rand(samples, 4), torch.arange(samples) % 3, of="task", damping=0.05)
+    model = taylor(module, rand(samples, 4), torch.arange(samples) % 3, kind="task", damping=0.05)
     model.keep_first = keep_first
     return model
 
@@ -43,7 +43,7 @@ def share_of(model: TaylorModel, masks: dict[str, Tensor]) -> float:
         w, g, _, f = quadratic(model, i, 1.0)
         steps[layer.parameter] = least(0 * w, g, f, ~masks[layer.parameter].flatten())[1].view(layer.weight.shape)
     found = model.predict({name: d.float() for name, d in steps.items()})
-    return -found.first / (2 * found.second)
+    return -found.first / (2 * found.quadratic_form)
 
 
 def masks_of(model: TaylorModel, share: float) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def test_moving_the_rest_is_better_than_not_moving_it() -> None:
     torch.manual_seed(0)
     module = nn.Linear(8, 3).eval()
     x = rand(300, 8) @ (torch.eye(8) + 0.7 * rand(8, 8, seed=1))
-    model = taylor(module, x, kind="values", damping=1e-4)
+    model = taylor(module, x, task="regression", damping=1e-4)
     step = solved(model, model.network.masks(), 12)
     moved = model.predict({"weight": step.displacement["weight"].float()}).change(False)
     still = model.predict({"weight": -module.weight.detach() * ~step.masks["weight"]}).change(False)
@@ -133,7 +133,7 @@ def test_newton_s_step_lowers_the_error_of_a_network_that_is_not_converged() -> 
     torch.manual_seed(0)
     module, x = nn.Linear(4, 3).eval(), rand(200, 4)
     y = torch.multinomial((2 * x[:, :3]).softmax(1), 1, generator=torch.Generator().manual_seed(0)).squeeze(1)
-    model = taylor(module, x, y, of="task", size=100)
+    model = taylor(module, x, y, kind="task", size=100)
     step = solved(model, model.network.masks(), 0)
     before, predicted = model.risk.value(), model.predict({"weight": step.displacement["weight"].float()}).change(True)
     module.weight.data.add_(step.displacement["weight"].to(module.weight))

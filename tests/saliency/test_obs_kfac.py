@@ -47,7 +47,7 @@ def newton(model: TaylorModel, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = [least(torch.zeros_like(flat[r]), flat[r], f[r], kept[r])[1] for r in range(len(flat))]
         steps[layer.parameter] = layer.tensor(torch.stack(rows).view_as(g))
     found = model.predict({name: step.float() for name, step in steps.items()})
-    share = -found.first / (2 * found.second)
+    share = -found.first / (2 * found.quadratic_form)
     assert 0 < share < 1
     return {name: share * step for name, step in steps.items()}
 
@@ -86,7 +86,7 @@ def test_at_the_dense_weights_the_divergence_has_no_first_order_term() -> None:
 def test_rows_that_the_outputs_do_not_depend_on_cost_nothing() -> None:
     module = conv()
     module[3].weight.data[:, :4] = 0  # nothing of the convolution's first channel comes through
-    model = taylor(module, rand(30, 2, 3, 3), torch.arange(30) % 3, of="task")
+    model = taylor(module, rand(30, 2, 3, 3), torch.arange(30) % 3, kind="task")
     scores = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
     assert bool((scores["0.weight"][0] == 0).all())
     assert bool((scores["0.weight"][1:] > 0).all())
@@ -126,7 +126,7 @@ def test_scores_are_in_units_of_the_error() -> None:
     """Exact for a linear network of independent outputs, whose Gauss-Newton matrix is K-FAC's."""
     module, x = nn.Linear(5, 2).eval(), rand(400, 5)
     x = x - x.mean(0)
-    model = taylor(module, x, kind="values", damping=1e-9)
+    model = taylor(module, x, task="regression", damping=1e-9)
     scores = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
     h = (x.T @ x / len(x)).double()
     inverse, w = torch.linalg.inv(h), module.weight.detach().double()
@@ -134,5 +134,5 @@ def test_scores_are_in_units_of_the_error() -> None:
         d = torch.zeros_like(w)
         d[row] = -w[row, column] / inverse[column, column] * inverse[column]
         assert float(scores["weight"][row, column]) == pytest.approx(
-            model.predict({"weight": d.float()}).second, rel=1e-4
+            model.predict({"weight": d.float()}).quadratic_form, rel=1e-4
         )

@@ -12,9 +12,9 @@ from prunetaylor.pruning.selection.trust_region import (
     SMALLEST,
     STAGES,
     START,
-    Guess,
+    RefinementNeed,
     TrustRegion,
-    believed,
+    agrees,
 )
 
 LARGEST = 0.35
@@ -76,8 +76,8 @@ def test_a_predicted_gain_that_came_is_believed(measured: float, doubles: bool) 
     assert (trust.radius, trust.damping) == ((2 if doubles else 1) * radius, 0.01)
 
 
-@pytest.mark.parametrize("guess", get_args(Guess))
-def test_a_stage_is_taken_back_where_it_is_far_beyond_the_radius(guess: Guess) -> None:
+@pytest.mark.parametrize("guess", get_args(RefinementNeed))
+def test_a_stage_is_taken_back_where_it_is_far_beyond_the_radius(guess: RefinementNeed) -> None:
     trust = region()
     radius = trust.radius
     assert not trust.judge(0, 0.3, 5 * radius, 5 * radius, 0.0, guess)  # though the model was right
@@ -103,7 +103,7 @@ def test_no_radius_is_so_small_that_what_nobody_can_see_is_beyond_it() -> None:
     [("none needed", 3, 2), ("needed", 3, 6), ("needed", 0.5, 2), ("needed", 50, 2 * REJECT)],
 )
 def test_the_radius_doubles_from_what_was_right_where_it_was_a_guess(
-    guess: Guess, predicted: float, times: float
+    guess: RefinementNeed, predicted: float, times: float
 ) -> None:
     trust = region()
     radius = trust.radius
@@ -111,8 +111,8 @@ def test_the_radius_doubles_from_what_was_right_where_it_was_a_guess(
     assert trust.radius == pytest.approx(times * radius)
 
 
-@pytest.mark.parametrize("guess", get_args(Guess))
-def test_it_arrives_where_each_stage_costs_far_more_than_the_radius(guess: Guess) -> None:
+@pytest.mark.parametrize("guess", get_args(RefinementNeed))
+def test_it_arrives_where_each_stage_costs_far_more_than_the_radius(guess: RefinementNeed) -> None:
     trust, now, taken_back = region(0.95), 0.0, 0
     for _ in range(200):
         then = trust.propose(now, lambda _: 0.0)
@@ -182,7 +182,7 @@ def test_noise_is_no_failure_and_damping_has_an_end() -> None:
     ],
 )
 def test_what_is_believed(predicted: float, measured: float, noise: float, right: bool) -> None:
-    assert believed(predicted, measured, noise, 2.0) == right
+    assert agrees(predicted, measured, noise, 2.0) == right
 
 
 @pytest.mark.parametrize("target", [0.3, 0.9, 0.99, 0.9999])

@@ -16,8 +16,8 @@ from prunetaylor.core.results.outcome import (
     Flips,
     Histogram,
     LayerOutcome,
-    Outcome,
-    Side,
+    NetworkStats,
+    PruneResult,
     Skipped,
     Sparsity,
     Stage,
@@ -49,8 +49,8 @@ def report(**more: Any) -> dict[str, Any]:
         "method": "obs",
         "metric": "top1",
         "goal": "max",
-        "dense": Side({"top1": 88.29, "loss": 0.4321}, 272_474, 272_474, 81_070_000, 81_070_000, 1_105_000),
-        "pruned": Side({"top1": 85.93, "loss": 0.4876}, 272_474, 55_757, 81_070_000, 21_300_000, 1_105_100),
+        "dense": NetworkStats({"top1": 88.29, "loss": 0.4321}, 272_474, 272_474, 81_070_000, 81_070_000, 1_105_000),
+        "pruned": NetworkStats({"top1": 85.93, "loss": 0.4876}, 272_474, 55_757, 81_070_000, 21_300_000, 1_105_100),
         "sparsity": Sparsity(0.8, 0.8, 270_896, 216_717),
         "drop": Drop(2.36, 1.92, 2.81),
         "stages": stages,
@@ -69,7 +69,7 @@ def report(**more: Any) -> dict[str, Any]:
         ],
         "histogram": Histogram(edges, [*hill[:line], *([0] * (60 - line))], [*([0] * line), *hill[line:]], -4.6),
     }
-    outcome = Outcome(**{**values, **more})
+    outcome = PruneResult(**{**values, **more})
     files = {"folder": "runs/resnet20-1", "model": "runs/resnet20-1/model.safetensors"}
     files |= {"config": "runs/resnet20-1/config.yaml"}
     settings = {

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from prunetaylor import prune
-from prunetaylor.core.results.outcome import Outcome
+from prunetaylor.core.results.outcome import PruneResult
 from support.toys import Pair, quadrants
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
 _DIRECT = ("sparsity", "validation", "normalize", "augment", "progress")
 
 
-def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settings: object) -> Outcome:
+def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settings: object) -> PruneResult:
     """A run with few samples; ``a__b`` is the setting a.b."""
     direct = {key: settings.pop(key) for key in _DIRECT if key in settings}
     more = {key.replace("__", "."): value for key, value in settings.items()}
@@ -22,7 +22,7 @@ def quick(model: nn.Module, train: object = TRAIN, test: object = TEST, **settin
     return prune(model, train, test, settings=usual | more, **direct)
 
 
-def assert_truthful(outcome: Outcome, dense: nn.Module, sparsity: float) -> None:
+def assert_truthful(outcome: PruneResult, dense: nn.Module, sparsity: float) -> None:
     """Counts are exact, masks are what the weights say, and the account adds up."""
     weights = outcome.module.state_dict()
     for name, mask in outcome.masks.items():
@@ -44,7 +44,7 @@ def assert_truthful(outcome: Outcome, dense: nn.Module, sparsity: float) -> None
     assert not outcome.module.training
 
 
-def same_bits(one: Outcome, other: Outcome) -> None:
+def same_bits(one: PruneResult, other: PruneResult) -> None:
     assert one.module.state_dict().keys() == other.module.state_dict().keys()
     for name, tensor in one.module.state_dict().items():
         torch.testing.assert_close(other.module.state_dict()[name], tensor, rtol=0, atol=0)

@@ -36,7 +36,7 @@ def risk(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    kind: str = "classes",
+    kind: str = "classification",
     of: str = "divergence",
     size: int = 4,
     dense: nn.Module | None = None,
@@ -60,7 +60,7 @@ def taylor(
 ) -> TaylorModel:
     """Notes of raised damping end up in its ``notes``. ``intercepts``: all layers have them."""
     notes: list[str] = []
-    network = Network.of(module)
+    network = Network.from_module(module)
     model = TaylorModel(
         network,
         risk(module, x, y, **of),
@@ -89,7 +89,7 @@ def jacobians(module: nn.Module, x: Tensor, names: list[str]) -> dict[str, Tenso
 
 def output_hessian(outputs: Tensor, kind: str) -> Tensor:
     """(N, K, K) of the error in the outputs, written out."""
-    if kind == "values":
+    if kind == "regression":
         return torch.eye(outputs.shape[1], dtype=outputs.dtype).expand(len(outputs), -1, -1)
     p = outputs.softmax(1)
     return torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
@@ -111,7 +111,7 @@ def pruned(module: nn.Module, seed: int = 3) -> tuple[nn.Module, dict[str, Tenso
     """A copy with about half of its prunable weights removed, and its masks."""
     module = copy.deepcopy(module)
     masks = {}
-    for i, layer in enumerate(Network.of(module).layers):
+    for i, layer in enumerate(Network.from_module(module).layers):
         masks[layer.parameter] = rand(*layer.weight.shape, seed=seed + i) > 0
         with torch.no_grad():
             layer.weight.mul_(masks[layer.parameter])

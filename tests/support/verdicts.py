@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import xmlschema
 
-from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, NetworkStats
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.gate import limits
 from prunetaylor.measure.disagreements import mcnemar
@@ -54,8 +54,8 @@ def verdict(found: list[Check] | None = None, **more: Any) -> Verdict:
         "on_inconclusive": None,
         "metric": "top1",
         "goal": "max",
-        "dense": Side({"top1": 91.31, "loss": 0.31}, 272_474, 272_474, 81_000_000, 81_000_000, 1_105_000),
-        "pruned": Side({"top1": 90.91, "loss": 0.33}, 272_474, 60_000, 81_000_000, 20_000_000, 1_234_567),
+        "dense": NetworkStats({"top1": 91.31, "loss": 0.31}, 272_474, 272_474, 81_000_000, 81_000_000, 1_105_000),
+        "pruned": NetworkStats({"top1": 90.91, "loss": 0.33}, 272_474, 60_000, 81_000_000, 20_000_000, 1_234_567),
         "files": {"dense": "resnet20.pt", "pruned": "runs/resnet20-1/model.safetensors"},
         "drop": Drop(0.4, 0.23, 0.58),
         "flips": Flips(10_000, 60, 20, mcnemar(60, 20)),

@@ -104,10 +104,10 @@ def test_no_samples_or_one(tmp_path: Path) -> None:
 
 def test_known_better_is_significant() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = (Evaluation.of(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
+    a, b = (Evaluation.from_losses(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
     assert not known_better(a, b)
-    assert known_better(a, Evaluation.of(b.losses + 0.2, None, b.targets))
-    assert not known_better(Evaluation.of(b.losses + 0.2, None, b.targets), a)
+    assert known_better(a, Evaluation.from_losses(b.losses + 0.2, None, b.targets))
+    assert not known_better(Evaluation.from_losses(b.losses + 0.2, None, b.targets), a)
 
 
 def test_what_is_said_of_the_samples_is_kept(tmp_path: Path) -> None:

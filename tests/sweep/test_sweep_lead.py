@@ -18,7 +18,7 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.crew import EngineContext, ProgressMonitor
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import leading, open_study, place, stored
@@ -53,7 +53,7 @@ Nobody = Seen
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:
     """Takes trials in this process, some of which fail."""
 
-    def run(crew: Crew, watch: Watch) -> None:
+    def run(crew: EngineContext, watch: ProgressMonitor) -> None:
         study = open_study(crew.folder, crew.storage)
         while (taken := study.take("me")) is not None:
             if taken.number in bad:
@@ -188,7 +188,7 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
     home = place(sweep, Path("out"), resume=False)
     started: list[str] = []
 
-    def start(crew: Crew, jobs: int, threads: int, gpu: str | None) -> local._Worker:
+    def start(crew: EngineContext, jobs: int, threads: int, gpu: str | None) -> local._Worker:
         started.append(new_name())
         if len(started) > deaths:
             (folder / "well").touch()

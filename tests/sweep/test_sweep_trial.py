@@ -139,14 +139,16 @@ def test_intervals() -> None:
     """Wilson's, by his formula for 8 of 10, and the normal one."""
     losses = torch.tensor([1.0, 2.0, 3.0, 4.0])
     correct = torch.tensor([True] * 8 + [False] * 2)
-    assert intervals(Evaluation.of(correct.double(), correct, correct.long()))["top1"] == pytest.approx(
+    assert intervals(Evaluation.from_losses(correct.double(), correct, correct.long()))["top1"] == pytest.approx(
         (49.0162, 94.3318), abs=1e-3
     )
     half = 1.959964 * float(losses.std()) / 2
-    assert intervals(Evaluation.of(losses, None, losses))["loss"] == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
-    low, high = intervals(Evaluation.of(losses, torch.ones(4, dtype=torch.bool), losses))["top1"]
+    assert intervals(Evaluation.from_losses(losses, None, losses))["loss"] == pytest.approx(
+        (2.5 - half, 2.5 + half), rel=1e-5
+    )
+    low, high = intervals(Evaluation.from_losses(losses, torch.ones(4, dtype=torch.bool), losses))["top1"]
     assert 0 < low < 100 == high
-    assert intervals(Evaluation.of(losses[:1], None, losses[:1])) == {}
+    assert intervals(Evaluation.from_losses(losses[:1], None, losses[:1])) == {}
 
 
 def test_causes_in_one_line() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunetaylor.core.config.schema import Config
-from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Drop, Judgement, Outcome, Stage
+from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Drop, Judgement, PruneResult, Stage
 
 SMALL, LARGE = 1.0, 5.0
 """Percentage points of accuracy: a drop that is certain is worth a look beyond the first, and bad beyond the second."""
@@ -34,7 +34,7 @@ class _Change:
     points: bool  # whether ``drop`` is in percentage points
 
 
-def judge(outcome: Outcome, config: Config, training: int) -> Judgement:
+def judge(outcome: PruneResult, config: Config, training: int) -> Judgement:
     """Return the verdict on a run, for its first line, its report's title and programs.
 
     ``training`` is the number of training samples that there are.
@@ -61,7 +61,7 @@ def judge(outcome: Outcome, config: Config, training: int) -> Judgement:
     return Judgement(level, text)
 
 
-def ways(outcome: Outcome, config: Config, training: int) -> list[str]:
+def ways(outcome: PruneResult, config: Config, training: int) -> list[str]:
     """What would make the network better, as words of the command line: the cheapest first, three at most."""
     found = []
     if config.prune.method in _WEAK:
@@ -82,7 +82,7 @@ def _lower(sparsity: float) -> int:
     return max(1, math.floor(100 * max(1 - 2 * (1 - sparsity), sparsity / 2) + 1e-9))
 
 
-def _removed(outcome: Outcome) -> str:
+def _removed(outcome: PruneResult) -> str:
     cut = outcome.sparsity
     if outcome.unfinished is not None:
         return f"stopped early ({outcome.unfinished.cause}): {_percent(cut.obtained)} of the weights removed"
@@ -95,7 +95,7 @@ def _percent(fraction: float) -> str:
     return f"{shown:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-def _change(outcome: Outcome) -> _Change | None:
+def _change(outcome: PruneResult) -> _Change | None:
     """None where the networks were not both measured."""
     dense, pruned = outcome.dense.metrics, outcome.pruned.metrics
     if outcome.drop is not None and outcome.metric == "top1":
@@ -139,7 +139,7 @@ def _level(change: _Change) -> str:
     return "caution" if share.high > MUCH or (change.points and drop.high > LARGE) else "ok"
 
 
-def _unfinished(outcome: Outcome, level: str) -> str:
+def _unfinished(outcome: PruneResult, level: str) -> str:
     return "bad" if outcome.unfinished is not None else level
 
 

@@ -11,7 +11,7 @@ from prunetaylor.core.text import duration
 
 
 @dataclass(frozen=True)
-class Side:
+class NetworkStats:
     """One network, dense or pruned."""
 
     metrics: dict[str, float]  # by name; top1 in percent, loss a mean; empty without data
@@ -236,15 +236,15 @@ class Unfinished:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PruneResult:
     """A finished run. ``module`` is the pruned network, ``masks`` (True = keep) are by parameter name."""
 
     module: nn.Module
     masks: dict[str, Tensor]
     metric: str
     goal: str  # "max" or "min"
-    dense: Side
-    pruned: Side
+    dense: NetworkStats
+    pruned: NetworkStats
     sparsity: Sparsity
     drop: Drop | None
     stages: list[Stage]
@@ -271,7 +271,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Level:
+class ScoreLevel:
     """One step from the dense weights. Changes are of the mean error on held-out calibration samples."""
 
     sparsity: float
@@ -301,7 +301,7 @@ class Scores:
     repair: str  # how the step makes up for what it removes
     error: str  # which error the changes are of
     prunable: int
-    levels: list[Level]
+    levels: list[ScoreLevel]
     layers: list[LayerScore]
     trusted_to: float | None  # the largest sparsity that is trusted; None where the lowest is not
     held_out: int  # samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunetaylor.core.results.outcome import BROKEN, Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, Side
+from prunetaylor.core.results.outcome import BROKEN, Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, NetworkStats
 
 Status = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["pp", "metric", "fraction", "bytes", "ratio"]
@@ -49,8 +49,8 @@ class Verdict:
     on_inconclusive: Literal["pass", "fail", "warn"] | None
     metric: str
     goal: str  # "max" or "min"
-    dense: Side
-    pruned: Side
+    dense: NetworkStats
+    pruned: NetworkStats
     files: dict[str, str]  # "dense" and "pruned": the files that were judged
     drop: Drop | None  # with its two-sided 95 % interval; None without samples
     flips: Flips | None  # None without classes

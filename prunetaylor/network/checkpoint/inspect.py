@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.network.checkpoint.read import nonfinite, open_file
-from prunetaylor.network.checkpoint.said import Said
+from prunetaylor.network.checkpoint.said import CheckpointMetadata
 
 _UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
@@ -42,7 +42,7 @@ class Inspection:
     tensors: tuple[TensorInfo, ...]
     elements: int
     nonzero: int
-    said: Said | None
+    said: CheckpointMetadata | None
     prefix_removed: str
     notes: tuple[str, ...]
 

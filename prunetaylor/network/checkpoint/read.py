@@ -20,7 +20,7 @@ from prunetaylor.core.foreign import read_json
 from prunetaylor.network.checkpoint.described import DTYPES, MOST_DIMENSIONS
 from prunetaylor.network.checkpoint.find import RUN_FILE, find_file
 from prunetaylor.network.checkpoint.refusal import refusing, require_room
-from prunetaylor.network.checkpoint.said import FORMAT, Said, decode
+from prunetaylor.network.checkpoint.said import FORMAT, CheckpointMetadata, decode
 from prunetaylor.network.checkpoint.torch_file import LEGACY, TorchFile
 from prunetaylor.network.checkpoint.unwrap import plain_names, unwrap
 
@@ -44,7 +44,7 @@ class Checkpoint:
     form: str  # "state_dict", "training dict", "safetensors" or "prunetaylor"
     container: str  # "zip" or "legacy" (torch.save), or "safetensors"
     state: dict[str, Tensor]
-    said: Said | None  # what the file says of itself; None if it says nothing
+    said: CheckpointMetadata | None  # what the file says of itself; None if it says nothing
     sha256: str  # of the file's bytes
     size: int  # bytes
     prefix_removed: str = ""  # wrappers' names taken off the parameter names: "module.", "_orig_mod."...

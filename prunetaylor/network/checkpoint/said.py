@@ -21,7 +21,7 @@ _REMEDY = "name the network and the data yourself (--arch, --data) with a plain 
 
 
 @dataclass(frozen=True)
-class Said:
+class CheckpointMetadata:
     """A file's own words. ``arch`` may name code: whoever follows it asks first whether it is trusted."""
 
     arch: str | None = None
@@ -65,7 +65,7 @@ def encode(
     return plain
 
 
-def decode(words: Any) -> Said:
+def decode(words: Any) -> CheckpointMetadata:
     """The description that ``encode`` made; CheckpointRefused where it is malformed or of a newer version."""
     if not isinstance(words, dict):
         raise CheckpointRefused("the file's description of itself is not a mapping", _REMEDY)
@@ -86,7 +86,7 @@ def decode(words: Any) -> Said:
         raise CheckpointRefused("the file's description of itself is malformed: tied", _REMEDY)
     if not all(_is_count(v) for v in parts["masks"].values()):
         raise CheckpointRefused("the file's description of itself is malformed: masks", _REMEDY)
-    return Said(arch=arch, classes=classes, **parts)
+    return CheckpointMetadata(arch=arch, classes=classes, **parts)
 
 
 def _mapping(words: dict[str, Any], name: str) -> dict[str, Any]:

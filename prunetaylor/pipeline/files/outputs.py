@@ -16,13 +16,13 @@ from prunetaylor.report.run_page import run_page
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.resolve import Resolved
-    from prunetaylor.core.results.outcome import Outcome
+    from prunetaylor.core.results.outcome import PruneResult
     from prunetaylor.pipeline.files.run_folder import RunFolder
 
 
 def write_run(
-    folder: RunFolder, resolved: Resolved, outcome: Outcome, identity: Mapping[str, Any], extra: Mapping[str, Any]
-) -> tuple[Outcome, dict[str, Any]]:
+    folder: RunFolder, resolved: Resolved, outcome: PruneResult, identity: Mapping[str, Any], extra: Mapping[str, Any]
+) -> tuple[PruneResult, dict[str, Any]]:
     """Stage the run's files. The outcome comes back with the size of the file that was really written.
 
     ``identity`` is what the network's file says of itself (arch, args, data); ``extra`` is kept beside it.

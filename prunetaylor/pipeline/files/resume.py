@@ -43,7 +43,7 @@ class OtherRun(UsageError):
     """What was begun in the folder is not what is asked to go on."""
 
 
-class FolderKeeper:
+class FolderStateStore:
     """Keeps the state of a run in its folder, every so many seconds and whenever the run is asked to stop.
 
     Args:
@@ -59,7 +59,7 @@ class FolderKeeper:
         self.writing = False
         """A state is on its way to the disk: what would end the run waits for it."""
 
-    def left(self) -> Mapping[str, Any] | None:
+    def load(self) -> Mapping[str, Any] | None:
         """The state of the run that goes on. OtherRun where it was another run's."""
         file = self._folder.state
         if file is None:
@@ -72,7 +72,7 @@ class FolderKeeper:
     def due(self) -> bool:
         return self.stop is not None or time.monotonic() - self._last >= self._every
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         import torch
 
         def write(file: IO[bytes]) -> None:
@@ -88,7 +88,7 @@ class FolderKeeper:
             raise self.stop
 
 
-class Follower:
+class FollowerStateStore:
     """In a process that follows the main one: reads the state that the main one goes on from, and keeps none."""
 
     def __init__(self, file: Path | None) -> None:
@@ -97,13 +97,13 @@ class Follower:
         self.stop: type[BaseException] | None = None
         """What a signal asks for; the main process, which got it too, ends the run at its next moment."""
 
-    def left(self) -> Mapping[str, Any] | None:
+    def load(self) -> Mapping[str, Any] | None:
         return None if self._file is None else _read(self._file)["run"]
 
     def due(self) -> bool:
         return False
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         pass
 
 

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunetaylor.pipeline.files.resume import FolderKeeper, Follower
+    from prunetaylor.pipeline.files.resume import FolderStateStore, FollowerStateStore
 
 GRACE = 10.0
 """Seconds for the next moment at which a state can be kept; after them the last one must do."""
@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def at_moments(
-    keeper: FolderKeeper | Follower, signals: Sequence[signal.Signals] = SIGNALS, *, hurry: bool = True
+    store: FolderStateStore | FollowerStateStore, signals: Sequence[signal.Signals] = SIGNALS, *, hurry: bool = True
 ) -> Iterator[None]:
     """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once.
 
@@ -38,17 +38,17 @@ def at_moments(
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked = KeyboardInterrupt if number == signal.SIGINT else Terminated
-        if keeper.stop is not None:
-            if keeper.writing or not hurry:
+        if store.stop is not None:
+            if store.writing or not hurry:
                 return
             raise asked
-        keeper.stop = asked
+        store.stop = asked
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def late(number: int, frame: FrameType | None) -> None:
-        if not keeper.writing:
-            raise keeper.stop or Terminated
+        if not store.writing:
+            raise store.stop or Terminated
 
     before: dict[int, Any] = {kind: signal.signal(kind, ask) for kind in signals}
     if hasattr(signal, "SIGALRM"):

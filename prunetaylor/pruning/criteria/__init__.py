@@ -15,7 +15,8 @@ Step`` instead, with ``removed`` the number of weights that are gone after it. B
     REPAIR       what ``prune.repair: auto`` means for it
     FIRST_ORDER  whether it goes by the gradient too, where the first-order term is kept
     DAMPED       whether it solves with a curvature that ``prune.damping`` is added to
-    REACH        the share of the weights left that one stage of ``prune.stages: auto`` removes, at most; None: all at
+    MAX_STAGE_FRACTION
+                 the share of the weights left that one stage of ``prune.stages: auto`` removes, at most; None: all at
                  once
 
 and ``memory(sizes: Sizes) -> [Phase]`` says what is held while it scores or solves (see ``prunetaylor.taylor.memory``).

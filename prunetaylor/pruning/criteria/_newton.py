@@ -18,7 +18,7 @@ def newton_share(model: TaylorModel, step: Mapping[str, Tensor]) -> float:
     that it was fitted to, noise too: others say how much of it is more than that.
     """
     moves = {name: v.to(model.state[name]) for name, v in step.items()}
-    found = (model.judge or model).predict(moves)
+    found = (model.holdout_model or model).predict(moves)
     if found.first >= 0 or found.second <= 0:  # uphill, or as far as anybody can tell without an end
         return 0.0
     return min(1.0, -found.first / (2 * found.second))

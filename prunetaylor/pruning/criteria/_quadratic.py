@@ -29,7 +29,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.memory import Sizes, chunks
+from prunetaylor.taylor.memory import Sizes, current_chunks
 
 _ELEMENTS = 1 << 22  # of X at a time: 32 MiB in float64
 
@@ -37,7 +37,7 @@ _ELEMENTS = 1 << 22  # of X at a time: 32 MiB in float64
 def quadratic_bytes(sizes: Sizes) -> int:
     """What a step takes besides the rows: some columns three times over, and n x n matrices."""
     n = sizes.samples
-    return sizes.wide * (3 * max(n, _ELEMENTS // chunks().systems) + 8 * n * n)
+    return sizes.wide * (3 * max(n, _ELEMENTS // current_chunks().systems) + 8 * n * n)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Quadratic:
         keep, m, z = support.keep.clone(), support.m.clone(), support.z.clone()
         for sign, which in ((1, joining.flatten()), (-1, leaving.flatten())):
             keep[which] = sign > 0
-            for some in torch.split(which, max(1, _ELEMENTS // chunks().systems // len(self.x))):
+            for some in torch.split(which, max(1, _ELEMENTS // current_chunks().systems // len(self.x))):
                 x = self.x.index_select(1, some).to(self.kind)
                 m.addmm_(x, x.mT, alpha=sign)
                 z -= sign * (x @ self.c[some])
@@ -149,7 +149,7 @@ class Quadratic:
 
     def columns(self) -> Iterator[tuple[slice, Tensor]]:
         """Some columns of X (n, m) at a time, in the widest type."""
-        step = max(1, _ELEMENTS // chunks().systems // len(self.x))
+        step = max(1, _ELEMENTS // current_chunks().systems // len(self.x))
         for low in range(0, self.x.shape[1], step):
             part = slice(low, min(self.x.shape[1], low + step))
             yield part, self.x[:, part].to(self.kind)

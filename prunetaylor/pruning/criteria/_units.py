@@ -46,5 +46,5 @@ def ranking_unit(model: TaylorModel, layer: Layer) -> Tensor:
     variance = model.moments[layer.name].variance.sum()
     # Two powers rather than one of the quotient, which a layer without any variance would take out of range.
     smallest = torch.finfo(variance.dtype).tiny
-    belief = RETRAINED if model.retrained else BELIEF
+    belief = RETRAINED if model.trained_between_stages else BELIEF
     return error_unit(model, layer) ** belief / variance.clamp_min(smallest) ** (1 - belief)

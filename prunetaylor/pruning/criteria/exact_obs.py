@@ -43,7 +43,7 @@ NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = False
 DAMPED = True
-REACH = 0.7  # further than single removals are believed: what went before in the row counts
+MAX_STAGE_FRACTION = 0.7  # further than single removals are believed: what went before in the row counts
 APART = 1000
 """Columns whose products take as long as all else that a removal does: 32 ns for each C^2 of a row on one core."""
 

@@ -43,7 +43,7 @@ NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True
 DAMPED = True
-REACH = 0.35
+MAX_STAGE_FRACTION = 0.35
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
 

@@ -25,7 +25,7 @@ NEEDS = "nothing"
 REPAIR = "none"
 FIRST_ORDER = False
 DAMPED = False
-REACH = None
+MAX_STAGE_FRACTION = None
 
 
 def memory(sizes: Sizes) -> list[Phase]:

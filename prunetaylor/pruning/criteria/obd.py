@@ -25,7 +25,7 @@ NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True
 DAMPED = False
-REACH = None
+MAX_STAGE_FRACTION = None
 
 
 def memory(sizes: Sizes) -> list[Phase]:

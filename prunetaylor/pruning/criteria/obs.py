@@ -37,7 +37,7 @@ NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = False
 DAMPED = True
-REACH = 0.35
+MAX_STAGE_FRACTION = 0.35
 
 
 def memory(sizes: Sizes) -> list[Phase]:

@@ -39,7 +39,7 @@ NEEDS = "samples"
 REPAIR = "none"
 FIRST_ORDER = True
 DAMPED = True
-REACH = 0.35
+MAX_STAGE_FRACTION = 0.35
 
 BLOCK = 256
 """Weights in a block."""

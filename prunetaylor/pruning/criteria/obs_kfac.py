@@ -41,7 +41,7 @@ NEEDS = "samples"
 REPAIR = "least-squares"
 FIRST_ORDER = True
 DAMPED = True
-REACH = 0.35
+MAX_STAGE_FRACTION = 0.35
 
 _SEEN = torch.finfo(torch.float32).eps
 """Of the largest curvature in the network: gradients are in float32, and tell nothing of one that is smaller."""

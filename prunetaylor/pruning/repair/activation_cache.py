@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.taylor.memory import Sizes, chunks
+from prunetaylor.taylor.memory import Sizes, current_chunks
 
 KEPT_BYTES = 1 << 29
 """For the outputs that are kept at one time; what does not fit is computed again, which costs time and nothing else."""
@@ -22,7 +22,7 @@ KEPT_BYTES = 1 << 29
 
 def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
     """What is kept of one sample while each of the layers is solved, ``outputs`` being the bytes of each module's."""
-    replay, found, before = Replay(module, layers, 1), [], set[nn.Module]()
+    replay, found, before = ActivationCache(module, layers, 1), [], set[nn.Module]()
     for layer in layers:
         final = set(replay._largest_final())
         # What a pass adds is kept beside what it replaces until the pass is done.
@@ -35,10 +35,10 @@ def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[n
 def kept_bytes(sizes: Sizes) -> int:
     """What is kept at one time, at most."""
     most = sizes.samples * max(sizes.activations.settled, default=0)
-    return min(most, KEPT_BYTES // chunks().kept)
+    return min(most, KEPT_BYTES // current_chunks().kept)
 
 
-class Replay:
+class ActivationCache:
     """Outputs of settled modules, by batch. Only modules that are called once a pass and return a tensor are kept."""
 
     def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: int) -> None:
@@ -115,7 +115,7 @@ class Replay:
         within = set(module.modules())
         others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in within for o in kept)
         size = output.numel() * output.element_size() * self._batches
-        if others + sum(self._coming.values()) + size > KEPT_BYTES // chunks().kept:
+        if others + sum(self._coming.values()) + size > KEPT_BYTES // current_chunks().kept:
             return False
         self._coming[module] = size
         return True

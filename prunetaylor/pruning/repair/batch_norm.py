@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunetaylor.data.samples import Batches
 from prunetaylor.runtime.processes.exchange import all_sum, sum_numbers
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.passes import Watcher, sweep
+from prunetaylor.taylor.passes import ForwardHook, forward_own
 
 _FLOOR = 0.01
 
@@ -58,7 +58,7 @@ def _statistics(
     """Mean and variance (C,) of what each batch norm reads and its calls a pass, in the order in which they run."""
     sums: dict[str, Tensor] = {}  # (3, C): of x, of its squares; its values and the norm's calls
 
-    def watcher(name: str) -> Watcher:
+    def watcher(name: str) -> ForwardHook:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             dims = [0, *range(2, x.dim())]
             wide = accumulate_type(x.device)
@@ -71,7 +71,7 @@ def _statistics(
         return add
 
     passes = 0
-    for _ in sweep(module, batches, watch={norm: watcher(name) for name, norm in watched.items()}, until=until):
+    for _ in forward_own(module, batches, watch={norm: watcher(name) for name, norm in watched.items()}, until=until):
         passes += 1
     (passes,) = map(int, sum_numbers(passes))
     found = {}

@@ -23,18 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.errors import UsageError
-from prunetaylor.data.samples import Batches, Share
+from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable
 from prunetaylor.network.state import evaluating, like_weights, restore, snapshot, trainable
-from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import keep_masks
 from prunetaylor.pruning.training.optimizer import learning_rate
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.runtime.processes.training import sum_gradients
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.taylor.objective import Objective, outputs_of
-from prunetaylor.taylor.passes import Risk, sweep
+from prunetaylor.taylor.passes import Risk, forward_own
 
 BATCH = 64
 """Samples a step."""
@@ -83,7 +83,7 @@ class Matching:
     Like a training, it goes on from a dictionary of what it has done; weights in between are the caller's to keep.
 
     Args:
-        layers: whose outputs are matched: behind the batch norm that reads them, where there is one (``absorbers``).
+        layers: whose outputs are matched: behind the batch norm that reads them, where there is one (``intercepts``).
         masks: by parameter name, True = keep.
         batches: shuffled training batches of BATCH samples, changed anew each time.
         held: the error of ``module`` on samples that are never fitted.
@@ -101,7 +101,7 @@ class Matching:
         module: nn.Module,
         dense: nn.Module,
         layers: Sequence[Layer],
-        absorbers: Mapping[str, Absorber],
+        intercepts: Mapping[str, Intercept],
         masks: Mapping[str, Tensor],
         batches: Batches,
         held: Risk,
@@ -114,14 +114,14 @@ class Matching:
         self.module, self.dense, self.masks, self.batches, self.held = module, dense, masks, batches, held
         self._scale, self._steps, self._chunk = scale, steps, chunk
         self._free = movable(module, alone)
-        self._watched = _watched(module, layers, absorbers)
+        self._watched = _watched(module, layers, intercepts)
         # Before anything is moved; what a dictionary holds instead, where one is loaded.
         rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
         self._state: dict[str, Any] = {"step": 0, "rates": rates, "optimizer": None, "batches": None}
 
     def run(self) -> Iterator[MatchState]:
         """Refine, yielding after each step."""
-        state, towards = self._state, Objective(self.held.objective.kind, "divergence")
+        state, towards = self._state, Objective(self.held.objective.task, "divergence")
         if state["step"] == 0:
             state["first"] = state["best"] = self.held.value()
             state["kept"] = snapshot(self.module)
@@ -129,7 +129,7 @@ class Matching:
             for network in (self.module, self.dense):
                 stack.enter_context(evaluating(network))
             stack.enter_context(trainable(self._free.values()))
-            pull = stack.enter_context(_Pull(self.module, self.dense, self._watched))
+            pull = stack.enter_context(FeatureLoss(self.module, self.dense, self._watched))
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
             if state["optimizer"] is not None:
                 self._optimizer.load_state_dict(state["optimizer"])
@@ -172,13 +172,13 @@ class Matching:
             group["lr"] = rate * share
 
     def _look(self) -> None:
-        found = self.held.tried()
+        found = self.held.value_or_inf()
         if found < self._state["best"]:
             self._state |= {"best": found, "kept": snapshot(self.module)}
 
 
 def _backward(
-    module: nn.Module, dense: nn.Module, x: Tensor, pull: _Pull, towards: Objective, scale: float, share: float
+    module: nn.Module, dense: nn.Module, x: Tensor, pull: FeatureLoss, towards: Objective, scale: float, share: float
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
     x = like_weights(module, x)
@@ -192,10 +192,10 @@ def _backward(
         (error * share).backward()  # type: ignore[no-untyped-call]
 
 
-def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> dict[str, float]:
+def _variances(dense: nn.Module, batches: Batches, pull: FeatureLoss) -> dict[str, float]:
     """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
     sums: dict[str, Tensor] = {}
-    for _ in sweep(dense, batches):
+    for _ in forward_own(dense, batches):
         for call, output in pull.taken().items():
             y = output.double() if output.device.type != "mps" else output
             added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
@@ -208,7 +208,7 @@ def _variances(dense: nn.Module, batches: Batches, pull: _Pull) -> dict[str, flo
     return found
 
 
-class _Pull:
+class FeatureLoss:
     """The layers' part of the loss, put into the gradients on their way back.
 
     What it adds to the gradient of a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are: no
@@ -223,7 +223,7 @@ class _Pull:
         self._calls: Counter[str] = Counter()
         self.variances: Mapping[str, float] = {}
 
-    def __enter__(self) -> _Pull:
+    def __enter__(self) -> FeatureLoss:
         self._handles = [m.register_forward_hook(self._keep) for m in self._theirs]
         self._handles += [m.register_forward_hook(self._pull) for m in self._mine]
         return self
@@ -281,18 +281,18 @@ class _Pull:
         output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
-def _watched(module: nn.Module, layers: Sequence[Layer], absorbers: Mapping[str, Absorber]) -> list[str]:
+def _watched(module: nn.Module, layers: Sequence[Layer], intercepts: Mapping[str, Intercept]) -> list[str]:
     """Names of the modules whose outputs are matched: a layer's batch norm, else the layer's own."""
     names = {child: name for name, child in module.named_modules()}
     found: dict[str, None] = {}
     for layer in layers:
-        absorber = absorbers.get(layer.name)
-        for name in [absorber.key.rpartition(".")[0]] if absorber else [names[m] for m in layer.modules]:
+        intercept = intercepts.get(layer.name)
+        for name in [intercept.key.rpartition(".")[0]] if intercept else [names[m] for m in layer.modules]:
             found[name] = None
     return list(found)
 
 
-def _endless(batches: Batches, steps: int) -> Iterator[Share]:
+def _endless(batches: Batches, steps: int) -> Iterator[BatchShard]:
     done = 0
     while done < steps:
         for share in batches.shares():

@@ -85,7 +85,7 @@ def refine(
         for damping in DAMPINGS:
             moved = solve.step(damping)
             _write(solve.parameters, {name: now[name] + moved[name] for name in now})
-            found = held.tried()
+            found = held.value_or_inf()
             if found >= error:
                 if chosen is not None:
                     break

@@ -21,7 +21,7 @@ than what the network itself computes."""
 
 
 @dataclass(frozen=True)
-class Absorber:
+class Intercept:
     """The tensor that an intercept goes into: ``key`` is its name in the state, ``sign`` how it enters.
 
     A bias b gives y = W x + b; a batch norm subtracts its running mean, so the intercept enters with a minus.
@@ -31,7 +31,7 @@ class Absorber:
     sign: int
 
 
-def find_absorbers(module: nn.Module, layers: list[Layer], batches: Batches) -> dict[str, Absorber]:
+def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) -> dict[str, Intercept]:
     """Absorbers by layer name; a layer without one has no entry.
 
     A batch norm belongs to a layer when its input *is* that layer's output, seen in one forward pass: no naming
@@ -39,25 +39,25 @@ def find_absorbers(module: nn.Module, layers: list[Layer], batches: Batches) -> 
     it: one running mean could not speak for both. A bias must be a parameter, and no other module's.
 
     Whether nothing else reads what would be shifted, as a skip connection does, is tried: constants added to a layer's
-    outputs and taken off again by the absorber must leave the network's outputs as they are.
+    outputs and taken off again by the intercept must leave the network's outputs as they are.
     """
     readers, sizes = _batch_norm_readers(module, layers, batches)
     used = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     found = {
-        layer.name: Absorber(f"{layer.name}.bias" if layer.name else "bias", 1)
+        layer.name: Intercept(f"{layer.name}.bias" if layer.name else "bias", 1)
         for layer in layers
         if len(layer.modules) == 1 and layer.name in sizes and used[id(layer.module._parameters.get("bias"))] == 1
     }
     for norm, layer in readers.items():
-        found.setdefault(layer, Absorber(f"{norm}.running_mean", -1))
+        found.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
     trial = _Trial(module, layers, batches, sizes)
     if trial.unchanged(found):
         return found
-    return {name: absorber for name, absorber in found.items() if trial.unchanged({name: absorber})}
+    return {name: intercept for name, intercept in found.items() if trial.unchanged({name: intercept})}
 
 
 class _Trial:
-    """Shifts of layers' outputs, each with its absorber moved against it, on two samples.
+    """Shifts of layers' outputs, each with its intercept moved against it, on two samples.
 
     ``sizes``: the root mean square of each layer's outputs, by name. Their shifts are as large: far above rounding.
     """
@@ -78,22 +78,22 @@ class _Trial:
         precision = max(torch.finfo(t.dtype).eps for t in self.state.values() if t.is_floating_point())
         self.rounding = max(LEAST_ROUNDING, (10 * precision) ** 0.5) * float(self.outputs.abs().max())
 
-    def unchanged(self, absorbers: Mapping[str, Absorber]) -> bool:
+    def unchanged(self, intercepts: Mapping[str, Intercept]) -> bool:
         """Whether the network's outputs are the same, up to rounding, with all of these layers' outputs shifted."""
-        before = {name: self.state[absorber.key].clone() for name, absorber in absorbers.items()}
-        handles = [self.layers[name].module.register_forward_hook(_shifting(self.shifts[name])) for name in absorbers]
+        before = {name: self.state[intercept.key].clone() for name, intercept in intercepts.items()}
+        handles = [self.layers[name].module.register_forward_hook(_shifting(self.shifts[name])) for name in intercepts]
         try:
             with torch.no_grad():
-                for name, absorber in absorbers.items():
-                    into = self.state[absorber.key]
-                    into.sub_(absorber.sign * self.shifts[name].to(into))
+                for name, intercept in intercepts.items():
+                    into = self.state[intercept.key]
+                    into.sub_(intercept.sign * self.shifts[name].to(into))
             return bool(((self._outputs() - self.outputs).abs() <= self.rounding).all())
         finally:
             for handle in handles:
                 handle.remove()
             with torch.no_grad():
-                for name, absorber in absorbers.items():
-                    self.state[absorber.key].copy_(before[name])
+                for name, intercept in intercepts.items():
+                    self.state[intercept.key].copy_(before[name])
 
     def _outputs(self) -> Tensor:
         with evaluating(self.module), torch.no_grad():

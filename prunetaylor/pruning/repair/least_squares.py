@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.pruning.repair.activation_cache import Replay, kept_bytes
-from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.activation_cache import ActivationCache, kept_bytes
+from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.taylor.curvature.gram import (
     POSITIONS,
     Accumulator,
@@ -28,8 +28,8 @@ from prunetaylor.taylor.curvature.gram import (
     sampled_rows,
 )
 from prunetaylor.taylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
-from prunetaylor.taylor.memory import FLOAT, LayerSize, Phase, Sizes, chunks, forward, largest_of
-from prunetaylor.taylor.passes import Watcher, sweep
+from prunetaylor.taylor.memory import FLOAT, LayerSize, Phase, Sizes, current_chunks, forward, largest_of
+from prunetaylor.taylor.passes import ForwardHook, forward_own
 
 _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
 
@@ -38,7 +38,7 @@ def memory(sizes: Sizes) -> list[Phase]:
     """The layer that takes the most while it is solved: its moments, then its systems, beside what is kept."""
     rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
     dense = FLOAT * sizes.samples * rows
-    kept = (dense if dense <= _CACHE_BYTES // chunks().kept else 0) + kept_bytes(sizes)
+    kept = (dense if dense <= _CACHE_BYTES // current_chunks().kept else 0) + kept_bytes(sizes)
 
     def fitting(layer: LayerSize) -> int:
         return fitting_bytes(layer, sizes)
@@ -77,7 +77,7 @@ class DenseOutputs:
                 if len(calls) == 1:
                     self._once.add(name)
                 size += sum(rows.numel() * rows.element_size() for rows in calls)
-            if size * batches.own_count() > _CACHE_BYTES // chunks().kept * len(next(iter(kept.values()))):
+            if size * batches.own_count() > _CACHE_BYTES // current_chunks().kept * len(next(iter(kept.values()))):
                 return
         self._kept = kept
 
@@ -96,15 +96,15 @@ class DenseOutputs:
 
     def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
         calls: dict[str, list[Tensor]] = {}
-        watch: dict[nn.Module, Watcher] = {}
+        watch: dict[nn.Module, ForwardHook] = {}
         for layer in layers:
             for used in layer.modules:
                 watch[used] = _outputs_into(calls, layer.name, used, self.where)
-        for _ in sweep(self.module, self.batches, watch=watch, until=until):
+        for _ in forward_own(self.module, self.batches, watch=watch, until=until):
             yield {layer.name: calls.pop(layer.name, []) for layer in layers}
 
 
-def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, where: Positions) -> Watcher:
+def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, where: Positions) -> ForwardHook:
     def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
         calls.setdefault(name, []).append(sampled_rows(used, x, y, where, start, samples)[1].float())
 
@@ -112,25 +112,25 @@ def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, whe
 
 
 def paired_moments(
-    module: nn.Module, layer: Layer, absorber: Absorber | None, dense: DenseOutputs, batches: Batches
+    module: nn.Module, layer: Layer, intercept: Intercept | None, dense: DenseOutputs, batches: Batches
 ) -> Moments:
     """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
 
     A bias that takes up no intercept stays as it is: it is no part of the targets. Neither are the biases of modules
     that share a weight.
     """
-    absorbed = absorber is not None and absorber.sign > 0
+    absorbed = intercept is not None and intercept.sign > 0
     sums: dict[str, Accumulator] = {}
     rows: list[tuple[Prunable, Tensor]] = []
 
-    def watcher(used: Prunable) -> Watcher:
+    def watcher(used: Prunable) -> ForwardHook:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             rows.append((used, sampled_rows(used, x, y, dense.where, start, samples)[0]))
 
         return add
 
-    watch: dict[nn.Module, Watcher] = {used: watcher(used) for used in layer.modules}
-    passes = sweep(module, batches, watch=watch, until=dense.last_module(layer))
+    watch: dict[nn.Module, ForwardHook] = {used: watcher(used) for used in layer.modules}
+    passes = forward_own(module, batches, watch=watch, until=dense.last_module(layer))
     for _, targets in zip(passes, dense.of(layer.name), strict=True):
         if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
             raise UsageError(
@@ -147,13 +147,13 @@ def paired_moments(
 
 @torch.no_grad()
 def solve_layer(
-    layer: Layer, moments: Moments, keep: Tensor, absorber: Absorber | None, damping: float, note: Note
+    layer: Layer, moments: Moments, keep: Tensor, intercept: Intercept | None, damping: float, note: Note
 ) -> tuple[Tensor, Tensor | None]:
     """The weights (G, R, C) and intercepts (G, R) that bring a layer nearest to its targets.
 
-    ``keep`` (G, R, C) are the weights that may be nonzero. Without an absorber there is no intercept.
+    ``keep`` (G, R, C) are the weights that may be nonzero. Without ``intercept`` there is no intercept.
     """
-    h, cross = moments.centred() if absorber else moments.plain()
+    h, cross = moments.centred() if intercept else moments.plain()
     now = layer.matrix(layer.weight.detach()).to(h.dtype)
     solved = torch.stack(
         [
@@ -161,7 +161,7 @@ def solve_layer(
             for g in range(layer.groups)
         ]
     )
-    if absorber is None:
+    if intercept is None:
         return solved, None
     return solved, moments.tx[..., -1] - (solved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2)
 
@@ -173,7 +173,7 @@ def repair(
     masks: Mapping[str, Tensor],
     dense: DenseOutputs,
     dense_state: Mapping[str, Tensor],
-    absorbers: Mapping[str, Absorber],
+    intercepts: Mapping[str, Intercept],
     batches: Batches,
     *,
     damping: float,
@@ -185,22 +185,22 @@ def repair(
     ``layers`` in the order in which they run; masks (True = keep) by parameter name. Layers in ``solved`` are final.
     """
     state = module.state_dict()
-    replay = Replay(module, layers, batches.own_count())
+    replay = ActivationCache(module, layers, batches.own_count())
     for layer in layers:
         if layer.name in solved:
             replay.settle(layer)
             continue
         with replay.passing():
-            moments = paired_moments(module, layer, absorbers.get(layer.name), dense, batches)
+            moments = paired_moments(module, layer, intercepts.get(layer.name), dense, batches)
         # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.
         present = dense_state[layer.parameter].to(layer.weight.device) != 0
         keep = layer.matrix(masks[layer.parameter] & present)
-        absorber = absorbers.get(layer.name)
-        weight, intercept = solve_layer(layer, moments, keep, absorber, damping, note)
+        intercept = intercepts.get(layer.name)
+        weight, solved_intercept = solve_layer(layer, moments, keep, intercept, damping, note)
         layer.weight.copy_(layer.tensor(weight).to(layer.weight.dtype))
-        if absorber and intercept is not None:
-            target = state[absorber.key]
-            shift = intercept.flatten().to(target.dtype)
-            target.copy_(shift if absorber.sign > 0 else dense_state[absorber.key].to(target.device) - shift)
+        if intercept and solved_intercept is not None:
+            target = state[intercept.key]
+            shift = solved_intercept.flatten().to(target.dtype)
+            target.copy_(shift if intercept.sign > 0 else dense_state[intercept.key].to(target.device) - shift)
         replay.settle(layer)
         yield layer.name

@@ -15,7 +15,7 @@ from prunetaylor.network.network import Network
 
 def masks_of(module: nn.Module) -> dict[str, Tensor]:
     """The mask of every prunable weight as its zeros say it, dense weights included."""
-    return {layer.parameter: layer.weight.detach() != 0 for layer in Network.of(module).layers}
+    return {layer.parameter: layer.weight.detach() != 0 for layer in Network.from_module(module).layers}
 
 
 @torch.no_grad()

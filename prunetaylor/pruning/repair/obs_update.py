@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.pruning.repair.intercepts import Absorber
+from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.taylor.curvature.gram import Moments, centred_bytes
 from prunetaylor.taylor.curvature.solve import (
     BLOCK,
@@ -51,7 +51,7 @@ def repair(
     masks: Mapping[str, Tensor],
     before: Mapping[str, Tensor],
     moments: Mapping[str, Moments],
-    absorbers: Mapping[str, Absorber],
+    intercepts: Mapping[str, Intercept],
     *,
     damping: float,
     note: Note,
@@ -65,12 +65,12 @@ def repair(
     for layer in layers:
         layer.weight.copy_(before[layer.parameter])
     for layer in layers:
-        absorber, keep = absorbers.get(layer.name), layer.matrix(masks[layer.parameter])
-        moved, means = compensate(layer, moments[layer.name], keep, absorber is not None, damping, note)
+        intercept, keep = intercepts.get(layer.name), layer.matrix(masks[layer.parameter])
+        moved, means = compensate(layer, moments[layer.name], keep, intercept is not None, damping, note)
         layer.weight.add_(layer.tensor(moved).to(layer.weight))
-        if absorber is not None and means is not None:
-            target = state[absorber.key]
-            target.sub_(absorber.sign * means.flatten().to(target))
+        if intercept is not None and means is not None:
+            target = state[intercept.key]
+            target.sub_(intercept.sign * means.flatten().to(target))
         yield layer.name
 
 

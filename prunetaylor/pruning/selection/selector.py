@@ -21,7 +21,7 @@ from prunetaylor.taylor.model import TaylorModel
 
 
 @dataclass(frozen=True)
-class Removed:
+class Selection:
     """``masks`` after it (True = keep), by parameter name, and the sparsity it went to.
 
     ``alone`` is the change of the error that removal without any repair is predicted to make, where that was asked.
@@ -36,13 +36,13 @@ class Removed:
         return {**vars(self), "histogram": None if self.histogram is None else asdict(self.histogram)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Removed:
+    def from_state(cls, state: Mapping[str, Any]) -> Selection:
         drawn = state["histogram"]
         return cls(**{**state, "histogram": None if drawn is None else Histogram(**drawn)})
 
 
 @dataclass(frozen=True)
-class Removal:
+class Selector:
     """Removes weights of ``network`` in place."""
 
     network: Network
@@ -50,7 +50,7 @@ class Removal:
     structure: Any
     generator: torch.Generator
 
-    def weakest(self, masks: Mapping[str, Tensor], removed: int) -> Removed:
+    def weakest(self, masks: Mapping[str, Tensor], removed: int) -> Selection:
         """By a criterion that needs no data: until ``removed`` weights are gone."""
         scores = self.criterion.score(None, self.network, masks, self.generator)
         return self._apply(scores, masks, self.ranked(scores, masks, removed), removed / self.network.prunable)
@@ -60,12 +60,12 @@ class Removal:
         masks: Mapping[str, Tensor],
         plan: Fixed | TrustRegion,
         model: TaylorModel,
-        judge: TaylorModel,
+        holdout_model: TaylorModel,
         *,
         keep_first: bool,
         repaired: float | None,
-    ) -> Removed:
-        """As far as ``plan`` allows, by what ``judge``, the model on samples that no weight is fitted to, predicts.
+    ) -> Selection:
+        """Remove as much as ``plan`` allows by the predictions of ``holdout_model``, whose samples no weight is fitted to.
 
         ``repaired``: what repair is expected to leave of the change that removal alone makes; None: nobody knows yet.
         """
@@ -84,7 +84,7 @@ class Removal:
                 for layer in self.network.layers:
                     layer.weight.add_(solved.displacement[layer.parameter].to(layer.weight))
             apply_masks(self.network.module, solved.masks)
-            return Removed(solved.masks, target)
+            return Selection(solved.masks, target)
 
         scores = self.criterion.score(model, self.network, masks, self.generator)
         alone: dict[float, float] = {}
@@ -92,7 +92,7 @@ class Removal:
         def change(sparsity: float) -> float:
             after = self.ranked(scores, masks, count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~after[x.parameter] for x in self.network.layers}
-            alone[sparsity] = judge.predict(moves).change(keep_first)
+            alone[sparsity] = holdout_model.predict(moves).change(keep_first)
             return 0.0 if repaired is None else repaired * alone[sparsity]
 
         target = plan.propose(now, change)
@@ -116,6 +116,6 @@ class Removal:
         after: dict[str, Tensor],
         sparsity: float,
         alone: float | None = None,
-    ) -> Removed:
+    ) -> Selection:
         apply_masks(self.network.module, after)
-        return Removed(after, sparsity, histogram(scores, before, after), alone)
+        return Selection(after, sparsity, histogram(scores, before, after), alone)

@@ -44,8 +44,8 @@ then still nothing that anybody could see."""
 START = 0.01
 """The first radius, as a share of the error of a constant answer."""
 SMALLEST = 0.02
-"""The share of the weights left that one stage removes, at least; the most is the criterion's ``REACH``."""
-FRESH = 0.06
+"""One stage removes at least this share of the weights left, and at most the criterion's ``MAX_STAGE_FRACTION``."""
+FRESH_STAGE_FRACTION = 0.06
 """The most where every stage learns from fresh samples: the more stages, the more of them are seen."""
 STAGES = 40
 """Stages that a run takes, at most, those taken back included; twice as many as its largest would need, if that is
@@ -54,15 +54,15 @@ _PROBES = 5
 
 
 def fresh_stages(sparsity: float) -> int:
-    """How many stages of ``FRESH`` it takes from a dense network to ``sparsity``, at least one."""
-    return max(1, ceil(log(1 - sparsity) / log(1 - FRESH)))
+    """How many stages of ``FRESH_STAGE_FRACTION`` it takes from a dense network to ``sparsity``, at least one."""
+    return max(1, ceil(log(1 - sparsity) / log(1 - FRESH_STAGE_FRACTION)))
 
 
-Guess = Literal["none needed", "needed"]
+RefinementNeed = Literal["none needed", "needed"]
 """Of what a proposed stage will change: where repair follows, or a solver moves the weights, nobody knows it yet."""
 
 
-def believed(predicted: float, measured: float, noise: float, scale: float) -> bool:
+def agrees(predicted: float, measured: float, noise: float, scale: float) -> bool:
     """Whether the model was right: within a factor of two, or as far as anybody can tell.
 
     ``noise`` is the standard error of the measured change, ``scale`` the error of a constant answer.
@@ -133,7 +133,7 @@ class TrustRegion:
         predicted: float,
         measured: float,
         noise: float,
-        guess: Guess = "none needed",
+        guess: RefinementNeed = "none needed",
         *,
         damped: bool = True,
         least: bool = False,

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.text import first_line
-from prunetaylor.data.samples import Share
+from prunetaylor.data.samples import BatchShard
 from prunetaylor.network.state import like_weights
 from prunetaylor.pruning.training.distillation import distillation, distillation_share
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import precision
 from prunetaylor.runtime.processes.group import gather_objects, world
 from prunetaylor.runtime.processes.training import waits_within
-from prunetaylor.taylor.memory import chunks, is_out_of_memory, release
-from prunetaylor.taylor.objective import Kind, outputs_of
+from prunetaylor.taylor.memory import current_chunks, is_out_of_memory, release
+from prunetaylor.taylor.objective import Task, outputs_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
@@ -43,23 +43,23 @@ class Backward:
         loss: Loss,
         guard: Guard,
         *,
-        kind: Kind,
+        task: Task,
         options: FinetuneSection,
         device: torch.device,
         note: Callable[[str], None],
     ) -> None:
         self._module, self._teacher, self._loss, self._guard = module, teacher, loss, guard
-        self._kind, self._options, self._device, self._note = kind, options, device, note
+        self._task, self._options, self._device, self._note = task, options, device, note
         self._share = distillation_share(options.distill)
         self._dtype, _ = precision(options, device)
         self._forward = torch.compile(module) if options.compile else module
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._parameters = list(module.parameters())
-        self.parts = chunks().training
+        self.parts = current_chunks().training
         """That a batch is split into, so that it fits in memory."""
 
-    def __call__(self, group: Sequence[Share], count: int) -> Tensor:
+    def __call__(self, group: Sequence[BatchShard], count: int) -> Tensor:
         """The mean loss over a group of batches of ``count`` samples in all: a scalar on the device.
 
         Of several processes each has the part of its own rows.
@@ -83,7 +83,7 @@ class Backward:
             self.parts *= 2
             self._say_parts("out of memory", largest, count)
 
-    def agree(self, group: Sequence[Share], count: int) -> None:
+    def agree(self, group: Sequence[BatchShard], count: int) -> None:
         """After a step: several processes go on with as many parts as the one that needs the most."""
         if (most := max(gather_objects(self.parts))) > self.parts:
             self.parts = most
@@ -94,7 +94,7 @@ class Backward:
         size = -(-largest // self.parts)
         self._note(f"{why}: micro-batches of {size} samples from here on, with the same step of {count}{norms}")
 
-    def _added(self, group: Sequence[Share], count: int, size: int) -> Tensor:
+    def _added(self, group: Sequence[BatchShard], count: int, size: int) -> Tensor:
         """The mean loss, its gradients added, with at most ``size`` samples at a time.
 
         A call of its own: what fails leaves nothing behind that the next attempt, on fewer samples, would find no room
@@ -159,7 +159,7 @@ class Backward:
         """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
         if wanted is None:
             return self._loss(outputs, y)
-        distance = distillation(outputs, wanted, y, self._kind, self._options.distill)
+        distance = distillation(outputs, wanted, y, self._task, self._options.distill)
         share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 
@@ -169,7 +169,7 @@ class Backward:
         return torch.autocast(self._device.type, dtype=self._dtype)
 
 
-def _parts(share: Share, size: int) -> list[tuple[Tensor, Tensor]]:
+def _parts(share: BatchShard, size: int) -> list[tuple[Tensor, Tensor]]:
     """At most ``size`` samples each, evenly: no batch norm can train on one sample that is left over."""
     parts = -(-len(share.x) // size)
     if parts <= 1:

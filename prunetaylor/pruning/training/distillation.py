@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from prunetaylor.core.config.schema import DistillSection
 from prunetaylor.taylor.losses import LOSSES
-from prunetaylor.taylor.objective import Kind
+from prunetaylor.taylor.objective import Task
 
 
 def distillation_share(options: DistillSection) -> float:
@@ -15,7 +15,7 @@ def distillation_share(options: DistillSection) -> float:
     return 0.9 if options.weight == "auto" else options.weight
 
 
-def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, kind: Kind, options: DistillSection) -> Tensor:
+def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, task: Task, options: DistillSection) -> Tensor:
     """How far outputs (B, K) are from the teacher's: a scalar.
 
     For classes, and answers of yes or no, the KL divergence of the softened outputs times T^2, which keeps the size of
@@ -23,7 +23,7 @@ def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, kind: Kind, o
     the targets say which: class ids are integers.
     """
     heat = options.temperature
-    if kind == "binary":
+    if task == "binary":
         return LOSSES["binary"].divergence(outputs / heat, wanted / heat).mean() * heat**2
     if targets.is_floating_point():
         return functional.mse_loss(outputs, wanted)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, UsageError
-from prunetaylor.data.samples import Batches, Share
+from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.state import evaluating, fixed_order
 from prunetaylor.pruning.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
 from prunetaylor.pruning.training.backward import Backward, Loss
@@ -28,7 +28,7 @@ from prunetaylor.runtime.processes.exchange import all_sum, as_in_main, from_mai
 from prunetaylor.runtime.processes.group import rank, world
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm, waits_within
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.taylor.objective import Kind
+from prunetaylor.taylor.objective import Task
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Training:
         options: FinetuneSection,
         epochs: int,
         loss: Loss,
-        kind: Kind = "classes",
+        task: Task = "classification",
         teacher: nn.Module | None = None,
         device: torch.device,
         generator: torch.Generator,
@@ -135,7 +135,7 @@ class Training:
         self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
         self._options, self._device, self._generator = options, device, generator
         self._teacher = teacher if distillation_share(options.distill) else None
-        self._loss, self._kind, self._starts, self._note = loss, kind, starts, note
+        self._loss, self._task, self._starts, self._note = loss, task, starts, note
         self._epoch, self._step = 1, 0
         self._resumed: Mapping[str, Any] | None = None
         self._last: TrainState | None = None
@@ -225,7 +225,7 @@ class Training:
             self._teacher,
             self._loss,
             self._guard,
-            kind=self._kind,
+            task=self._task,
             options=options,
             device=self._device,
             note=self._note,
@@ -284,7 +284,7 @@ class Training:
             yield self._last
             start = time.perf_counter()
 
-    def _do(self, group: Sequence[Share], count: int, lr: float) -> Tensor:
+    def _do(self, group: Sequence[BatchShard], count: int, lr: float) -> Tensor:
         """One optimiser step; the mean loss comes back as a tensor, so that nothing waits for the device."""
         for settings in self._optimizer.param_groups:
             settings["lr"] = lr
@@ -359,9 +359,9 @@ def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **ho
     return Training(module, masks, batches, **how).run()
 
 
-def _groups(batches: Batches, size: int) -> Iterator[list[Share]]:
+def _groups(batches: Batches, size: int) -> Iterator[list[BatchShard]]:
     """This process's rows of ``size`` batches at a time, of fewer at the end."""
-    group: list[Share] = []
+    group: list[BatchShard] = []
     for share in batches.shares():
         group.append(share)
         if len(group) == size:

@@ -26,7 +26,7 @@ from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.files import open_own
 from prunetaylor.pipeline.files.stopping import Terminated
 from prunetaylor.runtime.python_process import python
-from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
+from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
 
 _PAUSE = 0.2  # seconds between two looks at the driver
 _GRACE = 60.0  # seconds that a driver has to take back what it started
@@ -34,7 +34,7 @@ _LAST = 5.0  # seconds for its last words
 _KINDS = {kind.__name__: kind for kind in (PruneTaylorError, UsageError, EngineFailed)}
 
 
-def run(name: str, crew: Crew, watch: Watch) -> None:
+def run(name: str, crew: EngineContext, watch: Watch) -> None:
     """Drive the engine ``name`` until no trial waits. What it raises is raised here."""
     log = crew.folder / f"{name}.log"
     with open_own(log, "a") as out, _started(name, crew, out) as (process, told):
@@ -64,7 +64,7 @@ def main() -> int:
     threading.Thread(target=_end_with_starter, args=(starter,), daemon=True).start()
     signal.signal(signal.SIGTERM, _stop)
     watch = _Answers(answers)
-    crew = Crew.from_plain(told["crew"])
+    crew = EngineContext.from_plain(told["crew"])
     try:
         registry.load("sweep/engines", told["engine"]).drive(crew, watch)
     except Terminated:
@@ -136,7 +136,7 @@ def _pass_on(heard: _Heard, watch: Watch) -> PruneTaylorError | None:
 
 
 @contextlib.contextmanager
-def _started(name: str, crew: Crew, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _Heard]]:
+def _started(name: str, crew: EngineContext, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _Heard]]:
     """The driver and what it says; it takes back what it started where this process leaves it."""
     process = subprocess.Popen(
         python("-m", "prunetaylor.sweep.engines._driver"),

@@ -21,7 +21,7 @@ from prunetaylor.pipeline.files.stopping import Terminated
 from prunetaylor.runtime.cores import available, environment, share
 from prunetaylor.runtime.python_process import python
 from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
+from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
 from prunetaylor.sweep.folder import open_study
 from prunetaylor.sweep.study import Study
 from prunetaylor.sweep.trial_files import trial_folder, write_error
@@ -63,7 +63,7 @@ class _Worker:
         return self.said.read()[-_TAIL:].strip()
 
 
-def run(crew: Crew, watch: Watch) -> None:
+def run(crew: EngineContext, watch: Watch) -> None:
     """Work on the sweep until no trial waits. KeyboardInterrupt and the like end the workers and go on."""
     _Team(crew).work(watch)
 
@@ -71,7 +71,7 @@ def run(crew: Crew, watch: Watch) -> None:
 class _Team:
     """The workers of this machine."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: EngineContext) -> None:
         self.crew = crew
         self.gpus = _gpus(crew)
         self.jobs: int = crew.options.get("jobs") or max(1, len(self.gpus))
@@ -134,7 +134,7 @@ class Unwatched:
         pass
 
 
-def alone(crew: Crew, cpus: int) -> str:
+def alone(crew: EngineContext, cpus: int) -> str:
     """One worker, wherever this is called: what the other engines start on their nodes. Returns how it ended.
 
     A signal with which a cluster ends its tasks ends the worker, which gives its trial back.
@@ -158,7 +158,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _start(crew: Crew, jobs: int, threads: int, gpu: str | None) -> _Worker:
+def _start(crew: EngineContext, jobs: int, threads: int, gpu: str | None) -> _Worker:
     name = new_name()
     env = {**os.environ, **environment(threads)}
     if gpu is not None:
@@ -181,7 +181,7 @@ def _start(crew: Crew, jobs: int, threads: int, gpu: str | None) -> _Worker:
     return _Worker(name, process, said, gpu)
 
 
-def _give_up(study: Study, crew: Crew, worker: _Worker, code: int) -> bool:
+def _give_up(study: Study, crew: EngineContext, worker: _Worker, code: int) -> bool:
     """A trial that a worker held as it ended has failed; whether it had one."""
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if code == -signal.SIGKILL:
@@ -209,7 +209,7 @@ def _end(study: Study, workers: list[_Worker]) -> None:
     workers.clear()
 
 
-def _gpus(crew: Crew) -> list[str]:
+def _gpus(crew: EngineContext) -> list[str]:
     """The GPUs to hand out, as CUDA_VISIBLE_DEVICES names them; none where the sweep's device is another."""
     if crew.device not in ("auto", "cuda") or not _may_have_gpu():
         return []

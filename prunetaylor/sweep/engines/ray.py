@@ -24,7 +24,7 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.runtime.cores import available
-from prunetaylor.sweep.crew import Crew, Watch
+from prunetaylor.sweep.crew import EngineContext, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man
 from prunetaylor.sweep.engines.local import alone
@@ -50,12 +50,12 @@ class Options(Section):
     """GPUs that Ray sets aside for a trial; a part of one lets trials share it."""
 
 
-def run(crew: Crew, watch: Watch) -> None:
+def run(crew: EngineContext, watch: Watch) -> None:
     """Work on the sweep until no trial waits. KeyboardInterrupt and the like end the tasks and go on."""
     _driver.run("ray", crew, watch)
 
 
-def drive(crew: Crew, watch: Watch) -> None:
+def drive(crew: EngineContext, watch: Watch) -> None:
     """Start the tasks and others for those that are lost, in a process of its own."""
     options = Options(**crew.options)
     terminated = signal.getsignal(signal.SIGTERM)
@@ -72,7 +72,7 @@ class _Tasks:
 
     pause = 0.3
 
-    def __init__(self, ray: Any, options: Options, crew: Crew) -> None:
+    def __init__(self, ray: Any, options: Options, crew: EngineContext) -> None:
         self.ray, self.options, self.crew = ray, options, crew
         self.threads = max(1, int(options.cpus))
         self.task = ray.remote(alone).options(

@@ -20,7 +20,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.files import own_folder
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.runtime.python_process import python, safe_path
-from prunetaylor.sweep.crew import Crew, EngineFailed, Watch
+from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man
 from prunetaylor.sweep.engines.local import alone
@@ -62,12 +62,12 @@ class Options(Section):
     """local: processes on this machine, to try a file out."""
 
 
-def run(crew: Crew, watch: Watch) -> None:
+def run(crew: EngineContext, watch: Watch) -> None:
     """Work on the sweep until no trial waits. KeyboardInterrupt and the like end the jobs and go on."""
     _driver.run("slurm", crew, watch)
 
 
-def drive(crew: Crew, watch: Watch) -> None:
+def drive(crew: EngineContext, watch: Watch) -> None:
     """Submit the jobs and others for those that are lost, in a process of its own."""
     options = Options(**crew.options)
     man(_Jobs(_executor(crew, options), options, crew, watch), open_study(crew.folder, crew.storage), watch)
@@ -78,7 +78,7 @@ class _Jobs:
 
     pause = 0.5
 
-    def __init__(self, executor: Any, options: Options, crew: Crew, watch: Watch) -> None:
+    def __init__(self, executor: Any, options: Options, crew: EngineContext, watch: Watch) -> None:
         self.executor, self.options, self.crew, self.watch = executor, options, crew, watch
         self.submitted = self.told = False
         self.asked = 0.0
@@ -163,7 +163,7 @@ def _result(job: Any) -> str | None:
     return f"job {job.job_id} was {said}" if said else None
 
 
-def _executor(crew: Crew, options: Options) -> Any:
+def _executor(crew: EngineContext, options: Options) -> Any:
     try:
         import submitit
     except ImportError as error:

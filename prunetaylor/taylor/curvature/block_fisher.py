@@ -18,7 +18,7 @@ from torch import Tensor
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.curvature.solve import Note
-from prunetaylor.taylor.memory import chunks
+from prunetaylor.taylor.memory import current_chunks
 
 _ELEMENTS = 1 << 24  # of the matrices that are factorised together: 128 MiB in float64
 _RAISES = 8
@@ -33,7 +33,7 @@ def relative_ridge(mean_diagonal: float, damping: float, kind: torch.dtype) -> f
 def blocks_bytes(weights: int, samples: int, size: int, wide: int) -> int:
     """What inverting the blocks of a layer takes: those that go together, five times over, and vectors."""
     each = samples * size + min(samples, size) ** 2
-    together = min(-(-weights // size), max(1, _ELEMENTS // chunks().systems // each))
+    together = min(-(-weights // size), max(1, _ELEMENTS // current_chunks().systems // each))
     return wide * (5 * together * each + 6 * weights)
 
 
@@ -77,7 +77,7 @@ class BlockFisher:
         """Where some blocks lie in the flattened weight, and their rows (blocks, n, c) in the widest type."""
         n, p = self.rows.shape
         size = min(self.size, p)
-        some = max(1, _ELEMENTS // chunks().systems // (n * size + min(n, size) ** 2))
+        some = max(1, _ELEMENTS // current_chunks().systems // (n * size + min(n, size) ** 2))
         whole = p // size * size
         edges = [*range(0, whole, some * size), whole]
         parts = [(low, high, size) for low, high in pairwise(edges)]

@@ -47,7 +47,7 @@ from prunetaylor.runtime.processes.exchange import tensors_from_main
 from prunetaylor.runtime.processes.group import main_process, world
 from prunetaylor.taylor.curvature.fit_code import code_digest
 from prunetaylor.taylor.curvature.solve import Note
-from prunetaylor.taylor.losses import Own
+from prunetaylor.taylor.losses import CustomLoss
 from prunetaylor.taylor.passes import Risk, first_pass
 
 WORTH_SECONDS = 0.02
@@ -109,7 +109,7 @@ class Cache:
         outputs = first_pass(risk.module, risk.batches).outputs
         assert outputs is not None
         loss = risk.objective.loss
-        if isinstance(loss, Own) and "objective" in settings:  # the error enters the fit
+        if isinstance(loss, CustomLoss) and "objective" in settings:  # the error enters the fit
             tensors = [*tensors, *loss.said(outputs.float(), risk.reference[: len(outputs)])]
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
         return hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.curvature.tape import Tape, layer_gradients, recording, sample_cuts
-from prunetaylor.taylor.memory import FLOAT, Sizes, chunks, sample_gradients
+from prunetaylor.taylor.memory import FLOAT, Sizes, current_chunks, sample_gradients
 from prunetaylor.taylor.objective import SampledFactors
 from prunetaylor.taylor.passes import Risk
 
@@ -85,7 +85,7 @@ class FisherRows:
     def passes(self) -> list[list[Layer]]:
         """The layers of each pass."""
         rows = [self.risk.batches.samples * layer.weight.numel() for layer in self.layers]
-        return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // chunks().rows)]
+        return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // current_chunks().rows)]
 
 
 def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
@@ -104,7 +104,7 @@ def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
 def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
     """The rows of one pass of :class:`FisherRows`, at most, and what making them takes besides."""
     rows = [sizes.samples * layer.weights for layer in sizes.layers]
-    parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // chunks().rows)]
+    parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // current_chunks().rows)]
     # Whoever goes through them may still hold those of a layer when the next pass starts.
     return FLOAT * (max(parts) + (max(rows) if len(parts) > 1 else 0)), sample_gradients(sizes)
 

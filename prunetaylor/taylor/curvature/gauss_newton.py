@@ -33,7 +33,7 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     for _, x, outputs, reference in risk.backward_batches(list(weights.values())):
         moved = _forward(risk.module, weights, along, x)  # J v
-        weighted = risk.objective.product(outputs.detach(), reference, moved)  # H J v
+        weighted = risk.objective.hvp(outputs.detach(), reference, moved)  # H J v
         back = torch.autograd.grad((outputs * weighted).sum(), list(weights.values()), allow_unused=True)  # J' H J v
         for name, g in zip(weights, back, strict=True):
             if g is not None:

@@ -206,7 +206,7 @@ def _directions(
 ) -> Iterator[tuple[Tensor, float, bool]]:
     """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
     if outputs.shape[1] <= EXACT_OUTPUTS:
-        factor = risk.objective.factor(outputs, reference)
+        factor = risk.objective.hessian_factor(outputs, reference)
         for k in range(factor.shape[2]):
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
         return

@@ -22,7 +22,7 @@ from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, 
 from prunetaylor.runtime.processes.exchange import all_sum, first_of
 from prunetaylor.runtime.processes.group import world
 from prunetaylor.taylor.memory import FLOAT, LayerSize, Sizes, forward
-from prunetaylor.taylor.passes import Watcher, sweep
+from prunetaylor.taylor.passes import ForwardHook, forward_own
 
 POSITIONS = 32
 """Output positions drawn from each sample, for layers that have more."""
@@ -269,14 +269,14 @@ def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, 
     """
     sums: dict[str, Accumulator] = {}
 
-    def watcher(layer: Layer, used: Prunable) -> Watcher:
+    def watcher(layer: Layer, used: Prunable) -> ForwardHook:
         def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             total = sums.setdefault(layer.name, Accumulator())
             total.add(*sampled_rows(used, x, y, where, start, samples))
 
         return add
 
-    watch: dict[nn.Module, Watcher] = {used: watcher(layer, used) for layer in layers for used in layer.modules}
-    for _ in sweep(module, batches, watch=watch):
+    watch: dict[nn.Module, ForwardHook] = {used: watcher(layer, used) for layer in layers for used in layer.modules}
+    for _ in forward_own(module, batches, watch=watch):
         pass
     return moments_of_all(sums)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunetaylor.core.beat import beat
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.taylor.memory import LayerSize, chunks
+from prunetaylor.taylor.memory import LayerSize, current_chunks
 
 BLOCK = 1024
 """Widest matrix that is factorised row by row. Of a wider one the inverse's diagonal is taken in blocks of columns
@@ -92,7 +92,7 @@ def row_batches(keep: Tensor) -> Iterator[Tensor]:
     """Indices of rows that are factorised together: rows that keep about as many columns, as many as fit a batch."""
     order = torch.argsort(keep.sum(1), stable=True)
     counts = keep.sum(1)[order].tolist()
-    room = _BATCH_ELEMENTS // chunks().systems
+    room = _BATCH_ELEMENTS // current_chunks().systems
     start = 0
     while start < len(order):
         # Rows come in rising order, so that the last of a batch says how wide its matrices are.
@@ -109,7 +109,7 @@ def systems_bytes(layer: LayerSize, wide: int, copies: float = 2.5) -> int:
     The systems, their factors or inverses, and masks. A matrix wider than BLOCK is taken in blocks of columns.
     """
     width = -(-layer.columns // -(-layer.columns // BLOCK))
-    together = min(layer.rows, max(1, _BATCH_ELEMENTS // chunks().systems // width**2))
+    together = min(layer.rows, max(1, _BATCH_ELEMENTS // current_chunks().systems // width**2))
     return int(wide * width**2 * (copies * together + 2)) + 3 * wide * layer.weights
 
 

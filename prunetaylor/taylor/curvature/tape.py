@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
-from prunetaylor.taylor.passes import Risk, Watcher, show
+from prunetaylor.taylor.passes import ForwardHook, Risk, forward_one
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -128,13 +128,13 @@ def _inputs(
     """What the layers read, call by call; with ``look`` it is shown instead of being kept."""
     found: list[Tensor] = []
 
-    def watcher(used: Prunable) -> Watcher:
+    def watcher(used: Prunable) -> ForwardHook:
         def seen(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             (look or found.append)(with_entries(used, x))
 
         return seen
 
-    show(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
+    forward_one(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
     return found
 
 
