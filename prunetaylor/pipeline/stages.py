@@ -64,7 +64,7 @@ class Stages:
     checkpoint_point: Callable[[], None] = lambda: None  # called wherever the state may be kept
     watch: ProgressMonitor = unwatched
     masks: dict[str, Tensor] = field(default_factory=dict)
-    done: list[Stage] = field(default_factory=list)
+    history: list[Stage] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     histogram: Histogram | None = None  # of the last stage that stands
     seen: list[Part] = field(default_factory=list)  # what the last stages were fitted to, for refinement
@@ -156,7 +156,7 @@ class Stages:
                 f"stages: most of the {plan.budget} that this run may take are used; each from here on removes its "
                 "share of what is left to remove"
             )
-        self.progress.phase(f"stage {len(self.done) + 1}", len(self.job.network.layers) + 3)
+        self.progress.phase(f"stage {len(self.history) + 1}", len(self.job.network.layers) + 3)
         self._stage(plan, self.calibration, self.intercepts)
 
     def _draw(self) -> None:

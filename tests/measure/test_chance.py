@@ -70,7 +70,7 @@ def test_who_is_told(network: Network, n: int, shares: list[float], key: str | N
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
         y = labels(n, shares, g)
-        found = doubt(answered(network(y, g), y, "classes"), "classes")
+        found = doubt(answered(network(y, g), y, "classification"), "classification")
         assert (found.key if found else None) == key
 
 
@@ -83,7 +83,7 @@ def test_a_problem_of_which_one_class_is_nearly_all_is_no_such_case(n: int, weig
         y = labels(n, [0.95, 0.05], g)
         seen = torch.randn(n, generator=g) + y
         odds = 4 * (seen - 0.5) if weighted else math.log(0.05 / 0.95) + seen - 0.5
-        assert doubt(answered(torch.stack([torch.zeros(n), odds], 1), y, "classes"), "classes") is None
+        assert doubt(answered(torch.stack([torch.zeros(n), odds], 1), y, "classification"), "classification") is None
 
 
 @pytest.mark.parametrize("n", [100, 1000, 10_000])
@@ -93,14 +93,14 @@ def test_false_alarms_are_rare_among_networks_that_are_hardly_useful(n: int) -> 
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
         y = labels(n, EVEN, g)
-        alarms += doubt(answered(weak(y, g), y, "classes"), "classes") is not None
+        alarms += doubt(answered(weak(y, g), y, "classification"), "classification") is not None
     assert alarms <= 15  # 5 % and two standard errors
 
 
 def test_two_labels_that_were_swapped() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(200, [0.5, 0.5], g)
-    found = doubt(answered(trained(1 - y, g, 2), y, "classes"), "classes")
+    found = doubt(answered(trained(1 - y, g, 2), y, "classification"), "classification")
     assert found is not None
     assert found.key == DENSE_AT_CHANCE
 
@@ -108,7 +108,7 @@ def test_two_labels_that_were_swapped() -> None:
 def test_the_shift_is_named() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(500, EVEN, g)
-    found = doubt(answered(shifted(y, g), y, "classes"), "classes")
+    found = doubt(answered(shifted(y, g), y, "classification"), "classification")
     assert found is not None
     assert "shifted by -1" in found.text
 
@@ -130,19 +130,19 @@ def test_answers_of_yes_or_no(outputs: int) -> None:
 def test_values_worse_than_their_mean() -> None:
     g = torch.Generator().manual_seed(0)
     y = 50 + torch.randn(200, 3, generator=g)
-    raw = answered((y - 50) / 7, y, "values")
-    found = doubt(raw, "values")
+    raw = answered((y - 50) / 7, y, "regression")
+    found = doubt(raw, "regression")
     assert found is not None
     assert found.key == DENSE_AT_CHANCE
-    assert doubt(answered(y + torch.randn(y.shape, generator=g) / 2, y, "values"), "values") is None
+    assert doubt(answered(y + torch.randn(y.shape, generator=g) / 2, y, "regression"), "regression") is None
     outlier = y.clone()
     outlier[0] += 1e6  # one sample is no certainty
-    assert doubt(answered(outlier, y, "values"), "values") is None
+    assert doubt(answered(outlier, y, "regression"), "regression") is None
 
 
 def test_the_constant_answer_is_the_best_of_its_kind() -> None:
     y = torch.tensor([0] * 30 + [1] * 10)
-    found = constant_answer(answered(torch.zeros(40, 2), y, "classes"), "classes")
+    found = constant_answer(answered(torch.zeros(40, 2), y, "classification"), "classification")
     assert found.metrics["top1"] == 75
     assert found.metrics["loss"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=0.05)
 
@@ -150,15 +150,15 @@ def test_the_constant_answer_is_the_best_of_its_kind() -> None:
 def test_a_glance_ends_where_a_network_is_plainly_better() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(256, EVEN, g)
-    assert plainly_better(answered(trained(y, g), y, "classes"), "classes")
-    assert not plainly_better(answered(untrained(y, g), y, "classes"), "classes")
-    assert not plainly_better(answered(shifted(y, g), y, "classes"), "classes")
+    assert plainly_better(answered(trained(y, g), y, "classification"), "classification")
+    assert not plainly_better(answered(untrained(y, g), y, "classification"), "classification")
+    assert not plainly_better(answered(shifted(y, g), y, "classification"), "classification")
 
 
 def test_many_classes_and_few_samples_of_each() -> None:
     g = torch.Generator().manual_seed(0)
     y = torch.randint(500, (25_000,), generator=g)
     at_random = torch.randn(25_000, 500, generator=g)
-    assert doubt(answered(at_random, y, "classes"), "classes") is not None
+    assert doubt(answered(at_random, y, "classification"), "classification") is not None
     useful = at_random + 0.5 * functional.one_hot(y, 500)  # right three times as often as chance, and sure of it
-    assert doubt(answered(3 * useful, y, "classes"), "classes") is None
+    assert doubt(answered(3 * useful, y, "classification"), "classification") is None

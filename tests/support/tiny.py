@@ -36,13 +36,13 @@ def risk(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    kind: str = "classification",
-    of: str = "divergence",
+    task: str = "classification",
+    kind: str = "divergence",
     size: int = 4,
     dense: nn.Module | None = None,
 ) -> Risk:
     """``dense`` is what the divergence is taken from: the module itself where it is not given."""
-    objective = Objective(kind, of)
+    objective = Objective(task, kind)
     samples = batches(x, y, size)
     outputs, targets = all_outputs(dense or module, samples)
     return Risk(module, samples, objective, objective.reference(outputs, targets))

@@ -18,7 +18,7 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import EngineContext, ProgressMonitor
+from prunetaylor.sweep.crew import EngineContext, Watch
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import leading, open_study, place, stored
@@ -53,7 +53,7 @@ Nobody = Seen
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:
     """Takes trials in this process, some of which fail."""
 
-    def run(crew: EngineContext, watch: ProgressMonitor) -> None:
+    def run(crew: EngineContext, watch: Watch) -> None:
         study = open_study(crew.folder, crew.storage)
         while (taken := study.take("me")) is not None:
             if taken.number in bad:

@@ -65,7 +65,7 @@ class Selector:
         keep_first: bool,
         repaired: float | None,
     ) -> Selection:
-        """Remove as much as ``plan`` allows by the predictions of ``holdout_model``, whose samples no weight is fitted to.
+        """Remove as much as ``plan`` allows by the predictions of ``holdout_model``, which no weight is fitted to.
 
         ``repaired``: what repair is expected to leave of the change that removal alone makes; None: nobody knows yet.
         """

@@ -111,7 +111,7 @@ def test_a_loss_of_ones_own_says_values_gradients_and_curvature(function: Callab
     one_by_one = [function(a[None], b[None]).sum() for a, b in zip(z, y, strict=True)]
     torch.testing.assert_close(values, torch.stack(one_by_one))
     torch.testing.assert_close(gradients, own.gradient(z, y))
-    torch.testing.assert_close(bent, own.product(z, y, rand(5, 3)))
+    torch.testing.assert_close(bent, own.hvp(z, y, rand(5, 3)))
 
 
 def test_no_cache_no_files(tmp_path: Path) -> None:

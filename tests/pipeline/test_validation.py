@@ -17,14 +17,14 @@ from support.toys import mlp
 
 
 def said(
-    values: dict[str, object], epochs: int = 1, kind: Task = "classification", *, labelled: bool = True
+    values: dict[str, object], epochs: int = 1, task: Task = "classification", *, labelled: bool = True
 ) -> list[str]:
-    return check_finetuning(from_values(values).config, epochs, kind, labelled=labelled)
+    return check_finetuning(from_values(values).config, epochs, task, labelled=labelled)
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
 @pytest.mark.parametrize(
-    ("regression", "message"),
+    ("values", "message"),
     [
         ({"finetune.rewind": True}, r"finetune\.rewind applies to gradual schedules.*\n.*cubic"),
         ({"prune.during": 2.0}, r"prune\.during applies to gradual schedules.*\n.*cubic"),
@@ -88,7 +88,7 @@ DAMPING = {"prune.damping": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("method", "regression", "named"),
+    ("method", "values", "named"),
     [
         ("obs", NEVER | STEPS, ["refine_steps", "refine_by"]),
         ("obs", STEPS, []),

@@ -20,7 +20,7 @@ from prunetaylor.network.checkpoint.write import write_model, write_pt
 from prunetaylor.runtime.torchvision_import import import_torchvision
 from prunetaylor.runtime.user_code import load_object
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def tv(name, **args):

@@ -79,7 +79,7 @@ def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: s
     zero = torch.zeros(()).double()
     found = taylor(module, x).predict(d)
     assert abs(found.first) < 1e-7
-    assert found.quadratic_form == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
+    assert found.second == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
     assert found.share < 1e-4
 
 
@@ -103,14 +103,14 @@ def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> N
     for seed in range(3):
         d = step(module, seed)
         v = torch.cat([d[n].flatten() for n in names]).double()
-        assert model.predict(d).quadratic_form == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
+        assert model.predict(d).second == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("task", "kind"), [("classification", "task"), ("regression", "task"), ("regression", "divergence")]
 )
-def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, of: str) -> None:
+def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, kind: str) -> None:
     module, x, y = case(name)
     y = y if task == "classification" else rand(6, 3, seed=9)
     d = step(module)
@@ -119,12 +119,12 @@ def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, of: str) -
     if task == "classification":
         gradient = z.softmax(1) - nn.functional.one_hot(y, 3)
     else:
-        gradient = z - (y.double() if of == "task" else z)
+        gradient = z - (y.double() if kind == "task" else z)
     moved = sum(torch.einsum("nk...,...->nk", j, d[k].double()) for k, j in jacobians(module, x, list(d)).items())
     second = torch.einsum("ni,nij,nj->", moved, output_hessian(z, task), moved) / 12
-    found = taylor(module, x, y, task=task, of=of).predict(d)
+    found = taylor(module, x, y, task=task, kind=kind).predict(d)
     assert found.first == pytest.approx(float((gradient * moved).sum()) / 6, rel=1e-4, abs=1e-7)
-    assert found.quadratic_form == pytest.approx(float(second), rel=1e-4)
+    assert found.second == pytest.approx(float(second), rel=1e-4)
 
 
 def test_first_term_is_the_gradient_s() -> None:
@@ -143,7 +143,7 @@ def test_predictions_do_not_depend_on_the_batch_size(size: int) -> None:
     module, x, y = case("normed")
     d = step(module)
     wanted, found = (taylor(module, x, y, kind="task", size=s).predict(d) for s in (3, size))
-    assert (found.first, found.quadratic_form) == pytest.approx((wanted.first, wanted.quadratic_form), rel=1e-5)
+    assert (found.first, found.second) == pytest.approx((wanted.first, wanted.second), rel=1e-5)
 
 
 def by_differences(module: nn.Module, x: Tensor, d: dict[str, Tensor]) -> float:
@@ -165,17 +165,17 @@ def test_batch_norm_statistics_may_move_and_integer_buffers_do_not(make: Callabl
     d = step(module) | {"1.running_mean": 0.2 * rand(3, seed=7), "1.running_var": 0.2 * rand(3, seed=8)}
     model = taylor(module, x)
     found = model.predict(d | {"1.num_batches_tracked": torch.tensor(7)})
-    assert found.quadratic_form == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert found.second == pytest.approx(by_differences(module, x, d), rel=1e-3)
     alone = {"1.running_mean": d["1.running_mean"]}
-    assert model.predict(alone).quadratic_form == pytest.approx(by_differences(module, x, alone), rel=1e-3)
-    assert found.quadratic_form > 0
+    assert model.predict(alone).second == pytest.approx(by_differences(module, x, alone), rel=1e-3)
+    assert found.second > 0
 
 
 @pytest.mark.parametrize("make", [Attention, Encoder])
 def test_attention(make: Callable[[], nn.Module]) -> None:
     module, x = make().eval(), rand(6, 5, 4)
     d = step(module)
-    assert taylor(module, x).predict(d).quadratic_form == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert taylor(module, x).predict(d).second == pytest.approx(by_differences(module, x, d), rel=1e-3)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -184,7 +184,7 @@ def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
     model, d = taylor(module, x), 0.3 * rand(3, 3)
     wanted = by_differences(module, x, {"a.weight": d})
     for displacement in ({"a.weight": d}, {"b.weight": d}, {"a.weight": d, "b.weight": d}):
-        assert model.predict(displacement).quadratic_form == pytest.approx(wanted, rel=1e-3)
+        assert model.predict(displacement).second == pytest.approx(wanted, rel=1e-3)
 
 
 def test_nothing_moves_nothing() -> None:
@@ -192,7 +192,7 @@ def test_nothing_moves_nothing() -> None:
     model = taylor(module, x, y, kind="task")
     for displacement in ({}, {k: torch.zeros_like(v) for k, v in model.state.items()}):
         found = model.predict(displacement)
-        assert (found.first, found.quadratic_form, found.share) == (0, 0, 0)
+        assert (found.first, found.second, found.share) == (0, 0, 0)
 
 
 def test_the_expansion_stays_where_it_was_made() -> None:

@@ -181,7 +181,7 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(
     stage, since_dense, since, calls = Stages._stage, Stages._since_dense, [], []
 
     def counted(self: Stages, *args: Any) -> tuple[float, float, float]:
-        calls.append(len(self.done))
+        calls.append(len(self.history))
         return since_dense(self, *args)
 
     def watched(self: Stages, plan: Any, calibration: Any, intercepts: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: 
         back.append({})
         before, drawn, masks = stages.snapshot(self.job.network.module), self.histogram, self.masks
         stage(self, *args)
-        if not self.done[-1].accepted:
+        if not self.history[-1].accepted:
             assert "bn1.running_mean" in back[-1]["moved"]
             assert drawn is not None
             assert self.histogram is drawn

@@ -19,7 +19,7 @@ def conv() -> nn.Module:
 
 def fitted(of: str) -> TaylorModel:
     torch.manual_seed(0)
-    return taylor(conv(), rand(30, 2, 3, 3), torch.arange(30) % 3, of=of, damping=DAMPING)
+    return taylor(conv(), rand(30, 2, 3, 3), torch.arange(30) % 3, kind=of, damping=DAMPING)
 
 
 def least(w: Tensor, g: Tensor, f: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def newton(model: TaylorModel, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = [least(torch.zeros_like(flat[r]), flat[r], f[r], kept[r])[1] for r in range(len(flat))]
         steps[layer.parameter] = layer.tensor(torch.stack(rows).view_as(g))
     found = model.predict({name: step.float() for name, step in steps.items()})
-    share = -found.first / (2 * found.quadratic_form)
+    share = -found.first / (2 * found.second)
     assert 0 < share < 1
     return {name: share * step for name, step in steps.items()}
 
@@ -134,5 +134,5 @@ def test_scores_are_in_units_of_the_error() -> None:
         d = torch.zeros_like(w)
         d[row] = -w[row, column] / inverse[column, column] * inverse[column]
         assert float(scores["weight"][row, column]) == pytest.approx(
-            model.predict({"weight": d.float()}).quadratic_form, rel=1e-4
+            model.predict({"weight": d.float()}).second, rel=1e-4
         )

@@ -33,7 +33,7 @@ def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:
 def matched(
     module: nn.Module, dense: nn.Module, masks: Mapping[str, Tensor], x: Tensor, held: Tensor, **how: Any
 ) -> list[MatchState]:
-    task, size = how.pop("kind", "classification"), how.pop("size", len(x))
+    task, size = how.pop("task", "classification"), how.pop("size", len(x))
     layers = Network.from_module(module).layers
     return list(
         Matching(
@@ -169,7 +169,7 @@ class Kept(nn.Module):
 
     def __init__(self, again: bool) -> None:
         super().__init__()
-        self.again, self.first, self.quadratic_form, self.last = (
+        self.again, self.first, self.second, self.last = (
             again,
             nn.Linear(3, 5),
             nn.Linear(5, 5),
@@ -182,7 +182,7 @@ class Kept(nn.Module):
         return self.last(again)
 
     def _inner(self, y: Tensor) -> Tensor:
-        return self.quadratic_form(y).relu_()
+        return self.second(y).relu_()
 
 
 def test_activations_that_are_computed_again_count_once() -> None:

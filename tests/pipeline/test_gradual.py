@@ -60,7 +60,7 @@ def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
 
     def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration, *judge: TaylorModel) -> TaylorModel:
         at = sum(float(p.detach().double().abs().sum()) for p in network.module.parameters())
-        fitted.setdefault(len(self.done), set()).add(at)
+        fitted.setdefault(len(self.history), set()).add(at)
         return model(self, network, risk, calibration, *judge)
 
     monkeypatch.setattr(Stages, "_model", seen)

@@ -46,7 +46,7 @@ def test_a_step_of_which_the_curvature_says_no_end_is_not_taken() -> None:
     model = taylor(module, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), kind="task")
     step = {"weight": -model.gradient["weight"]}
     found = model.predict(step)
-    assert (found.first < 0, found.quadratic_form) == (True, 0.0)
+    assert (found.first < 0, found.second) == (True, 0.0)
     assert newton_share(model, step) == 0.0
 
 
@@ -59,5 +59,5 @@ def test_a_step_that_only_its_own_samples_want_is_not_taken() -> None:
     x, noise = rand(40, 40).double(), rand(40, 1, seed=1).double()
     step = {"weight": torch.linalg.lstsq(x, noise).solution.T.float()}
     assert newton_share(model, step) > 0.9
-    model.judge = taylor(module, rand(400, 40, seed=2), rand(400, 1, seed=3), task="regression", kind="task")
+    model.holdout_model = taylor(module, rand(400, 40, seed=2), rand(400, 1, seed=3), task="regression", kind="task")
     assert newton_share(model, step) < 0.1

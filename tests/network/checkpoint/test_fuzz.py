@@ -12,7 +12,7 @@ import pytest
 from support.fuzz_reader import CACHE_KEY, CPU_SECONDS
 from support.mutants import mutant, seeds
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def written(kind: str, content: bytes, folder: Path) -> Path:

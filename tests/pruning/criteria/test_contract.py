@@ -94,13 +94,13 @@ def test_it_goes_by_the_gradient_where_it_says_so(criterion: str) -> None:
     assert same != registry.load("pruning/criteria", criterion).FIRST_ORDER
 
 
-@pytest.mark.parametrize("of", ["task", "divergence"])
+@pytest.mark.parametrize("kind", ["task", "divergence"])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("criterion", NAMES)
-def test_a_finite_score_for_every_prunable_weight(criterion: str, name: str, of: str) -> None:
+def test_a_finite_score_for_every_prunable_weight(criterion: str, name: str, kind: str) -> None:
     module, x, y = case(name)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    model = taylor(module, x, y, of=of)
+    model = taylor(module, x, y, kind=kind)
     scores = scored(criterion, model, model.network)
     assert {k: v.shape for k, v in scores.items()} == {
         layer.parameter: layer.weight.shape for layer in model.network.layers

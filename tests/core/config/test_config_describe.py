@@ -13,7 +13,7 @@ from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 METHODS = registry.names("pruning/criteria")
 
 

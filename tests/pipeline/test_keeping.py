@@ -30,7 +30,7 @@ def keep(path: Path, before: Callable[[FolderStateStore], None]) -> None:
         keeper = FolderStateStore(folder, 0, IDENTITY)
         with at_moments(keeper):
             before(keeper)
-            keeper.keep(STATE)
+            keeper.save(STATE)
 
 
 def kept(path: Path) -> Path:
@@ -42,7 +42,7 @@ def kept(path: Path) -> Path:
 
 def left(path: Path) -> Any:
     with RunFolder.create(path, "m", resume=True) as folder:
-        return FolderStateStore(folder, 0, IDENTITY).left()
+        return FolderStateStore(folder, 0, IDENTITY).load()
 
 
 def flipped(content: bytes) -> bytes:
@@ -144,7 +144,7 @@ def test_a_full_disk_is_called_so_whatever_was_being_written(tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def state(folder: RunFolder) -> None:
-        FolderStateStore(folder, 0, IDENTITY).keep({"weights": torch.zeros(3_000_000)})
+        FolderStateStore(folder, 0, IDENTITY).save({"weights": torch.zeros(3_000_000)})
 
     def text(folder: RunFolder) -> None:
         folder.write_text("config.yaml", "seed: 0")

@@ -12,7 +12,7 @@ import pytest
 
 from prunetaylor.core.requirements import install_hint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
 EXTRAS = [line for text in SETUP["options.extras_require"].values() for line in text.split() if "[" not in line]

@@ -18,7 +18,7 @@ from prunetaylor.pruning.criteria._subset import best_subset, eliminate
 from prunetaylor.taylor.curvature.fisher import fisher_rows
 from support.tiny import rand, taylor
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "joint.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "joint.py"
 
 
 class Dense:

@@ -19,21 +19,21 @@ def smooth_l1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 OWN = CustomLoss.from_function("tests:smooth_l1", smooth_l1)
 TASKS = ["classification", "binary", "regression", OWN]
-ALL = [(task, of) for task in TASKS for of in ("task", "divergence")]
+ALL = [(task, kind) for task in TASKS for kind in ("task", "divergence")]
 
 
-def case(task: Task, of: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
+def case(task: Task, kind: str) -> tuple[Objective, torch.Tensor, torch.Tensor]:
     z = 2 * rand(5, 4).double()
     labels = torch.tensor([0, 3, 1, 1, 2])
     reference = 2 * rand(5, 4, seed=1).double()
-    if of == "task":
+    if kind == "task":
         reference = {"classification": labels, "binary": (reference > 0).double()}.get(str(task), reference)
-    return Objective(task, of), z, reference
+    return Objective(task, kind), z, reference
 
 
 @pytest.mark.parametrize(("task", "kind"), ALL)
-def test_gradient_and_curvature_are_those_of_the_values(task: Task, of: str) -> None:
-    objective, z, reference = case(task, of)
+def test_gradient_and_curvature_are_those_of_the_values(task: Task, kind: str) -> None:
+    objective, z, reference = case(task, kind)
 
     def value(z: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
         return objective.values(z.unsqueeze(0), r.unsqueeze(0)).squeeze(0)
@@ -82,8 +82,8 @@ def test_extreme_outputs_stay_finite() -> None:
     z = torch.tensor([[1e4, -1e4, 0.0]])
     zeros = torch.zeros(1, 3)
     cases = [("classification", "divergence", -z), ("classification", "task", torch.tensor([0]))]
-    for task, of, r in [*cases, ("binary", "divergence", -z), ("binary", "task", zeros)]:
-        objective = Objective(task, of)
+    for task, kind, r in [*cases, ("binary", "divergence", -z), ("binary", "task", zeros)]:
+        objective = Objective(task, kind)
         for found in (objective.values(z, r), objective.gradient(z, r), objective.hessian_factor(z, r)):
             assert bool(torch.isfinite(found).all())
 

@@ -38,14 +38,14 @@ class Memory:
     def __init__(self, stop_at: int | None = None, left: bytes | None = None) -> None:
         self.stop_at, self.moments, self.kept = stop_at, 0, left
 
-    def left(self) -> Mapping[str, Any] | None:
+    def load(self) -> Mapping[str, Any] | None:
         return None if self.kept is None else torch.load(io.BytesIO(self.kept), weights_only=True)
 
     def due(self) -> bool:
         self.moments += 1
         return self.stop_at is None or self.moments == self.stop_at
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any]) -> None:
         file = io.BytesIO()
         torch.save(dict(state), file)
         self.kept = file.getvalue()
@@ -60,8 +60,8 @@ class Every(Memory):
         super().__init__(left=left)
         self.all: list[bytes] = []
 
-    def keep(self, state: Mapping[str, Any]) -> None:
-        super().keep(state)
+    def save(self, state: Mapping[str, Any]) -> None:
+        super().save(state)
         assert self.kept is not None
         self.all.append(self.kept)
 
@@ -269,7 +269,7 @@ def test_a_run_goes_on_with_as_many_threads_as_it_began_with(conv: nn.Module, mo
     before = torch.get_num_threads()
     assert state["threads"] == before
     other = Memory(10**9)
-    other.keep({**state, "threads": before + 1})
+    other.save({**state, "threads": before + 1})
     seen = set()
     monkeypatch.setattr(Silent, "phase", lambda self, name, total=None: seen.add(torch.get_num_threads()))
     pruned(conv, settings, other)

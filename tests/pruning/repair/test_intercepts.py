@@ -23,7 +23,7 @@ class Net(nn.Module):
     def __init__(self, wire: object) -> None:
         super().__init__()
         self.a, self.b = conv(), conv()
-        self.first, self.quadratic_form = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.first, self.second = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
         self.wire = wire
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def test_a_bare_layer() -> None:
 
 def test_norms_are_paired_by_wiring_not_by_name() -> None:
     def crossed(m: Net, x: Tensor) -> Tensor:
-        return m.first(m.b(m.quadratic_form(m.a(x))))
+        return m.first(m.b(m.second(m.a(x))))
 
     found = intercepts(Net(crossed), 2, 3, 3)
     assert found == {"a": Intercept("second.running_mean", -1), "b": Intercept("first.running_mean", -1)}
@@ -60,7 +60,7 @@ def test_a_norm_of_two_layers_is_not_paired() -> None:
 def test_a_layer_of_two_norms_is_not_paired() -> None:
     def forked(m: Net, x: Tensor) -> Tensor:
         y = m.a(x)
-        return m.first(y) + m.quadratic_form(y)
+        return m.first(y) + m.second(y)
 
     assert intercepts(Net(forked), 2, 3, 3) == {}
 
@@ -97,7 +97,7 @@ def test_a_norm_whose_input_a_skip_connection_reads_too_absorbs_nothing() -> Non
 
     def skipped(m: Net, x: Tensor) -> Tensor:
         y = m.a(x)
-        return m.quadratic_form(m.b(m.first(y).relu())) + y
+        return m.second(m.b(m.first(y).relu())) + y
 
     net = Net(skipped)
     with torch.no_grad():

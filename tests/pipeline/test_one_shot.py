@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "one_shot.py"
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "one_shot.py"
 
 
 @pytest.fixture
