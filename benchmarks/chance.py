@@ -2,7 +2,7 @@
 
     python benchmarks/chance.py          # some minutes
 
-Rows go to chance.jsonl; the table stands in docs/chance.md.
+Rows go to chance.jsonl; the table stands in docs/explanation/chance.md.
 """
 
 from __future__ import annotations

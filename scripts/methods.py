@@ -1,4 +1,4 @@
-"""Write the table of docs/methods.md anew, from what the files of criteria/ state, whenever a method has changed."""
+"""Write the table of docs/reference/methods.md anew, from what the files of criteria/ state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prunetaylor.core.config.describe import methods_table
 
-PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "methods.md"
 BEGIN, END = "<!-- methods: written by scripts/methods.py -->\n", "<!-- end of methods -->\n"
 
 

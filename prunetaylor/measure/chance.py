@@ -14,7 +14,8 @@ trained with weighted classes may be right less often than the majority (1) at a
 margin is 2 % of the way from chance to always right, though at most half of what chance is: a network with labels
 mixed up at random *is* at chance, and no number of samples would show it to be below.
 
-Of answers that are values the loss alone is compared, with that of the mean. docs/chance.md has the error rates.
+Of answers that are values the loss alone is compared, with that of the mean. docs/explanation/chance.md has the
+error rates.
 """
 
 from __future__ import annotations

@@ -85,7 +85,10 @@ def scores_to_json(scores: Scores, configuration: Mapping[str, Any]) -> dict[str
 
 
 def verdict_to_json(verdict: Verdict, configuration: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What ``check --json`` prints, by docs/verdict.schema.json; ``configuration`` is the resolved one, nested."""
+    """Return what ``check --json`` prints (docs/reference/verdict.schema.json).
+
+    ``configuration`` is the resolved one, nested.
+    """
     found = asdict(verdict)
     checks = [{**asdict(check), "bound": check.bound} for check in verdict.checks]
     head = {"schema_version": SCHEMA_VERSION, "verdict": verdict.status, "exit_code": verdict.exit_code}

@@ -28,8 +28,8 @@ INSTALLING = {"install", "extras", "torch-index"}
 
 
 def block(page: str, language: str) -> str:
-    """The first fenced block of a language in a page of docs/."""
-    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    """The first fenced block of a language in a page of docs/how-to/."""
+    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / page).read_text(), re.DOTALL)
     assert found, f"{page} has no {language}"
     return found[1]
 
@@ -97,7 +97,7 @@ def test_the_actions_limits_are_the_commands() -> None:
 
 
 def workflow() -> list[dict[str, Any]]:
-    found = yaml.safe_load(block("github-actions.md", "yaml"))
+    found = yaml.safe_load(block("gate-in-github.md", "yaml"))
     assert found[True] == ["pull_request"]  # YAML 1.1 takes "on" for true; GitHub does not
     steps: list[dict[str, Any]] = found["jobs"]["gate"]["steps"]
     return steps
@@ -156,7 +156,7 @@ def test_no_input_is_run(here: Path) -> None:
 
 
 def test_the_gitlab_job(here: Path) -> None:
-    [(name, job)] = yaml.safe_load(block("gitlab.md", "yaml")).items()
+    [(name, job)] = yaml.safe_load(block("gate-in-gitlab.md", "yaml")).items()
     assert name == "compression-gate"
     assert job["allow_failure"] == {"exit_codes": [4]}
     assert job["artifacts"]["reports"]["junit"] == "gate.xml"
@@ -170,7 +170,7 @@ def test_the_gitlab_job(here: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_makefile_judges_once(here: Path) -> None:
-    (here / "Makefile").write_text(block("make.md", "make"))
+    (here / "Makefile").write_text(block("gate-in-make.md", "make"))
     done = shell(here, "make gate")
     assert done.returncode == 0, done.stderr
     assert judged(here) == 0
@@ -187,26 +187,27 @@ def test_the_makefile_judges_once(here: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("git") is None, reason="make and git are needed")
 def test_the_hook_stops_a_push(here: Path) -> None:
     (here / "Makefile").write_text("gate:\n\texit 3\n")
-    assert shell(here, f"git init -q . && {block('make.md', 'bash')}").returncode == 0
+    assert shell(here, f"git init -q . && {block('gate-in-make.md', 'bash')}").returncode == 0
     assert shell(here, ".git/hooks/pre-push").returncode == 2
 
 
 def scripts() -> list[str]:
     """Every shell script of the templates, with the variables that are set beside it filled in."""
     found = [step["run"] for step in ACTION["runs"]["steps"]]
-    for page in ("github-actions.md", "gitlab.md"):
-        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
+    for page in ("gate-in-github.md", "gate-in-gitlab.md"):
+        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how-to" / page).read_text(), re.DOTALL):
             document = yaml.safe_load(text)
             steps = (
                 document if isinstance(document, list) else document.get("jobs", {}).get("gate", {}).get("steps", [])
             )
             found += [step["run"] for step in steps if "run" in step]
-            for job in document.values() if page == "gitlab.md" else ():
+            for job in document.values() if page == "gate-in-gitlab.md" else ():
                 assert job["variables"]["PIP_CACHE_DIR"].startswith("$CI_PROJECT_DIR/.cache/")
                 assert job["cache"]["paths"] == [".cache/"]
                 lines = "\n".join([*job["before_script"], *job["script"]])
                 found.append(re.sub(r"\$([A-Z]+)", lambda name, job=job: job["variables"][name[1]], lines))
-    makefile = "\n".join(re.findall(r"```make\n(.*?)```", (ROOT / "docs" / "make.md").read_text(), re.DOTALL))
+    page = (ROOT / "docs" / "how-to" / "gate-in-make.md").read_text()
+    makefile = "\n".join(re.findall(r"```make\n(.*?)```", page, re.DOTALL))
     values = dict(re.findall(r"^(\w+) \?= (.*)$", makefile, re.MULTILINE))
     recipes = "\n".join(line.strip() for line in makefile.splitlines() if line.startswith("\t")).replace("$@", "stamp")
     return [*found, re.sub(r"\$\((\w+)\)", lambda name: values[name[1]], recipes)]

@@ -60,7 +60,7 @@ np.savez("data.npz", x_train=x.numpy(), y_train=y.numpy(), x_test=x_test.numpy()
 
 
 def blocks(page: str, language: str) -> list[str]:
-    found: list[str] = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "how-to" / page).read_text(), re.DOTALL)
     return found
 
 
@@ -130,7 +130,7 @@ def place(request: pytest.FixtureRequest, package: Path, url: str, tmp_path_fact
     work = folder / "work"
     work.mkdir()
     here = Place(work, empty_environment(folder / "venv"), url, package, request.param == "own")
-    gate, prune = (next(iter(yaml.safe_load(text).values())) for text in blocks("gitlab.md", "yaml"))
+    gate, prune = (next(iter(yaml.safe_load(text).values())) for text in blocks("gate-in-gitlab.md", "yaml"))
     job(here, prune, before=lambda: equip(here))
     job(here, gate)
     return here
@@ -166,7 +166,7 @@ def test_gitlab(place: Place) -> None:
 
 def test_github(place: Place) -> None:
     action = yaml.safe_load((ROOT / "action.yml").read_text())
-    [workflow, more] = blocks("github-actions.md", "yaml")
+    [workflow, more] = blocks("gate-in-github.md", "yaml")
     [step] = [s for s in yaml.safe_load(workflow)["jobs"]["gate"]["steps"] if s.get("id") == "gate"]
     given = step["with"] | {"torch-index": ""}
     if place.own:
@@ -187,7 +187,7 @@ def test_github(place: Place) -> None:
 
 
 def test_make(place: Place) -> None:
-    text = "\n".join(blocks("make.md", "make"))
+    text = "\n".join(blocks("gate-in-make.md", "make"))
     (place.work / "Makefile").write_text(place.adapted(text))
     (place.work / "runs" / "model-1" / "model.safetensors").unlink()
     said = place.run("make gate")

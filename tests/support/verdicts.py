@@ -16,7 +16,7 @@ from prunetaylor.measure.disagreements import mcnemar
 
 ROOT = Path(__file__).parents[2]
 JUNIT = xmlschema.XMLSchema10(str(ROOT / "tests" / "report" / "junit.xsd"))
-SCHEMA = json.loads((ROOT / "docs" / "verdict.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "docs" / "reference" / "verdict.schema.json").read_text())
 
 
 def assert_valid_junit(text: str) -> None:

@@ -81,7 +81,7 @@ def test_the_schema_and_the_check_of_a_key_take_the_same_words(key: str) -> None
 
 
 def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
-    shown, page = explain("prune.method"), (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    shown, page = explain("prune.method"), (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     assert methods_table() in page, "run scripts/methods.py"
     for name in METHODS:
         facts = registry.facts("pruning/criteria", name)
