@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from prunetaylor.core.results.outcome import Trial
-from prunetaylor.report.sweep import ended, live
+from prunetaylor.report.terminal.sweep import ended, live
 from prunetaylor.sweep.trial_files import alerts, phase
 
 from . import screen

@@ -122,7 +122,7 @@ def check(
 
         say_json(verdict_to_json(verdict, resolved.config.model_dump()))
     else:
-        from prunetaylor.report.verdict import print_verdict
+        from prunetaylor.report.terminal.verdict import print_verdict
 
         from .screen import console
 
@@ -138,7 +138,7 @@ def announce(verdict: Verdict) -> list[OutputError]:
     What cannot be written comes back, to be raised when the rest is written and the verdict shown.
     """
     from prunetaylor.core.errors import OutputError
-    from prunetaylor.report.github import annotate, write_outputs, write_summary
+    from prunetaylor.report.ci.github import annotate, write_outputs, write_summary
 
     failed = []
     for write in (write_summary, write_outputs):
@@ -165,8 +165,8 @@ def _write(verdict: Verdict, junit: Path | None, markdown: Path | None) -> list[
     """Write the files that were asked for; what cannot be written comes back as errors, when all others are."""
     from prunetaylor.core.errors import OutputError
     from prunetaylor.core.files import write_text
-    from prunetaylor.report.junit import to_junit
-    from prunetaylor.report.markdown import to_markdown
+    from prunetaylor.report.ci.junit import to_junit
+    from prunetaylor.report.ci.markdown import to_markdown
 
     failed = []
     for file, render in ((junit, to_junit), (markdown, to_markdown)):

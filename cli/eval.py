@@ -82,7 +82,7 @@ def evaluate(
         found = side_to_json(side, resolved.config.metric, time.monotonic() - start, str(job.device), job.warnings)
         say_json(found)
         return
-    from prunetaylor.report.terminal import print_side
+    from prunetaylor.report.terminal.run import print_side
 
     from .screen import console
 

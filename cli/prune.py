@@ -148,7 +148,7 @@ def prune(
     elif outcome is None:
         say(f"{document['files']['folder']} is already finished; nothing was changed")
     else:
-        from prunetaylor.report.terminal import print_outcome
+        from prunetaylor.report.terminal.run import print_outcome
 
         print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
     # a run that was finished before ends as it ended then
@@ -173,7 +173,7 @@ def _say_next(config: Config, outcome: PruneResult, folder: str) -> None:
 
 def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
     """Show the verdict where people and GitHub look; its exit code."""
-    from prunetaylor.report.verdict import conclusion, print_verdict
+    from prunetaylor.report.terminal.verdict import conclusion, print_verdict
 
     from .check import announce
 

@@ -49,7 +49,7 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
 
 def page(folder: Path, home: Path) -> str:
     """The page of what is in ``folder``, by the file that says what that is, to lie in the folder ``home``."""
-    from prunetaylor.report.run_page import run_page
+    from prunetaylor.report.html.run_page import run_page
     from prunetaylor.sweep.folder import is_sweep
 
     if is_sweep(folder):

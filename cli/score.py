@@ -101,6 +101,6 @@ def score(
     if state.verbosity < 0:
         click.echo("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")
         return
-    from prunetaylor.report.scores import print_scores
+    from prunetaylor.report.terminal.scores import print_scores
 
     print_scores(console(), scores, verbose=state.verbosity > 0, said=progress.notes)

@@ -106,7 +106,7 @@ def _duplicate(stdout: TextIO) -> TextIO | None:
 
 def console(**options: Any) -> Console:
     """The console on stdout, or on stderr with ``stderr=True``: nothing in a text is taken for markup or obeyed."""
-    from prunetaylor.report.console import PlainConsole
+    from prunetaylor.report.terminal.console import PlainConsole
 
     return PlainConsole(**options) if options.get("stderr") else PlainConsole(file=result(), **options)
 

@@ -254,8 +254,8 @@ def _finish(
     elif state.verbosity < 0:
         say_path(str(folder))
     else:
-        from prunetaylor.report.sweep import print_sweep
-        from prunetaylor.report.terminal import print_list
+        from prunetaylor.report.terminal.run import print_list
+        from prunetaylor.report.terminal.sweep import print_sweep
 
         from .screen import console
 
@@ -307,7 +307,7 @@ def _again(folder: Path, storage: str | None, sweep: Sweep) -> str:
 
 def page_of(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, home: Path) -> str:
     """The page of the sweep in ``folder``, as it is to lie in the folder ``home``."""
-    from prunetaylor.report.sweep_page import sweep_page
+    from prunetaylor.report.html.sweep_page import sweep_page
     from prunetaylor.sweep.results import accuracy, best_config, links
 
     value, sign = accuracy(found.objectives, found.trials)
@@ -329,7 +329,7 @@ def page(folder: Path, home: Path) -> str:
 
 def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:
     """Draw accuracy against cost, if there is anything to draw; the files."""
-    from prunetaylor.report.plot import Point, draw
+    from prunetaylor.report.pareto import Point, draw
     from prunetaylor.sweep.results import accuracy
 
     value, sign = accuracy(found.objectives, found.trials)

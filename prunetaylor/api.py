@@ -26,9 +26,9 @@ from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE, RunFolder
 from prunetaylor.pipeline.job import Job, absolute, make_job, open_job
 from prunetaylor.pipeline.validation import check_from_python
-from prunetaylor.report.bar import Bar, in_notebook
-from prunetaylor.report.brief import notebook, outcome_lines
 from prunetaylor.report.json_report import to_json
+from prunetaylor.report.summary import notebook, outcome_lines
+from prunetaylor.report.terminal.progress_bar import Bar, in_notebook
 from prunetaylor.runtime.device import pick_device
 
 __all__ = ["Result", "prune", "score"]

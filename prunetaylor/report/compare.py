@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from prunetaylor.report import figures
-from prunetaylor.report.fields import title
+from prunetaylor.report.html import figures
+from prunetaylor.report.html.page import clip, figure, flat, render
 from prunetaylor.report.json_report import SCHEMA_VERSION
-from prunetaylor.report.page import clip, figure, flat, render
-from prunetaylor.report.terminal import count, new_table, number, percent, print_list, shorten, size
+from prunetaylor.report.terminal.run import count, new_table, number, percent, print_list, shorten, size
+from prunetaylor.report.titles import title
 
 Document = Mapping[str, Any]
 

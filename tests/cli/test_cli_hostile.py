@@ -121,12 +121,14 @@ def test_there_is_one_way_to_the_terminal() -> None:
         where = str(file.relative_to(ROOT))
         for name, argument in calls(file):
             if name.endswith("Console"):
-                assert where == "prunetaylor/report/console.py" or name == "PlainConsole", f"{where} makes a console"
+                assert where == "prunetaylor/report/terminal/console.py" or name == "PlainConsole", (
+                    f"{where} makes a console"
+                )
             if name in ("print", "sys.stdout.write", "sys.stderr.write", "traceback.print_exception", "click.secho"):
                 raise AssertionError(f"{where} prints by {name}")
             if name == "click.echo" and where != "cli/screen.py":
                 assert argument.startswith(harmless[:-1]) or not argument, f"{where} echoes {argument}: use say"
             if name.endswith("Markup"):
-                assert where == "prunetaylor/report/page.py", f"{where} marks text as safe"
+                assert where == "prunetaylor/report/html/page.py", f"{where} marks text as safe"
             if name in ("TextColumn", "Text.from_markup"):
                 assert "from_markup" not in name

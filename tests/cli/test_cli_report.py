@@ -118,7 +118,7 @@ def chromium() -> str:
 @pytest.mark.parametrize("width", [400, 1400])
 def test_the_page_in_a_browser(chromium: str, tmp_path: Path, width: int) -> None:
     """No message on the console, no request, and nothing wider than the window."""
-    from prunetaylor.report.run_page import run_page
+    from prunetaylor.report.html.run_page import run_page
 
     page = tmp_path / "page.html"
     page.write_text(run_page(document(), "resnet20-1"))

@@ -17,8 +17,8 @@ from prunetaylor.cli import progress as shown
 from prunetaylor.core.progress import Silent, Where
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.core.text import duration
-from prunetaylor.report.bar import Bar
-from prunetaylor.report.sweep import time_left
+from prunetaylor.report.terminal.progress_bar import Bar
+from prunetaylor.report.terminal.sweep import time_left
 from support.runs import TEST, TRAIN
 from support.toys import ConvNet, trained
 

@@ -20,7 +20,7 @@ from prunetaylor.pipeline import scoring
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.scoring import BY_LAYER, LEVELS, run
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
-from prunetaylor.report.scores import verdict
+from prunetaylor.report.terminal.scores import verdict
 from prunetaylor.taylor.curvature import cache
 from support.toys import ConvNet, Recording, curve, mlp, quadrants, trained
 

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from prunetaylor.core.results.outcome import Drop
-from prunetaylor.report import drawing, figures
-from prunetaylor.report.plot import Point
+from prunetaylor.report.html import drawing, figures
+from prunetaylor.report.pareto import Point
 from support.documents import report
 
 SVG = "{http://www.w3.org/2000/svg}"

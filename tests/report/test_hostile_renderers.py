@@ -36,8 +36,8 @@ from prunetaylor.core.results.outcome import (
 from prunetaylor.core.results.verdict import Verdict
 from prunetaylor.network.checkpoint.inspect import Inspection, TensorInfo
 from prunetaylor.network.checkpoint.said import CheckpointMetadata
-from prunetaylor.report.console import PlainConsole
-from prunetaylor.report.github import annotate, step_outputs, write_outputs
+from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs
+from prunetaylor.report.terminal.console import PlainConsole
 from prunetaylor.sweep.results import to_csv
 from support.documents import report
 from support.verdicts import assert_valid_junit, verdict
@@ -180,7 +180,7 @@ def _said(one: Any, text: str) -> Any:
 def renderers() -> list[Callable[..., Any]]:
     """Every public function of the reports that prints to a console or makes a page or a document."""
     found = []
-    for module in pkgutil.iter_modules(prunetaylor.report.__path__, "prunetaylor.report."):
+    for module in pkgutil.walk_packages(prunetaylor.report.__path__, "prunetaylor.report."):
         room = importlib.import_module(module.name)
         for name, function in inspect.getmembers(room, inspect.isfunction):
             if function.__module__ != module.name or name.startswith("_"):

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from prunetaylor.core.results.outcome import ClassDrop, Drop, LayerOutcome, Skipped
-from prunetaylor.report import figures
 from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
-from prunetaylor.report.run_page import run_page
+from prunetaylor.report.html import figures
+from prunetaylor.report.html.run_page import run_page
 from support.documents import report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

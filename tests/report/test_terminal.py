@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from prunetaylor.core.results.outcome import Drop, NetworkStats, PruneResult
-from prunetaylor.report.terminal import count, number, print_outcome, print_side, shorten, size
+from prunetaylor.report.terminal.run import count, number, print_outcome, print_side, shorten, size
 
 
 def _shown(outcome: PruneResult, **options: object) -> list[str]:

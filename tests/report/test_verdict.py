@@ -15,11 +15,11 @@ from rich.console import Console
 from prunetaylor.core.errors import OutputError
 from prunetaylor.core.results.outcome import Drop, LayerOutcome
 from prunetaylor.core.results.verdict import Verdict
-from prunetaylor.report.github import annotate, step_outputs, write_outputs, write_summary
+from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs, write_summary
+from prunetaylor.report.ci.junit import to_junit
+from prunetaylor.report.ci.markdown import CLASSES, LAYERS, escape, to_markdown
 from prunetaylor.report.json_report import verdict_to_json
-from prunetaylor.report.junit import to_junit
-from prunetaylor.report.markdown import CLASSES, LAYERS, escape, to_markdown
-from prunetaylor.report.verdict import conclusion, print_verdict
+from prunetaylor.report.terminal.verdict import conclusion, print_verdict
 from support.verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, verdict
 
 FAILED = verdict(checks(lost=300))

@@ -280,7 +280,7 @@ def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:
     code = """
 import sys
 import prunetaylor.sweep.lead, prunetaylor.sweep.results, prunetaylor.sweep.worker
-import prunetaylor.report.sweep, prunetaylor.report.plot, prunetaylor.cli.board
+import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.board
 from prunetaylor.core import registry
 for name in registry.names("sweep/engines"):
     registry.load("sweep/engines", name)

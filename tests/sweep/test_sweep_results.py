@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import DENSE_AT_CHANCE, Alert, Trial
-from prunetaylor.report.plot import Point, draw, pareto
+from prunetaylor.report.pareto import Point, draw, pareto
 from prunetaylor.sweep.definition import Objective
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.results import best_config, check_cost, fronts, outcome, to_csv, to_json

@@ -11,8 +11,8 @@ from prunetaylor.core.config.describe import dump
 from prunetaylor.network.checkpoint.read import MODEL_HASH, sha256
 from prunetaylor.network.checkpoint.write import write_model
 from prunetaylor.pipeline.files.run_folder import CONFIG_FILE, HTML_FILE, LOG, MODEL_FILE, REPORT
+from prunetaylor.report.html.run_page import run_page
 from prunetaylor.report.json_report import to_json
-from prunetaylor.report.run_page import run_page
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.resolve import Resolved

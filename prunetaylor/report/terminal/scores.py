@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from prunetaylor.report.terminal import BRIEF, new_table, number, percent, print_list, shorten
+from prunetaylor.report.terminal.run import BRIEF, new_table, number, percent, print_list, shorten
 
 if TYPE_CHECKING:
     from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from prunetaylor.core.results.verdict import Verdict
-from prunetaylor.report.terminal import percent, shorten
-from prunetaylor.report.verdict import allowed, conclusion, interval, shown, verdict_facts
+from prunetaylor.report.terminal.run import percent, shorten
+from prunetaylor.report.terminal.verdict import allowed, conclusion, interval, shown, verdict_facts
 
 LAYERS = 100
 """Layers that are listed, the most pruned ones: a summary is read, and must stay under 60 kB."""

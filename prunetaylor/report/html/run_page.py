@@ -12,11 +12,11 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.judgement import prediction_check, standing
 from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
 from prunetaylor.core.results.verdict import Check
-from prunetaylor.report import figures
-from prunetaylor.report.fields import title
-from prunetaylor.report.page import clip, figure, flat, render
-from prunetaylor.report.terminal import count, first_order, number, percent, size
-from prunetaylor.report.verdict import allowed, interval, shown
+from prunetaylor.report.html import figures
+from prunetaylor.report.html.page import clip, figure, flat, render
+from prunetaylor.report.terminal.run import count, first_order, number, percent, size
+from prunetaylor.report.terminal.verdict import allowed, interval, shown
+from prunetaylor.report.titles import title
 
 Document = Mapping[str, Any]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from prunetaylor.core.files import append_text
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.core.text import neutral
-from prunetaylor.report.markdown import to_markdown
-from prunetaylor.report.verdict import allowed, conclusion, shown
+from prunetaylor.report.ci.markdown import to_markdown
+from prunetaylor.report.terminal.verdict import allowed, conclusion, shown
 
 
 def write_summary(verdict: Verdict, environ: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from prunetaylor.core.results.verdict import Check, Verdict
-from prunetaylor.report.terminal import new_table, number, pairs_table, percent, print_alerts, print_list, size
+from prunetaylor.report.terminal.run import new_table, number, pairs_table, percent, print_alerts, print_list, size
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 WORST = 3

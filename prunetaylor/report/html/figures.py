@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prunetaylor.report.drawing import (
+from prunetaylor.report.html.drawing import (
     BAND,
     CARD,
     FIRST,
@@ -20,9 +20,9 @@ from prunetaylor.report.drawing import (
     svg,
     within,
 )
-from prunetaylor.report.fields import axis_title
-from prunetaylor.report.plot import Point, pareto
-from prunetaylor.report.terminal import shorten
+from prunetaylor.report.pareto import Point, pareto
+from prunetaylor.report.terminal.run import shorten
+from prunetaylor.report.titles import axis_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

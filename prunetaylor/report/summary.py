@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor.core.text import neutral
-from prunetaylor.report.page import render
-from prunetaylor.report.run_page import facts, sides
-from prunetaylor.report.terminal import metric, percent
+from prunetaylor.report.html.page import render
+from prunetaylor.report.html.run_page import facts, sides
+from prunetaylor.report.terminal.run import metric, percent
 
 if TYPE_CHECKING:
     from prunetaylor.core.results.outcome import PruneResult

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from prunetaylor.core.files import write_bytes
 from prunetaylor.core.text import neutral
-from prunetaylor.report.drawing import labels
-from prunetaylor.report.fields import axis_title
+from prunetaylor.report.html.drawing import labels
+from prunetaylor.report.titles import axis_title
 
 _SIZE = (7.0, 4.5)  # inches
 _LARGER_IS_CHEAPER = ("sparsity", "top1")

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from prunetaylor.core.results.outcome import SweepOutcome, Trial
 from prunetaylor.core.text import duration
-from prunetaylor.report.fields import title
-from prunetaylor.report.terminal import count, new_table, number, print_alerts, shorten, size
+from prunetaylor.report.terminal.run import count, new_table, number, print_alerts, shorten, size
+from prunetaylor.report.titles import title
 
 _VALUE_WIDTH = 24
 _MARK = {"running": ">", "failed": "x", "stopped": "-", "waiting": ".", "done": ""}

@@ -8,18 +8,18 @@ from typing import Any
 from prunetaylor._version import __version__
 from prunetaylor.core.config.keys import dotted
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.report import terminal
+from prunetaylor.report.terminal import run as terminal
 
 _LONGEST = 2000
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of ``report/templates/``. A value that is text or a list of texts is escaped; figures are our own SVG."""
+    """Fill in a page of ``report/html/templates/``. Text and lists of text are escaped; figures are our own SVG."""
     # jinja2 costs a tenth of a second, which only who writes a page should pay
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("prunetaylor", "report/templates"),
+        loader=PackageLoader("prunetaylor", "report/html/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.report.verdict import allowed, conclusion, interval, shown, verdict_facts
+from prunetaylor.report.terminal.verdict import allowed, conclusion, interval, shown, verdict_facts
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunetaylor.core.results.outcome import SweepOutcome, Trial
-from prunetaylor.report import figures
-from prunetaylor.report.fields import axis_title, title
-from prunetaylor.report.page import figure, render
-from prunetaylor.report.plot import Point
-from prunetaylor.report.sweep import chosen, field
-from prunetaylor.report.terminal import number
+from prunetaylor.report.html import figures
+from prunetaylor.report.html.page import figure, render
+from prunetaylor.report.pareto import Point
+from prunetaylor.report.terminal.run import number
+from prunetaylor.report.terminal.sweep import chosen, field
+from prunetaylor.report.titles import axis_title, title
 
 _FIELDS = ("top1", "loss", "sparsity", "nonzero", "flops_nonzero", "bytes")
 
