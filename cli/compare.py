@@ -8,9 +8,9 @@ import click
 
 from prunetaylor.core.errors import UsageError
 
-from .options import examples, json_option, verbosity_options
 from .report import read_report, shown, write_page
-from .screen import say_json
+from .support.console import say_json
+from .support.options import examples, json_option, verbosity_options
 
 
 @click.command(
@@ -36,7 +36,7 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     from prunetaylor.report.compare import compare as side_by_side
     from prunetaylor.report.compare import compare_page, print_comparison
 
-    from .screen import console
+    from .support.console import console
 
     names = _names(folders)
     for folder, name, document in zip(folders, names, documents, strict=True):

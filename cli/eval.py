@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from .options import (
+from .support.console import say_json
+from .support.multiprocess import nproc_option, together
+from .support.options import (
     State,
     arch_option,
     config_option,
@@ -22,8 +24,6 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import say_json
-from .together import nproc_option, together
 
 
 @click.command(
@@ -67,7 +67,7 @@ def evaluate(
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.run import evaluate as measure
 
-    from .progress import Logged, reporter
+    from .support.progress import Logged, reporter
 
     start = time.monotonic()
     with reporter(state) as shown:
@@ -84,6 +84,6 @@ def evaluate(
         return
     from prunetaylor.report.terminal.run import print_side
 
-    from .screen import console
+    from .support.console import console
 
     print_side(console(), side, job.warnings)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .options import examples, json_option, verbosity_options
-from .screen import say_json
+from .support.console import say_json
+from .support.options import examples, json_option, verbosity_options
 
 
 @click.command(
@@ -39,6 +39,6 @@ def inspect(model: Path, as_json: bool) -> None:
         return
     from prunetaylor.report.terminal.run import print_inspection
 
-    from .screen import console
+    from .support.console import console
 
     print_inspection(console(), found)

@@ -21,7 +21,7 @@ import click
 from prunetaylor._version import __version__
 from prunetaylor.core.errors import PeerError, PruneTaylorError, close_match
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.pipeline.files.stopping import Terminated, terminate
+from prunetaylor.pipeline.files.signals import Terminated, terminate
 from prunetaylor.runtime.processes.place import find
 from prunetaylor.runtime.python_process import forget_working_directory
 
@@ -31,11 +31,11 @@ from .config import config
 from .demo import demo
 from .eval import evaluate
 from .inspect import inspect
-from .options import State, refuse_repeated
 from .prune import prune
 from .report import report
 from .score import score
-from .screen import forget_stdout, say, with_own_stdout
+from .support.console import forget_stdout, say, with_own_stdout
+from .support.options import State, refuse_repeated
 from .sweep import sweep
 
 _EPILOG = """\b

@@ -13,9 +13,11 @@ import click
 
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
-from prunetaylor.pipeline.files.stopping import at_moments
+from prunetaylor.pipeline.files.signals import at_moments
 
-from .options import (
+from .support.console import console, say, say_json, say_path
+from .support.multiprocess import nproc_option, together
+from .support.options import (
     State,
     arch_option,
     config_option,
@@ -32,8 +34,6 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import console, say, say_json, say_path
-from .together import nproc_option, together
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.code import Trust
@@ -164,7 +164,7 @@ def prune(
 
 def _say_next(config: Config, outcome: PruneResult, folder: str) -> None:
     """Print what to do next, as commands that can be pasted."""
-    from .following import lines, relative, steps
+    from .support.next_steps import lines, relative, steps
 
     say("")
     for line in lines(steps(click.get_current_context(), config, outcome, relative(folder))):
@@ -197,7 +197,7 @@ def _run(
     """
     from prunetaylor.pipeline.files.run_folder import RunFolder
 
-    from .progress import Logged, reporter
+    from .support.progress import Logged, reporter
 
     config = resolved.config
     folder = RunFolder.create(
@@ -304,7 +304,7 @@ def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
     from prunetaylor.pipeline.run import run
     from prunetaylor.runtime.processes.exchange import from_main
 
-    from .progress import Logged, reporter
+    from .support.progress import Logged, reporter
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
@@ -327,7 +327,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
     from prunetaylor.pipeline.run import rehearse
     from prunetaylor.pipeline.time_estimate import estimate
 
-    from .progress import Logged, reporter
+    from .support.progress import Logged, reporter
 
     if limits := asked(resolved.config.gate):
         require_limits(resolved.config)

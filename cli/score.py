@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from .options import (
+from .support.console import say_json
+from .support.multiprocess import nproc_option, together
+from .support.options import (
     State,
     arch_option,
     config_option,
@@ -23,8 +25,6 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import say_json
-from .together import nproc_option, together
 
 
 @click.command(
@@ -83,7 +83,7 @@ def score(
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.scoring import run
 
-    from .progress import Logged, reporter
+    from .support.progress import Logged, reporter
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
@@ -96,7 +96,7 @@ def score(
 
         say_json(scores_to_json(scores, resolved.config.model_dump()))
         return
-    from .screen import console
+    from .support.console import console
 
     if state.verbosity < 0:
         click.echo("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")

@@ -12,8 +12,9 @@ import click
 from prunetaylor.core.errors import CheckpointRefused, OutputError, TrialsFailed, UsageError
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 
-from .complete import of_words
-from .options import (
+from .support.completion import of_words
+from .support.console import say, say_json, say_lines, say_path
+from .support.options import (
     State,
     config_option,
     examples,
@@ -24,13 +25,12 @@ from .options import (
     verbosity_options,
     words,
 )
-from .screen import say, say_json, say_lines, say_path
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.code import Trust
     from prunetaylor.core.results.outcome import SweepOutcome, Trial
-    from prunetaylor.sweep.crew import EngineFailed
     from prunetaylor.sweep.definition import Sweep
+    from prunetaylor.sweep.engine_context import EngineFailed
 
 _PLOTS = ("plot.svg", "plot.png")
 _COST = "nonzero"
@@ -117,7 +117,7 @@ def sweep(
 
     The same command continues a sweep that was interrupted or had failures, as does DIR in place of the file.
     """
-    from prunetaylor.sweep.lead import crew_of, join, lead
+    from prunetaylor.sweep.leader import crew_of, join, lead
     from prunetaylor.sweep.results import check_cost
 
     check_cost(cost)
@@ -136,11 +136,11 @@ def sweep(
             )
         _finish(state, show, storage, None if as_csv or as_json else cost, as_csv, as_json)
         return
-    from .board import Board
+    from .support.live_table import Board
 
     given = words if method is None else (*words, f"prune.method={method}")
     wanted, there, trust = _wanted(given, file, vary, output, (address, trust_code))
-    from prunetaylor.sweep.crew import EngineFailed
+    from prunetaylor.sweep.engine_context import EngineFailed
     from prunetaylor.sweep.file import with_engine
     from prunetaylor.sweep.folder import place
 
@@ -236,7 +236,7 @@ def _finish(
     """
     from prunetaylor.sweep.folder import is_led, open_study
     from prunetaylor.sweep.results import outcome, to_csv, to_json
-    from prunetaylor.sweep.trial_files import alerts, described
+    from prunetaylor.sweep.trial.files import alerts, described
 
     study = open_study(folder, storage)
     found = outcome(study.sweep, folder, study.trials(), described(folder), alerts(folder))
@@ -257,7 +257,7 @@ def _finish(
         from prunetaylor.report.terminal.run import print_list
         from prunetaylor.report.terminal.sweep import print_sweep
 
-        from .screen import console
+        from .support.console import console
 
         print_sweep(console(), found)
         print_list(console(), "written", written)
@@ -320,7 +320,7 @@ def page(folder: Path, home: Path) -> str:
     """The page of the sweep that is kept in ``folder``."""
     from prunetaylor.sweep.folder import open_study
     from prunetaylor.sweep.results import outcome
-    from prunetaylor.sweep.trial_files import alerts, described
+    from prunetaylor.sweep.trial.files import alerts, described
 
     study = open_study(folder, None)
     found = outcome(study.sweep, folder, study.trials(), described(folder), alerts(folder))

@@ -32,7 +32,7 @@ TORCH_FREE = (
     "prunetaylor.cli",
     "prunetaylor.core",
     "prunetaylor.pipeline.files.run_folder",
-    "prunetaylor.pipeline.files.stopping",
+    "prunetaylor.pipeline.files.signals",
     "prunetaylor.runtime.cores",
     "prunetaylor.runtime.python_process",
     "prunetaylor.runtime.user_code",

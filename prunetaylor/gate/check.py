@@ -28,7 +28,7 @@ from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.data.samples import Batches
 from prunetaylor.gate import limits
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
-from prunetaylor.gate.opening import Pair, open_pair
+from prunetaylor.gate.pair import Pair, open_pair
 from prunetaylor.measure.cost import count, flops
 from prunetaylor.measure.disagreements import class_drops, flips
 from prunetaylor.measure.evaluate import Evaluation, evaluate

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, removed_at
 from prunetaylor.core.results.verdict import Check, Status, Unit
-from prunetaylor.gate.settle import pairs_to_settle, values_to_settle
+from prunetaylor.gate.sample_size import pairs_to_settle, values_to_settle
 from prunetaylor.measure.paired import tango
 
 CORRECTION = 0.5

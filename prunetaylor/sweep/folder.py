@@ -12,7 +12,7 @@ from prunetaylor.core.files import open_own, write_text
 from prunetaylor.pipeline.files.run_folder import locked
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import JOURNAL, Study
+from prunetaylor.sweep.study.study import JOURNAL, Study
 
 SWEEP = "sweep.yaml"
 DIGEST = "sweep.sha256"

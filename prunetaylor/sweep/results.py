@@ -19,7 +19,7 @@ from prunetaylor.core.text import neutral
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
 from prunetaylor.sweep.definition import Objective, Sweep
-from prunetaylor.sweep.trial_files import ERROR, trial_folder
+from prunetaylor.sweep.trial.files import ERROR, trial_folder
 
 BEST = "best.yaml"
 COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", "sparsity", "loss", "top1")

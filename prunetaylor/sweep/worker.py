@@ -22,13 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from prunetaylor.pipeline.files.stopping import GRACE, Terminated, at_moments
-from prunetaylor.sweep.alive import Alive
+from prunetaylor.pipeline.files.signals import GRACE, Terminated, at_moments
+from prunetaylor.sweep.heartbeat import Alive
 
 if TYPE_CHECKING:
     from prunetaylor.pipeline.files.resume import FolderStateStore
-    from prunetaylor.sweep.study import Study, Taken
-    from prunetaylor.sweep.trial import Place
+    from prunetaylor.sweep.study.study import Study, Taken
+    from prunetaylor.sweep.trial.run import Place
 
 DONE = 0
 REPLACE = 75
@@ -98,7 +98,7 @@ def _work(task: Task, signals: _Signals) -> int:
     from prunetaylor.core.config.code import Trust
     from prunetaylor.runtime.cores import keep_to
     from prunetaylor.sweep.folder import open_study
-    from prunetaylor.sweep.trial import Place
+    from prunetaylor.sweep.trial.run import Place
 
     keep_to(task.threads)
     study = open_study(Path(task.folder), task.storage)
@@ -112,9 +112,9 @@ def _work(task: Task, signals: _Signals) -> int:
 def _one(study: Study, place: Place, taken: Taken, signals: _Signals) -> bool:
     """Run a trial and tell the study what came of it. False where this process should not run another."""
     from prunetaylor.core.errors import PruneTaylorError
-    from prunetaylor.sweep.study import Stopped
-    from prunetaylor.sweep.trial import details, explain, run_trial
-    from prunetaylor.sweep.trial_files import trial_folder, write_error
+    from prunetaylor.sweep.study.study import Stopped
+    from prunetaylor.sweep.trial.files import trial_folder, write_error
+    from prunetaylor.sweep.trial.run import details, explain, run_trial
 
     measured: dict[str, Any] = {}
     failure: BaseException | None = None

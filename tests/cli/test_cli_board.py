@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.cli.board import Board
+from prunetaylor.cli.support.live_table import Board
 from prunetaylor.core.results.outcome import Trial
 
 _CODE = """
 from pathlib import Path
-from prunetaylor.cli.board import Board
+from prunetaylor.cli.support.live_table import Board
 from prunetaylor.core.results.outcome import Trial
 
 def trials(*states):

@@ -78,7 +78,7 @@ assert not {"torch", "torchvision", "timm"} & set(sys.modules)
 
 
 def test_the_networks_that_are_offered_are_those_of_torchvision() -> None:
-    from prunetaylor.cli.complete import _networks
+    from prunetaylor.cli.support.completion import _networks
     from prunetaylor.runtime.torchvision_import import import_torchvision
 
     assert set(import_torchvision().models.list_models()) == set(_networks("torchvision", "models"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from prunetaylor import load
-from prunetaylor.cli.launch import environment_of
+from prunetaylor.cli.support.launch import environment_of
 from prunetaylor.core.errors import DataError
 from support.pair import free_port
 

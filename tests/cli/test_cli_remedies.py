@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunetaylor.network.checkpoint.write import write_model
-from prunetaylor.sweep import lead
+from prunetaylor.sweep import leader
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import place
 from support.sweeps import write_task
@@ -78,7 +78,7 @@ def of_a_check(here: Path) -> list[str]:
 def test_what_a_refusal_ends_with_can_be_added_to_the_command(
     here: Path, inline, monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path], list[str]]
 ) -> None:
-    monkeypatch.setattr(lead, "lead", lambda *_, **__: [])  # a sweep that may run is not run here
+    monkeypatch.setattr(leader, "lead", lambda *_, **__: [])  # a sweep that may run is not run here
     command = refused(here)
     code, _, stderr = inline(*command)
     assert code == 5, stderr

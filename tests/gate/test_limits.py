@@ -17,7 +17,7 @@ from prunetaylor.gate.limits import (
     metric_drop,
     sparsity,
 )
-from prunetaylor.gate.settle import MOST, pairs_to_settle, values_to_settle
+from prunetaylor.gate.sample_size import MOST, pairs_to_settle, values_to_settle
 from prunetaylor.measure.disagreements import mcnemar
 from prunetaylor.measure.paired import tango
 

@@ -18,7 +18,7 @@ import torch
 from prunetaylor.core.errors import OutputError
 from prunetaylor.pipeline.files.resume import FolderStateStore, UnreadableState, restoring
 from prunetaylor.pipeline.files.run_folder import RunFolder
-from prunetaylor.pipeline.files.stopping import Terminated, at_moments
+from prunetaylor.pipeline.files.signals import Terminated, at_moments
 
 IDENTITY = {"seed": 0}
 STATE = {"weights": torch.arange(20_000.0)}

@@ -15,8 +15,8 @@ from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.sweep.definition import EarlyStop, Objective
 from prunetaylor.sweep.file import of_options, read, with_engine
-from prunetaylor.sweep.sampling import distribution
 from prunetaylor.sweep.space import Choices, Range, grid
+from prunetaylor.sweep.study.sampling import distribution
 
 BASE = "base: {model: {checkpoint: net.pt}}\n"
 GRID, RANDOM = f"method: grid\n{BASE}", f"method: random\nrun_cap: 2\n{BASE}"
@@ -279,8 +279,8 @@ def test_the_command_line_makes_a_grid(tmp_path: Path) -> None:
 def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:
     code = """
 import sys
-import prunetaylor.sweep.lead, prunetaylor.sweep.results, prunetaylor.sweep.worker
-import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.board
+import prunetaylor.sweep.leader, prunetaylor.sweep.results, prunetaylor.sweep.worker
+import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.support.live_table
 from prunetaylor.core import registry
 for name in registry.names("sweep/engines"):
     registry.load("sweep/engines", name)

@@ -16,8 +16,8 @@ from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job, make_job
-from prunetaylor.sweep.judging import FEWEST, judging, known_better
-from prunetaylor.sweep.trial_files import describe, described
+from prunetaylor.sweep.trial.files import describe, described
+from prunetaylor.sweep.trial.ranking_split import FEWEST, judging, known_better
 
 
 def pairs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +79,7 @@ def test_the_first_trial_chooses_for_all(tmp_path: Path) -> None:
 
 def test_the_dense_network_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judging(a_job(), tmp_path, 0, Silent())
-    monkeypatch.setattr("prunetaylor.sweep.judging.evaluate", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr("prunetaylor.sweep.trial.ranking_split.evaluate", lambda *args: pytest.fail("measured again"))
     assert_apart(a_job(), tmp_path, 150, 300)
     other = a_job()
     other.samples = replace(other.samples, fingerprint="another")

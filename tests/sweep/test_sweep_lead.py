@@ -17,12 +17,12 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Trial
-from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import EngineContext, Watch
+from prunetaylor.sweep.engine_context import EngineContext, Watch
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import leading, open_study, place, stored
-from prunetaylor.sweep.lead import crew_of, join, lead
+from prunetaylor.sweep.heartbeat import new_name
+from prunetaylor.sweep.leader import crew_of, join, lead
 
 FILE = """
 method: grid

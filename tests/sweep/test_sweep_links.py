@@ -10,11 +10,11 @@ import pytest
 
 from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.core.errors import OutputError
-from prunetaylor.sweep.alive import Alive, others
 from prunetaylor.sweep.folder import DIGEST, digest, leading
-from prunetaylor.sweep.journal import open_journal
-from prunetaylor.sweep.study import JOURNAL
-from prunetaylor.sweep.trial_files import (
+from prunetaylor.sweep.heartbeat import Alive, others
+from prunetaylor.sweep.study.journal import open_journal
+from prunetaylor.sweep.study.study import JOURNAL
+from prunetaylor.sweep.trial.files import (
     CHOICE,
     ERROR,
     describe,

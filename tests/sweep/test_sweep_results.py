@@ -19,7 +19,7 @@ from prunetaylor.report.pareto import Point, draw, pareto
 from prunetaylor.sweep.definition import Objective
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.results import best_config, check_cost, fronts, outcome, to_csv, to_json
-from prunetaylor.sweep.trial_files import CHOICE, alerts, describe, described
+from prunetaylor.sweep.trial.files import CHOICE, alerts, describe, described
 
 ONE = """
 method: grid

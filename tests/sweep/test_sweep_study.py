@@ -14,9 +14,9 @@ import pytest
 
 from prunetaylor.core.errors import OutputError, UsageError
 from prunetaylor.pipeline.files.run_folder import locked
-from prunetaylor.sweep.alive import Alive, is_alive, new_name, others
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import GONE, JOURNAL, RETURNS, Stopped, Study
+from prunetaylor.sweep.heartbeat import Alive, is_alive, new_name, others
+from prunetaylor.sweep.study.study import GONE, JOURNAL, RETURNS, Stopped, Study
 
 GRID = """
 method: grid
@@ -166,7 +166,7 @@ def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from prunetaylor.sweep.alive import Alive
+from prunetaylor.sweep.heartbeat import Alive
 with Alive(Path(sys.argv[1]), sys.argv[2]):
     print("here", flush=True)
     sys.stdin.read()
@@ -208,7 +208,7 @@ def test_a_worker_is_not_seen_before_it_holds_its_lock(tmp_path: Path, monkeypat
         seen.append(others(tmp_path))
         return locked(file)
 
-    monkeypatch.setattr("prunetaylor.sweep.alive.locked", lock)
+    monkeypatch.setattr("prunetaylor.sweep.heartbeat.locked", lock)
     with Alive(tmp_path, "here-1"):
         assert seen == [[]]
         assert [path.name for path in (tmp_path / "workers").iterdir()] == ["here-1"]

@@ -14,9 +14,9 @@ from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.study import Stopped, Study, Taken
-from prunetaylor.sweep.trial import Place, explain, intervals, run_trial
-from prunetaylor.sweep.trial_files import phase, trial_folder, write_error
+from prunetaylor.sweep.study.study import Stopped, Study, Taken
+from prunetaylor.sweep.trial.files import phase, trial_folder, write_error
+from prunetaylor.sweep.trial.run import Place, explain, intervals, run_trial
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_trial_s_numbers_are_tracked(home: Path, monkeypatch: pytest.MonkeyPat
 
 def test_trials_at_the_same_time_share_the_memory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, taken, place = begin(home, (home / "sweep.yaml").read_text())
-    monkeypatch.setattr("prunetaylor.sweep.trial.free_bytes", lambda device: 40 * 2**30)
+    monkeypatch.setattr("prunetaylor.sweep.trial.run.free_bytes", lambda device: 40 * 2**30)
     run_trial(study.sweep, Place(place.folder, 2, Trust(everything=True)), taken)
     report = json.loads((trial_folder(home / "out", 1) / REPORT).read_text())
     assert report["memory"]["limit"] == 18 * 2**30

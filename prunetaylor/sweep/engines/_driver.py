@@ -24,9 +24,9 @@ from typing import IO, Any
 from prunetaylor.core import registry
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.files import open_own
-from prunetaylor.pipeline.files.stopping import Terminated
+from prunetaylor.pipeline.files.signals import Terminated
 from prunetaylor.runtime.python_process import python
-from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, Watch
 
 _PAUSE = 0.2  # seconds between two looks at the driver
 _GRACE = 60.0  # seconds that a driver has to take back what it started

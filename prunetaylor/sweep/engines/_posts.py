@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from prunetaylor.sweep.crew import EngineFailed, Watch
-from prunetaylor.sweep.study import Study
+from prunetaylor.sweep.engine_context import EngineFailed, Watch
+from prunetaylor.sweep.study.study import Study
 
 _EVERY = 2.0  # seconds between two looks at what waits
 _DEATHS = 3  # posts in a row that end before they have a trial: there is something wrong with all of them

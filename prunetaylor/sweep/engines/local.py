@@ -17,14 +17,14 @@ from typing import IO, Annotated
 from pydantic import Field
 
 from prunetaylor.core.config.schema import Section
-from prunetaylor.pipeline.files.stopping import Terminated
+from prunetaylor.pipeline.files.signals import Terminated
 from prunetaylor.runtime.cores import available, environment, share
 from prunetaylor.runtime.python_process import python
-from prunetaylor.sweep.alive import new_name
-from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, Watch
 from prunetaylor.sweep.folder import open_study
-from prunetaylor.sweep.study import Study
-from prunetaylor.sweep.trial_files import trial_folder, write_error
+from prunetaylor.sweep.heartbeat import new_name
+from prunetaylor.sweep.study.study import Study
+from prunetaylor.sweep.trial.files import trial_folder, write_error
 from prunetaylor.sweep.worker import INTERRUPTED, SIGNALS, STOPPED, Task
 
 _PAUSE = 0.2  # seconds between two looks at the workers

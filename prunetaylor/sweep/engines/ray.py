@@ -24,7 +24,7 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.runtime.cores import available
-from prunetaylor.sweep.crew import EngineContext, Watch
+from prunetaylor.sweep.engine_context import EngineContext, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man
 from prunetaylor.sweep.engines.local import alone

@@ -20,7 +20,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.files import own_folder
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.runtime.python_process import python, safe_path
-from prunetaylor.sweep.crew import EngineContext, EngineFailed, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, Watch
 from prunetaylor.sweep.engines import _driver
 from prunetaylor.sweep.engines._posts import man
 from prunetaylor.sweep.engines.local import alone

@@ -9,11 +9,11 @@ from typing import Protocol
 from prunetaylor.core import registry
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.results.outcome import Trial
-from prunetaylor.sweep.alive import others
-from prunetaylor.sweep.crew import EngineContext
 from prunetaylor.sweep.definition import Sweep
+from prunetaylor.sweep.engine_context import EngineContext
 from prunetaylor.sweep.folder import leading, open_study
-from prunetaylor.sweep.study import Study
+from prunetaylor.sweep.heartbeat import others
+from prunetaylor.sweep.study.study import Study
 
 
 class Show(Protocol):

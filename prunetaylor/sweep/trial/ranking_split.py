@@ -35,7 +35,7 @@ from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
-from prunetaylor.sweep.trial_files import CHOICE
+from prunetaylor.sweep.trial.files import CHOICE
 
 FEWEST = 100
 """Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""

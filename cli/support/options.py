@@ -13,7 +13,7 @@ import click
 
 from prunetaylor.core.errors import UsageError
 
-from .complete import of_setting, of_words
+from .completion import of_setting, of_words
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.code import Trust

@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import Trial
-from prunetaylor.sweep.alive import PATIENCE, is_alive, others
 from prunetaylor.sweep.definition import Sweep
-from prunetaylor.sweep.journal import open_journal
-from prunetaylor.sweep.sampling import fixed, meant, pruner, sampler, suggested
+from prunetaylor.sweep.heartbeat import PATIENCE, is_alive, others
+from prunetaylor.sweep.study.journal import open_journal
+from prunetaylor.sweep.study.sampling import fixed, meant, pruner, sampler, suggested
 
 JOURNAL = "journal.log"
 _STATES = {

@@ -17,7 +17,7 @@ from prunetaylor.core.progress import Detail, Where
 from prunetaylor.core.progress import Logged as Logged
 from prunetaylor.core.text import duration
 
-from . import screen
+from . import console as screen
 from .options import State
 
 EVERY = 10.0

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.report.terminal.sweep import ended, live
-from prunetaylor.sweep.trial_files import alerts, phase
+from prunetaylor.sweep.trial.files import alerts, phase
 
-from . import screen
+from . import console as screen
 
 _ROWS = 24
 

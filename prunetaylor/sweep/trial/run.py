@@ -32,10 +32,10 @@ from prunetaylor.report.json_report import finite
 from prunetaylor.report.trackers._trackers import Trackers
 from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.sweep.definition import Sweep
-from prunetaylor.sweep.judging import RankingSplit, judging
-from prunetaylor.sweep.keeping import TrialStateStore, drop_state, open_folder
-from prunetaylor.sweep.study import Stopped, Taken
-from prunetaylor.sweep.trial_files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
+from prunetaylor.sweep.study.study import Stopped, Taken
+from prunetaylor.sweep.trial.files import ERROR, TRIAL, clear, describe, keep_log, make_folder, trial_folder
+from prunetaylor.sweep.trial.ranking_split import RankingSplit, judging
+from prunetaylor.sweep.trial.state import TrialStateStore, drop_state, open_folder
 from prunetaylor.taylor.memory import is_out_of_memory
 
 _Z = NormalDist().inv_cdf(0.975)
