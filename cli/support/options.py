@@ -186,7 +186,7 @@ def read_configuration(
 ) -> Resolved:
     """The resolved configuration of a command line. UsageError where MODEL is named nowhere, or is no file."""
     from prunetaylor.core.config.resolve import resolve
-    from prunetaylor.network.checkpoint.find import find_file
+    from prunetaylor.network.checkpoint.paths import find_file
 
     model, pairs = split_words(given)
     resolved = resolve(file, os.environ, pairs, {"model.checkpoint": model, **flags})

@@ -13,9 +13,9 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.foreign import read_json
 from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
-from prunetaylor.network.checkpoint.architecture import Resolved, resolve
+from prunetaylor.network.checkpoint.architecture.resolve import Resolved, resolve
+from prunetaylor.network.checkpoint.metadata import CheckpointMetadata
 from prunetaylor.network.checkpoint.read import Checkpoint, read
-from prunetaylor.network.checkpoint.said import CheckpointMetadata
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.pipeline.job import Job, make_job, with_loss
 from prunetaylor.runtime.device import pick_device

@@ -14,7 +14,7 @@ from prunetaylor.core.progress import Progress
 from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
-from prunetaylor.network.checkpoint.architecture import build
+from prunetaylor.network.checkpoint.architecture.resolve import build
 from prunetaylor.network.checkpoint.read import open_file
 from prunetaylor.network.checkpoint.write import write_pt
 from prunetaylor.network.state import channels_last

@@ -35,7 +35,7 @@ from prunetaylor.core.results.outcome import (
 )
 from prunetaylor.core.results.verdict import Verdict
 from prunetaylor.network.checkpoint.inspect import Inspection, TensorInfo
-from prunetaylor.network.checkpoint.said import CheckpointMetadata
+from prunetaylor.network.checkpoint.metadata import CheckpointMetadata
 from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs
 from prunetaylor.report.terminal.console import PlainConsole
 from prunetaylor.sweep.results import to_csv

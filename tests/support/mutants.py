@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from prunetaylor.network.checkpoint.builtin import Digits
+from prunetaylor.network.checkpoint.architecture.builtin import Digits
 from prunetaylor.network.checkpoint.write import write_model, write_pt
 from prunetaylor.taylor.curvature.cache import Cache
 from support.documents import report

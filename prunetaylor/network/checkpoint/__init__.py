@@ -1,1 +1,1 @@
-"""A file becomes a network, and a network a file: sniffing, safe reading, architecture, writing."""
+"""A file becomes a network, and a network a file: recognising, reading without running code, building, writing."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunetaylor.network.checkpoint.metadata import CheckpointMetadata
 from prunetaylor.network.checkpoint.read import nonfinite, open_file
-from prunetaylor.network.checkpoint.said import CheckpointMetadata
 
 _UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.config.code import Trust
-from prunetaylor.network.checkpoint.architecture import resolve
+from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.read import read
 
 

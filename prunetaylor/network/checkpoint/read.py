@@ -17,11 +17,11 @@ from torch import Tensor
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.core.foreign import read_json
-from prunetaylor.network.checkpoint.described import DTYPES, MOST_DIMENSIONS
-from prunetaylor.network.checkpoint.find import RUN_FILE, find_file
+from prunetaylor.network.checkpoint.metadata import FORMAT, CheckpointMetadata, decode
+from prunetaylor.network.checkpoint.paths import RUN_FILE, find_file
 from prunetaylor.network.checkpoint.refusal import refusing, require_room
-from prunetaylor.network.checkpoint.said import FORMAT, CheckpointMetadata, decode
-from prunetaylor.network.checkpoint.torch_file import LEGACY, TorchFile
+from prunetaylor.network.checkpoint.torch_format.descriptions import DTYPES, MOST_DIMENSIONS
+from prunetaylor.network.checkpoint.torch_format.torch_file import LEGACY, TorchFile
 from prunetaylor.network.checkpoint.unwrap import plain_names, unwrap
 
 RUN_REPORT = "report.json"  # what the run says of it

@@ -10,7 +10,7 @@ import torch
 
 from prunetaylor.core.errors import CheckpointRefused, PruneTaylorError
 from prunetaylor.core.text import first_line
-from prunetaylor.network.checkpoint.machine import MOST_STEPS, AsksForCode, TooLong
+from prunetaylor.network.checkpoint.torch_format.pickle_machine import MOST_STEPS, AsksForCode, TooLong
 from prunetaylor.runtime.free_memory import free_bytes
 
 _LOOKED_AT = 1 << 20

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prunetaylor.core.errors import CheckpointRefused
-from prunetaylor.network.checkpoint.described import Described
+from prunetaylor.network.checkpoint.torch_format.descriptions import Described
 
 # In this order: trained weights before averaged ones.
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "module", "weights", "params")

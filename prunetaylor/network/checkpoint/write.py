@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunetaylor.core.files import write_by_path, write_stream
-from prunetaylor.network.checkpoint.said import FORMAT, encode
+from prunetaylor.network.checkpoint.metadata import FORMAT, encode
 
 _FAILURES = (OSError, SafetensorError, RuntimeError)
 """What the writers of safetensors and torch raise when a file cannot be written."""

@@ -15,7 +15,7 @@ from prunetaylor.core.errors import CheckpointRefused, PruneTaylorError, UsageEr
 from prunetaylor.core.text import first_line
 from prunetaylor.network.checkpoint.read import MODEL_HASH
 from prunetaylor.network.checkpoint.refusal import refusing
-from prunetaylor.network.checkpoint.torch_file import TorchFile
+from prunetaylor.network.checkpoint.torch_format.torch_file import TorchFile
 from prunetaylor.pipeline.files.run_folder import RunFolder
 
 _OF_NO_RESULT = (

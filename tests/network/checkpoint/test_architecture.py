@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
-from prunetaylor.network.checkpoint.architecture import build, resolve
-from prunetaylor.network.checkpoint.builtin import NETWORKS
+from prunetaylor.network.checkpoint.architecture.builtin import NETWORKS
+from prunetaylor.network.checkpoint.architecture.resolve import build, resolve
+from prunetaylor.network.checkpoint.architecture.torchvision_match import Match, _reference, match
 from prunetaylor.network.checkpoint.inspect import inspect_file
 from prunetaylor.network.checkpoint.load import load
-from prunetaylor.network.checkpoint.match import Match, _reference, match
 from prunetaylor.network.checkpoint.read import read
 from prunetaylor.network.checkpoint.write import write_model, write_pt
 from prunetaylor.runtime.torchvision_import import import_torchvision

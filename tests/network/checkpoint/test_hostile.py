@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.network.checkpoint.inspect import inspect_file
-from prunetaylor.network.checkpoint.machine import MOST_STEPS
 from prunetaylor.network.checkpoint.read import read
+from prunetaylor.network.checkpoint.torch_format.pickle_machine import MOST_STEPS
 
 
 def text(said):

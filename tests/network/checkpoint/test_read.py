@@ -18,8 +18,8 @@ from torch import nn
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.network.checkpoint.inspect import inspect_file
-from prunetaylor.network.checkpoint.machine import _TABLE
 from prunetaylor.network.checkpoint.read import read
+from prunetaylor.network.checkpoint.torch_format.pickle_machine import _TABLE
 from prunetaylor.network.checkpoint.write import write_model, write_pt
 
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO
 
-from prunetaylor.network.checkpoint.described import Malformed
+from prunetaylor.network.checkpoint.torch_format.descriptions import Malformed
 
 _CHUNK = 1 << 24
 _MOST_DIRECTORY = 1 << 24  # bytes; some 150,000 entries

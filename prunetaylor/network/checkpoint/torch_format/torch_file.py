@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import CheckpointRefused
-from prunetaylor.network.checkpoint.archive import Archive
-from prunetaylor.network.checkpoint.described import (
+from prunetaylor.network.checkpoint.refusal import require_room
+from prunetaylor.network.checkpoint.torch_format.archive import Archive
+from prunetaylor.network.checkpoint.torch_format.descriptions import (
     Dense,
     Described,
     Kind,
@@ -24,8 +25,7 @@ from prunetaylor.network.checkpoint.described import (
     viewed,
     whole,
 )
-from prunetaylor.network.checkpoint.machine import unpickled
-from prunetaylor.network.checkpoint.refusal import require_room
+from prunetaylor.network.checkpoint.torch_format.pickle_machine import unpickled
 
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save's magic number, pickled
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

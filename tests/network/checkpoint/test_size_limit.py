@@ -9,8 +9,8 @@ from torch import nn
 from prunetaylor import load
 from prunetaylor.core.errors import CheckpointRefused
 from prunetaylor.data.load import _require_small
-from prunetaylor.network.checkpoint.bounded import built_within
-from prunetaylor.network.checkpoint.builtin import Digits
+from prunetaylor.network.checkpoint.architecture.builtin import Digits
+from prunetaylor.network.checkpoint.architecture.size_limit import built_within
 from prunetaylor.network.checkpoint.read import read, sha256
 from prunetaylor.network.checkpoint.write import write_model
 

@@ -1,7 +1,7 @@
 """Tensors as a file describes them, checked before a byte of them is read or a byte of memory is taken.
 
 A pickle of torch names rebuild functions and gives them a storage, an offset, a size and strides. The functions here
-take the same arguments and return a description; one that no tensor can have raises Malformed. ``values.py`` makes
+take the same arguments and return a description; one that no tensor can have raises Malformed. ``torch_file.py`` makes
 tensors of descriptions.
 """
 

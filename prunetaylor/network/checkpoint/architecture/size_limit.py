@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from prunetaylor.core.errors import CheckpointRefused
-from prunetaylor.network.checkpoint.match import Shapeless
+from prunetaylor.network.checkpoint.architecture.torchvision_match import Shapeless
 
 
 def built_within(

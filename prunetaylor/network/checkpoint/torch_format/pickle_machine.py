@@ -1,7 +1,7 @@
 """Pickles, read by a machine that cannot run code: it knows the instructions of data, and a closed table of names.
 
 ``pickletools`` takes the bytes apart. Whatever a pickle may ask for, only the functions of the table are called, and
-they make descriptions (``described.py``): no class is imported, no attribute is set and no memory is taken for what
+they make descriptions (``descriptions.py``): no class is imported, no attribute is set and no memory is taken for what
 the file only claims. How many instructions there may be is bounded, and dictionary keys are plain, since to hash a
 nested one can take for ever.
 """
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from prunetaylor.network.checkpoint.described import (
+from prunetaylor.network.checkpoint.torch_format.descriptions import (
     FROM_TYPE,
     REBUILDERS,
     Call,

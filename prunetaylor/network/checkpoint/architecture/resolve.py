@@ -19,11 +19,11 @@ from prunetaylor.core.config.values import dump_value
 from prunetaylor.core.errors import CheckpointRefused, PruneTaylorError, UsageError, close_match
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.core.text import neutral
-from prunetaylor.network.checkpoint.arguments import FETCHING, own_arguments
-from prunetaylor.network.checkpoint.bounded import built_within
-from prunetaylor.network.checkpoint.builtin import NETWORKS
-from prunetaylor.network.checkpoint.fit import fit
-from prunetaylor.network.checkpoint.match import match
+from prunetaylor.network.checkpoint.architecture.arguments import FETCHING, own_arguments
+from prunetaylor.network.checkpoint.architecture.builtin import NETWORKS
+from prunetaylor.network.checkpoint.architecture.size_limit import built_within
+from prunetaylor.network.checkpoint.architecture.torchvision_match import match
+from prunetaylor.network.checkpoint.architecture.weights import fit
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.state import copied
 from prunetaylor.runtime.torchvision_import import import_torchvision, repair_imports
