@@ -23,7 +23,7 @@ import torch
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
-from prunetaylor.pipeline.finetune import Finetuning
+from prunetaylor.pipeline.finetuning.loop import Finetuning
 from prunetaylor.pipeline.run import open_job, run
 
 HERE = Path(__file__).parent

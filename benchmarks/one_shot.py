@@ -28,7 +28,7 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.run import open_job, run
 

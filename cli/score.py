@@ -81,7 +81,7 @@ def score(
     }
     resolved = read_configuration(words, file, flags)
     from prunetaylor.pipeline.job import open_job
-    from prunetaylor.pipeline.scoring import run
+    from prunetaylor.pipeline.score import run
 
     from .support.progress import Logged, reporter
 

@@ -21,7 +21,8 @@ from prunetaylor.core.results.outcome import PruneResult, Scores
 from prunetaylor.data.load import from_python, split_spec
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copied
-from prunetaylor.pipeline import run, scoring
+from prunetaylor.pipeline import run
+from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE, RunFolder
 from prunetaylor.pipeline.job import Job, absolute, make_job, open_job

@@ -35,9 +35,9 @@ from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.network.checkpoint.read import Checkpoint
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.sanity import say_doubts
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sanity import say_doubts
 from prunetaylor.taylor.passes import all_outputs
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")

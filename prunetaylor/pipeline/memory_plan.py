@@ -16,9 +16,9 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.config.sizes import show_size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import Memory
-from prunetaylor.pipeline.calibration import chunk
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.refinement import SAMPLE_HISTORY
+from prunetaylor.pipeline.sampling.calibration import chunk
+from prunetaylor.pipeline.stages.refinement import SAMPLE_HISTORY
 from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train

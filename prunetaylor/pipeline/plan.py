@@ -12,9 +12,9 @@ from prunetaylor.core import registry
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Detail
 from prunetaylor.core.results.outcome import FirstOrder
-from prunetaylor.pipeline.calibration import Calibration
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.refinement import Refinement, alone, settle
+from prunetaylor.pipeline.sampling.calibration import Calibration
+from prunetaylor.pipeline.stages.refinement import Refinement, alone, settle
 from prunetaylor.pruning.repair import batch_norm
 from prunetaylor.taylor.convergence import Convergence, check_convergence
 from prunetaylor.taylor.model import TaylorModel

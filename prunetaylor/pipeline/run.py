@@ -37,13 +37,13 @@ from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.checkpoint.write import model_bytes
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copied, fixed_order
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.sanity import glance, pruned_doubts, say_doubts, set_aside
 from prunetaylor.pipeline.files.resume import restoring
-from prunetaylor.pipeline.finetune import Finetuning, gradual_levels
+from prunetaylor.pipeline.finetuning.loop import Finetuning, gradual_levels
 from prunetaylor.pipeline.job import Job, open_job
 from prunetaylor.pipeline.memory_plan import Plan, make_plan
-from prunetaylor.pipeline.sanity import glance, pruned_doubts, say_doubts, set_aside
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pipeline.time_estimate import estimate
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.runtime.user_code import source_hash

@@ -14,9 +14,9 @@ import torch
 from prunetaylor.core import registry
 from prunetaylor.core.results.outcome import Time
 from prunetaylor.network.state import evaluating
-from prunetaylor.pipeline.calibration import chunk
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.refinement import PASSES, planned_steps
+from prunetaylor.pipeline.sampling.calibration import chunk
+from prunetaylor.pipeline.stages.refinement import PASSES, planned_steps
 from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.repair import feature_matching

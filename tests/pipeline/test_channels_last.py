@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from prunetaylor import prune, score
 from prunetaylor.network.state import channels_last, like_weights
-from prunetaylor.pipeline.channels_last import trial
+from prunetaylor.pipeline.checks.channels_last import trial
 from support.toys import quadrants, trained
 
 LAST = torch.channels_last
@@ -186,7 +186,7 @@ def test_all_passes_of_a_run_have_the_layout_and_what_comes_out_is_plain() -> No
 
 def test_a_run_that_fails_leaves_weights_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunetaylor.pipeline.job import Job
-    from prunetaylor.pipeline.stages import Stages
+    from prunetaylor.pipeline.stages.loop import Stages
 
     use_memory_format: list[nn.Module] = []
 

@@ -11,8 +11,8 @@ from torch import nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline.calibration import Calibration
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.sampling.calibration import Calibration
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.passes import Risk
 from support.runs import quick

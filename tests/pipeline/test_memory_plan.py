@@ -22,7 +22,7 @@ from prunetaylor.pipeline import memory_plan
 from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.pipeline.memory_plan import make_plan
 from prunetaylor.pipeline.run import run
-from prunetaylor.pipeline.scoring import run as look
+from prunetaylor.pipeline.score import run as look
 from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.samples import TensorSplit
-from prunetaylor.pipeline.outliers import FAR, Energies, find, stored
+from prunetaylor.pipeline.sampling.outliers import FAR, Energies, find, stored
 from support.runs import TRAIN, quick
 from support.toys import ConvNet, trained
 

@@ -20,9 +20,9 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import draw
-from prunetaylor.pipeline.calibration import Calibration
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
+from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.pruning.selection.trust_region import REJECT, SMALLEST
 from prunetaylor.taylor.model import Prediction, TaylorModel

@@ -18,7 +18,7 @@ from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import BatchShard, draw
 from prunetaylor.network.state import snapshot
-from prunetaylor.pipeline.finetune import Finetuning
+from prunetaylor.pipeline.finetuning.loop import Finetuning
 from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import Average, Rates

@@ -60,9 +60,9 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
     assert said(prune__refine="none") == "refinement: off (as asked)"
     assert said(prune__refine_steps=7).startswith("refinement: 7 steps after the last stage")
     each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
-    monkeypatch.setattr("prunetaylor.pipeline.refinement.WORTH", {"cpu": 80.5 * each})
+    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 80.5 * each})
     assert said().startswith("refinement: 80 steps after the last stage")
-    monkeypatch.setattr("prunetaylor.pipeline.refinement.WORTH", {"cpu": 10 * each})
+    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 10 * each})
     assert "off (300 steps would cost" in said()
     forced = said(prune__refine="last")
     assert forced.startswith("refinement: 300 steps after the last stage")
@@ -74,7 +74,7 @@ def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
 ) -> None:
     how = {"sparsity": 0.3, "calibration__labels": False}
     refined = quick(conv, **how)
-    monkeypatch.setattr("prunetaylor.pipeline.refinement.NEGLIGIBLE", 1.0)
+    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.NEGLIGIBLE", 1.0)
     left_out, asked = quick(conv, **how), quick(conv, prune__refine="last", **how)
     same_bits(left_out, quick(conv, prune__refine="none", **how))
     same_bits(asked, refined)
@@ -104,7 +104,7 @@ def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
     )
     for other in ({"calibration__resample": False}, {"prune__refine": "last"}, {"calibration__labels": False}):
         assert not any("gauss-newton" in line for line in quick(conv, **how | other).choices)
-    monkeypatch.setattr("prunetaylor.pipeline.refinement.WORTH", {"cpu": 1e9})  # FLOPs
+    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 1e9})  # FLOPs
     assert not any("gauss-newton" in line for line in quick(conv, **how).choices)
 
 

@@ -16,9 +16,9 @@ from prunetaylor.core import registry
 from prunetaylor.core.progress import Silent
 from prunetaylor.core.results.outcome import Scores
 from prunetaylor.data.load import from_python
-from prunetaylor.pipeline import scoring
+from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.job import make_job
-from prunetaylor.pipeline.scoring import BY_LAYER, LEVELS, run
+from prunetaylor.pipeline.score import BY_LAYER, LEVELS, run
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.terminal.scores import verdict
 from prunetaylor.taylor.curvature import cache

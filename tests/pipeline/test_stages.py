@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
-from prunetaylor.pipeline import stages as stages_module
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.stages import loop as stages_module
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.selection.selector import Selection, Selector
 from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
 from prunetaylor.taylor import model
@@ -111,7 +111,7 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
 
 
 def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor.pipeline import stages
+    from prunetaylor.pipeline.stages import loop as stages
 
     change, calls = stages._change, iter([True])  # of the first stage, which is that since the dense network too
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
@@ -200,7 +200,7 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(
 
 def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the statistics of batch norms, which least squares moves, nor in the histogram."""
-    from prunetaylor.pipeline import stages
+    from prunetaylor.pipeline.stages import loop as stages
 
     change, calls = stages._change, iter([False, True, True])  # the second stage's, and since the dense one
     monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))

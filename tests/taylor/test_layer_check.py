@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, cross_entropy, linear
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline import stages
+from prunetaylor.pipeline.stages import loop as stages
 from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, check_layers, unreached
 from support.runs import quick
 from support.tiny import batches, rand

@@ -13,7 +13,7 @@ from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.config.sizes import parse_size, show_size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline.calibration import chunk
+from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pruning.repair import activation_cache, least_squares
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.runtime import free_memory

@@ -33,7 +33,7 @@ from prunetaylor.core.foreign import read_json
 from prunetaylor.core.progress import Progress
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.sweep.trial.files import CHOICE
 

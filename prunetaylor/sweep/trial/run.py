@@ -21,13 +21,13 @@ from prunetaylor.core.foreign import read_json
 from prunetaylor.core.progress import Logged, Silent
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.evaluate import Evaluation, evaluate
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.sanity import say_doubts
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.resume import FolderStateStore
 from prunetaylor.pipeline.files.run_folder import REPORT, RunFolder
 from prunetaylor.pipeline.job import Job, open_job
 from prunetaylor.pipeline.run import run
-from prunetaylor.pipeline.sanity import say_doubts
 from prunetaylor.report.json_report import finite
 from prunetaylor.report.trackers._trackers import Trackers
 from prunetaylor.runtime.free_memory import free_bytes

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy, huber_loss
 import prunetaylor
 from prunetaylor.core.config.schema import CacheSection
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.selection.trust_region import TrustRegion
 from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache, open_cache

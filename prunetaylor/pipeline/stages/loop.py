@@ -20,12 +20,12 @@ from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, displacement, restore, snapshot
-from prunetaylor.pipeline.calibration import Calibration, Part
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.plan import look, unseen
-from prunetaylor.pipeline.refinement import SAMPLE_HISTORY
-from prunetaylor.pipeline.stage_state import StageState
+from prunetaylor.pipeline.sampling.calibration import Calibration, Part
+from prunetaylor.pipeline.stages.refinement import SAMPLE_HISTORY
+from prunetaylor.pipeline.stages.state import StageState
 from prunetaylor.pruning.repair import batch_norm, least_squares, obs_update
 from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
 from prunetaylor.pruning.repair.masks import apply_masks

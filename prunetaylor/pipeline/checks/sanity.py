@@ -16,7 +16,7 @@ from prunetaylor.data.samples import draw
 from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.outliers import Dwarfing, stored
+from prunetaylor.pipeline.sampling.outliers import Dwarfing, stored
 from prunetaylor.taylor.memory import current_chunks
 
 FIRST, MOST = 256, 2048

@@ -22,13 +22,13 @@ from prunetaylor.core.progress import Detail, Progress, part_of
 from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores, removed_at
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
-from prunetaylor.pipeline.calibration import Calibration
-from prunetaylor.pipeline.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.sanity import glance, set_aside
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.memory_plan import make_plan
 from prunetaylor.pipeline.run import hashes, training_split
-from prunetaylor.pipeline.sanity import glance, set_aside
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.sampling.calibration import Calibration
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pipeline.validation import check_scoring
 from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import apply_masks

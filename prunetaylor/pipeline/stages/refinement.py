@@ -13,8 +13,8 @@ from torch import Tensor
 from prunetaylor.data import augment
 from prunetaylor.measure.cost import flops
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline.calibration import Calibration, Part
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.sampling.calibration import Calibration, Part
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.repair.gauss_newton import DAMPINGS, PRODUCTS, refine
 from prunetaylor.pruning.repair.intercepts import Intercept

@@ -14,7 +14,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.draws import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.outliers import Dwarfing, Energies, find
+from prunetaylor.pipeline.sampling.outliers import Dwarfing, Energies, find
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Task, loss_of
 from prunetaylor.taylor.passes import Risk, all_outputs, check_deterministic

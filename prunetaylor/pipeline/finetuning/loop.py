@@ -19,10 +19,10 @@ from prunetaylor.data import augment
 from prunetaylor.data.samples import Batches, Split
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.state import restore, snapshot
-from prunetaylor.pipeline.calibration import answered
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.stages import Stages
+from prunetaylor.pipeline.sampling.calibration import answered
+from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.pruning.selection.schedule import gradual, pruning_steps, sparsities
 from prunetaylor.pruning.training.distillation import distillation_share

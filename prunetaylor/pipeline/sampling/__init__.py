@@ -1,0 +1,1 @@
+"""Samples for a run: the calibration and holdout samples of each stage, without outliers."""
