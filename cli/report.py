@@ -11,7 +11,7 @@ import click
 
 from prunetaylor.core.errors import PruneTaylorError, RunRefused, UsageError
 from prunetaylor.core.files import write_text
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.core.text import first_line
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import UsageError, close_match
-from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.transforms import Named, chain
 
 Augment = Callable[[Tensor, RowRandom], Tensor]

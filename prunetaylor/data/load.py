@@ -19,7 +19,7 @@ from prunetaylor.data import augment as augmentation
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.transforms import Named
-from prunetaylor.data.wrap import as_split
+from prunetaylor.data.conversion import as_split
 from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.group import local_world
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.core.text import first_line
-from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.row_random import RowRandom
 from prunetaylor.runtime.torchvision_import import import_torchvision
 
 Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]

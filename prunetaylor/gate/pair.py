@@ -10,7 +10,7 @@ from typing import Any
 from prunetaylor.core.config.code import Trust, settings_of
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
 from prunetaylor.network.checkpoint.architecture.resolve import Resolved, resolve

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.beat import heard
+from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, part_of, unwatched
 from prunetaylor.core.results.judgement import judge
@@ -142,7 +142,7 @@ class _Run:
             use_memory_format(job, module, self.dense.module),
             fixed_order(job.device, self.left.get("threads")),
         )
-        hears = heard(part_of(progress))
+        hears = listen(part_of(progress))
         with clock.time("total"), use_chunks(self.plan.chunks), fixed, hears, together as said:
             job.choices += [*said, job.epochs_reason]
             for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details()), self.time.describe()):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.beat import beat
+from prunetaylor.core.pass_progress import report_part
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import evaluating, trainable
@@ -61,7 +61,7 @@ def forward_own(
     with evaluating(module):
         for number, (start, x, targets) in enumerate(batches.own(), 1):
             found = _pass(module, start, x, targets, watch or {}, until)
-            beat(number, count)
+            report_part(number, count)
             yield found
 
 
@@ -174,7 +174,7 @@ class Risk:
         """(index of the first sample, x, reference) of each batch of this process's own samples."""
         count = self.batches.own_count()
         for number, (start, x, _) in enumerate(self.batches.own(cuts or None), 1):
-            beat(min(number, count), count)
+            report_part(min(number, count), count)
             yield start, x, self.reference[start : start + len(x)]
 
 

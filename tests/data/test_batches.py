@@ -5,7 +5,7 @@ import torch
 
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
-from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.place import Place

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.data.samples import DatasetSplit, TensorSplit, WithTargets, check_targets, draw, fingerprint
-from prunetaylor.data.wrap import as_split
+from prunetaylor.data.conversion import as_split
 
 
 def _split(n=10):

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunetaylor.core.config.resolve import resolve as configuration
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.augment import resolve
-from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.row_random import RowRandom
 
 CROP = {"RandomCrop": {"size": 8, "padding": 2}}
 

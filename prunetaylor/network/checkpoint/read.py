@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.network.checkpoint.metadata import FORMAT, CheckpointMetadata, decode
 from prunetaylor.network.checkpoint.paths import RUN_FILE, find_file
 from prunetaylor.network.checkpoint.refusal import refusing, require_room

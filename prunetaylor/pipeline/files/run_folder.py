@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from prunetaylor.core import files
 from prunetaylor.core.errors import OutputError, OutputPlaceError, cannot_write
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 
 REPORT = "report.json"
 LOG = "log.jsonl"

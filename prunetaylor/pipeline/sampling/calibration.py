@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
-from prunetaylor.data.draws import RowRandom
+from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.outliers import Dwarfing, Energies, find

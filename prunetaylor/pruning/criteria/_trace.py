@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunetaylor.core.beat import beat
+from prunetaylor.core.pass_progress import report_part
 from prunetaylor.taylor.curvature.solve import Note, cholesky, kept_columns, row_batches, systems_bytes
 from prunetaylor.taylor.memory import LayerSize
 
@@ -53,7 +53,7 @@ def greedy_traces(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str,
         order[rows] = order[rows].scatter(1, columns, torch.where(valid, part_order, -1))
         added[rows] = added[rows].scatter(1, columns, torch.where(valid, part_added, 0))
         finished += len(rows)
-        beat(finished, len(keep))
+        report_part(finished, len(keep))
     return order, added
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunetaylor.core.errors import OutputError
 from prunetaylor.core.files import own_folder, refuse_link, write_bytes, write_text
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.core.results.outcome import Alert
 from prunetaylor.core.text import neutral_lines
 from prunetaylor.pipeline.files.run_folder import LOG, STAGING, STATE

@@ -29,7 +29,7 @@ from torch import Tensor
 from prunetaylor._version import __version__
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.files import write_by_path, write_text
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.core.progress import Progress
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate

@@ -17,7 +17,7 @@ import torch
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import Resolved, flat, override
 from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 from prunetaylor.core.progress import Logged, Silent
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.evaluate import Evaluation, evaluate

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from prunetaylor.core.beat import beat
+from prunetaylor.core.pass_progress import report_part
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.memory import LayerSize, current_chunks
 
@@ -169,7 +169,7 @@ def restricted_least_squares(
         solved = torch.cholesky_solve((right[rows].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
         step[rows] = step[rows].scatter(1, columns, solved * valid)
         solved_rows += len(rows)
-        beat(solved_rows, len(keep))
+        report_part(solved_rows, len(keep))
     return masked + step
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from prunetaylor.core.foreign import read_json
+from prunetaylor.core.json_file import read_json
 
 
 @pytest.mark.parametrize(
