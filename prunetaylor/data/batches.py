@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.augment import Augment
-from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.preprocess import Preprocess
+from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.runtime.processes.group import mine
 

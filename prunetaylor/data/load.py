@@ -16,10 +16,10 @@ from prunetaylor.core.config.schema import DataSection, Normalization
 from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError, close_match
 from prunetaylor.core.progress import Detail
 from prunetaylor.data import augment as augmentation
+from prunetaylor.data.conversion import as_split
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.transforms import Named
-from prunetaylor.data.conversion import as_split
 from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.group import local_world
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.errors import DataError
+from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, part_of, unwatched
 from prunetaylor.core.results.judgement import judge
 from prunetaylor.core.results.outcome import (

@@ -16,8 +16,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.errors import UsageError
+from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, part_of
 from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores, removed_at
 from prunetaylor.network.layer import Layer

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.pass_progress import report_part
 from prunetaylor.core.errors import NumericsError
+from prunetaylor.core.pass_progress import report_part
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.runtime.processes.exchange import gather_rows

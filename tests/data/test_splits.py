@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from prunetaylor.core.errors import DataError
-from prunetaylor.data.samples import DatasetSplit, TensorSplit, WithTargets, check_targets, draw, fingerprint
 from prunetaylor.data.conversion import as_split
+from prunetaylor.data.samples import DatasetSplit, TensorSplit, WithTargets, check_targets, draw, fingerprint
 
 
 def _split(n=10):

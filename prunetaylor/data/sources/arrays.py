@@ -20,8 +20,8 @@ from torch import Tensor
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import DataError, PruneTaylorError, UsageError, close_match
 from prunetaylor.core.text import first_line
-from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.conversion import target, tensor
+from prunetaylor.data.samples import RawSource, TensorSplit
 
 Array = np.ndarray[Any, Any]
 _NEEDED = ("x_train", "x_test", "y_test")

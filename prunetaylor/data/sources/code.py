@@ -11,8 +11,8 @@ import sys
 
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import DataError, PruneTaylorError, UsageError
-from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.data.conversion import as_split
+from prunetaylor.data.samples import RawSource, TensorSplit
 from prunetaylor.runtime.user_code import load_object
 
 

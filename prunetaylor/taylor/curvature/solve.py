@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from prunetaylor.core.pass_progress import report_part
 from prunetaylor.core.errors import NumericsError
+from prunetaylor.core.pass_progress import report_part
 from prunetaylor.taylor.memory import LayerSize, current_chunks
 
 BLOCK = 1024
