@@ -151,7 +151,7 @@ def sweep(
         board.note(f"{folder}: {wanted.size} trials, {wanted.method}, engine {wanted.engine['name']}")
         if wanted.ignored:
             board.note(f"{', '.join(wanted.ignored)}: left aside, as every trial is a run of prunetaylor prune")
-        if wanted.base.said("gate") or any(one.key.startswith("gate.") for one in wanted.parameters):
+        if wanted.base.is_set("gate") or any(one.key.startswith("gate.") for one in wanted.parameters):
             board.note("gate: trials are ranked, not judged; `prunetaylor prune` judges the best configuration")
         stopped: EngineFailed | None = None
         try:

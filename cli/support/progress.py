@@ -13,7 +13,7 @@ from rich.table import Column
 from rich.text import Text
 
 from prunetaylor.core import progress
-from prunetaylor.core.progress import Detail, Where
+from prunetaylor.core.progress import Detail, PhaseProgress
 from prunetaylor.core.progress import Logged as Logged
 from prunetaylor.core.text import duration
 
@@ -80,18 +80,18 @@ class Lines(Warnings):
         super().__init__()
         self._console = screen.console(stderr=True, soft_wrap=True, no_color=True)
         self._start = self._told = time.monotonic()
-        self._where = Where()
+        self._phase = PhaseProgress()
 
     def phase(self, name: str, total: int | None = None) -> None:
-        self._where = Where(name, total)
+        self._phase = PhaseProgress(name, total)
         self._line(name)
 
     def step(self, detail: str = "") -> None:
-        self._where.step()
+        self._phase.step()
         self._while()
 
     def part(self, done: int, total: int) -> None:
-        self._where.part(done, total)
+        self._phase.part(done, total)
         self._while()
 
     def note(self, text: str) -> None:
@@ -99,10 +99,10 @@ class Lines(Warnings):
             self._line(f"note: {text}")
 
     def _while(self) -> None:
-        if self._where.total and time.monotonic() - self._told >= EVERY:
-            left = self._where.left()
+        if self._phase.total and time.monotonic() - self._told >= EVERY:
+            left = self._phase.remaining()
             said = f", about {duration(left)} left" if left is not None else ""
-            self._line(f"{self._where.name}: {self._where.share:.0%}{said}")
+            self._line(f"{self._phase.name}: {self._phase.share:.0%}{said}")
 
     def _line(self, text: str) -> None:
         self._told = time.monotonic()
@@ -130,7 +130,7 @@ class Bars(Warnings):
             expand=True,
         )
         self._task: TaskID | None = None
-        self._where = Where()
+        self._phase = PhaseProgress()
         self._detail = ""
         self._ends: float | None = None  # when the run is expected to
 
@@ -147,17 +147,17 @@ class Bars(Warnings):
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._finish()
-        self._where, self._detail = Where(name, total), ""
+        self._phase, self._detail = PhaseProgress(name, total), ""
         self._task = self._bars.add_task(f"{screen.one_line(name):<26.26}", total=total, detail="")
 
     def step(self, detail: str = "") -> None:
-        self._where.step()
+        self._phase.step()
         self._detail = screen.one_line(detail) or self._detail
         self._show()
 
     def part(self, done: int, total: int) -> None:
-        self._where.part(done, total)
-        if self._where.total:
+        self._phase.part(done, total)
+        if self._phase.total:
             self._show()
 
     def expect(self, seconds: float) -> None:
@@ -170,7 +170,7 @@ class Bars(Warnings):
     def _show(self) -> None:
         if self._task is None:
             return
-        left, said = self._where.left(), []
+        left, said = self._phase.remaining(), []
         if left is not None:
             said.append(f"{duration(left)} left")
         if self._ends is not None:
@@ -178,7 +178,7 @@ class Bars(Warnings):
             if run > 1.5 * (left or 0.0) + 1:
                 said.append(f"run {duration(run)}")
         text = ", ".join([*said, *([self._detail] if self._detail else [])])
-        self._bars.update(self._task, completed=self._where.done, detail=text)
+        self._bars.update(self._task, completed=self._phase.completed, detail=text)
 
     def _finish(self) -> None:
         """A phase without a count is done with its one step; a bar that is full stops its clock."""

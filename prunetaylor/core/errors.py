@@ -1,4 +1,4 @@
-"""What a user can meet. Each error says its cause and its remedy; the exit code belongs to its class."""
+"""The errors that a user can meet. Each states its cause and its remedy; its class determines the exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class PruneTaylorError(Exception):
-    """Base of every error that is the user's to mend: ``cause`` in one line, ``remedy`` in one or two."""
+    """Base class of the errors that a user can fix; ``cause`` takes one line, ``remedy`` one or two."""
 
     exit_code = 1
 
@@ -18,39 +18,39 @@ class PruneTaylorError(Exception):
 
 
 class UsageError(PruneTaylorError):
-    """A command line, configuration or argument that cannot be meant."""
+    """A command line, configuration or argument is invalid."""
 
     exit_code = 2
 
 
 class CheckpointRefused(PruneTaylorError):
-    """A checkpoint that cannot be read safely, or that does not fit its network."""
+    """A checkpoint cannot be read safely, or does not fit its network."""
 
     exit_code = 5
 
 
 class RunRefused(PruneTaylorError):
-    """A run's folder whose report, state or network is not what a run writes."""
+    """A run's folder holds a report, state or network that no run wrote."""
 
     exit_code = 5
 
 
 class DataError(PruneTaylorError):
-    """Samples that are missing, empty or malformed: the data that the user named is not what it is used as."""
+    """Samples are missing, empty or malformed."""
 
     exit_code = 2
 
 
 class NumericsError(PruneTaylorError):
-    """Values that no result can be built on: NaN, infinite, or without curvature."""
+    """Values cannot be computed with: they are NaN or infinite, or have no curvature."""
 
 
 class OutputError(PruneTaylorError):
-    """A result that cannot be written where it was asked for."""
+    """A result cannot be written to the requested place."""
 
 
 class OutputPlaceError(OutputError):
-    """A place named for a result that is taken, or no place for it: another one is to be named."""
+    """The place named for a result is taken or does not exist; the user must name another."""
 
     exit_code = 2
 
@@ -59,13 +59,16 @@ _NO_PLACE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirector
 
 
 def cannot_write(path: object, err: OSError, remedy: str) -> OutputError:
-    """The error of a place that the user named: one that cannot be is usage, a full disk or a missing right is not."""
+    """Return the error for a path that the user named and that cannot be written.
+
+    A path that cannot exist is a usage error; a full disk or a missing permission is not.
+    """
     kind = OutputPlaceError if isinstance(err, _NO_PLACE) else OutputError
     return kind(f"cannot write {path}: {err.strerror or type(err).__name__}", remedy)
 
 
 class PeerError(PruneTaylorError):
-    """Another process of the same run has failed or is gone. ``silent``: somebody else says so."""
+    """Another process of the run failed or disappeared. If ``silent``, that process reports the failure itself."""
 
     def __init__(self, cause: str, remedy: str = "", *, exit_code: int = 1, silent: bool = False) -> None:
         super().__init__(cause, remedy)
@@ -74,19 +77,19 @@ class PeerError(PruneTaylorError):
 
 
 class TrialsFailed(PruneTaylorError):
-    """A sweep that ended with trials that failed; all others have their results."""
+    """Some trials of a sweep failed; the others have their results."""
 
     exit_code = 6
 
 
 def close_match(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    found = closest(name, known)
-    return "" if found is None else f"; did you mean {found!r}?"
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    match = closest(name, known)
+    return "" if match is None else f"; did you mean {match!r}?"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is closest to ``name``, whatever the case of either; never ``name`` itself."""
+    """Return the known name closest to ``name``, ignoring case, or None; it is never ``name`` itself."""
     folded = {one.casefold(): one for one in known if one != name}
-    found = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
+    matches = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[matches[0]] if matches else None

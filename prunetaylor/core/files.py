@@ -1,8 +1,8 @@
-"""Files are written whole or not at all, and no link is followed in a folder that the tool writes.
+"""Files are written completely or not at all, and links inside the tool's own folders are never followed.
 
-Whatever writes goes through here: the old file stays until the new one is complete and on the disk. A path that the
-user named may be a link or a device (``-o /dev/stdout``); a name inside a run's or a sweep's folder never is, as the
-folder may have come from somebody else.
+Everything that writes uses this module: the old file stays until the new one is complete and on the disk. A path that
+the user named may be a link or a device (``-o /dev/stdout``). A name inside a run's or a sweep's folder never is, since
+somebody else may have made the folder.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
 def write_text(path: Path, text: str, *, named: bool = False, remedy: str = _REMEDY) -> int:
-    """Write ``text`` as UTF-8, as ``write_stream`` does; the file's bytes."""
+    """Write ``text`` as UTF-8, as ``write_stream`` does, and return the file's size in bytes."""
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), named=named, remedy=remedy)
 
 
 def write_bytes(path: Path, data: bytes, *, named: bool = False, remedy: str = _REMEDY) -> int:
-    """Write ``data``, as ``write_stream`` does; the file's bytes."""
+    """Write ``data``, as ``write_stream`` does, and return the file's size in bytes."""
     return write_stream(path, lambda stream: stream.write(data), named=named, remedy=remedy)
 
 
@@ -48,26 +48,26 @@ def write_stream(
     failures: tuple[type[Exception], ...] = (OSError,),
     remedy: str = _REMEDY,
 ) -> int:
-    """Let ``write`` fill a new file that then takes the place of ``path``; the file's bytes.
+    """Let ``write`` fill a new file that then replaces ``path``, and return its size in bytes.
 
     Args:
         named: the user named this path: links are followed, and what is not a regular file (a device, a pipe, a
-            descriptor of this process) is written to as it is.
+            descriptor of this process) is written to directly.
         failures: exceptions of ``write`` that mean that the file cannot be written.
 
     Raises:
-        OutputError: it cannot be written. The old file is as it was, and nothing is left beside it.
+        OutputError: the file cannot be written. The old file is unchanged, and no partial file remains.
     """
 
     def fill(temporary: Path) -> None:
         with temporary.open("wb") as stream:
             write(stream)
 
-    with _told(path, failures, remedy, named):
-        straight = _straight(path) if named else None
-        if straight is None:
+    with _report_failures(path, failures, remedy, named):
+        special = _open_special(path) if named else None
+        if special is None:
             return _replace(path.resolve() if named else path, fill)
-        with straight as stream:
+        with special as stream:
             before = _position(stream)
             write(stream)
             stream.flush()
@@ -82,11 +82,11 @@ def write_by_path(
     mode: int = _MODE,
     failures: tuple[type[Exception], ...] = (OSError,),
 ) -> int:
-    """Do the same with a ``write`` that opens its file itself. ``mode`` is the permissions, less the umask."""
-    with _told(path, failures, _REMEDY, named):
-        straight = _straight(path) if named else None
-        if straight is not None:
-            with straight as stream, tempfile.TemporaryDirectory() as folder:
+    """Do the same with a ``write`` that opens the file itself. ``mode`` gives the permissions before the umask."""
+    with _report_failures(path, failures, _REMEDY, named):
+        special = _open_special(path) if named else None
+        if special is not None:
+            with special as stream, tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "file"
                 write(file)
                 with file.open("rb") as made:
@@ -96,40 +96,41 @@ def write_by_path(
 
 
 def append_text(path: Path, text: str, *, remedy: str = _REMEDY) -> None:
-    """Append to a file that the user named, or that the environment named for them. OutputError where it cannot be."""
-    told = _told(path, (OSError,), remedy, named=False)
-    with told, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    """Append to a file that the user, or the environment, named. OutputError if it cannot be written."""
+    reported = _report_failures(path, (OSError,), remedy, named=False)
+    with reported, path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
 def open_own(path: Path, mode: str) -> IO[Any]:
-    """Open a file of the tool's own (a log, a lock) as text, and nothing that another put in its place.
+    """Open a file of the tool's own (a log, a lock) as text, and refuse whatever somebody else put in its place.
 
-    OutputError where ``path`` is a link, one of several hard links, or no regular file; OSError as of ``open``.
+    Raises OutputError if ``path`` is a link, has several hard links or is no regular file, and OSError as ``open``
+    does.
     """
     refuse_link(path)
     return open(path, mode, encoding="utf-8", opener=_open_own)
 
 
 def own_folder(path: Path) -> Path:
-    """Make the folder ``path`` where it is missing. OutputError where it is a link or no folder; OSError of mkdir."""
+    """Create the folder ``path`` if it is missing. OutputError if it is a link or no folder; OSError as of mkdir."""
     refuse_link(path)
     with contextlib.suppress(FileExistsError):
         path.mkdir()
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise _refusal(path, "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder")
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise _refusal(path, "a symbolic link" if stat.S_ISLNK(status.st_mode) else "not a folder")
     return path
 
 
 def refuse_link(path: Path) -> None:
-    """OutputError where ``path`` is a symbolic link, wherever it leads."""
+    """Raise OutputError if ``path`` is a symbolic link, wherever it leads."""
     if path.is_symlink():
         raise _refusal(path, "a symbolic link")
 
 
 def sync(folder: Path) -> None:
-    """Bring the folder's names to the disk; where folders cannot be opened the system sees to it."""
+    """Flush the folder's entries to the disk; systems that cannot open folders do so themselves."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -146,19 +147,19 @@ def _refusal(path: Path, what: str) -> OutputError:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open without following; only then is anything cut off."""
-    kept = flags & ~os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    """Open without following links, and truncate only after the check."""
+    safe_flags = flags & ~os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        handle = os.open(path, kept, 0o666)
+        handle = os.open(path, safe_flags, 0o666)
     except OSError as err:
         if err.errno in (errno.ENXIO, errno.ELOOP):
             raise _refusal(Path(path), "not a regular file") from err
         raise
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise _refusal(Path(path), "not a regular file")
-        if found.st_nlink > 1:
+        if status.st_nlink > 1:
             raise _refusal(Path(path), "one of several hard links to a file")
         if flags & os.O_TRUNC:
             os.ftruncate(handle, 0)
@@ -183,7 +184,7 @@ def _replace(path: Path, write: Callable[[Path], object], mode: int = _MODE) -> 
 
 @contextlib.contextmanager
 def _temporary(path: Path, mode: int) -> Iterator[Path]:
-    """A new empty file beside ``path`` under a name that nobody can have prepared; gone afterwards."""
+    """Create an empty file beside ``path`` under an unpredictable name, and remove it afterwards."""
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{secrets.token_hex(12)}{PARTIAL}")
@@ -196,11 +197,11 @@ def _temporary(path: Path, mode: int) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _straight(path: Path) -> IO[bytes] | None:
-    """A stream to what is no regular file; None where ``path`` is one, or is not there yet."""
+def _open_special(path: Path) -> IO[bytes] | None:
+    """Open what is not a regular file for writing; return None if ``path`` is a regular file or missing."""
     text = os.path.abspath(path)
-    found = _DESCRIPTOR.fullmatch(text)
-    descriptor = int(found[1]) if found else _STREAMS.get(text)
+    match = _DESCRIPTOR.fullmatch(text)
+    descriptor = int(match[1]) if match else _STREAMS.get(text)
     if descriptor is not None:
         return os.fdopen(os.dup(descriptor), "wb")  # it goes on where this process stands in it
     with contextlib.suppress(FileNotFoundError):
@@ -218,14 +219,15 @@ def _position(stream: IO[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def _told(path: Path, failures: tuple[type[Exception], ...], remedy: str, named: bool) -> Iterator[None]:
+def _report_failures(path: Path, failures: tuple[type[Exception], ...], remedy: str, named: bool) -> Iterator[None]:
+    """Turn the failures that a write may have into an OutputError with its remedy."""
     try:
         yield
     except OutputError:
         raise
     except failures as err:
-        found = err if isinstance(err, OSError) else err.__context__
-        if named and isinstance(found, OSError):
-            raise cannot_write(path, found, remedy) from err
-        said = found.strerror if isinstance(found, OSError) and found.strerror else err
-        raise OutputError(f"cannot write {path}: {first_line(said)}", remedy) from err
+        cause = err if isinstance(err, OSError) else err.__context__
+        if named and isinstance(cause, OSError):
+            raise cannot_write(path, cause, remedy) from err
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else err
+        raise OutputError(f"cannot write {path}: {first_line(reason)}", remedy) from err

@@ -1,4 +1,4 @@
-"""Files of JSON that somebody else may have written: read whole, bounded and plain, or refused."""
+"""JSON files that somebody else may have written are read within bounds, or refused."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _DEEPEST = 40
 
 
 def read_json(path: Path) -> Any:
-    """The value in ``path``: strings, finite numbers, lists and objects, some dozens deep at most.
+    """Return the value in ``path``: strings, finite numbers, lists and objects, nested at most 40 levels deep.
 
-    Raises OSError where the file cannot be opened, and ValueError, in one line, for whatever else it is.
+    Raises OSError if the file cannot be opened, and ValueError, whose text has one line, for any other fault.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         content = file.read(_MOST + 1)
     if len(content) > _MOST:
         raise ValueError("it is too large")
     try:
-        found = json.loads(content.decode("utf-8"))
+        document = json.loads(content.decode("utf-8"))
     except Exception as error:  # RecursionError and numbers of thousands of digits included
         raise ValueError("it is not JSON") from error
-    left = [(found, 0)]
-    while left:
-        value, depth = left.pop()
+    pending = [(document, 0)]
+    while pending:
+        value, depth = pending.pop()
         if depth > _DEEPEST:
             raise ValueError("it is nested too deeply")
         if isinstance(value, dict | list):
-            left += [(one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
+            pending += [(one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("it holds numbers that are not finite")
+            raise ValueError("it contains numbers that are not finite")
         elif type(value) is int and abs(value) >= 1 << 63:
-            raise ValueError("it holds numbers without end")
-    return found
+            raise ValueError("it contains numbers that are too large")
+    return document

@@ -1,4 +1,4 @@
-"""How progress leaves the engine: one small callback protocol. The engine itself never prints."""
+"""Progress leaves the engine through one small callback protocol; the engine itself never prints."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """What the engine tells whoever listens. Every method may be called from the main thread only."""
+    """The callbacks that the engine makes, always from the main thread."""
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """A phase starts (``"calibrate"``, ``"stage 3 of 8"``...) with ``total`` steps to come, if known."""
+        """Start a phase (``"calibrate"``, ``"stage 3 of 8"``...) of ``total`` steps, if that is known."""
 
     def step(self, detail: str = "") -> None:
-        """One step of the phase is done; ``detail`` is a short live note (``"loss 0.31"``)."""
+        """Report a finished step of the phase; ``detail`` is a short live note (``"loss 0.31"``)."""
 
     def note(self, text: str) -> None:
-        """Something the user should read: a choice and its reason, a layer skipped, damping raised."""
+        """Pass on a line for the user: a choice and its reason, a skipped layer, raised damping."""
 
     def warn(self, text: str) -> None:
-        """A doubt about the result that the user must not miss, shown even where notes are not."""
+        """Pass on a doubt about the result, which is shown even where notes are not."""
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, after so many optimiser steps (0: before any): for trackers."""
+        """Pass on numbers by name, after ``step`` optimizer steps (0: before any), for trackers."""
 
 
 class Detail(str):
-    """A note that matters to those only who look closely: it is shown with -v, and always kept in the run's log."""
+    """A note about details: it is shown with -v only, and always written to the run's log."""
 
 
 class Live(Protocol):
-    """Optional facts for a display: the engine tells them to whoever has these methods."""
+    """Optional callbacks for a display, made only if the progress has them."""
 
-    def part(self, done: int, total: int) -> None:
-        """So many parts of the step at work are done: batches of a pass, rows of a layer."""
+    def part(self, completed: int, total: int) -> None:
+        """Report that ``completed`` of ``total`` parts of the current step (batches, rows of a layer) are finished."""
 
     def expect(self, seconds: float) -> None:
-        """The whole run will take about so long, from now on."""
+        """Announce that the whole run will take about ``seconds`` from now."""
 
 
 @dataclass
-class Where:
-    """How far a phase is, in steps and parts of the one at work, and how long it will still take."""
+class PhaseProgress:
+    """The position of a phase, in steps and in parts of the current step, and an estimate of the time remaining."""
 
     name: str = ""
     total: int | None = None
@@ -54,44 +54,47 @@ class Where:
     began: float = field(default_factory=lambda: time.monotonic())
 
     def step(self) -> None:
+        """Count a finished step."""
         self.steps, self.fraction = self.steps + 1, 0.0
 
-    def part(self, done: int, total: int) -> None:
-        # Of several passes in a step the first fills it, so that no bar goes back.
-        self.fraction = max(self.fraction, min(0.95, done / max(1, total)))
+    def part(self, completed: int, total: int) -> None:
+        """Record that ``completed`` of ``total`` parts of the current step are finished."""
+        # A step may make several passes; the first one fills it, so that no bar moves backwards.
+        self.fraction = max(self.fraction, min(0.95, completed / max(1, total)))
 
     @property
-    def done(self) -> float:
-        """In steps, never more than there are."""
-        done = self.steps + self.fraction
-        return done if self.total is None else min(done, float(self.total))
+    def completed(self) -> float:
+        """The number of finished steps, with the finished fraction of the current one."""
+        completed = self.steps + self.fraction
+        return completed if self.total is None else min(completed, float(self.total))
 
     @property
     def share(self) -> float:
-        return self.done / self.total if self.total else 0.0
+        """The finished share of the phase, in [0, 1]; 0 if the number of steps is unknown."""
+        return self.completed / self.total if self.total else 0.0
 
-    def left(self) -> float | None:
-        """Seconds, if what is left takes as long as what is done; None as long as that says nothing."""
+    def remaining(self) -> float | None:
+        """Return the seconds that remain at the pace so far; None while it is too early to tell."""
         taken = time.monotonic() - self.began
         return taken * (1 / self.share - 1) if taken >= 2 and self.share >= 0.02 else None
 
 
-def part_of(progress: object) -> Callable[[int, int], None]:
-    """What hears of parts of a step: the progress, if it wants to know."""
-    return getattr(progress, "part", _deaf)
+def part_listener(progress: object) -> Callable[[int, int], None]:
+    """Return the progress's method ``part``, or a function that ignores parts if it has none."""
+    return getattr(progress, "part", _ignore)
 
 
 def expect(progress: object, seconds: float) -> None:
-    """Tell how long the run will take, where anybody wants to know."""
-    getattr(progress, "expect", _deaf)(seconds)
+    """Tell the progress how long the run will take, if it has a method for that."""
+    getattr(progress, "expect", _ignore)(seconds)
 
 
-def _deaf(*_: float) -> None:
-    """Nobody listens."""
+def _ignore(*_: float) -> None:
+    pass
 
 
 class Silent:
-    """Nobody listens."""
+    """A progress that shows nothing."""
 
     def warn(self, text: str) -> None:
         pass
@@ -110,31 +113,35 @@ class Silent:
 
 
 class ProgressMonitor(Protocol):
-    """Told what each stage and epoch came to; raises to end the run there."""
+    """A callback that hears the value of each stage and epoch, and may raise to end the run there."""
 
     def __call__(self, what: Literal["stage", "epoch"], number: int, value: float) -> None:
-        """``number`` from 1. A stage's value is the error's change since the dense network on held-out calibration
-        samples, an epoch's the metric on the validation samples."""
+        """Hear the value of the stage or epoch ``number``, counted from 1.
+
+        A stage's value is the change of the error since the dense network on held-out calibration samples; an epoch's
+        is the metric on the validation samples.
+        """
 
 
-def unwatched(what: Literal["stage", "epoch"], number: int, value: float) -> None:
-    """Nobody wants to know."""
+def no_monitor(what: Literal["stage", "epoch"], number: int, value: float) -> None:
+    """Ignore what a stage or epoch came to."""
 
 
 class Log(Protocol):
-    """What keeps a run's events, such as its folder."""
+    """A record of a run's events, such as its folder keeps."""
 
-    def log(self, event: str, **fields: Any) -> None: ...
+    def log(self, event: str, **fields: Any) -> None:
+        """Append an event with its fields."""
 
 
 class Measured(Protocol):
-    """What takes numbers, such as trackers."""
+    """A receiver of numbers, such as the trackers."""
 
     def measured(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
 class Logged:
-    """Passes progress on, keeps it in the run's log, and gives numbers to trackers."""
+    """A progress that passes everything on, writes it to the run's log, and gives numbers to trackers."""
 
     def __init__(self, shown: Progress, folder: Log | None) -> None:
         self._shown = shown
@@ -150,8 +157,8 @@ class Logged:
     def step(self, detail: str = "") -> None:
         self._shown.step(detail)
 
-    def part(self, done: int, total: int) -> None:
-        part_of(self._shown)(done, total)
+    def part(self, completed: int, total: int) -> None:
+        part_listener(self._shown)(completed, total)
 
     def expect(self, seconds: float) -> None:
         expect(self._shown, seconds)
@@ -176,7 +183,7 @@ class Logged:
 
 
 def steps(items: Iterable[T], progress: Progress) -> Iterator[T]:
-    """The items, one ``progress.step()`` after each."""
+    """Yield the items, and report a step after each."""
     for item in items:
         yield item
         progress.step()

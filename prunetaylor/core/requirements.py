@@ -1,4 +1,4 @@
-"""How a package that is missing is installed, by what this package requires of it."""
+"""The installation commands for optional packages, with the versions that this package requires."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import shlex
 
 
 def install_hint(package: str) -> str:
-    """The command that installs ``package`` (the name of its distribution) beside this one.
+    """Return the pip command that installs the distribution ``package`` beside this one.
 
-    The package itself is named, with the version that the extra of this package asks for, and not the extra: pip looks
-    for ``prunetaylor[ray]`` on an index, where it need not be, as it does not look at what is installed.
+    It names the package itself, with the version that our extra requires, not the extra: pip would look for
+    ``prunetaylor[ray]`` on an index, where it need not be, even if prunetaylor is installed.
     """
     try:
         required = importlib.metadata.requires("prunetaylor") or []
     except importlib.metadata.PackageNotFoundError:  # run from its source
         required = []
     plain = [line.partition(";")[0].strip() for line in required]
-    found = [line for line in plain if _name(line) == _name(package)]
-    return f"pip install {shlex.quote(found[0] if found else package)}"
+    matching = [line for line in plain if _name(line) == _name(package)]
+    return f"pip install {shlex.quote(matching[0] if matching else package)}"
 
 
 def _name(requirement: str) -> str:
-    """A distribution's name in its normal form."""
+    """Return a distribution's name in its normal form."""
     name = re.match(r"[\w.-]*", requirement)
     return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""

@@ -1,4 +1,4 @@
-"""Where a run keeps what it has done, so that one that is killed can go on: one small protocol, like progress."""
+"""A run keeps its state in a store, so that it can be resumed after an interruption: one small protocol."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any, Protocol
 
 
 class StateStore(Protocol):
-    """States are nested dictionaries and lists of tensors and plain values."""
+    """A place for states, which are nested dictionaries and lists of tensors and plain values."""
 
     def load(self) -> Mapping[str, Any] | None:
-        """The state that an earlier run left; None where this one starts afresh."""
+        """Return the state that an earlier run saved, or None if this run starts afresh."""
 
     def due(self) -> bool:
-        """Whether it is time to keep a state; asked at every moment at which one is there."""
+        """Return whether it is time to save a state; the run asks at every point where it could."""
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a state in the place of the one before. What ends the run at such a moment is raised from here."""
+        """Save a state in place of the previous one. A request to stop the run is raised from here."""
 
 
 class NullStore:
-    """Keeps nothing."""
+    """A store that keeps nothing."""
 
     def load(self) -> None:
         return None

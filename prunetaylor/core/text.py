@@ -1,4 +1,4 @@
-"""Text that came from a file, made safe to show: names, paths, values and the words of exceptions."""
+"""Text from files is made safe to show: names, paths, values and the messages of exceptions."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ def neutral(text: object, limit: int = LONGEST) -> str:
     """Return ``text`` as one line of at most ``limit`` characters that a terminal shows and does not obey.
 
     Controls, bidirectional overrides, characters without a width, line ends and surrogates become visible escapes
-    (``\\x1b``, ``\\u202e``), and so does the first sign of what a CI system takes for a command (``::error::``). A text
-    that is cut says so with dots.
+    (``\\x1b``, ``\\u202e``), and so does the first character of text that a CI system takes for a command
+    (``::error::``). Dots mark a text that was cut.
     """
-    return _cut(_obeyed_by_nobody("".join(map(_visible, _text(text)[: limit + 1]))), limit)
+    return _cut(_without_commands("".join(map(_visible, _text(text)[: limit + 1]))), limit)
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return the first line of what an error says, or its class: texts from C++ have a stack below it."""
-    said = _text(error).strip().splitlines()
-    return said[0][:_LINE] if said else type(error).__name__
+    """Return the first line of an error's message, or its class: messages from C++ have a stack below it."""
+    lines = _text(error).strip().splitlines()
+    return lines[0][:_LINE] if lines else type(error).__name__
 
 
 def duration(seconds: float) -> str:
-    """Roughly, as people say it: 12 s, 3 min, 1.5 h."""
+    """Return rounded seconds, minutes or hours: 12 s, 3 min, 1.5 h."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def neutral_lines(text: object) -> str:
-    """Return the same of a text of several lines: line ends and tabs stay, and nothing is cut."""
-    found = _text(text)
-    plain = found if found.isascii() and found.isprintable() else "".join(map(_visible_in_lines, found))
-    return _obeyed_by_nobody(plain)
+    """Return ``text`` made safe in the same way, with its line ends and tabs, and without a limit."""
+    given = _text(text)
+    plain = given if given.isascii() and given.isprintable() else "".join(map(_visible_in_lines, given))
+    return _without_commands(plain)
 
 
 def _text(text: object) -> str:
@@ -52,8 +52,8 @@ def _text(text: object) -> str:
         return type(text).__name__
 
 
-def _obeyed_by_nobody(text: str) -> str:
-    return _COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+def _without_commands(text: str) -> str:
+    return _COMMANDS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _visible(char: str) -> str:

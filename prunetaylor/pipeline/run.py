@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.pass_progress import listen
-from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, part_of, unwatched
+from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
 from prunetaylor.core.results.judgement import judge
 from prunetaylor.core.results.outcome import (
     ClassDrop,
@@ -87,7 +87,7 @@ def run(
     store: StateStore | None = None,
     *,
     dense_found: Evaluation | None = None,
-    watch: ProgressMonitor = unwatched,
+    watch: ProgressMonitor = no_monitor,
 ) -> PruneResult:
     """Prune, repair, fine-tune and measure. ``job.network`` is pruned in place; nothing but ``store`` is written to.
 
@@ -142,7 +142,7 @@ class _Run:
             use_memory_format(job, module, self.dense.module),
             fixed_order(job.device, self.left.get("threads")),
         )
-        hears = listen(part_of(progress))
+        hears = listen(part_listener(progress))
         with clock.time("total"), use_chunks(self.plan.chunks), fixed, hears, together as said:
             job.choices += [*said, job.epochs_reason]
             for choice in (*job.choices, self.plan.describe(), Detail(self.plan.details()), self.time.describe()):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.pass_progress import listen
-from prunetaylor.core.progress import Detail, Progress, part_of
+from prunetaylor.core.progress import Detail, Progress, part_listener
 from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores, removed_at
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
@@ -57,7 +57,7 @@ def run(job: Job, progress: Progress) -> Scores:
     outlook = _Outlook(job, job.network, training, progress)
     # Laid out as in a run, which finds the fits in the cache by what they were taken of.
     layout = use_memory_format(job, job.network.module, outlook.dense.module)
-    with layout as said, use_chunks(plan.chunks), listen(part_of(progress)):
+    with layout as said, use_chunks(plan.chunks), listen(part_listener(progress)):
         job.choices += said
         for choice in (*job.choices, plan.describe(), Detail(plan.details())):
             progress.note(choice)

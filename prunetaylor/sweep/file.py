@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetaylor.core import registry
-from prunetaylor.core.config.keys import is_open, leaves, meant
+from prunetaylor.core.config.keys import is_open, leaves, suggestion
 from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.resolve import Resolved, Written, flat, override, resolve
 from prunetaylor.core.config.values import Document, parse_value, read_document, read_file
@@ -127,7 +127,7 @@ def with_engine(sweep: Sweep, name: str | None, options: Mapping[str, Any]) -> S
 def _known_keys(document: Document, file: Path) -> None:
     for key in document.values:
         if key not in KEYS and key not in IGNORED:
-            tail = close_match(key, KEYS) or meant(key, [name for name, _ in leaves()])
+            tail = close_match(key, KEYS) or suggestion(key, [name for name, _ in leaves()])
             raise UsageError(
                 f"unknown key {key!r} ({file}:{document.lines[(key,)]}){tail}",
                 f"a sweep has {', '.join(KEYS)}; settings stand beneath base, what varies beneath parameters",
@@ -150,7 +150,7 @@ def _base(document: Document, file: Path, environ: Mapping[str, str], pairs: Seq
         found = resolve(Written(said, lines, str(file)), environ, pairs, {})
     else:
         raise UsageError(f"base is {said!r} ({at})", "give the path of a configuration, or its keys")
-    if found.said("output"):
+    if found.is_set("output"):
         raise UsageError(f"base sets output ({found.origins['output']})", "name the sweep's folder with -o/--output")
     return _absolute(found)
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
-from prunetaylor.cli import progress as shown
-from prunetaylor.core.progress import Silent, Where
+from prunetaylor.cli.support import progress as shown
+from prunetaylor.core.progress import PhaseProgress, Silent
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.core.text import duration
 from prunetaylor.report.terminal.progress_bar import Bar
@@ -39,20 +39,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 def test_time_left_is_that_of_what_is_left(clock: Clock) -> None:
-    where = Where("stage", 4)
-    assert where.left() is None
+    where = PhaseProgress("stage", 4)
+    assert where.remaining() is None
     where.step()
-    assert where.left() is None  # too early to tell
+    assert where.remaining() is None  # too early to tell
     clock.now += 10
-    assert where.left() == pytest.approx(30)
+    assert where.remaining() == pytest.approx(30)
     where.part(1, 2)
-    assert where.left() == pytest.approx(10 / 1.5 * 2.5)
+    assert where.remaining() == pytest.approx(10 / 1.5 * 2.5)
     where.part(1, 10)  # another pass of the same step: no bar goes back
-    assert where.done == 1.5
+    assert where.completed == 1.5
     for _ in range(9):
         where.step()
     assert where.share == 1
-    assert Where("open").left() is None
+    assert PhaseProgress("open").remaining() is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.1, "1 s"), (59, "59 s"), (120, "2 min"), (7200, "2.0 h")])

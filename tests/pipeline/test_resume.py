@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.config.resolve import from_values
-from prunetaylor.core.progress import ProgressMonitor, Silent, unwatched
+from prunetaylor.core.progress import ProgressMonitor, Silent, no_monitor
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import BatchShard
@@ -78,7 +78,7 @@ class Dropping(nn.Module):
 
 
 def pruned(
-    network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None, watch: ProgressMonitor = unwatched
+    network: nn.Module, settings: Mapping[str, Any], keeper: Memory | None = None, watch: ProgressMonitor = no_monitor
 ) -> PruneResult:
     usual = {"calibration.samples": 100, "data.workers": 0, "device": "cpu", "data.batch_size": 32, "seed": 5}
     usual |= {"finetune.epochs": 0, "cache.enabled": False}

@@ -1,7 +1,7 @@
-"""Code that a configuration may name, and which of it the user has named in person.
+"""Code that a configuration may name, and how much of it the user has named in person.
 
-A file from somebody else may name code too: a checkpoint its network and its data, a sweep's folder anything. That is
-imported only where the user has named the very same, or trusts everything.
+A file from somebody else may name code too: a checkpoint its network and its data, a sweep's folder anything. Such code
+is imported only if the user named the very same code, or trusts everything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def code_in(values: Iterable[tuple[str, Any]]) -> set[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Trust:
-    """The code that may be imported: ``named``, (key, spec) with paths in full, or ``everything``."""
+    """The code that may be imported: ``named`` has (key, spec) with paths in full; ``everything`` trusts all code."""
 
     named: frozenset[tuple[str, str]] = frozenset()
     everything: bool = False
@@ -49,25 +49,25 @@ class Trust:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, everything: bool) -> Trust:
-        """Return the trust of somebody whose own configuration, ``Config.model_dump()``, this is."""
+        """Return the trust of the user whose own configuration, ``Config.model_dump()``, this is."""
         return cls(frozenset(code_in(settings_of(config))), everything)
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON says it, for another process."""
+        """Return the trust as JSON values, for another process."""
         return {"named": sorted(map(list, self.named)), "everything": self.everything}
 
     @classmethod
-    def from_plain(cls, said: Mapping[str, Any]) -> Trust:
-        """Return what ``plain`` made a mapping of."""
-        return cls(frozenset((key, spec) for key, spec in said["named"]), said["everything"])
+    def from_plain(cls, plain: Mapping[str, Any]) -> Trust:
+        """Return the trust that ``plain`` turned into a mapping."""
+        return cls(frozenset((key, spec) for key, spec in plain["named"]), plain["everything"])
 
     def require(self, values: Iterable[tuple[str, Any]], where: str) -> None:
-        """Raise CheckpointRefused if the settings that stand in ``where`` name code that is not covered."""
+        """Raise CheckpointRefused if the settings written in ``where`` name code that is not trusted."""
         for key, spec in sorted(code_in(values)):
             if not self.covers(key, spec):
                 raise CheckpointRefused(
-                    f"{where} names the code {spec!r} ({key}), and working on it would run that",
-                    f"if you trust it, pass --trust-code, or name it: {shlex.quote(f'{key}={spec}')}",
+                    f"{where} needs code: {spec!r} ({key}); using it would run that code",
+                    f"if you trust the code, pass --trust-code, or name it yourself: {shlex.quote(f'{key}={spec}')}",
                 )
 
 
@@ -75,22 +75,22 @@ NOBODY = Trust()
 
 
 def again(code: Iterable[tuple[str, str]]) -> str:
-    """Return the words of a command line that name ``code`` once more; an empty string where there is none."""
-    found = sorted(code)
-    if len({key for key, _ in found}) < len(found):  # a setting stands once on a command line
+    """Return command-line words that name ``code`` again; an empty string if there is none."""
+    specs = sorted(code)
+    if len({key for key, _ in specs}) < len(specs):  # a setting stands once on a command line
         return " --trust-code"
-    return "".join(f" {shlex.quote(f'{key}={spec}')}" for key, spec in found)
+    return "".join(f" {shlex.quote(f'{key}={spec}')}" for key, spec in specs)
 
 
 def settings_of(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the settings of a configuration, ``Config.model_dump()``, whose value may be code."""
-    found = []
+    settings = []
     for key in KEYS:
         value: Any = config
         for part in key.split("."):
             value = value[part]
-        found.append((key, value))
-    return found
+        settings.append((key, value))
+    return settings
 
 
 def _names_code(key: str, value: Any) -> bool:

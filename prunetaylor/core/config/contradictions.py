@@ -1,4 +1,4 @@
-"""Settings that cannot both be meant, seen from the configuration alone: errors that say where each of them stands."""
+"""Settings that contradict each other within one configuration; the errors say where each of them was set."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prunetaylor.core.config.schema import Config, fraction
 from prunetaylor.core.errors import UsageError
 
 
-def settle_sparsity(config: Config, origins: Mapping[str, str], default: str) -> Config:
-    """The configuration with the end of a list of stages for its sparsity, where no sparsity was given.
+def with_final_sparsity(config: Config, origins: Mapping[str, str], default: str) -> Config:
+    """Return the configuration with the last of a list of stages as its sparsity, if no sparsity was given.
 
-    UsageError where one was given, and the list ends elsewhere.
+    Raises UsageError if one was given and the list ends elsewhere.
     """
     stages = config.prune.stages
     if not isinstance(stages, list):
@@ -24,19 +24,22 @@ def settle_sparsity(config: Config, origins: Mapping[str, str], default: str) ->
         raise UsageError(
             f"prune.stages ends at {stages[-1]:.2%} ({origins['prune.stages']}), but prune.sparsity is "
             f"{config.prune.sparsity:.2%} ({origins['prune.sparsity']})",
-            "give one of them: the end of the list is the sparsity",
+            "give only one of them; the last stage is the final sparsity",
         )
     return config
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two values of a setting mean the same: 80% is 0.8."""
-    first, second = fraction(one), fraction(other)
-    return type(first) is type(second) and (bool(first == second) or (first != first and second != second))
+    """Return whether two values of a setting mean the same, as 80% and 0.8 do."""
+    value, another = fraction(one), fraction(other)
+    return type(value) is type(another) and (bool(value == another) or (value != value and another != another))
 
 
 def nested_clash(settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Two keys, one beneath the other, whose values differ: ``model.args={depth: 3}`` and ``model.args.depth=4``."""
+    """Return two keys, one beneath the other, whose values differ, or None.
+
+    So do ``model.args={depth: 3}`` and ``model.args.depth=4``.
+    """
     for key, value in settings.items():
         for outer in (other for other in settings if key.startswith(f"{other}.")):
             inner = settings[outer]

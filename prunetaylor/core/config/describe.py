@@ -1,5 +1,6 @@
-"""The configuration as text: all defaults with their meaning, one key in full, a resolved one with its origins, the
-JSON schema, the table of methods."""
+"""The configuration as text: all defaults, one key explained, a resolved one with its origins, the JSON schema,
+methods.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from prunetaylor.core import registry
-from prunetaylor.core.config.keys import choices, is_section, leaves, meant, registered
+from prunetaylor.core.config.keys import choices, is_section, leaves, registered, suggestion
 from prunetaylor.core.config.resolve import Resolved
 from prunetaylor.core.config.schema import Config, Section
 from prunetaylor.core.config.values import dump_value
@@ -20,7 +21,7 @@ _COLUMN = 44
 
 
 def defaults() -> str:
-    """Commented YAML of every key with its default and meaning; ``-c`` reads it."""
+    """Return YAML with every key, its default and its meaning in a comment; ``-c`` reads it."""
     head = [
         "# Every setting of prunetaylor with its default. Fractions may be written as 80%.",
         "# Give it back with -c FILE; defaults < file < PRUNETAYLOR_* environment < command line.",
@@ -47,7 +48,7 @@ def _default_lines(section: type[Section], depth: int) -> list[str]:
 
 
 def _meaning(info: FieldInfo) -> list[str]:
-    """A field's description, then the methods that it names, a line each."""
+    """Return the lines of a field's description, then one for each method that it may name."""
     lines = textwrap.wrap(info.description or "", 110)
     names = registered(info)
     for name, meaning in names.known.items() if names is not None else ():
@@ -56,14 +57,14 @@ def _meaning(info: FieldInfo) -> list[str]:
 
 
 def explain(key: str) -> str:
-    """A setting in full: meaning, default, and every value that it takes; of a section, all its settings.
+    """Return a setting in full: meaning, default and possible values; for a section, all its settings.
 
-    UsageError where no key has that name.
+    Raises UsageError if no key has that name.
     """
     known = dict(leaves())
     inner = [one for one in known if one.startswith(f"{key}.")]
     if key not in known and not inner:
-        raise UsageError(f"unknown key {key!r}{meant(key, known)}", "`prunetaylor config` prints every key")
+        raise UsageError(f"unknown key {key!r}{suggestion(key, known)}", "`prunetaylor config` prints every key")
     return "\n\n".join(_explained(one, known[one]) for one in inner or [key]) + "\n"
 
 
@@ -84,7 +85,7 @@ def _explained(key: str, info: FieldInfo) -> str:
 
 
 def methods_table() -> str:
-    """Every criterion as a row of Markdown: what it is, what it needs and costs, its repair, when to use it."""
+    """Return every criterion as a row of Markdown: summary, needs, cost, default repair and use."""
     head = ["method", "what it is", "needs", "cost", "default repair", "when to use it"]
     rows = [head, ["---"] * len(head)]
     for name in registry.names("pruning/criteria"):
@@ -94,7 +95,7 @@ def methods_table() -> str:
 
 
 def dump(resolved: Resolved) -> str:
-    """YAML of a resolved configuration, the origin of each value in a comment; ``-c`` reads it again."""
+    """Return YAML of a resolved configuration, with the origin of each value in a comment; ``-c`` reads it again."""
     head = "# The configuration of this run; comments show where each value came from."
     values = resolved.config.model_dump()
     return "\n".join([head, *_dump_lines(values, "", resolved.origins, 0)]) + "\n"
@@ -116,7 +117,7 @@ def _dump_lines(values: dict[str, Any], prefix: str, origins: dict[str, str], de
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of configuration files, for editors."""
+    """Return the JSON schema of configuration files, for editors."""
     schema = Config.model_json_schema(mode="validation")
     for section in [schema, *schema["$defs"].values()]:
         section["properties"] = {name: _bounded(one) for name, one in section["properties"].items()}
@@ -128,9 +129,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def _bounded(field: dict[str, Any]) -> dict[str, Any]:
-    """A fraction's bounds belong to its number; its text is a percentage. Pydantic leaves both beside the choice.
+    """Move a fraction's bounds to its number; its text is a percentage.
 
-    So they do in a choice or a list of fractions.
+    Pydantic leaves the bounds beside the choice, also within choices and lists of fractions.
     """
     if "anyOf" in field:
         field = {**field, "anyOf": [_bounded(one) for one in field["anyOf"]]}

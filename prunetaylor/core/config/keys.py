@@ -1,4 +1,4 @@
-"""The dotted keys of the configuration, read off its schema."""
+"""The dotted keys of the configuration, read from its schema."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def leaves(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every dotted key with its field, in the order of the schema; sections themselves are not among them."""
+    """Yield every dotted key with its field, in the order of the schema, without the sections themselves."""
     for name, info in section.model_fields.items():
         if is_section(info.annotation):
             yield from leaves(info.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -33,12 +33,12 @@ def leaves(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[
 
 
 def env_name(key: str) -> str:
-    """``data.batch_size`` is PRUNETAYLOR_DATA_BATCH_SIZE."""
+    """Return the key's environment variable: ``data.batch_size`` is PRUNETAYLOR_DATA_BATCH_SIZE."""
     return PREFIX + key.upper().replace(".", "_")
 
 
-def meant(key: str, known: Iterable[str]) -> str:
-    """The key that was probably meant: by its last part (``sparsity=0.8``), else by likeness of either."""
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the key that shares the last part (``sparsity=0.8``) or is closest."""
     names = [name for name in known if name != key]
     last = {k.rpartition(".")[2].casefold(): k for k in reversed(names)}
     tail = key.rpartition(".")[2].casefold()
@@ -52,23 +52,23 @@ def is_section(annotation: Any) -> bool:
 
 
 def members(info: FieldInfo) -> tuple[Any, ...]:
-    """The types that a key's value may have."""
+    """Return the types that a key's value may have."""
     union = get_origin(info.annotation) in (Union, types.UnionType)
     return get_args(info.annotation) if union else (info.annotation,)
 
 
 def is_open(info: FieldInfo) -> bool:
-    """Return whether keys may stand beneath this one: a free mapping, or a mapping as one of the choices."""
+    """Return whether keys may stand beneath this one: a free mapping, or one that may be a mapping."""
     return any(get_origin(m) is dict or is_section(m) for m in members(info))
 
 
 def takes_text(info: FieldInfo) -> bool:
-    """Return whether text is among the values of a key."""
+    """Return whether a key accepts text."""
     return str in members(info)
 
 
 def registered(info: FieldInfo) -> OneOf | None:
-    """The names that a key's value, or each of its items, is one of, where a room of the registry has them."""
+    """Return the registry's names for a key's value, or for the items of its list; None if it names no method."""
     metadata = [*info.metadata]
     for item in get_args(info.annotation) if get_origin(info.annotation) is list else ():
         metadata += get_args(item)[1:] if get_origin(item) is Annotated else ()
@@ -76,14 +76,14 @@ def registered(info: FieldInfo) -> OneOf | None:
 
 
 def choices(info: FieldInfo) -> dict[str, str]:
-    """The words that a key takes, with their meaning where it is known: empty for numbers, paths and free text."""
+    """Return the words that a key accepts, with their meaning if known; empty for numbers, paths and free text."""
     names = registered(info)
     if names is not None:
         return names.known
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for member in members(info):
         if get_origin(member) is Literal:
-            found |= dict.fromkeys(map(str, get_args(member)), "")
+            words |= dict.fromkeys(map(str, get_args(member)), "")
         elif member is bool:
-            found |= {"true": "", "false": ""}
-    return found
+            words |= {"true": "", "false": ""}
+    return words

@@ -1,4 +1,4 @@
-"""Paths among the settings. A relative one starts at the working directory; what is kept for later needs all of it."""
+"""Paths among the settings: a relative one is made absolute before it is stored for later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SCHEMES = ("folder", "arrays")
 
 
 def rooted(key: str, value: Any) -> Any:
-    """The value of the setting ``key`` with its path in full, where it holds a relative one."""
+    """Return the value of the setting ``key``, with a relative path in it made absolute."""
     if not isinstance(value, str) or not value:
         return value
     if key in _PATHS:
@@ -28,4 +28,4 @@ def rooted(key: str, value: Any) -> Any:
 
 
 def _full(path: str) -> str:
-    return path if path.startswith("~") else str(Path(path).resolve())  # ~ is somebody else's on another machine
+    return path if path.startswith("~") else str(Path(path).resolve())  # ~ is another folder on another machine

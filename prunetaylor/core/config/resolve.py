@@ -1,7 +1,7 @@
-"""From defaults, a file, the environment and the command line to one checked configuration.
+"""Defaults, a file, the environment and the command line give one checked configuration.
 
-Later sources win, key by key: defaults < file < ``PRUNETAYLOR_*`` environment < command line. What is unknown or of the
-wrong type is a UsageError that says where it stands, and what was probably meant.
+Later sources win, key by key: defaults < file < ``PRUNETAYLOR_*`` environment < command line. An unknown key or a value
+of the wrong type raises a UsageError that says where it was set and suggests the likely key.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from prunetaylor.core.config.contradictions import nested_clash, same, settle_sparsity
-from prunetaylor.core.config.keys import PREFIX, env_name, is_open, leaves, meant, takes_text
+from prunetaylor.core.config.contradictions import nested_clash, same, with_final_sparsity
+from prunetaylor.core.config.keys import PREFIX, env_name, is_open, leaves, suggestion, takes_text
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.config.values import parse_value, read_document, read_file
 from prunetaylor.core.errors import UsageError, closest
@@ -41,7 +41,7 @@ _ALL_KEYS = "`prunetaylor config` prints every key with its meaning"
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked configuration; ``origins`` says of every dotted key where its value came from.
+    """A checked configuration, and the ``origins`` of its values by dotted key.
 
     An origin is ``"default"``, ``"FILE:line"``, ``"environment PRUNETAYLOR_X"`` or ``"command line"``.
     """
@@ -49,14 +49,14 @@ class Resolved:
     config: Config
     origins: dict[str, str]
 
-    def said(self, key: str) -> bool:
-        """Whether the user set ``key`` (or one beneath it), in whatever way."""
+    def is_set(self, key: str) -> bool:
+        """Return whether the user set ``key``, or a key beneath it, in any way."""
         return any(o != DEFAULT for k, o in self.origins.items() if k == key or k.startswith(f"{key}."))
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """One key set in one place. ``text`` is the value as it was typed, where it was typed as text."""
+    """One key set in one place. ``text`` is the value as typed, if it was typed as text."""
 
     key: str
     value: Any
@@ -66,7 +66,7 @@ class _Setting:
 
 @dataclass(frozen=True)
 class Written:
-    """A configuration that stands inside of another file, ``name``; ``lines`` has the line of each key by its path."""
+    """A configuration inside another file, ``name``; ``lines`` has the line of each key by its path."""
 
     values: Mapping[str, Any]
     lines: Mapping[tuple[str, ...], int]
@@ -76,10 +76,10 @@ class Written:
 def resolve(
     file: Path | Written | None, environ: Mapping[str, str], pairs: Sequence[str], flags: Mapping[str, str | None]
 ) -> Resolved:
-    """The configuration from all four sources.
+    """Return the configuration from all four sources.
 
-    ``pairs`` are the command line's ``KEY=VALUE``; ``flags`` maps dotted keys to the text of the options that stand for
-    them, None where an option was not given. UsageError for everything that cannot be meant.
+    ``pairs`` are the command line's ``KEY=VALUE``; ``flags`` maps dotted keys to the text of their options, None for an
+    option that was not given. Raises UsageError for anything that is unknown, invalid or contradictory.
     """
     known = dict(leaves())
     settings: list[_Setting] = []
@@ -91,7 +91,10 @@ def resolve(
 
 
 def from_values(values: Mapping[str, Any]) -> Resolved:
-    """The configuration of a call from Python: ``values`` by dotted key over the defaults. UsageError as above."""
+    """Return the configuration of a call from Python: ``values`` by dotted key over the defaults.
+
+    Raises UsageError as ``resolve`` does.
+    """
     known = dict(leaves())
     settings = [_Setting(key, value, ARGUMENT) for key, value in values.items()]
     for setting in settings:
@@ -100,7 +103,10 @@ def from_values(values: Mapping[str, Any]) -> Resolved:
 
 
 def override(resolved: Resolved, values: Mapping[str, tuple[Any, str]]) -> Resolved:
-    """The configuration with other values, each with its origin, by dotted key. UsageError as above."""
+    """Return the configuration with other values, each given with its origin, by dotted key.
+
+    Raises UsageError as ``resolve`` does.
+    """
     known = dict(leaves())
     before = flat(resolved)
     settings = [_Setting(key, value, resolved.origins.get(key, DEFAULT)) for key, value in before.items()]
@@ -111,15 +117,15 @@ def override(resolved: Resolved, values: Mapping[str, tuple[Any, str]]) -> Resol
 
 
 def flat(resolved: Resolved) -> dict[str, Any]:
-    """The values that somebody set, by dotted key; what is at its default is left out."""
-    found: dict[str, Any] = {}
+    """Return the values that were set, by dotted key, without those at their default."""
+    values: dict[str, Any] = {}
     for key, _ in leaves():
-        if resolved.said(key):
+        if resolved.is_set(key):
             value: Any = resolved.config.model_dump()
             for part in key.split("."):
                 value = value[part]
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> Resolved:
@@ -127,7 +133,7 @@ def _resolved(settings: Sequence[_Setting], known: Mapping[str, FieldInfo]) -> R
     origins = dict.fromkeys(known, DEFAULT)
     for setting in settings:
         _assign(setting, values, origins, known)
-    return Resolved(settle_sparsity(_validate(values, origins, known), origins, DEFAULT), origins)
+    return Resolved(with_final_sparsity(_validate(values, origins, known), origins, DEFAULT), origins)
 
 
 def _read(file: Path) -> Written:
@@ -144,20 +150,20 @@ def _read(file: Path) -> Written:
 
 
 def _from_written(written: Written, known: Mapping[str, FieldInfo]) -> list[_Setting]:
-    found: dict[str, _Setting] = {}
+    settings: dict[str, _Setting] = {}
     for key, value, at in _flatten(written.values, "", (), known):
         setting = _Setting(key, value, f"{written.name}:{written.lines[at]}")
-        if key in found:
-            raise UsageError(f"{key} stands at {found[key].origin} and at {setting.origin}", "keep one of the two")
+        if key in settings:
+            raise UsageError(f"{key} is set at {settings[key].origin} and at {setting.origin}", "keep one of the two")
         _require_known(setting, known)
-        found[key] = setting
-    return list(found.values())
+        settings[key] = setting
+    return list(settings.values())
 
 
 def _flatten(
     values: Mapping[str, Any], prefix: str, at: tuple[str, ...], known: Mapping[str, FieldInfo]
 ) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
-    """(dotted key, value, path in the document) of every leaf; an empty section sets nothing."""
+    """Yield (dotted key, value, path in the document) of every leaf; an empty section sets nothing."""
     for name, value in values.items():
         key, path = f"{prefix}{name}", (*at, name)
         if any(k.startswith(f"{key}.") for k in known) and (value is None or isinstance(value, dict)):
@@ -214,7 +220,7 @@ def _from_command_line(
 
 
 def _add(settings: dict[str, _Setting], setting: _Setting) -> None:
-    """UsageError where another value was given to the same key before, in the same kind of place."""
+    """Add a setting; raise UsageError if the same kind of source gives the key another value."""
     other = settings.get(setting.key)
     if other is not None and setting.text != other.text and not same(setting.value, other.value):
         values = " and to ".join(one.text or _shown(one.value) for one in (other, setting))
@@ -224,7 +230,7 @@ def _add(settings: dict[str, _Setting], setting: _Setting) -> None:
 
 
 def _option(key: str, text: str, is_text: bool) -> Any:
-    """The value of an option; where text is wanted it is what was typed: ``[best].pt`` is a file, no list."""
+    """Return the value of an option: the text as typed if the key takes text, so that ``[best].pt`` is a file."""
     if not text.strip():
         raise UsageError(f"{key} is set to nothing on the command line", _ALL_KEYS)
     return text if is_text else _parse(text, key)
@@ -244,7 +250,7 @@ def _require_known(setting: _Setting, known: Mapping[str, FieldInfo]) -> None:
     inner = [k for k in known if k.startswith(f"{key}.")]
     if inner:
         raise UsageError(f"{key} ({setting.origin}) is a section, not a setting", f"set {inner[0]} and the like")
-    raise UsageError(f"unknown key {key!r} ({setting.origin}){meant(key, known)}", _ALL_KEYS)
+    raise UsageError(f"unknown key {key!r} ({setting.origin}){suggestion(key, known)}", _ALL_KEYS)
 
 
 def _assign(setting: _Setting, values: dict[str, Any], origins: dict[str, str], known: Mapping[str, FieldInfo]) -> None:
@@ -263,14 +269,14 @@ def _assign(setting: _Setting, values: dict[str, Any], origins: dict[str, str], 
 
 
 def _with(mapping: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
-    """A copy of ``mapping`` with ``value`` at ``path``."""
+    """Return a copy of ``mapping`` with ``value`` at ``path``."""
     head, *rest = path
     inner = mapping.get(head)
     return {**mapping, head: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 def _fitted(setting: _Setting, info: FieldInfo) -> Any:
-    """What was typed as text stays text where text is wanted (``output=2024``); one pattern is a list of one."""
+    """Return text as typed if the key takes text (``output=2024``), and a single pattern as a list of one."""
     value = setting.value
     if takes_text(info) and setting.text is not None and isinstance(value, bool | int | float):
         return setting.text
@@ -294,8 +300,8 @@ def _validate(values: Mapping[str, Any], origins: Mapping[str, str], known: Mapp
 def _type_error(
     err: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str], known: Mapping[str, FieldInfo]
 ) -> UsageError:
-    """The first key that is wrong, with everything that its value could have been."""
-    wanted: dict[str, list[str]] = {}
+    """Return the error of the first invalid key, with everything that its value could have been."""
+    expected: dict[str, list[str]] = {}
     for one in err.errors(include_url=False, include_context=False):
         path = ".".join(str(part) for part in one["loc"])
         key = next((k for k in known if path == k or path.startswith(f"{k}.")), path)
@@ -304,9 +310,9 @@ def _type_error(
             text = text.replace(before, after)
         if isinstance(values.get(key), dict) and one["type"] in ("missing", "extra_forbidden"):
             text = f"a mapping {'with' if one['type'] == 'missing' else 'without'} {one['loc'][-1]}"
-        if text not in wanted.setdefault(key, []):
-            wanted[key].append(text)
-    key, texts = next(iter(wanted.items()))
+        if text not in expected.setdefault(key, []):
+            expected[key].append(text)
+    key, texts = next(iter(expected.items()))
     given, origin = values.get(key), origins.get(key, DEFAULT)
     if err.errors()[0]["type"] == "value_error":  # a validator of ours, which names the value itself
         return UsageError(f"{key}: {texts[0]} ({origin})", _expected(key, given))

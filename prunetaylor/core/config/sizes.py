@@ -13,22 +13,22 @@ _FORM = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
 
 
 def parse_size(text: str) -> int:
-    """Bytes in ``3GiB`` (2^30 each), ``500MB`` (10^6 each) or a plain number; upper and lower case alike.
+    """Return the bytes in ``3GiB`` (2^30 each), ``500MB`` (10^6 each) or a plain number, ignoring case.
 
-    ValueError for anything else, and for less than one byte.
+    Raises ValueError for anything else, and for less than one byte.
     """
-    found = _FORM.fullmatch(text.strip())
+    match = _FORM.fullmatch(text.strip())
     units = {name.lower(): size for name, size in _UNITS.items()}
-    if found is None or found[2].lower() not in units:
+    if match is None or match[2].lower() not in units:
         raise ValueError(f"{text!r} is not an amount of memory, such as 3GiB, 500MB or a number of bytes")
-    size = int(float(found[1]) * units[found[2].lower()])
+    size = int(float(match[1]) * units[match[2].lower()])
     if size < 1:
-        raise ValueError(f"{text!r} is no memory at all; give an amount such as 3GiB or 500MB")
+        raise ValueError(f"{text!r} is less than one byte; give an amount such as 3GiB or 500MB")
     return size
 
 
 def show_size(size: float) -> str:
-    """Bytes with two significant digits at least: 1.2 GiB, 22 GiB, 340 MiB."""
+    """Return bytes with at least two significant digits: 1.2 GiB, 22 GiB, 340 MiB."""
     for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size >= 0.995 * scale:
             value = size / scale

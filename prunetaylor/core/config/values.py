@@ -1,7 +1,7 @@
-"""YAML by version 1.2's core rules, on PyYAML's safe loader.
+"""YAML by the core rules of version 1.2, on PyYAML's safe loader.
 
-Plain PyYAML follows version 1.1: it takes ``2:4`` for 124, ``1e-4`` for a string, ``010`` for 8 and ``no`` for false.
-None of them is what somebody who writes a configuration means.
+Plain PyYAML follows version 1.1: it reads ``2:4`` as 124, ``1e-4`` as a string, ``010`` as 8 and ``no`` as false, which
+nobody who writes a configuration means.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CoreLoader(yaml.SafeLoader):
 
 
 def scalar(text: str) -> Any:
-    """The value of a plain scalar: null, a bool, an int, a float, else the text itself."""
+    """Return the value of a plain scalar: null, a bool, an int, a float, or else the text itself."""
     if _NULL.fullmatch(text):
         return None
     if _BOOL.fullmatch(text):
@@ -67,15 +67,14 @@ def scalar(text: str) -> Any:
 def _integer(text: str) -> int:
     prefix = {"0o": 8, "0x": 16}.get(text[:2])
     if len(text) > 400:
-        raise UsageError(f"a number of {len(text)} digits is not a setting")
+        raise UsageError(f"a number of {len(text)} digits is too long for a setting")
     return int(text[2:], prefix) if prefix else int(text, 10)
 
 
 def parse_value(text: str) -> Any:
-    """The value in ``KEY=VALUE``: lists, mappings and quoted strings are YAML; all else is one plain scalar.
+    """Return the value in ``KEY=VALUE``: lists, mappings and quoted strings are YAML, all else is one plain scalar.
 
-    So ``*conv1``, ``a: b`` and ``x # y`` are the strings that they look like. UsageError where brackets or quotes
-    do not close.
+    So ``*conv1``, ``a: b`` and ``x # y`` are plain strings. Raises UsageError if brackets or quotes are not closed.
     """
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
@@ -85,7 +84,10 @@ def parse_value(text: str) -> Any:
 
 
 def read_file(file: pathlib.Path) -> str:
-    """The text of a YAML file. OSError and UnicodeDecodeError as of ``open``; UsageError where it is far too long."""
+    """Return the text of a YAML file.
+
+    Raises OSError and UnicodeDecodeError as ``open`` does, and UsageError if the file is far too long.
+    """
     with file.open("rb") as stream:  # a pipe, such as the shell's <(...), is read as well
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
@@ -94,7 +96,7 @@ def read_file(file: pathlib.Path) -> str:
 
 
 def read_document(text: str, name: str) -> Document:
-    """The mapping in a YAML file; ``name`` is what errors call the file. UsageError with the line otherwise."""
+    """Return the mapping in a YAML file, or raise UsageError with the line; errors call the file ``name``."""
     node = _compose(text, name)
     lines: dict[Path, int] = {}
     values = {} if node is None else _value(node, (), lines, name)
@@ -102,15 +104,15 @@ def read_document(text: str, name: str) -> Document:
         values = {}
     if not isinstance(values, dict):
         raise UsageError(
-            f"{name} holds no settings", "write one KEY: VALUE a line; `prunetaylor config` prints them all"
+            f"{name} contains no settings", "write one KEY: VALUE a line; `prunetaylor config` prints them all"
         )
     return Document(values, lines)
 
 
 def dump_value(value: Any) -> str:
-    """One line of YAML that ``parse_value`` and ``read_document`` read back as the same value.
+    """Return one line of YAML that ``parse_value`` and ``read_document`` read back as the same value.
 
-    Takes what YAML's core rules can say: None, bool, int, float, str, and lists and string-keyed dicts of them.
+    The value may consist of None, bool, int, float, str, and lists and string-keyed dicts of them.
     """
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -124,7 +126,7 @@ def dump_value(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The text as it is where YAML takes it for just that, else between double quotes."""
+    """Return the text as it is if YAML reads it as just that, and else between double quotes."""
     if _BARE.fullmatch(text) and scalar(text) == text:
         return text
     escaped = (c if c.isprintable() else f"\\U{ord(c):08X}" for c in text.replace("\\", "\\\\").replace('"', '\\"'))
@@ -132,7 +134,7 @@ def _quoted(text: str) -> str:
 
 
 def _at(name: str, mark: yaml.Mark | None) -> str:
-    """``FILE:LINE``; a value of the command line has no lines worth counting."""
+    """Return ``FILE:LINE``; a value of the command line has no line number."""
     return f"{name}:{mark.line + 1}" if mark and name != _ONE_VALUE else name
 
 
@@ -161,10 +163,10 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 
 def _refuse_aliases(text: str, name: str, *, undefined_only: bool) -> None:
-    """``*conv1`` is an alias to YAML and a pattern to whoever forgets the quotes.
+    """Refuse ``*conv1`` without quotes, which is an alias to YAML and a pattern to the user.
 
-    In a file an alias may stand for what its anchor has named; a value of a command line has neither. Brackets within
-    brackets without end are refused in passing: YAML takes minutes for them.
+    In a file an alias may stand for what its anchor has named; a value of a command line has neither. Brackets that are
+    nested without end are refused in passing, as YAML takes minutes for them.
     """
     anchors: set[str] = set()
     depth = 0
@@ -188,13 +190,13 @@ def _refuse_aliases(text: str, name: str, *, undefined_only: bool) -> None:
 
 
 def _require_bounded(node: yaml.Node, name: str) -> None:
-    """UsageError where aliases make a short text a long one, or one that holds itself."""
+    """Raise UsageError if aliases make a short text very long, or refer to themselves."""
     sizes: dict[int, int] = {}
 
     def size(one: yaml.Node) -> int:
         if id(one) in sizes:
             if not sizes[id(one)]:
-                raise UsageError(f"{_at(name, one.start_mark)} holds itself", "write out what the alias stands for")
+                raise UsageError(f"{_at(name, one.start_mark)} refers to itself", "write out what the alias stands for")
             return sizes[id(one)]
         sizes[id(one)] = 0  # begun
         inner: list[yaml.Node] = []
@@ -225,25 +227,25 @@ def _value(node: yaml.Node, path: Path, lines: dict[Path, int], name: str) -> An
 
 
 def _mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode):
             raise UsageError(f"{_at(name, key_node.start_mark)} has a key that is not text")
-        if key in found:
-            raise UsageError(f"{_at(name, key_node.start_mark)} sets {key!r} a second time", "keep one of the two")
+        if key in values:
+            raise UsageError(f"{_at(name, key_node.start_mark)} sets {key!r} twice", "keep one of the two")
         if key == _MERGE and key_node.style is None:
             continue
         lines[(*path, key)] = key_node.start_mark.line + 1
-        found[key] = _value(value_node, (*path, key), lines, name)
-    return _merged(node, path, lines, name, found)
+        values[key] = _value(value_node, (*path, key), lines, name)
+    return _merged(node, path, lines, name, values)
 
 
 def _merged(
     node: yaml.MappingNode, path: Path, lines: dict[Path, int], name: str, own: dict[str, Any]
 ) -> dict[str, Any]:
-    """A mapping with those that ``<<`` names: its own keys come first, then the first mapping's, and so on."""
-    found = dict(own)
+    """Return a mapping merged with those that ``<<`` names: its own keys win, then the first mapping's, and so on."""
+    merged = dict(own)
     for key_node, value_node in node.value:
         if key_node.value != _MERGE or key_node.style is not None:
             continue
@@ -252,8 +254,8 @@ def _merged(
                 raise UsageError(f"{_at(name, key_node.start_mark)}: << takes a mapping, or a list of them")
             theirs: dict[Path, int] = {}
             for key, value in _value(part, path, theirs, name).items():
-                if key not in found:
-                    found[key] = value
+                if key not in merged:
+                    merged[key] = value
                     at = (*path, key)
                     lines |= {one: line for one, line in theirs.items() if one[: len(at)] == at}
-    return found
+    return merged

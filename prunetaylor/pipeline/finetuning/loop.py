@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunetaylor.core.errors import NumericsError, UsageError
-from prunetaylor.core.progress import Progress, ProgressMonitor, unwatched
+from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
 from prunetaylor.core.results.outcome import Alert, Epoch, Unfinished
 from prunetaylor.data import augment
 from prunetaylor.data.samples import Batches, Split
@@ -52,7 +52,7 @@ class Finetuning:
         validation: Split,
         progress: Progress,
         checkpoint_point: Callable[[], None],
-        watch: ProgressMonitor = unwatched,
+        watch: ProgressMonitor = no_monitor,
     ) -> None:
         self._watch = watch
         self.job, self.stages, self.dense, self.progress, self.checkpoint_point = (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, NumericsError
-from prunetaylor.core.progress import Progress, ProgressMonitor, unwatched
+from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
 from prunetaylor.core.results.outcome import Alert, Histogram, Stage, removed_at
 from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import evaluate
@@ -62,7 +62,7 @@ class Stages:
     pool: Split | None  # what calibration samples are drawn from; None without data
     progress: Progress
     checkpoint_point: Callable[[], None] = lambda: None  # called wherever the state may be kept
-    watch: ProgressMonitor = unwatched
+    watch: ProgressMonitor = no_monitor
     masks: dict[str, Tensor] = field(default_factory=dict)
     history: list[Stage] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-from prunetaylor.core.progress import Where
+from prunetaylor.core.progress import PhaseProgress
 from prunetaylor.core.text import duration, neutral
 
 _WIDE, _TEXT = 20, 76
@@ -26,21 +26,21 @@ class Bar:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._where = Where()
+        self._phase = PhaseProgress()
         self._shown = 0.0
         self._open = False
 
     def phase(self, name: str, total: int | None = None) -> None:
         self.close()
-        self._where = Where(neutral(name), total)
+        self._phase = PhaseProgress(neutral(name), total)
         self._show("")
 
     def step(self, detail: str = "") -> None:
-        self._where.step()
+        self._phase.step()
         self._show(detail)
 
     def part(self, done: int, total: int) -> None:
-        self._where.part(done, total)
+        self._phase.part(done, total)
         self._show("")
 
     def note(self, text: str) -> None:
@@ -60,13 +60,13 @@ class Bar:
             self._open = False
 
     def _show(self, detail: str) -> None:
-        now, whole = time.monotonic(), self._where.total is not None and self._where.steps >= self._where.total
+        now, whole = time.monotonic(), self._phase.total is not None and self._phase.steps >= self._phase.total
         if self._open and now - self._shown < _EVERY and not whole:
             return
-        self._shown, where, left = now, self._where, self._where.left()
+        self._shown, where, left = now, self._phase, self._phase.remaining()
         full = int(_WIDE * where.share)
         bar = f"[{'#' * full}{'.' * (_WIDE - full)}]" if where.total else ""
-        count = f"{int(where.done)}/{where.total}" if where.total else ""
+        count = f"{int(where.completed)}/{where.total}" if where.total else ""
         ends = f"{duration(left)} left" if left is not None and not whole else ""
         words = [where.name.ljust(24)[:24], bar, count, ends, neutral(detail)]
         line = " ".join(word for word in words if word)[:_TEXT]

@@ -42,8 +42,8 @@ def test_later_sources_win_key_by_key(write) -> None:
     assert resolved.origins["prune.damping"] == f"{file}:5"
     assert resolved.origins["metric"] == f"{file}:2"
     assert resolved.origins["device"] == "default"
-    assert resolved.said("prune.sparsity")
-    assert not resolved.said("device")
+    assert resolved.is_set("prune.sparsity")
+    assert not resolved.is_set("device")
 
 
 def test_every_key_has_its_own_name_in_the_environment() -> None:
@@ -152,7 +152,7 @@ def test_settings_that_cannot_be_meant(pair: str, message: str) -> None:
         ("prune:\n  sparcity: 0.8\n", r"'prune.sparcity' \(.*c.yaml:2\); did you mean 'prune.sparsity'"),
         ("prune:\n  sparsity: 80\n", r"prune.sparsity is 80 \(.*c.yaml:2\)"),
         ("prune: 5\n", r"prune \(.*c.yaml:1\) is a section"),
-        ("prune:\n  sparsity: 0.8\nprune.sparsity: 0.9\n", r"prune.sparsity stands at .*c.yaml:2 and at .*c.yaml:3"),
+        ("prune:\n  sparsity: 0.8\nprune.sparsity: 0.9\n", r"prune.sparsity is set at .*c.yaml:2 and at .*c.yaml:3"),
         ("output: 5\n", r"output is 5 \(.*c.yaml:1\), but should be text"),
     ],
 )

@@ -80,10 +80,10 @@ def test_an_empty_file_sets_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nseed: 2\n", "f.yaml:2 sets 'seed' a second time"),
-        ("prune:\n  sparsity: .1\n  sparsity: .2\n", "f.yaml:3 sets 'sparsity' a second time"),
-        ("- a\n- b\n", "f.yaml holds no settings"),
-        ("just text\n", "f.yaml holds no settings"),
+        ("seed: 1\nseed: 2\n", "f.yaml:2 sets 'seed' twice"),
+        ("prune:\n  sparsity: .1\n  sparsity: .2\n", "f.yaml:3 sets 'sparsity' twice"),
+        ("- a\n- b\n", "f.yaml contains no settings"),
+        ("just text\n", "f.yaml contains no settings"),
         ("a: [1\nb: 2\n", "f.yaml:2 is not YAML"),
         ("a:\n\t- 1\n", "f.yaml:2 is not YAML"),
         ("a: 1\n---\nb: 2\n", "f.yaml:2 is not YAML"),
@@ -125,9 +125,9 @@ def test_anchors_aliases_and_merges_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: &a [x, *a]\n", "holds itself"),
-        ("a: &a {b: *a}\n", "holds itself"),
-        ("a: &a\n  <<: *a\n", "holds itself"),
+        ("a: &a [x, *a]\n", "refers to itself"),
+        ("a: &a {b: *a}\n", "refers to itself"),
+        ("a: &a\n  <<: *a\n", "refers to itself"),
         (
             "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(12)),
             "100,000",
