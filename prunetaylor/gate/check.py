@@ -38,7 +38,7 @@ from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import say_doubts
 from prunetaylor.pipeline.job import Job
-from prunetaylor.taylor.passes import all_outputs
+from prunetaylor.taylor.passes import all_outputs, first_batch
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
 _NEEDS_SAMPLES = {"max_drop", "max_class_drop", "max_flops", "max_latency_ratio"}
@@ -157,7 +157,7 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
         reach = _reach(dense, pruned) if config.gate.metric is None else None
         found = replace(found, drop=drop, one_sided=one_sided, reach=reach)
     if config.gate.max_latency_ratio is not None:
-        x, _ = next(iter(_test(pair.pruned, config.gate.latency_batch)))
+        x, _ = first_batch(_test(pair.pruned, config.gate.latency_batch))
         times = compare_latency(pair.dense.network.module, pair.pruned.network.module, x, progress)
         found = replace(found, latency=times)
     return found
@@ -233,7 +233,7 @@ def _side(job: Job, found: Evaluation | None) -> NetworkStats:
     parameters, nonzero = count(job.network.module)
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
-        work = flops(job.network.module, next(iter(_test(job, 1)))[0])
+        work = flops(job.network.module, first_batch(_test(job, 1))[0])
     return NetworkStats(found.metrics if found else {}, parameters, nonzero, *work, _file(job).size)
 
 

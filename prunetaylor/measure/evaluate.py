@@ -13,7 +13,8 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import check_values
 from prunetaylor.taylor.objective import Task, loss_of
-from prunetaylor.taylor.passes import all_outputs, check_outputs
+from prunetaylor.taylor.output_check import check_outputs
+from prunetaylor.taylor.passes import all_outputs
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from prunetaylor.core.progress import Progress
 from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
+from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.checkpoint.architecture.resolve import build
 from prunetaylor.network.checkpoint.read import open_file
 from prunetaylor.network.checkpoint.write import write_pt
@@ -101,9 +102,7 @@ def _train(module: nn.Module, samples: Samples, generator: torch.Generator, prog
             progress.step(f"loss {state.loss:.3f}")
 
 
-@torch.no_grad()
 def _top1(module: nn.Module, samples: Samples) -> float:
-    """Percent of the test samples whose class is right."""
+    """Return the accuracy on the test samples in percent."""
     batches = Batches(samples.test, samples.preprocess, batch_size=512, device="cpu")
-    right = sum(int((module(x).argmax(1) == y).sum()) for x, y in batches)
-    return 100 * right / batches.samples
+    return evaluate(module, batches, "classification").metrics["top1"]

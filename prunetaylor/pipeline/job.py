@@ -32,7 +32,8 @@ from prunetaylor.runtime.device import pick_device
 from prunetaylor.runtime.processes.group import world
 from prunetaylor.runtime.user_code import load_object
 from prunetaylor.taylor.losses import CustomLoss
-from prunetaylor.taylor.objective import Task, loss_of, outputs_of
+from prunetaylor.taylor.objective import Task, loss_of
+from prunetaylor.taylor.passes import compute_outputs, first_batch
 
 WORTH = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take where nobody asked for it: minutes."""
@@ -272,7 +273,7 @@ def _do_without_labels(job: Job, needs: str) -> None:
 
 def _task(job: Job, samples: Samples) -> Task:
     """What the outputs are, or the user's loss; the samples are checked against it, the outputs and the metric."""
-    x, y = next(iter(job.batches(samples.test.subset([0]))))
+    x, y = first_batch(job.batches(samples.test.subset([0])))
     with evaluating(job.network.module), torch.no_grad():
         outputs = _first_outputs(job.network.module, x)
     task = _asked_task(job.config.loss, outputs, y, samples)
@@ -358,7 +359,7 @@ def _checked(samples: Samples, check: Check) -> Samples:
 
 def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
     try:
-        return outputs_of(module(x))
+        return compute_outputs(module, x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = first_line(error)
         others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}

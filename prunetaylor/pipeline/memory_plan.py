@@ -44,6 +44,7 @@ from prunetaylor.taylor.memory import (
     use_chunks,
 )
 from prunetaylor.taylor.model import prediction_bytes
+from prunetaylor.taylor.passes import first_batch
 
 _SMALLEST = 1 << 14
 """A chunk is divided by no more."""
@@ -138,7 +139,7 @@ class _Planner:
         if job.device.type == "cpu":
             splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
             self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.lazy)
-        x, _ = next(iter(job.batches(samples.test.subset([0]), batch_size=1)))
+        x, _ = first_batch(job.batches(samples.test.subset([0]), batch_size=1))
         found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
         trial = network.copy()  # hooks may leave in it what a pass has made
         activations = replace(

@@ -19,7 +19,7 @@ from prunetaylor.pruning.repair import batch_norm
 from prunetaylor.taylor.convergence import Convergence, check_convergence
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.passes import Risk, first_batch
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def look(
         UsageError: the criterion needs labels, and they are ruled out.
     """
     config, task = job.config, Objective(job.task, "task")
-    example = next(iter(calibration.holdout.batches))[0]
+    example = first_batch(calibration.holdout.batches)[0]
     if not job.labelled:
         usual = unseen(job, criterion)
         refinement = settle(job, criterion.REPAIR, far=False, example=example)

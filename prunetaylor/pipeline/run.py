@@ -48,6 +48,7 @@ from prunetaylor.pipeline.time_estimate import estimate
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.runtime.user_code import source_hash
 from prunetaylor.taylor.memory import ChunkDivisors, current_chunks, use_chunks
+from prunetaylor.taylor.passes import first_batch
 
 __all__ = ["Job", "evaluate", "open_job", "run"]
 
@@ -293,7 +294,7 @@ def _side(job: Job, module: nn.Module, found: Evaluation | None, file: Checkpoin
     parameters, nonzero = count(module)
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
-        example, _ = next(iter(job.batches(job.samples.test.subset([0]))))
+        example, _ = first_batch(job.batches(job.samples.test.subset([0])))
         work = flops(module, example)
     return NetworkStats(
         found.metrics if found else {}, parameters, nonzero, *work, model_bytes(module) if file is None else file.size

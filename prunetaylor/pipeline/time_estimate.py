@@ -13,7 +13,6 @@ import torch
 
 from prunetaylor.core import registry
 from prunetaylor.core.results.outcome import Time
-from prunetaylor.network.state import evaluating
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pipeline.stages.refinement import PASSES, planned_steps
@@ -22,6 +21,7 @@ from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.selection.schedule import sparsities
 from prunetaylor.taylor.curvature.gram import accumulate_type
+from prunetaylor.taylor.passes import first_batch, forward_one
 
 _WIDEST = 512
 """Columns of the layer that is timed, at most: a row of 1024 may take a second."""
@@ -80,15 +80,10 @@ def _forward(job: Job) -> float:
     test = job.samples.test
     raw, _ = test.fetch([0])
     size = min(chunk(raw[0].numel(), job.config.data.batch_size), len(test))
-    sample, _ = next(iter(job.batches(test.subset([0]), batch_size=1, workers=0)))
+    sample, _ = first_batch(job.batches(test.subset([0]), batch_size=1, workers=0))
     x = sample.repeat(size, *(1 for _ in sample.shape[1:]))  # decoding is not what is timed
     module = job.network.copy().module  # hooks may leave in it what a pass has made
-
-    def once() -> None:
-        with evaluating(module), torch.no_grad():
-            module(x)
-
-    return _best(once, job.device) / size
+    return _best(lambda: forward_one(module, x), job.device) / size
 
 
 def _row(job: Job) -> float:

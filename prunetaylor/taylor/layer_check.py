@@ -21,8 +21,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.taylor.curvature.tape import alike, by_sample, recording, summed_gradients
-from prunetaylor.taylor.objective import outputs_of
-from prunetaylor.taylor.passes import ForwardHook, forward_all
+from prunetaylor.taylor.passes import ForwardHook, compute_outputs, first_batch, forward_all
 
 UNREACHED = "no calibration sample reaches it as a module of its own"
 NO_MATRIX = "its module does not put out W x + b"
@@ -54,7 +53,7 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
             some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
             why |= _backward(network.module, some, x)
         taken = [layer for layer in network.layers if layer.name not in why]
-        if taken and not by_sample(network.module, taken, next(iter(batches))[0]):
+        if taken and not by_sample(network.module, taken, first_batch(batches)[0]):
             said.append(MIXED)
     if seen.others > 0:
         which = "the first of them, or of logits or out where they are called so"
@@ -122,7 +121,7 @@ def _tensors(result: Any) -> int:
 def _depends(network: Network, x: Tensor) -> bool:
     """Whether the outputs have a gradient in any of the weights."""
     with evaluating(network.module), trainable([layer.weight for layer in network.layers]), torch.enable_grad():
-        return outputs_of(network.module(x)).requires_grad
+        return compute_outputs(network.module, x).requires_grad
 
 
 def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, str]:
@@ -132,7 +131,7 @@ def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, st
     weights = [layer.weight for layer in layers]
     why: dict[str, str] = {}
     with evaluating(module), trainable(weights), torch.enable_grad(), recording(layers) as tape:
-        outputs = outputs_of(module(x)).float()
+        outputs = compute_outputs(module, x).float()
         vector = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.device)
         if not outputs.requires_grad:
             return {layer.name: NO_PART for layer in layers}

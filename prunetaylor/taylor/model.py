@@ -18,14 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jvp
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import own_names
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, snapshot
-from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.runtime.processes.exchange import sum_numbers
 from prunetaylor.taylor.curvature.cache import Cache
 from prunetaylor.taylor.curvature.finite import not_finite_along
@@ -34,8 +32,7 @@ from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_g
 from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.memory import Sizes, directional, release
-from prunetaylor.taylor.objective import outputs_of
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.passes import Risk, differentiate_outputs
 
 _SENSITIVITIES = "output sensitivities"
 
@@ -222,13 +219,9 @@ class TaylorModel:
         at = {k: self.state[k] for k in moving}
         rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
         first = second = 0.0
-        with evaluating(module), torch.no_grad(), differentiable():
+        with evaluating(module), torch.no_grad():
             for _, x, reference in self.risk.own() if moving else ():
-
-                def network(part: Mapping[str, Tensor], x: Tensor = x) -> Tensor:
-                    return outputs_of(functional_call(module, {**rest, **part}, (x,))).float()
-
-                outputs, moved = jvp(network, (at,), (moving,))[:2]
+                outputs, moved = differentiate_outputs(module, x, {**rest, **at}, moving)
                 first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
                 second += 0.5 * float(self.risk.objective.quadratic_form(outputs, reference, moved).sum())
         first, second = sum_numbers(first, second)

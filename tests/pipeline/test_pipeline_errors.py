@@ -60,9 +60,17 @@ CASES: dict[str, tuple[type[PruneTaylorError], str, dict[str, Any]]] = {
     "label below 0": (DataError, r"test targets: class -1 at index 100", {"test": changed(TEST, y=-1)}),
     "no classes": (UsageError, r"no top-1 accuracy\n.*metric=loss", {"train": (TRAIN[0], torch.rand(240, 4))}),
     "targets of another size": (DataError, r"do not fit outputs of 4", {"train": (TRAIN[0], torch.rand(240, 3))}),
-    "nan in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=NAN)}),
-    "inf in training": (NumericsError, r"as such a sample is not\n", {"train": changed(TRAIN, x=float("inf"))}),
-    "nan in test": (NumericsError, r"of 120 samples, as such a sample is not\n", {"test": changed(TEST, x=NAN)}),
+    "nan in training": (NumericsError, r"the samples themselves are not finite\n", {"train": changed(TRAIN, x=NAN)}),
+    "inf in training": (
+        NumericsError,
+        r"the samples themselves are not finite\n",
+        {"train": changed(TRAIN, x=float("inf"))},
+    ),
+    "nan in test": (
+        NumericsError,
+        r"of 120 samples: the samples themselves are not finite\n",
+        {"test": changed(TEST, x=NAN)},
+    ),
     "nan in test targets": (
         NumericsError,
         r"loss on 120 samples is nan, and the network's outputs are finite\ncheck the targets",

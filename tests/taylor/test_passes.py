@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.taylor.passes import all_outputs, check_deterministic, check_outputs, forward_own
+from prunetaylor.taylor.output_check import check_deterministic, check_outputs
+from prunetaylor.taylor.passes import all_outputs, forward_own
 from support.tiny import batches, rand, risk
 
 
@@ -110,10 +111,10 @@ class Inverse(nn.Module):
 @pytest.mark.parametrize(
     ("module", "where"),
     [
-        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(Inverse(), nn.Linear(4, 3))), r"first are those of 1\.0\n"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(Inverse(), nn.Linear(4, 3))), r"the first are those of 1\.0\n"),
         (
             nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Sequential(nn.Identity(), Inverse())),
-            r"first are those of 2\.1\n",
+            r"the first are those of 2\.1\n",
         ),
     ],
 )
@@ -136,6 +137,6 @@ def test_a_sample_that_is_not_finite_is_the_reason() -> None:
     x[6, 1] = float("nan")
     module = nn.Linear(4, 3)
     outputs, _ = all_outputs(module, batches(x, size=4))
-    with pytest.raises(NumericsError, match=r"for 1 of 9 samples, as such a sample is not\n"):
+    with pytest.raises(NumericsError, match=r"for 1 of 9 samples: the samples themselves are not finite\n"):
         check_outputs(module, batches(x, size=4), outputs)
     check_outputs(module, batches(x, size=4), outputs[:6])

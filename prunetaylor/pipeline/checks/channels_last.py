@@ -7,13 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
 from prunetaylor.core.progress import Detail
 from prunetaylor.network.state import channels_last, copied
 from prunetaylor.pipeline.job import Job
-from prunetaylor.runtime.forward_mode import differentiable
-from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs, first_batch
 
 _APART = 0.05
 """Of the outputs' norm: rounding in half precision moves them by less, values read in another order by far more."""
@@ -39,7 +37,7 @@ def _reason(job: Job, module: nn.Module) -> str | None:
     if job.samples is None or job.device.type not in ("cpu", "cuda") or all(p.dim() != 4 for p in module.parameters()):
         return ""
     test = job.samples.test
-    x, _ = next(iter(job.batches(test.subset(range(min(2, len(test)))), workers=0)))
+    x, _ = first_batch(job.batches(test.subset(range(min(2, len(test)))), workers=0))
     return trial(module, x)
 
 
@@ -85,7 +83,7 @@ def _tried(passed: Pass, module: nn.Module, x: Tensor) -> Tensor | Exception:
 
 def _with_gradients(module: nn.Module, x: Tensor) -> Tensor:
     with torch.enable_grad():
-        outputs = outputs_of(module(x)).float()
+        outputs = compute_outputs(module, x).float()
         if outputs.requires_grad:
             weights = [p for p in module.parameters() if p.requires_grad]
             torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
@@ -94,14 +92,8 @@ def _with_gradients(module: nn.Module, x: Tensor) -> Tensor:
 
 def _with_derivatives(module: nn.Module, x: Tensor) -> Tensor:
     """Along the weights themselves."""
-    at = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
-
-    def network(weights: dict[str, Tensor]) -> Tensor:
-        return outputs_of(functional_call(module, weights, (x,))).float()
-
-    with torch.no_grad(), differentiable():
-        outputs: Tensor = jvp(network, (at,), (at,))[0]
-    return outputs
+    weights = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
+    return differentiate_outputs(module, x, weights, weights)[0]
 
 
 def _close(found: Tensor, wanted: Tensor) -> bool:

@@ -17,7 +17,8 @@ from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.outliers import Dwarfing, Energies, find
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Task, loss_of
-from prunetaylor.taylor.passes import Risk, all_outputs, check_deterministic
+from prunetaylor.taylor.output_check import check_deterministic
+from prunetaylor.taylor.passes import Risk, all_outputs
 
 CHUNK_ELEMENTS = 1 << 21
 """Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many."""
@@ -54,7 +55,7 @@ class Part:
         ``seen`` is told each sample's size.
         """
         batches = job.batches(decode_sharded(split), batch_size=size)
-        outputs, targets = all_outputs(dense, batches, seen.watch, lambda done: seen.add(done.x, done.targets))
+        outputs, targets = all_outputs(dense, batches, seen.watch, lambda batch: seen.add(batch.x, batch.targets))
         if not split.labelled:
             targets = _answers(job, outputs)
             inputs, _ = batches.split.fetch(range(batches.samples))

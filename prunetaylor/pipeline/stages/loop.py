@@ -38,7 +38,8 @@ from prunetaylor.taylor.curvature.gram import Moments, Positions
 from prunetaylor.taylor.layer_check import check_layers, unreached
 from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.passes import Risk, check_outputs
+from prunetaylor.taylor.output_check import check_outputs
+from prunetaylor.taylor.passes import Risk
 
 MIN_HOLDOUT = 20
 """Held-out samples below which a run says that they are few."""

@@ -20,7 +20,7 @@ from prunetaylor.pruning.repair.gauss_newton import DAMPINGS, PRODUCTS, refine
 from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.selection.trust_region import fresh_stages
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.passes import Risk, first_batch
 
 GAUSS_NEWTON_STEPS = 6
 WORTH = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
@@ -186,7 +186,7 @@ def planned_steps(job: Job, usual_repair: str) -> int:
         return settled
     if asked.refine == "none" or usual_repair != "least-squares" or job.epochs or job.samples is None:
         return 0
-    example, _ = next(iter(job.batches(job.samples.test.subset([0]), workers=0)))
+    example, _ = first_batch(job.batches(job.samples.test.subset([0]), workers=0))
     each = PASSES * feature_matching.BATCH * flops(job.network.module, example)[0]
     worth = WORTH.get(job.device.type, WORTH["cpu"])
     return 0 if each * FEWEST > worth else min(settled, int(worth // each))

@@ -7,7 +7,7 @@ place of the module. A pass then costs the part of the network that is new, inst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer
 from prunetaylor.taylor.memory import Sizes, current_chunks
+from prunetaylor.taylor.passes import OutputHook, hooked
 
 KEPT_BYTES = 1 << 29
 """For the outputs that are kept at one time; what does not fit is computed again, which costs time and nothing else."""
@@ -69,21 +70,18 @@ class ActivationCache:
         replayed = [m for m in final if m in self._kept]
         # What stands in for a fresh module until it is kept itself.
         replayed += [m for m in self._kept if m not in final and any(m in set(f.modules()) for f in fresh)]
-        handles = [self._module.register_forward_pre_hook(batch)]
         own = {m: vars(m)["forward"] for m in replayed if "forward" in vars(m)}  # somebody else's stand-in
         for m in replayed:
             m.forward = _Replayed(self._kept[m], batch)
-        for m, into in fresh.items():
-            handles.append(m.register_forward_hook(self._keeper(into, batch)))
+        keepers = {m: self._keeper(into, batch) for m, into in fresh.items()}
         try:
-            yield
+            with hooked(keepers, before={self._module: batch}):
+                yield
         finally:
             for m in replayed:
                 del m.forward
             for m, forward in own.items():
                 m.forward = forward
-            for handle in handles:
-                handle.remove()
         self._coming = {}
         for m, outputs in fresh.items():
             if m not in self._refused and len(outputs) == self._batches:
@@ -97,7 +95,7 @@ class ActivationCache:
         inner = {child for m in final for child in m.modules() if child is not m}
         return [m for m in final if m not in inner]
 
-    def _keeper(self, into: list[Tensor], batch: _Counter) -> Callable[[nn.Module, Any, Any], None]:
+    def _keeper(self, into: list[Tensor], batch: _Counter) -> OutputHook:
         def keep(module: nn.Module, _: Any, output: Any) -> None:
             called_once = len(into) == batch.value
             if module in self._refused:

@@ -33,8 +33,8 @@ from prunetaylor.pruning.training.optimizer import learning_rate
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.runtime.processes.training import sum_gradients
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.taylor.objective import Objective, outputs_of
-from prunetaylor.taylor.passes import Risk, forward_own
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, forward_own, hooked
 
 BATCH = 64
 """Samples a step."""
@@ -129,7 +129,8 @@ class Matching:
             for network in (self.module, self.dense):
                 stack.enter_context(evaluating(network))
             stack.enter_context(trainable(self._free.values()))
-            pull = stack.enter_context(FeatureLoss(self.module, self.dense, self._watched))
+            pull = FeatureLoss(self.module, self.dense, self._watched)
+            stack.enter_context(hooked(pull.hooks))
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
             if state["optimizer"] is not None:
                 self._optimizer.load_state_dict(state["optimizer"])
@@ -184,10 +185,10 @@ def _backward(
     x = like_weights(module, x)
     pull.taken()
     with torch.no_grad():
-        reference = outputs_of(dense(x)).float()
+        reference = compute_outputs(dense, x).float()
     with torch.enable_grad():
         with pull.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
-            outputs = outputs_of(module(x)).float()
+            outputs = compute_outputs(module, x).float()
         error = towards.values(outputs, reference).mean() / scale
         (error * share).backward()  # type: ignore[no-untyped-call]
 
@@ -223,14 +224,10 @@ class FeatureLoss:
         self._calls: Counter[str] = Counter()
         self.variances: Mapping[str, float] = {}
 
-    def __enter__(self) -> FeatureLoss:
-        self._handles = [m.register_forward_hook(self._keep) for m in self._theirs]
-        self._handles += [m.register_forward_hook(self._pull) for m in self._mine]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    @property
+    def hooks(self) -> dict[nn.Module, OutputHook]:
+        """The hooks of both networks' modules, to be called while the loss is in use."""
+        return {**dict.fromkeys(self._theirs, self._keep), **dict.fromkeys(self._mine, self._pull)}
 
     def taken(self) -> dict[str, Tensor]:
         """What each call of the dense layers has put out since this was last asked, in float32."""

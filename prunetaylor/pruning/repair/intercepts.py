@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.network.state import evaluating
-from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.passes import InputHook, OutputHook, first_batch, forward_one, hooked
 
 LEAST_ROUNDING = 0.01
 """Of the outputs: what changes less is taken for rounding, that of TF32 among it; a shift that gets through is no less
@@ -73,7 +72,7 @@ class _Trial:
             for layer in layers
             if layer.name in sizes
         }
-        self.x = next(iter(batches))[0][:2]
+        self.x = first_batch(batches)[0][:2]
         self.outputs = self._outputs()
         precision = max(torch.finfo(t.dtype).eps for t in self.state.values() if t.is_floating_point())
         self.rounding = max(LEAST_ROUNDING, (10 * precision) ** 0.5) * float(self.outputs.abs().max())
@@ -81,77 +80,84 @@ class _Trial:
     def unchanged(self, intercepts: Mapping[str, Intercept]) -> bool:
         """Whether the network's outputs are the same, up to rounding, with all of these layers' outputs shifted."""
         before = {name: self.state[intercept.key].clone() for name, intercept in intercepts.items()}
-        handles = [self.layers[name].module.register_forward_hook(_shifting(self.shifts[name])) for name in intercepts]
+        shifting: dict[nn.Module, OutputHook] = {
+            self.layers[name].module: _shifting(self.shifts[name]) for name in intercepts
+        }
         try:
             with torch.no_grad():
                 for name, intercept in intercepts.items():
                     into = self.state[intercept.key]
                     into.sub_(intercept.sign * self.shifts[name].to(into))
-            return bool(((self._outputs() - self.outputs).abs() <= self.rounding).all())
+            with hooked(shifting):
+                return bool(((self._outputs() - self.outputs).abs() <= self.rounding).all())
         finally:
-            for handle in handles:
-                handle.remove()
             with torch.no_grad():
                 for name, intercept in intercepts.items():
                     self.state[intercept.key].copy_(before[name])
 
     def _outputs(self) -> Tensor:
-        with evaluating(self.module), torch.no_grad():
-            return outputs_of(self.module(self.x)).float()
+        return forward_one(self.module, self.x).float()
 
 
 def _channels(module: Prunable) -> int:
     return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
-def _shifting(shift: Tensor) -> Callable[[nn.Module, object, Tensor], Tensor]:
+def _shifting(shift: Tensor) -> OutputHook:
     def hook(m: nn.Module, _: object, y: Tensor) -> Tensor:
         return y + shift.to(y).view(-1, *[1] * (0 if isinstance(m, nn.Linear) else y.dim() - 2))
 
     return hook
 
 
+class _Recording:
+    """What one pass shows of layers and batch norms.
+
+    ``sizes``: the root mean square of each layer's outputs; ``calls``: how often each layer ran; ``readers``: the
+    layers whose outputs each batch norm read, None for any other tensor. All are by name.
+    """
+
+    def __init__(self, module: nn.Module, layers: Sequence[Layer]) -> None:
+        self.sizes: dict[str, float] = {}
+        self.calls: Counter[str] = Counter()
+        self.readers: dict[str, set[str | None]] = {}
+        # By id, beside the version that an activation in place would raise; the tensor is kept so that no other one
+        # takes its id.
+        self._outputs: dict[int, tuple[Tensor, int, str]] = {}
+        self._layers: dict[nn.Module, str] = {m: layer.name for layer in layers for m in layer.modules}
+        self._norms = {
+            norm: name
+            for name, norm in module.named_modules()
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        }
+        self.after: dict[nn.Module, OutputHook] = dict.fromkeys(self._layers, self._record_output)
+        self.before: dict[nn.Module, InputHook] = dict.fromkeys(self._norms, self._record_input)
+
+    def _record_output(self, module: nn.Module, _: object, y: Tensor) -> None:
+        name = self._layers[module]
+        self.calls[name] += 1
+        self.sizes[name] = float(y.float().square().mean().sqrt())
+        if y.dim() == 2 or not isinstance(module, nn.Linear):  # a norm's channels are dimension 1
+            self._outputs[id(y)] = (y, y._version, name)
+
+    def _record_input(self, module: nn.Module, x: Tensor) -> None:
+        y, version, layer = self._outputs.get(id(x), (None, 0, None))
+        unchanged = y is not None and y._version == version
+        self.readers.setdefault(self._norms[module], set()).add(layer if unchanged else None)  # type: ignore[index]
+
+
 def _batch_norm_readers(
     module: nn.Module, layers: list[Layer], batches: Batches
 ) -> tuple[dict[str, str], dict[str, float]]:
-    """Layer name by batch-norm name, and the root mean square of each layer's outputs by its name."""
-    owner = {m: layer.name for layer in layers for m in layer.modules}
-    # By id, beside the version that an activation in place would raise; kept alive, so that the id stays its own.
-    made: dict[int, tuple[Tensor, int, str]] = {}
-    calls: dict[str, int] = {}
-    sizes: dict[str, float] = {}
-    readers: dict[str, set[str | None]] = {}
-    handles = []
-
-    def produced(m: nn.Module, _: object, y: Tensor) -> None:
-        calls[owner[m]] = calls.get(owner[m], 0) + 1  # type: ignore[index]  # only the layers' modules are hooked
-        sizes[owner[m]] = float(y.float().square().mean().sqrt())  # type: ignore[index]
-        if y.dim() == 2 or not isinstance(m, nn.Linear):  # a norm's channels are dimension 1
-            made[id(y)] = (y, y._version, owner[m])  # type: ignore[index]
-
-    for m in owner:
-        handles.append(m.register_forward_hook(produced))
-    for name, norm in module.named_modules():
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
-
-            def read(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                y, version, layer = made.get(id(inputs[0]), (None, 0, None))
-                unchanged = y is not None and y._version == version
-                readers.setdefault(name, set()).add(layer if unchanged else None)
-
-            handles.append(norm.register_forward_pre_hook(read))
-    x, _ = next(iter(batches))
-    try:
-        with evaluating(module), torch.no_grad():
-            outputs_of(module(x[:2]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    read_by = Counter(layer for sources in readers.values() for layer in sources)
-    found = {
+    """Return the layer that each batch norm reads, and the root mean square of each layer's outputs, both by name."""
+    recording = _Recording(module, layers)
+    with hooked(recording.after, recording.before):
+        forward_one(module, first_batch(batches)[0][:2])
+    read_by = Counter(layer for sources in recording.readers.values() for layer in sources)
+    readers = {
         norm: layer
-        for norm, sources in readers.items()
+        for norm, sources in recording.readers.items()
         for layer in sources
-        if layer is not None and len(sources) == 1 and read_by[layer] == 1 and calls[layer] == 1
+        if layer is not None and len(sources) == 1 and read_by[layer] == 1 and recording.calls[layer] == 1
     }
-    return found, sizes
+    return readers, recording.sizes

@@ -48,7 +48,7 @@ from prunetaylor.runtime.processes.group import main_process, world
 from prunetaylor.taylor.curvature.fit_code import code_digest
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.losses import CustomLoss
-from prunetaylor.taylor.passes import Risk, first_pass
+from prunetaylor.taylor.passes import Risk, first_batch, forward_one
 
 WORTH_SECONDS = 0.02
 """A fit that was quicker is not kept, and neither is one that reading back at WORTH_RATE would take longer than."""
@@ -106,8 +106,7 @@ class Cache:
             "samples": self._samples[risk.batches],
             "settings": {name: repr(value) for name, value in settings.items()},
         }
-        outputs = first_pass(risk.module, risk.batches).outputs
-        assert outputs is not None
+        outputs = forward_one(risk.module, first_batch(risk.batches)[0])
         loss = risk.objective.loss
         if isinstance(loss, CustomLoss) and "objective" in settings:  # the error enters the fit
             tensors = [*tensors, *loss.said(outputs.float(), risk.reference[: len(outputs)])]

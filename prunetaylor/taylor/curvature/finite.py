@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, hooked
 
 
 def check_finite(found: Mapping[str, Tensor], what: str) -> None:
@@ -64,23 +64,18 @@ def _derivatives(
     rest = {name: tensor for name, tensor in state.items() if name not in step}
 
     def network(part: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        functional_call(module, {**rest, **part}, (x,))
+        compute_outputs(module, x, {**rest, **part})
         return tuple(y for _, y in calls)
 
-    handles = []
-    for layer in layers:
-        for used in layer.modules:
+    def record(name: str) -> OutputHook:
+        def hook(_: nn.Module, __: object, y: Tensor) -> None:
+            calls.append((name, y.clone()))  # an activation may overwrite it
 
-            def hook(_: nn.Module, __: object, y: Tensor, name: str = layer.name) -> None:
-                calls.append((name, y.clone()))  # an activation may overwrite it
+        return hook
 
-            handles.append(used.register_forward_hook(hook))
-    try:
-        with evaluating(module), torch.no_grad(), differentiable():
-            moved = jvp(network, ({name: state[name] for name in step},), (dict(step),))[1]
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks: dict[nn.Module, OutputHook] = {used: record(layer.name) for layer in layers for used in layer.modules}
+    with evaluating(module), torch.no_grad(), differentiable(), hooked(hooks):
+        moved = jvp(network, ({name: state[name] for name in step},), (dict(step),))[1]
     return [(name, y) for (name, _), y in zip(calls, moved, strict=True)]
 
 

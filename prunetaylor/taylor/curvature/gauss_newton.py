@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch import Tensor
 
 from prunetaylor.network.names import own_names, parameters_named
-from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.taylor.curvature.finite import check_finite
-from prunetaylor.taylor.objective import outputs_of
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.passes import Risk, differentiate_outputs
 
 
 def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -30,9 +27,10 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
     own = own_names(risk.module)
     weights = parameters_named(risk.module, vector)
     along = {own[name]: v.to(weights[own[name]]) for name, v in vector.items()}
+    at = {name: w.detach() for name, w in weights.items()}
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in weights.items()}
     for _, x, outputs, reference in risk.backward_batches(list(weights.values())):
-        moved = _forward(risk.module, weights, along, x)  # J v
+        moved = differentiate_outputs(risk.module, x, at, along)[1]  # J v
         weighted = risk.objective.hvp(outputs.detach(), reference, moved)  # H J v
         back = torch.autograd.grad((outputs * weighted).sum(), list(weights.values()), allow_unused=True)  # J' H J v
         for name, g in zip(weights, back, strict=True):
@@ -41,15 +39,3 @@ def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, 
     total = all_sum(total)
     check_finite(total, "a Gauss-Newton product")
     return {name: total[own[name]] / risk.batches.samples for name in vector}
-
-
-def _forward(module: nn.Module, weights: Mapping[str, nn.Parameter], along: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """J v, (B, K)."""
-
-    def network(part: Mapping[str, Tensor]) -> Tensor:
-        return outputs_of(functional_call(module, dict(part), (x,))).float()
-
-    at = {name: w.detach() for name, w in weights.items()}
-    with torch.no_grad(), differentiable():
-        moved: Tensor = jvp(network, (at,), (dict(along),))[1]
-    return moved

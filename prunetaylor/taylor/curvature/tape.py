@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
-from prunetaylor.taylor.passes import ForwardHook, Risk, forward_one
+from prunetaylor.taylor.passes import ForwardHook, OutputHook, Risk, first_batch, forward_one, hooked
 
 
 def chunk_elements(device: torch.device) -> int:
@@ -62,25 +62,17 @@ class Tape:
 def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
     """Inputs and outputs of every call of the layers; clear it before each pass."""
     tape = Tape()
-    handles = []
-    for layer in layers:
-        for module in layer.modules:
 
-            def hook(
-                m: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], y: Tensor, layer: Layer = layer
-            ) -> None:
-                x = inputs[0] if inputs else named["input"]
-                # A call without a graph, or without entries, has no part in any gradient.
-                if tape.open and y.requires_grad and x.numel():
-                    x = with_entries(m, x.detach())  # type: ignore[arg-type]
-                    tape.calls.append(Call(layer, m, x, get_gradient_edge(y)))  # type: ignore[arg-type]
+    def record(layer: Layer, module: Prunable) -> OutputHook:
+        def hook(_: nn.Module, x: Tensor, y: Tensor) -> None:
+            # A call without a graph, or without entries, has no part in any gradient.
+            if tape.open and y.requires_grad and x.numel():
+                tape.calls.append(Call(layer, module, with_entries(module, x.detach()), get_gradient_edge(y)))
 
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
+        return hook
+
+    with hooked({module: record(layer, module) for layer in layers for module in layer.modules}):
         yield tape
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 _ALIKE = 1e-2  # of the norm: what differs by less is the same up to rounding, that of TF32 among it
@@ -93,7 +85,7 @@ def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
     rows that are no sample's. Tried on the first batch: its first and its last sample must have the rows in it that
     they have in a pass of their own.
     """
-    x, _ = next(iter(risk.batches))
+    x, _ = first_batch(risk.batches)
     if not by_sample(risk.module, layers, x):
         return range(risk.batches.samples + 1)
     return ()

@@ -20,6 +20,7 @@ from prunetaylor.pruning.repair import feature_matching as room
 from prunetaylor.pruning.repair.feature_matching import Matching, MatchState
 from prunetaylor.pruning.repair.intercepts import find_intercepts
 from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import hooked
 from support.networks import NETWORKS, case
 from support.tiny import assert_least_squares, pruned, rand, risk
 
@@ -60,7 +61,8 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
     dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
     watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
-    with evaluating(module), evaluating(dense), room.FeatureLoss(module, dense, watched) as pull:
+    pull = room.FeatureLoss(module, dense, watched)
+    with evaluating(module), evaluating(dense), hooked(pull.hooks):
         pull.variances = room._variances(dense, batches(x, 4, None), pull)
         for part in x.split(5):
             towards = Objective("classification", "divergence")
@@ -160,7 +162,8 @@ def test_what_rounding_leaves_of_a_constants_variance_is_none() -> None:
         dense.weight.fill_(4e-9)
         dense.bias.fill_(0.1)
     assert len(dense(rand(3001, 3)).unique()) > 1
-    with room.FeatureLoss(copy.deepcopy(dense), dense, [""]) as pull:
+    pull = room.FeatureLoss(copy.deepcopy(dense), dense, [""])
+    with hooked(pull.hooks):
         assert room._variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
 
 

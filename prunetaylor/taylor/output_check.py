@@ -1,0 +1,67 @@
+"""Checks of a network's outputs: that they are deterministic and finite, with the first module where they are not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.errors import NumericsError
+from prunetaylor.data.samples import Batches
+from prunetaylor.taylor.passes import OutputHook, first_batch, forward_one, hooked
+
+
+def check_deterministic(module: nn.Module, batches: Batches) -> None:
+    """Pass the first batch twice. Raises NumericsError: the outputs differ, or are not finite."""
+    x, _ = first_batch(batches)
+    first, again = forward_one(module, x), forward_one(module, x)
+    if not bool(torch.isfinite(first).all()):
+        check_outputs(module, batches, first)
+    # The tolerance is for kernels that sum in another order, not for noise: dropout moves outputs by percents.
+    if not torch.allclose(first, again, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
+        raise NumericsError(
+            "the network gives different outputs for the same inputs in evaluation mode",
+            "make its randomness (dropout, sampling) depend on module.training",
+        )
+
+
+def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
+    """Check that ``outputs`` (N, K), those of the first N samples, are finite.
+
+    Raises NumericsError: some are not. It names the first module whose output is not finite, or blames the sample.
+    """
+    bad = (~torch.isfinite(outputs)).any(1).nonzero().flatten().tolist()
+    if not bad:
+        return
+    start = 0
+    for x, _ in batches:
+        if bad[0] < start + len(x):
+            sample = x[bad[0] - start : bad[0] - start + 1]
+            break
+        start += len(x)
+    message = f"the network's outputs are not finite for {len(bad)} of {len(outputs)} samples"
+    if not bool(torch.isfinite(sample).all()):
+        raise NumericsError(
+            f"{message}: the samples themselves are not finite", "leave those samples out, or correct how they are read"
+        )
+    name = _first_not_finite(module, sample)
+    raise NumericsError(
+        f"{message}; {f'the first are those of {name}' if name else 'those of every layer are finite'}",
+        "check that the samples are normalised as in training (data.normalize), and what the network computes there",
+    )
+
+
+def _first_not_finite(module: nn.Module, x: Tensor) -> str | None:
+    """Return the name of the first module without submodules whose output is not finite; None if all are."""
+    names: list[str] = []
+
+    def check(name: str) -> OutputHook:
+        def hook(_: nn.Module, __: object, y: object) -> None:
+            if isinstance(y, Tensor) and not bool(torch.isfinite(y).all()):
+                names.append(name)
+
+        return hook
+
+    leaves = {child: name for name, child in module.named_modules() if not any(True for _ in child.children())}
+    with hooked({child: check(name) for child, name in leaves.items()}):
+        forward_one(module, x)
+    return names[0] if names else None
