@@ -16,7 +16,7 @@ CALLERS = {
 }
 # These register hooks that are none of a module's passes.
 HOOKS = {
-    "network/checkpoint/bounded.py": "on the parameters that any module registers while one is built",
+    "": "on the parameters that any module registers while one is built",
     "pruning/repair/masks.py": "on an optimizer's steps",
     "pruning/repair/feature_matching.py": "on the gradient of an output",
     "taylor/memory.py": "on the modules of one pass that is measured",
