@@ -1,8 +1,13 @@
-"""Methods are found by the name of their file: a new file is a new method.
+"""Methods are found by name: one file each in a folder of the package, and more in other installed packages.
 
-Names are read from the folder, and facts about a method from its source, so that checking a configuration, printing
-``--help`` and completing a command line import no method and no torch.
-A file whose name starts with an underscore holds what its neighbours share.
+A registry is a folder of the package (``pruning/criteria``); the name of a file in it is the name of a method, and a
+file whose name starts with an underscore holds what its neighbours share. Other packages add methods by entry points:
+
+    [project.entry-points."prunetaylor.criteria"]
+    spectral = "prunetaylor_spectral:Spectral"
+
+Names come from the folder and from the metadata of installed packages, and facts about a method from its source, so
+that checking a configuration, printing ``--help`` and completing a command line import no method and no torch.
 """
 
 from __future__ import annotations
@@ -10,42 +15,139 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import inspect
 import pkgutil
+from dataclasses import dataclass, fields
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypeVar
 
 from prunetaylor.core.errors import UsageError, close_match
 
 _ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
 
 
-@cache
-def names(room: str) -> tuple[str, ...]:
-    """The methods in a room (``"pruning/criteria"``, ``"data/sources"``...), sorted."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(_ROOT / room)]) if not m.name.startswith("_")))
+@dataclass(frozen=True)
+class Registry:
+    """Methods of one kind.
 
-
-def load(room: str, name: str) -> ModuleType:
-    """The module of one method; UsageError with a close match where there is none of that name."""
-    known = names(room)
-    if name not in known:
-        raise UsageError(f"unknown {room} {name!r}{close_match(name, known)}", f"known: {', '.join(known)}")
-    return importlib.import_module(f"prunetaylor.{room.replace('/', '.')}.{name}")
-
-
-@cache
-def facts(room: str, name: str) -> dict[str, Any]:
-    """The literals that a method states at the top of its file (``SUMMARY``, ``NEEDS``...), by their names.
-
-    ``SUMMARY`` is the first sentence of the file's docstring where it states none.
+    Attributes:
+        kind: what messages call one of them.
+        folder: where this package has its own, below ``prunetaylor/``.
+        group: the group of entry points by which other packages add theirs; None where they cannot.
     """
-    tree = ast.parse((_ROOT / room / f"{name}.py").read_text(encoding="utf-8"))
+
+    kind: str
+    folder: str
+    group: str | None = None
+
+
+CRITERIA = Registry("criterion", "pruning/criteria", "prunetaylor.criteria")
+STRUCTURES = Registry("structure", "pruning/structures", "prunetaylor.structures")
+SOURCES = Registry("data source", "data/sources", "prunetaylor.sources")
+TRACKERS = Registry("tracker", "report/trackers")
+ENGINES = Registry("engine", "sweep/engines")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A method's facts as users read them; the defaults are those of the interfaces."""
+
+    summary: str
+    cost: str = ""
+    use: str = ""
+    needs: str = "samples"
+    default_repair: str = "none"
+
+
+def names(registry: Registry) -> tuple[str, ...]:
+    """The names of all methods of a kind, sorted, those of other packages included."""
+    return tuple(sorted({*_own(registry.folder), *(plugin.name for plugin in _plugins(registry.group))}))
+
+
+def load(registry: Registry, interface: type[T], name: str) -> T:
+    """The method of that name, which is a module or an object of a class that has what ``interface`` asks for.
+
+    Raises:
+        UsageError: there is no method of that name, or several packages have one; the package that has it cannot be
+            imported, or lacks a part of the interface.
+    """
+    known = names(registry)
+    if name not in known:
+        raise UsageError(f"unknown {registry.kind} {name!r}{close_match(name, known)}", f"known: {', '.join(known)}")
+    plugins = [plugin for plugin in _plugins(registry.group) if plugin.name == name]
+    own = name in _own(registry.folder)
+    packages = [*(["prunetaylor"] if own else []), *map(_package, plugins)]
+    if len(packages) > 1:
+        raise UsageError(
+            f"{len(packages)} packages have a {registry.kind} {name!r}: {' and '.join(packages)}",
+            f"uninstall {packages[-1]}, or ask its authors to rename theirs",
+        )
+    if own:
+        module = importlib.import_module(f"prunetaylor.{registry.folder.replace('/', '.')}.{name}")
+        return _checked(module, interface)
+    whose, package = f"the {registry.kind} {name!r} of the package {packages[0]}", packages[0]
+    try:
+        loaded = plugins[0].load()
+    except Exception as error:
+        raise UsageError(
+            f"{whose} cannot be imported ({type(error).__name__}: {error})",
+            f"update {package}, or uninstall it: pip uninstall {package}",
+        ) from error
+    try:
+        return _checked(loaded, interface)
+    except TypeError as error:
+        raise UsageError(f"{whose} is incomplete: {error}", f"ask the authors of {package} to mend it") from error
+
+
+@cache
+def facts(registry: Registry, name: str) -> Facts:
+    """What a method states about itself, without importing it.
+
+    The facts are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
+    sentence of the file's docstring, and for a method of another package that package's name.
+    """
+    if name not in _own(registry.folder):
+        plugin = next(plugin for plugin in _plugins(registry.group) if plugin.name == name)
+        return Facts(f"from the package {_package(plugin)}", needs="", default_repair="")
+    tree = ast.parse((_ROOT / registry.folder / f"{name}.py").read_text(encoding="utf-8"))
     text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
-    found: dict[str, Any] = {"SUMMARY": text.partition(". ")[0].rstrip(".")}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+    stated: dict[str, str] = {"summary": text.partition(". ")[0].rstrip(".")}
+    known = {field.name for field in fields(Facts)}
+    in_classes = (inner for node in tree.body if isinstance(node, ast.ClassDef) for inner in node.body)
+    for node in [*tree.body, *in_classes]:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in known:
             with contextlib.suppress(ValueError):  # not a literal
-                found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found
+                stated[node.targets[0].id] = ast.literal_eval(node.value)
+    return Facts(**stated)
+
+
+@cache
+def _own(folder: str) -> tuple[str, ...]:
+    return tuple(m.name for m in pkgutil.iter_modules([str(_ROOT / folder)]) if not m.name.startswith("_"))
+
+
+@cache
+def _plugins(group: str | None) -> tuple[EntryPoint, ...]:
+    return () if group is None else tuple(entry_points(group=group))
+
+
+def _package(plugin: EntryPoint) -> str:
+    return plugin.dist.name if plugin.dist is not None else plugin.value.partition(":")[0].partition(".")[0]
+
+
+def _checked(loaded: object, interface: type[T]) -> T:
+    """A method from what its file or entry point gives; TypeError where it lacks a part of the interface."""
+    if isinstance(loaded, ModuleType) and not isinstance(loaded, interface):
+        own = [one for one in vars(loaded).values() if inspect.isclass(one) and one.__module__ == loaded.__name__]
+        classes = [one for one in own if issubclass(one, interface)]
+        if len(classes) != 1:
+            raise TypeError(f"{loaded.__name__} has {len(classes)} classes derived from {interface.__name__}, not one")
+        loaded = classes[0]
+    method = loaded() if inspect.isclass(loaded) else loaded
+    if not isinstance(method, interface):
+        raise TypeError(f"{loaded!r} is no {interface.__name__}")
+    return method

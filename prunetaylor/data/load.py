@@ -19,11 +19,11 @@ from prunetaylor.data import augment as augmentation
 from prunetaylor.data.conversion import as_split
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
+from prunetaylor.data.sources import load_source
 from prunetaylor.data.transforms import Named
 from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.group import local_world
 
-_ROOM = "data/sources"
 PYTHON = "python"
 """The source of samples that were given as objects."""
 _NO_DATA = ("/dev/", "/proc/", "/sys/", "/net/")
@@ -50,7 +50,7 @@ def load_samples(
             f"the checkpoint gets its data from the code {argument!r}, and reading them would run that",
             f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
         )
-    raw: RawSource = registry.load(_ROOM, name).read(argument, cfg, seed)
+    raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
     preprocess, choices = _preprocess(cfg, said, raw, spec)
     preprocess.check(first[None].shape)
@@ -112,7 +112,7 @@ def workers(cfg: DataSection) -> int:
 def split_spec(spec: str) -> tuple[str, str]:
     """Name and argument of a source: "folder:DIR" -> ("folder", "DIR"), "a.py:f" -> ("code", "a.py:f")."""
     head, _, argument = spec.partition(":")
-    known = registry.names(_ROOM)
+    known = registry.names(registry.SOURCES)
     if head in known:
         return head, argument
     near = close_match(head, [*known, "none"])

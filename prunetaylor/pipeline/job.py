@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.core.config.code import Trust, settings_of
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
@@ -25,7 +24,7 @@ from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present, evaluating
 from prunetaylor.pipeline.validation import check_finetuning, check_pruning
-from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.selection.schedule import sparsities
 from prunetaylor.pruning.selection.trust_region import fresh_stages
 from prunetaylor.runtime.device import pick_device
@@ -84,7 +83,7 @@ class Job:
             fresh = drawn.resample and learns
             stages = fresh_stages(config.sparsity) if fresh else 1
         levels = sparsities(config.sparsity, stages, True)
-        return exact_obs.work(self.network.layers) * sum(1 - level for level in [0.0, *levels[:-1]])
+        return load_criterion("exact_obs").work(self.network.layers) * sum(1 - level for level in [0.0, *levels[:-1]])
 
     @property
     def epochs(self) -> int:
@@ -213,14 +212,14 @@ def make_job(
     job = Job(config, network, samples, device, "classification", checkpoint, arch, args or {}, choices)
     if world() > 1:
         job.choices.append(f"processes: {world()}, sharing the samples")
-    criterion = registry.load("pruning/criteria", job.method)
+    criterion = load_criterion(job.method)
     if config.prune.schedule != "one-shot" and not job.epochs:
         raise UsageError(
             f"prune.schedule={config.prune.schedule} prunes during fine-tuning, and there are no epochs",
             "give --epochs, or leave prune.schedule at one-shot",
         )
     if samples is None:
-        if criterion.NEEDS != "nothing":
+        if criterion.needs != "nothing":
             raise UsageError(f"{job.method} needs samples", "name them with --data, or use --method magnitude")
         if job.epochs:
             raise UsageError("fine-tuning needs samples", "name them with --data, or set --epochs 0")
@@ -246,7 +245,7 @@ def make_job(
     job.choices += check_pruning(config, criterion, data=True)
     job.choices += check_finetuning(config, job.epochs, job.task, labelled=job.labelled)
     if not job.labelled:
-        _do_without_labels(job, criterion.NEEDS)
+        _do_without_labels(job, criterion.needs)
     return job
 
 

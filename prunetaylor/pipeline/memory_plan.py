@@ -19,6 +19,7 @@ from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pipeline.stages.refinement import SAMPLE_HISTORY
+from prunetaylor.pruning.interfaces import Criterion, Solver, load_criterion
 from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train
@@ -176,7 +177,7 @@ class _Planner:
     def phases(self, config: Config) -> Iterator[Phase]:
         """What is held at every moment that may be the largest."""
         job = replace(self.job, config=config)
-        sizes, criterion = self.sized(config), registry.load("pruning/criteria", job.method)
+        sizes, criterion = self.sized(config), load_criterion(job.method)
         # The network, its dense copy and that one's state, masks now and before.
         weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
         always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
@@ -201,7 +202,7 @@ class _Planner:
         """What follows the scores, at each stage."""
         asked, usual = (
             config.prune.repair,
-            registry.load("pruning/criteria", replace(self.job, config=config).method).REPAIR,
+            load_criterion(replace(self.job, config=config).method).default_repair,
         )
         repair = usual if asked == "auto" else asked
         predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
@@ -308,21 +309,21 @@ class _Planner:
             if self.fit(smaller, limit)[1].total <= limit:
                 yield said
                 break
-        for name in registry.names("pruning/criteria"):
-            if name in (self.job.method, "random") or not self._possible(registry.load("pruning/criteria", name)):
+        for name in registry.names(registry.CRITERIA):
+            if name in (self.job.method, "random") or not self._possible(load_criterion(name)):
                 continue
             need = self.fit(_with(config, "prune", method=name), limit)[1].total
             if need <= limit:
                 methods.append((need, name))
         yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
 
-    def _possible(self, criterion: Any) -> bool:
+    def _possible(self, criterion: Criterion) -> bool:
         """Whether the run could go by another criterion, all else as it is."""
         if self.job.samples is None:
-            return bool(criterion.NEEDS == "nothing")
-        if self.job.config.prune.repair == "obs" and hasattr(criterion, "solve"):
+            return bool(criterion.needs == "nothing")
+        if self.job.config.prune.repair == "obs" and isinstance(criterion, Solver):
             return False
-        return criterion.NEEDS != "labels" or (self.job.labelled and self.job.config.calibration.labels is not False)
+        return criterion.needs != "labels" or (self.job.labelled and self.job.config.calibration.labels is not False)
 
     def _smaller(self) -> Iterator[tuple[str, Config]]:
         """Settings that need less with the same method."""

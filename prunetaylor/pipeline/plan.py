@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import nn
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Detail
 from prunetaylor.core.results.outcome import FirstOrder
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.stages.refinement import Refinement, alone, settle
+from prunetaylor.pruning.interfaces import Criterion, Solver, load_criterion
 from prunetaylor.pruning.repair import batch_norm
 from prunetaylor.taylor.convergence import Convergence, check_convergence
 from prunetaylor.taylor.model import TaylorModel
@@ -39,14 +38,14 @@ class Aim:
         return self.repair in ("least-squares", "obs")
 
 
-def unseen(job: Job, criterion: Any) -> Aim:
+def unseen(job: Job, criterion: Criterion) -> Aim:
     """Before the dense network was looked at, or without data. UsageError for a repair that the criterion rules out."""
     return Aim(Objective(job.task, "divergence"), job.config.prune.first_order != "drop", usual_repair(job, criterion))
 
 
 def look(
     job: Job,
-    criterion: Any,
+    criterion: Criterion,
     calibration: Calibration,
     dense: nn.Module,
     model: Callable[[Risk], TaylorModel],
@@ -68,7 +67,7 @@ def look(
     example = first_batch(calibration.holdout.batches)[0]
     if not job.labelled:
         usual = unseen(job, criterion)
-        refinement = settle(job, criterion.REPAIR, far=False, example=example)
+        refinement = settle(job, criterion.default_repair, far=False, example=example)
         if nothing_to_prune:
             refinement = alone(job, labelled=False)
         error = f"labels: none; pruning keeps the dense network's outputs ({usual.objective.describe()})"
@@ -77,7 +76,7 @@ def look(
         return replace(usual, repair=repair, refinement=refinement if refines else Refinement(), said=said)
     found = check_convergence(model(calibration.fit.risk(dense, task)))
     usual, labels = unseen(job, criterion), config.calibration.labels
-    needed = criterion.NEEDS == "labels"
+    needed = criterion.needs == "labels"
     if needed and labels is False:
         raise UsageError(
             f"{job.method} needs labels: without them the error has no gradient at the dense weights",
@@ -88,7 +87,7 @@ def look(
     if labelled and not needed and config.prune.first_order == "auto":
         # Who asks for labels wants what they say: then a gradient that is there is enough.
         keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
-    refinement, repair = settle(job, criterion.REPAIR, labelled and keep_first, example), usual.repair
+    refinement, repair = settle(job, criterion.default_repair, labelled and keep_first, example), usual.repair
     if refinement.when == "stages":
         if config.prune.refine == "auto" and config.prune.repair == "auto":
             # Towards labels: the dense layers' outputs are those of a network that still has to move.
@@ -127,13 +126,13 @@ def _convergence_said(found: Convergence, labelled: bool, asked: bool | str) -> 
     return f"converged: {state} ({gradient}) - pruning keeps the dense network's outputs{ignored}"
 
 
-def _first_order_said(job: Job, criterion: Any, labelled: bool, kept: bool) -> str:
+def _first_order_said(job: Job, criterion: Criterion, labelled: bool, kept: bool) -> str:
     text = f"first-order term: {'kept' if kept else 'not kept'}"
     if not labelled:
         return f"{text}; without labels it is zero at the dense weights"
-    if kept and not criterion.FIRST_ORDER:
+    if kept and not criterion.uses_gradient:
         return f"{text} in what is predicted; {job.method} chooses without it"
-    if not kept and criterion.NEEDS == "labels":
+    if not kept and criterion.needs == "labels":
         return f"{text} in what is predicted; {job.method} chooses by it alone"
     return text
 
@@ -162,17 +161,17 @@ def _repair_said(job: Job, repair: str, nothing_to_prune: bool) -> str:
         return "repair: none (batch-norm was chosen, and the network has no batch norm with running statistics)"
     if job.config.prune.repair != "auto":
         return f"repair: {shown} (as asked)"
-    if repair == registry.load("pruning/criteria", job.method).REPAIR:
+    if repair == load_criterion(job.method).default_repair:
         return f"repair: {shown} (default for {job.method})"
     return "repair: skipped; each stage is refined instead"
 
 
-def usual_repair(job: Job, criterion: Any) -> str:
+def usual_repair(job: Job, criterion: Criterion) -> str:
     """What is asked for, or the criterion's own. UsageError where it cannot be done."""
     asked = job.config.prune.repair
     if asked == "auto":
-        return str(criterion.REPAIR)
-    if asked == "obs" and hasattr(criterion, "solve"):
+        return str(criterion.default_repair)
+    if asked == "obs" and isinstance(criterion, Solver):
         raise UsageError(
             f"{job.method} moves the kept weights itself", "choose another prune.repair, or leave it at auto"
         )

@@ -30,9 +30,9 @@ from prunetaylor.pipeline.run import hashes, training_split
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pipeline.validation import check_scoring
+from prunetaylor.pruning.interfaces import ScoringContext, Solver
 from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import apply_masks
-from prunetaylor.pruning.selection.step import Step
 from prunetaylor.pruning.selection.trust_region import agrees
 from prunetaylor.taylor.memory import use_chunks
 from prunetaylor.taylor.model import TaylorModel
@@ -93,7 +93,7 @@ class _Fit:
     held: Risk
     dense_outputs: Tensor
     intercepts: Mapping[str, Intercept]
-    scores: dict[str, Tensor] | None  # None where the criterion has a solver, which is asked anew
+    scores: dict[str, Tensor]  # empty for a solver, which chooses anew at each sparsity
 
 
 class _Outlook(Stages):
@@ -132,9 +132,9 @@ class _Outlook(Stages):
         model = self._model(
             network, calibration.fit.risk(network.module, self.aim.objective), calibration, holdout_model
         )
-        scores = None
-        if not hasattr(self.criterion, "solve"):
-            scores = self.criterion.score(model, network, self.masks, self.generator)
+        scores: dict[str, Tensor] = {}
+        if not isinstance(self.criterion, Solver):
+            scores = self.criterion.score(ScoringContext(network, self.masks, self.generator, model))
         if self.aim.solves:
             assert model.moments  # fitted now: the network is about to move
         return _Fit(
@@ -190,8 +190,9 @@ class _Outlook(Stages):
 
     def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Masks (True = keep) and the displacement without repair, by parameter name."""
-        if fit.scores is None:
-            step: Step = self.criterion.solve(fit.model, self.job.network, self.masks, removed, self.generator)
+        if isinstance(self.criterion, Solver):
+            context = ScoringContext(self.job.network, self.masks, self.generator, fit.model)
+            step = self.criterion.solve(context, removed)
             return step.masks, step.displacement
         masks = self.removal.ranked(fit.scores, self.masks, removed)
         return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in self.job.network.layers}

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from prunetaylor.core import registry
 from prunetaylor.core.results.outcome import Time
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pipeline.stages.refinement import PASSES, planned_steps
-from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.pruning.criteria._trace import greedy_traces
+from prunetaylor.pruning.criteria.exact_obs import APART
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.selection.schedule import sparsities
 from prunetaylor.taylor.curvature.gram import accumulate_type
@@ -45,8 +45,8 @@ def estimate(job: Job) -> Time:
     drawn = min(config.calibration.samples, len(samples.train))
     stages = _stages(job)
     repair = config.prune.repair
-    usual = registry.load("pruning/criteria", job.method).REPAIR
-    layers, work = len(job.network.layers), exact_obs.work(job.network.layers)
+    usual = load_criterion(job.method).default_repair
+    layers, work = len(job.network.layers), load_criterion("exact_obs").work(job.network.layers)
     parts = {
         "measuring": 2 * len(samples.test) * forward,
         "calibration": _LOOKS * drawn * forward,
@@ -94,7 +94,7 @@ def _row(job: Job) -> float:
     w = torch.ones((_ROWS, width), dtype=kind, device=job.device)
     keep = torch.ones_like(w, dtype=torch.bool)
     seconds = _best(lambda: greedy_traces(h, w, keep, 0.01, "", lambda _: None), job.device, tries=1)
-    return seconds / (_ROWS * width**2 * (width + exact_obs.APART))
+    return seconds / (_ROWS * width**2 * (width + APART))
 
 
 def _best(work: Callable[[], object], device: torch.device, tries: int = 2) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from prunetaylor.core.config.schema import CalibrationSection, Config, FinetuneSection, PruneSection
 from prunetaylor.core.errors import UsageError
+from prunetaylor.pruning.interfaces import Criterion
 from prunetaylor.pruning.training.distillation import distillation_share
 from prunetaylor.taylor.objective import Task
 
@@ -40,7 +40,7 @@ def check_from_python(keys: Iterable[str], *, named: bool = False) -> None:
                 raise UsageError(f"{key} concerns files, and no file is read or written here", instead)
 
 
-def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
+def check_pruning(config: Config, criterion: Criterion, *, data: bool) -> list[str]:
     """Lines that name settings of no effect.
 
     UsageError for repair or refinement without ``data``.
@@ -50,9 +50,12 @@ def check_pruning(config: Config, criterion: Any, *, data: bool) -> list[str]:
         if not data and given not in ("auto", "none"):
             raise UsageError(f"prune.{key}={given} needs samples", f"name them with --data, or set prune.{key}=none")
     idle = []
-    if options.refine == "none" or (options.refine == "auto" and criterion.REPAIR != "least-squares"):
+    if options.refine == "none" or (options.refine == "auto" and criterion.default_repair != "least-squares"):
         idle += ["refine_steps", "refine_by"]
-    if not criterion.DAMPED and (criterion.REPAIR if options.repair == "auto" else options.repair) in _UNDAMPED:
+    if (
+        not criterion.uses_damping
+        and (criterion.default_repair if options.repair == "auto" else options.repair) in _UNDAMPED
+    ):
         idle.append("damping")
     idle = [key for key in idle if getattr(options, key) != getattr(usual, key)]
     if idle:

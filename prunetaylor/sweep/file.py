@@ -16,13 +16,13 @@ from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep import space
 from prunetaylor.sweep.definition import METRICS, EarlyStop, Objective, Sweep
+from prunetaylor.sweep.engines import load_engine
 from prunetaylor.sweep.space import Parameter
 
 METHODS = ("grid", "random", "bayes")
 KEYS = ("name", "method", "metric", "metrics", "parameters", "run_cap", "early_terminate", "base", "engine")
 IGNORED = ("program", "command", "project", "entity", "description", "controller", "settings", "job", "image_uri")
 """Keys of that format that say how and where a script of one's own is run."""
-_ENGINES = "sweep/engines"
 _GOALS = ("maximize", "minimize")
 COMMAND_LINE = "command line"
 
@@ -252,11 +252,11 @@ def _early(document: Document, file: Path) -> EarlyStop | None:
 def _engine(said: Any, at: str) -> dict[str, Any]:
     """The engine's name and the options that were given, checked by the engine itself."""
     said = {"name": "local"} if said is None else {"name": said} if isinstance(said, str) else said
-    known = registry.names(_ENGINES)
+    known = registry.names(registry.ENGINES)
     if not isinstance(said, dict) or said.get("name") not in known:
         name = said.get("name") if isinstance(said, dict) else said
         raise UsageError(f"unknown engine {name!r} ({at}){close_match(str(name), known)}", f"known: {', '.join(known)}")
-    options = registry.load(_ENGINES, said["name"]).Options
+    options = load_engine(said["name"]).Options
     for key, value in said.items():
         if key == "name":
             continue

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from prunetaylor.core import registry
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.results.outcome import Trial
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.engine_context import EngineContext
+from prunetaylor.sweep.engines import load_engine
 from prunetaylor.sweep.folder import leading, open_study
 from prunetaylor.sweep.heartbeat import others
 from prunetaylor.sweep.study.study import Study
@@ -63,7 +63,7 @@ def join(sweep: Sweep, crew: EngineContext, show: Show) -> list[Trial]:
 
 def _work(sweep: Sweep, crew: EngineContext, study: Study, look: _Look) -> None:
     """Run what waits, and wait for what others run: it may be given back."""
-    engine = registry.load("sweep/engines", sweep.engine["name"])
+    engine = load_engine(sweep.engine["name"])
     while True:
         if study.waiting and not study.stopping:
             engine.run(crew, look)

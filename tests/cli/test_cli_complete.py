@@ -15,7 +15,7 @@ from prunetaylor.core import registry
 CASES = {
     ("pru",): ["prune"],
     ("prune", "prune.m"): ["prune.method="],
-    ("prune", "prune.method", "="): ["auto", *registry.names("pruning/criteria")],
+    ("prune", "prune.method", "="): ["auto", *registry.names(registry.CRITERIA)],
     ("prune", "prune.method", "=", "exa"): ["exact_obs"],
     ("prune", "m.pt", "--method", "mag"): ["magnitude"],
     ("score", "m.pt", "--method", "=", "mag"): ["magnitude"],

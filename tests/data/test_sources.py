@@ -16,6 +16,7 @@ from prunetaylor.core.config.schema import DataSection, Normalization
 from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError
 from prunetaylor.data.load import from_python, load_samples, split_spec, workers
 from prunetaylor.data.samples import Preprocess, TensorSplit
+from prunetaylor.data.sources import load_source
 
 
 def _load(source=None, said=None, trust=NOBODY, **options):
@@ -24,13 +25,13 @@ def _load(source=None, said=None, trust=NOBODY, **options):
 
 def test_the_registry_finds_sources_without_torch():
     code = (
-        "import sys; from prunetaylor.core import registry; print(*registry.names('data/sources')); "
+        "import sys; from prunetaylor.core import registry; print(*registry.names(registry.SOURCES)); "
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["arrays", "code", "digits", "folder", "torchvision"]
-    for name in registry.names("data/sources"):
-        assert callable(registry.load("data/sources", name).read)
+    for name in registry.names(registry.SOURCES):
+        assert callable(load_source(name).read)
 
 
 def test_digits_are_split_alike_for_every_seed():

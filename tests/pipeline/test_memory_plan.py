@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor.core import registry
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.config.sizes import parse_size, show_size
 from prunetaylor.core.errors import UsageError
@@ -23,7 +22,8 @@ from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.pipeline.memory_plan import make_plan
 from prunetaylor.pipeline.run import run
 from prunetaylor.pipeline.score import run as look
-from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.pruning.criteria.exact_obs import ExactOBS
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode
 from prunetaylor.taylor.memory import ChunkDivisors, Phase
@@ -147,8 +147,8 @@ def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monk
     from prunetaylor.pipeline import job as room
 
     # C^2 (C + 1000) for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
-    assert exact_obs.work(Network.from_module(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
-    assert exact_obs.work(Network.from_module(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
+    assert ExactOBS().work(Network.from_module(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
+    assert ExactOBS().work(Network.from_module(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
     small = job_of(conv)
     assert small.method == "exact_obs"
     assert any(choice.startswith("method: exact_obs (automatic") for choice in small.choices)
@@ -177,7 +177,7 @@ def test_what_exact_obs_would_take_counts_all_stages(
     from prunetaylor.pipeline import job as room
 
     settings = {"prune__stages": "auto", "prune__sparsity": 0.9} | settings
-    first = exact_obs.work(Network.from_module(conv).layers)
+    first = ExactOBS().work(Network.from_module(conv).layers)
     assert job_of(conv, **settings).exact_work / first == pytest.approx(times)
     monkeypatch.setitem(room.WORTH, "cpu", 1.001 * times * first)
     assert job_of(conv, **settings).method == "exact_obs"
@@ -190,7 +190,7 @@ def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
 ) -> None:
     from prunetaylor.pipeline import job as room
 
-    monkeypatch.setitem(room.WORTH, "cpu", exact_obs.work(Network.from_module(conv).layers))
+    monkeypatch.setitem(room.WORTH, "cpu", ExactOBS().work(Network.from_module(conv).layers))
     job = job_of(Idle(conv), prune__sparsity=0.5)
     outcome = run(job, Silent())
     assert job.method == "obs"
@@ -262,7 +262,7 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
 def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str, object], possible: bool) -> None:
     torch.manual_seed(0)
     job = job_of(ConvNet(), **how)
-    assert memory_plan._Planner(job, "prune")._possible(registry.load("pruning/criteria", method)) == possible
+    assert memory_plan._Planner(job, "prune")._possible(load_criterion(method)) == possible
     if possible:
         pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
     else:

@@ -23,7 +23,7 @@ from prunetaylor.data.samples import draw
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
 from prunetaylor.pipeline.sampling.calibration import Calibration
-from prunetaylor.pruning.criteria import exact_obs
+from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import REJECT, SMALLEST
 from prunetaylor.taylor.model import Prediction, TaylorModel
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
@@ -88,7 +88,7 @@ def test_seconds_add_up(conv: nn.Module) -> None:
     assert 0 < sum(value for phase, value in seconds.items() if phase != "total") <= seconds["total"] <= taken
 
 
-@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
+@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
 def test_every_method_of_the_registry(conv: nn.Module, method: str) -> None:
     outcome = quick(conv, sparsity=0.5, prune__method=method)
     assert_truthful(outcome, conv, 0.5)
@@ -228,7 +228,7 @@ def test_stages_within_a_trust_region(conv: nn.Module) -> None:
     levels = [0.0, *(stage.sparsity for stage in kept)]
     assert levels[-1] == 0.8
     assert all(
-        1 - after >= (1 - before) * (1 - exact_obs.MAX_STAGE_FRACTION) * (1 - SMALLEST) - 1e-9
+        1 - after >= (1 - before) * (1 - ExactOBS.max_stage_fraction) * (1 - SMALLEST) - 1e-9
         for before, after in pairwise(levels)
     )
     # Cumulative changes are of all stages together: the first stage's are its own.
@@ -327,7 +327,7 @@ def reads(conv: nn.Module, **settings: object) -> int:
     return len(set(data.seen))
 
 
-@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
+@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
 @pytest.mark.parametrize("repair", ["auto", "batch-norm"])
 def test_calibration_samples_are_all_that_a_run_sees(conv: nn.Module, method: str, repair: str) -> None:
     how = {"prune__method": method, "prune__repair": repair, "calibration__labels": True, "prune__stages": 2}

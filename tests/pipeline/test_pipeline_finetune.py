@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import BatchShard, draw
 from prunetaylor.network.state import snapshot
 from prunetaylor.pipeline.finetuning.loop import Finetuning
+from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import Average, Rates
@@ -312,10 +312,9 @@ def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
 def test_steps_that_training_follows_are_ranked_by_the_error_alone(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
-    score = exact_obs.score
+    score, said = ExactOBS.score, []
     monkeypatch.setattr(
-        exact_obs, "score", lambda model, *rest: said.append(model.trained_between_stages) or score(model, *rest)
+        ExactOBS, "score", lambda self, of: said.append(of.model.trained_between_stages) or score(self, of)
     )
     cut = {"sparsity": 0.6, "prune__method": "exact_obs", "prune__stages": 2, "finetune__epochs": 2}
     quick(conv, **cut, prune__schedule="cubic")

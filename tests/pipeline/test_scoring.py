@@ -19,6 +19,8 @@ from prunetaylor.data.load import from_python
 from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.score import BY_LAYER, LEVELS, run
+from prunetaylor.pruning.criteria import joint
+from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.terminal.scores import verdict
 from prunetaylor.taylor.curvature import cache
@@ -39,7 +41,7 @@ def quick(model: nn.Module, train: object = TRAIN, **settings: object) -> Scores
     return score(model, train, settings=usual | {key.replace("__", "."): value for key, value in settings.items()})
 
 
-@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
+@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
 def test_what_is_promised_of_every_criterion(conv: nn.Module, method: str) -> None:
     before = {name: tensor.clone() for name, tensor in conv.state_dict().items()}
     found = quick(conv, prune__method=method)
@@ -157,10 +159,9 @@ def test_every_sparsity_is_tried_whatever_was_asked_for(conv: nn.Module) -> None
 
 
 def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact_obs, said = registry.load("pruning/criteria", "exact_obs"), []
-    score = exact_obs.score
+    score, said = ExactOBS.score, []
     monkeypatch.setattr(
-        exact_obs, "score", lambda model, *rest: said.append(model.trained_between_stages) or score(model, *rest)
+        ExactOBS, "score", lambda self, of: said.append(of.model.trained_between_stages) or score(self, of)
     )
     quick(conv, prune__method="exact_obs", prune__schedule="cubic", finetune__epochs=1)
     assert said == [False]
@@ -168,7 +169,7 @@ def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch:
 
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
-    joint, fits = registry.load("pruning/criteria", "joint"), []
+    fits = []
     fit = joint._quadratic
     monkeypatch.setattr(joint, "_quadratic", lambda *args: fits.append(1) or fit(*args))
     assert len(quick(conv, prune__method="joint").levels) == 2

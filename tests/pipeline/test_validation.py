@@ -11,6 +11,7 @@ from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.validation import check_finetuning, check_pruning
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.objective import Task
 from support.runs import quick
 from support.toys import mlp
@@ -69,7 +70,7 @@ def test_a_temperature_that_softens_nothing_is_named() -> None:
 
 def test_calibration_without_samples_is_named() -> None:
     config = from_values({"calibration.samples": 50, "calibration.labels": False}).config
-    [line] = check_pruning(config, registry.load("pruning/criteria", "magnitude"), data=False)
+    [line] = check_pruning(config, load_criterion("magnitude"), data=False)
     assert line.startswith("no effect: calibration.samples, calibration.labels")
 
 
@@ -103,21 +104,19 @@ DAMPING = {"prune.damping": 0.1}
     ],
 )
 def test_settings_of_pruning_without_effect_are_named(method: str, values: dict[str, object], named: list[str]) -> None:
-    found = check_pruning(from_values(values).config, registry.load("pruning/criteria", method), data=True)
+    found = check_pruning(from_values(values).config, load_criterion(method), data=True)
     assert found == ([f"no effect: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
 
 
-@pytest.mark.parametrize("method", registry.names("pruning/criteria"))
+@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
 def test_damping_changes_what_it_is_said_to_change(conv: nn.Module, method: str) -> None:
     how = {"sparsity": 0.5, "prune__method": method, "prune__repair": "none", "prune__refine": "none"}
     little, much = (quick(conv, **how, prune__damping=damping) for damping in (1e-4, 1.0))
     same = all(torch.equal(mask, much.masks[name]) for name, mask in little.masks.items())
-    assert same != registry.load("pruning/criteria", method).DAMPED
+    assert same != load_criterion(method).uses_damping
 
 
 def test_what_moves_weights_needs_samples() -> None:
     for key, value in (("refine", "last"), ("repair", "batch-norm")):
         with pytest.raises(UsageError, match=rf"prune\.{key}={value} needs samples\n.*prune\.{key}=none"):
-            check_pruning(
-                from_values({f"prune.{key}": value}).config, registry.load("pruning/criteria", "magnitude"), data=False
-            )
+            check_pruning(from_values({f"prune.{key}": value}).config, load_criterion("magnitude"), data=False)

@@ -48,7 +48,7 @@ class Service:
 MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
 
-@pytest.mark.parametrize("name", registry.names("report/trackers"))
+@pytest.mark.parametrize("name", registry.names(registry.TRACKERS))
 def test_each_tracker_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service()
     monkeypatch.setitem(sys.modules, MODULES[name], service.module(name))
@@ -67,7 +67,7 @@ def test_each_tracker_is_told(name: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert service.calls[:2] == [("start", "net-1"), ("settings", "3")]
 
 
-@pytest.mark.parametrize("name", registry.names("report/trackers"))
+@pytest.mark.parametrize("name", registry.names(registry.TRACKERS))
 def test_a_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, MODULES[name], None)
     with pytest.raises(UsageError, match=rf"track={name} needs a package(.|\n)*pip install .{name}>="):

@@ -11,6 +11,7 @@ from torch.func import functional_call, jacrev
 
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step, load_criterion
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective, outputs_of
@@ -72,6 +73,23 @@ def taylor(
     )
     model.notes = notes
     return model
+
+
+def scored(criterion: str, model: TaylorModel, masks: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The scores of a criterion at a model's weights; without ``masks`` no weight but the zero ones is removed."""
+    return load_criterion(criterion).score(_context(model, masks))
+
+
+def solved(criterion: str, model: TaylorModel, removed: int, masks: dict[str, Tensor] | None = None) -> Step:
+    """A solver's step from a model's weights."""
+    solver = load_criterion(criterion)
+    assert isinstance(solver, Solver)
+    return solver.solve(_context(model, masks), removed)
+
+
+def _context(model: TaylorModel, masks: dict[str, Tensor] | None) -> ScoringContext:
+    masks = model.network.masks() if masks is None else masks
+    return ScoringContext(model.network, masks, torch.Generator().manual_seed(0), model)
 
 
 def outputs_at(module: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:

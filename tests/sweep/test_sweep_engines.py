@@ -13,6 +13,7 @@ import pytest
 from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.core import registry
 from prunetaylor.core.config.schema import Section
+from prunetaylor.sweep.engines import load_engine, ray
 from support.sweeps import Inline, Run
 
 
@@ -31,9 +32,9 @@ def without_workers(found: dict[int, Any]) -> dict[int, Any]:
     return {number: row[:-1] for number, row in found.items()}
 
 
-@pytest.mark.parametrize("name", registry.names("sweep/engines"))
+@pytest.mark.parametrize("name", registry.names(registry.ENGINES))
 def test_every_engine_says_what_it_takes(name: str) -> None:
-    engine = registry.load("sweep/engines", name)
+    engine = load_engine(name)
     assert issubclass(engine.Options, Section)
     assert callable(engine.run)
     assert engine.__doc__
@@ -65,7 +66,7 @@ def error(name: str, text: str) -> Exception:
 def test_what_keeps_us_from_a_ray_cluster_is_named(
     raised: Exception, printed: str, address: str | None, cause: str, remedy: str
 ) -> None:
-    found = registry.load("sweep/engines", "ray").refusal(raised, address, printed)
+    found = ray.refusal(raised, address, printed)
     assert found.exit_code == 2
     assert cause in found.cause
     assert remedy in found.remedy

@@ -282,8 +282,9 @@ import sys
 import prunetaylor.sweep.leader, prunetaylor.sweep.results, prunetaylor.sweep.worker
 import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.support.live_table
 from prunetaylor.core import registry
-for name in registry.names("sweep/engines"):
-    registry.load("sweep/engines", name)
+from prunetaylor.sweep.engines import load_engine
+for name in registry.names(registry.ENGINES):
+    load_engine(name)
 assert not {"torch", "ray", "submitit", "matplotlib"} & set(sys.modules), sorted(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

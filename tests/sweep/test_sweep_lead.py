@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from prunetaylor.core import registry
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Trial
+from prunetaylor.sweep import leader
 from prunetaylor.sweep.engine_context import EngineContext, Watch
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
@@ -77,7 +77,7 @@ def states(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], limit: 
     sweep = read(folder / "s.yaml")
     home = place(sweep, Path("out"), resume=False)
     seen = Seen()
-    monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(bad))
+    monkeypatch.setattr(leader, "load_engine", lambda name: engine_that_fails(bad))
     trials = lead(sweep, crew_of(sweep, home, None, TRUST), seen, max_failures=limit)
     assert seen.trials == trials
     return [trial.state for trial in trials]
@@ -103,7 +103,7 @@ def test_one_leads_and_others_join(folder: Path, monkeypatch: pytest.MonkeyPatch
     home = place(sweep, Path("out"), resume=False)
     crew = crew_of(sweep, home, None, TRUST)
     open_study(home, None).fill()
-    monkeypatch.setattr(registry, "load", lambda room, name: engine_that_fails(set()))
+    monkeypatch.setattr(leader, "load_engine", lambda name: engine_that_fails(set()))
     with leading(home):
         with pytest.raises(UsageError, match="out is running"):
             lead(sweep, crew, Nobody())

@@ -14,6 +14,7 @@ from prunetaylor.core.config.sizes import parse_size, show_size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.sampling.calibration import chunk
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.repair import activation_cache, least_squares
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.runtime import free_memory
@@ -280,9 +281,9 @@ def test_blocks_under_chunks() -> None:
 # Every criterion
 
 
-@pytest.mark.parametrize("criterion", registry.names("pruning/criteria"))
+@pytest.mark.parametrize("criterion", registry.names(registry.CRITERIA))
 def test_every_criterion_states_its_memory(criterion: str) -> None:
-    module = registry.load("pruning/criteria", criterion)
+    module = load_criterion(criterion)
 
     def total(scale: int) -> int:
         layers = (LayerSize("a", 1, 4 * scale, 9, 16, 100, 64), LayerSize("b", 2, 8, 16 * scale, 1, 32, 8))

@@ -76,8 +76,8 @@ def _explained(key: str, info: FieldInfo) -> str:
         words = choices(info)  # one alone is the word for what may be a number, or anything else, too
         return "\n".join([*lines, *([f"  values: {', '.join(words)}"] if len(words) > 1 else [])])
     for name, meaning in names.known.items():
-        facts = {} if name in names.also else registry.facts(names.room, name)
-        parts = [f"cost: {facts['COST']}", f"use: {facts['USE']}"] if "COST" in facts else []
+        facts = registry.Facts(meaning) if name in names.also else registry.facts(names.methods, name)
+        parts = [f"cost: {facts.cost}", f"use: {facts.use}"] if facts.cost else []
         lines += ["", f"  {name}"]
         for text in (meaning, *parts):
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
@@ -88,9 +88,9 @@ def methods_table() -> str:
     """Return every criterion as a row of Markdown: summary, needs, cost, default repair and use."""
     head = ["method", "what it is", "needs", "cost", "default repair", "when to use it"]
     rows = [head, ["---"] * len(head)]
-    for name in registry.names("pruning/criteria"):
-        facts = registry.facts("pruning/criteria", name)
-        rows.append([f"`{name}`", *(facts[key] for key in ("SUMMARY", "NEEDS", "COST", "REPAIR", "USE"))])
+    for name in registry.names(registry.CRITERIA):
+        facts = registry.facts(registry.CRITERIA, name)
+        rows.append([f"`{name}`", facts.summary, facts.needs, facts.cost, facts.default_repair, facts.use])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

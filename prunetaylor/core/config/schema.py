@@ -70,22 +70,23 @@ Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Shar
 
 
 class OneOf:
-    """Marks text that must be the name of a method in a room of the registry, or one of some further words.
+    """Marks text that must be the name of a method in a registry, or one of some further words.
 
     ``also`` maps the further words to their meaning.
     """
 
-    def __init__(self, room: str, also: dict[str, str] | None = None) -> None:
-        self.room, self.also = room, also or {}
+    def __init__(self, methods: registry.Registry, also: dict[str, str] | None = None) -> None:
+        self.methods, self.also = methods, also or {}
 
     @property
     def known(self) -> dict[str, str]:
         """Every word with its meaning, the further ones first."""
-        return self.also | {name: registry.facts(self.room, name)["SUMMARY"] for name in registry.names(self.room)}
+        return self.also | {name: registry.facts(self.methods, name).summary for name in registry.names(self.methods)}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        names = [*self.also, *registry.names(self.room)]
-        return core_schema.no_info_after_validator_function(lambda value: _one_of(value, names), handler(source))
+        return core_schema.no_info_after_validator_function(
+            lambda value: _one_of(value, [*self.also, *registry.names(self.methods)]), handler(source)
+        )
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {**handler(core), "enum": list(self.known), "enumDescriptions": list(self.known.values())}
@@ -161,13 +162,13 @@ class PruneSection(Section):
     method: Annotated[
         str,
         OneOf(
-            "pruning/criteria", {"auto": "exact_obs, or obs where that would take too long, or magnitude without data"}
+            registry.CRITERIA, {"auto": "exact_obs, or obs where that would take too long, or magnitude without data"}
         ),
     ] = "auto"
     """How weights are scored; `prunetaylor config prune.method` describes each method, its cost and when to use it."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
-    structure: Annotated[str, OneOf("pruning/structures")] = "weight"
+    structure: Annotated[str, OneOf(registry.STRUCTURES)] = "weight"
     """The unit that is removed as a whole."""
     include: list[str] = ["*"]
     """Patterns of layer names (shell style) whose weights may be removed."""
@@ -303,7 +304,7 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     cache: CacheSection = CacheSection()
     gate: GateSection = GateSection()
-    track: list[Annotated[str, OneOf("report/trackers")]] = []
+    track: list[Annotated[str, OneOf(registry.TRACKERS)]] = []
     """Trackers that receive a run's numbers: tensorboard (in the run's folder), mlflow, wandb; each is an extra."""
     loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
     """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,

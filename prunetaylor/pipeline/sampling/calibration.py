@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.outliers import Dwarfing, Energies, find
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Task, loss_of
 from prunetaylor.taylor.output_check import check_deterministic
@@ -149,8 +149,8 @@ class Calibration:
 
 def check_enough(job: Job, fitted: int) -> None:
     """UsageError where so few samples are left to fit to that nothing can be fitted."""
-    criterion, repair = registry.load("pruning/criteria", job.method), job.config.prune.repair
-    fits = criterion.NEEDS != "nothing" or (criterion.REPAIR if repair == "auto" else repair) in _SOLVING
+    criterion, repair = load_criterion(job.method), job.config.prune.repair
+    fits = criterion.needs != "nothing" or (criterion.default_repair if repair == "auto" else repair) in _SOLVING
     if fitted < (FEWEST_FITTED if fits else 1):
         raise UsageError(
             f"too few calibration samples: {job.method} fits to {fitted}, and needs at least {FEWEST_FITTED}",

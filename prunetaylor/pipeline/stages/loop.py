@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import DataError, NumericsError
 from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
 from prunetaylor.core.results.outcome import Alert, Histogram, Stage, removed_at
@@ -26,6 +25,7 @@ from prunetaylor.pipeline.plan import look, unseen
 from prunetaylor.pipeline.sampling.calibration import Calibration, Part
 from prunetaylor.pipeline.stages.refinement import SAMPLE_HISTORY
 from prunetaylor.pipeline.stages.state import StageState
+from prunetaylor.pruning.interfaces import Solver, load_criterion, load_structure
 from prunetaylor.pruning.repair import batch_norm, least_squares, obs_update
 from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
 from prunetaylor.pruning.repair.masks import apply_masks
@@ -76,10 +76,10 @@ class Stages:
     def __post_init__(self) -> None:
         check_values(self.dense.module)
         config = self.job.config
-        self.criterion = registry.load("pruning/criteria", self.job.method)
+        self.criterion = load_criterion(self.job.method)
         self.aim = unseen(self.job, self.criterion)
         self.generator = torch.Generator().manual_seed(config.seed)
-        structure = registry.load("pruning/structures", config.prune.structure)
+        structure = load_structure(config.prune.structure)
         self.removal = Selector(self.job.network, self.criterion, structure, self.generator)
         self.cache = open_cache(config.cache)
         self.dense_state = snapshot(self.dense.module)
@@ -186,12 +186,12 @@ class Stages:
 
     def _plan(self) -> Fixed | TrustRegion:
         config = self.job.config.prune
-        if config.stages != "auto" or self.criterion.MAX_STAGE_FRACTION is None:
+        if config.stages != "auto" or self.criterion.max_stage_fraction is None:
             return Fixed(self._levels(), config.damping)
         fresh = self.job.config.calibration.resample and self.aim.refinement.when == "stages"
         scale = self.calibration.spread(self.job.task)
         return TrustRegion(
-            config.sparsity, scale, config.damping, FRESH_STAGE_FRACTION if fresh else self.criterion.MAX_STAGE_FRACTION
+            config.sparsity, scale, config.damping, FRESH_STAGE_FRACTION if fresh else self.criterion.max_stage_fraction
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,12 +267,12 @@ class Stages:
     def _levels(self) -> list[float]:
         """The stages' sparsities where they are settled beforehand; those that would remove nothing are left out."""
         config = self.job.config.prune
-        levels = sparsities(config.sparsity, config.stages, self.criterion.MAX_STAGE_FRACTION is not None)
+        levels = sparsities(config.sparsity, config.stages, self.criterion.max_stage_fraction is not None)
         return [level for level in levels if removed_at(level, self.job.network.prunable) > self.removed]
 
     def _calibrate(self) -> None:
         network, calibration = self.job.network, self.calibration
-        fitted = self.criterion.NEEDS != "nothing" or self.job.config.prune.repair in ("least-squares", "obs")
+        fitted = self.criterion.needs != "nothing" or self.job.config.prune.repair in ("least-squares", "obs")
         usage = check_layers(network, calibration.fit.batches, fitted=fitted)
         for each in (network, self.dense):
             each.keep_only(usage.order, usage.why)
@@ -321,7 +321,7 @@ class Stages:
         measured, noise = _change(held, before)
         self.progress.step("measured")
         predicted = holdout_model.predict(displacement(network.module, holdout_model.state)).change(self.aim.keep_first)
-        unsure = self.aim.solves or hasattr(self.criterion, "solve")
+        unsure = self.aim.solves or isinstance(self.criterion, Solver)
         exploded = self._exploded(float(before.mean()), measured)
         stands = plan.judge(
             now,
@@ -330,7 +330,7 @@ class Stages:
             float("inf") if exploded else measured,
             noise,
             "needed" if unsure else "none needed",
-            damped=self.criterion.DAMPED or self.aim.solves,
+            damped=self.criterion.uses_damping or self.aim.solves,
             least=self.removed - removed_before == 1,
         )
         if stands and exploded:

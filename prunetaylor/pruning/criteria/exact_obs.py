@@ -15,81 +15,77 @@ Moving the kept weights to make up for all that went is the repair's, as for OBS
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._trace import greedy_traces, traces_bytes
 from prunetaylor.pruning.criteria._units import ranking_unit
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.curvature.gradients import sensitivity_bytes
 from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
 from prunetaylor.taylor.curvature.solve import BLOCK
 from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
 from prunetaylor.taylor.model import TaylorModel
 
-SUMMARY = (
-    "Optimal Brain Surgeon one weight at a time: the rest of a row is updated after each removal, so weights "
-    "that can replace one another are not all removed"
-)
-COST = (
-    "one pass over the calibration samples, then about rows x columns^3 operations per layer: the slowest; a "
-    "ResNet-20 takes under a minute on two cores"
-)
-USE = "the default with data, where it takes minutes at most: the most accurate one-shot method in our benchmarks"
-NEEDS = "samples"
-REPAIR = "least-squares"
-FIRST_ORDER = False
-DAMPED = True
-MAX_STAGE_FRACTION = 0.7  # further than single removals are believed: what went before in the row counts
 APART = 1000
 """Columns whose products take as long as all else that a removal does: 32 ns for each C^2 of a row on one core."""
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """Layer Grams and output sensitivities, then one layer's inverses beside them; each weight's step and score."""
-    grams, fitting = grams_bytes(sizes)
-    sensitivity, batch = sensitivity_bytes(sizes)
+class ExactOBS(Criterion):
+    summary = (
+        "Optimal Brain Surgeon one weight at a time: the rest of a row is updated after each removal, so weights "
+        "that can replace one another are not all removed"
+    )
+    cost = (
+        "one pass over the calibration samples, then about rows x columns^3 operations per layer: the slowest; a "
+        "ResNet-20 takes under a minute on two cores"
+    )
+    use = "the default with data, where it takes minutes at most: the most accurate one-shot method in our benchmarks"
+    default_repair = "least-squares"
+    uses_damping = True
+    max_stage_fraction = 0.7  # further than single removals are believed: what went before in the row counts
 
-    def need(layer: LayerSize) -> int:
-        return centred_bytes(layer, sizes.wide) + traces_bytes(layer, sizes.wide)
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        """Return s_j. Equal scores of a row are told apart by a rounding error, in the order of removal.
 
-    systems, layer = largest_of(sizes.layers, need)
-    held = grams + sensitivity
-    return [
-        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-        Phase("output sensitivities", {"curvature": held, "activations": batch}),
-        Phase("traces", {"curvature": held, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
-    ]
+        A row that keeps more than 1024 columns is scored in blocks of columns.
+        """
+        model = context.model
 
+        def score_layer(layer: Layer) -> Tensor:
+            order, added = _traces(model, layer, layer.matrix(context.masks[layer.parameter]))
+            turn = 1 + 4 * torch.finfo(added.dtype).eps * order.to(added.dtype)
+            return layer.tensor(ranking_unit(model, layer) * added * turn)
 
-def work(layers: Sequence[Layer]) -> float:
-    """Floating-point operations that the first stage's traces take, about: C^2 (C + APART) a row of C columns."""
-    total = 0.0
-    for layer in layers:
-        groups, rows, columns = layer.matrix(torch.empty(layer.weight.shape, device="meta")).shape
-        blocks = -(-columns // BLOCK)
-        total += groups * rows * columns * (columns / blocks) * (columns / blocks + APART)
-    return total
+        return model.layer_scores(score_layer)
 
+    def work(self, layers: Sequence[Layer]) -> float:
+        """Return about how many operations the first stage's traces take: C^2 (C + APART) for a row of C columns."""
+        total = 0.0
+        for layer in layers:
+            groups, rows, columns = layer.matrix(torch.empty(layer.weight.shape, device="meta")).shape
+            blocks = -(-columns // BLOCK)
+            total += groups * rows * columns * (columns / blocks) * (columns / blocks + APART)
+        return total
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """s_j; of a row's equals those that go first are the smaller by rounding, so that none goes before its turn.
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Layer Grams and output sensitivities, then one layer's inverses beside them; each weight's step and score."""
+        grams, fitting = grams_bytes(sizes)
+        sensitivity, batch = sensitivity_bytes(sizes)
 
-    Columns beyond 1024 that a row keeps are taken in blocks.
-    """
-    assert model is not None
+        def need(layer: LayerSize) -> int:
+            return centred_bytes(layer, sizes.wide) + traces_bytes(layer, sizes.wide)
 
-    def of(layer: Layer) -> Tensor:
-        order, added = _traces(model, layer, layer.matrix(masks[layer.parameter]))
-        turn = 1 + 4 * torch.finfo(added.dtype).eps * order.to(added.dtype)
-        return layer.tensor(ranking_unit(model, layer) * added * turn)
-
-    return model.layer_scores(of)
+        systems, layer = largest_of(sizes.layers, need)
+        held = grams + sensitivity
+        return [
+            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+            Phase("output sensitivities", {"curvature": held, "activations": batch}),
+            Phase("traces", {"curvature": held, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
+        ]
 
 
 def _traces(model: TaylorModel, layer: Layer, keep: Tensor) -> tuple[Tensor, Tensor]:

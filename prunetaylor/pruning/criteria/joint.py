@@ -26,7 +26,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.pruning.criteria._quadratic import Quadratic, quadratic_bytes
 from prunetaylor.pruning.criteria._subset import best_subset
-from prunetaylor.pruning.selection.step import Step
+from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step
 from prunetaylor.taylor.curvature.block_fisher import relative_ridge
 from prunetaylor.taylor.curvature.fisher import FisherRows, rows_bytes
 from prunetaylor.taylor.curvature.gradients import gradient_bytes
@@ -34,81 +34,70 @@ from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 from prunetaylor.taylor.model import TaylorModel, prediction_bytes
 
-SUMMARY = (
-    "one quadratic model of all layers together, whose best subset of weights is searched for (as in CBS and CHITA)"
-)
-COST = "one gradient per calibration sample, all of them in memory, then an iterative search"
-USE = "research, on small networks: it is below obs and exact_obs in our benchmarks"
-NEEDS = "samples"
-REPAIR = "least-squares"
-FIRST_ORDER = True
-DAMPED = True
-MAX_STAGE_FRACTION = 0.35
-
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """The gradients of all samples in all weights, some twice while they are made; then the search's vectors."""
-    rows, making = rows_bytes(sizes, _ELEMENTS)
-    every = FLOAT * sizes.samples * sizes.weights
-    gradient, batch = gradient_bytes(sizes)
-    # A layer's rows, those of them that are kept, and their squares.
-    part = 2 * FLOAT * sizes.samples * sizes.largest
-    largest = max(sizes.layers, key=lambda layer: layer.weights).name
-    vectors = sizes.wide * sizes.weights
-    return [
-        Phase("gradients", {"curvature": every + rows, "activations": making}, largest),
-        Phase("gradients", {"curvature": every + rows + part}, largest),
-        Phase("gradient", {"curvature": every + gradient, "scores": 5 * vectors, "activations": batch}),
-        Phase("Newton's step", {"curvature": every, "scores": 8 * vectors, "activations": prediction_bytes(sizes)}),
-        Phase("subset", {"curvature": every, "scores": 20 * vectors, "systems": quadratic_bytes(sizes)}),
-    ]
-
-
-@torch.no_grad()
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """s_j, in units of the error."""
-    assert model is not None
-    quadratic = _fit(model, network, masks)
-    size = quadratic.changes(quadratic.support(torch.ones_like(quadratic.w, dtype=torch.bool))).size
-    return _by_parameter(network, masks, size)
-
-
-@torch.no_grad()
-def solve(
-    model: TaylorModel | None,
-    network: Network,
-    masks: Mapping[str, Tensor],
-    removed: int,
-    generator: torch.Generator,
-) -> Step:
-    """The step after which ``removed`` weights are gone, those that ``masks`` (True = keep) has lost included.
-
-    A layer that would keep nothing keeps its largest weight, while that leaves enough others to remove. n x p values in
-    float32 are held, for n samples and the p weights that are not gone yet.
-    """
-    assert model is not None
-    quadratic = _fit(model, network, masks)
-    weights = len(quadratic.w)
-    left = network.prunable - removed
-    if left > weights:
-        raise ValueError(f"{network.prunable - weights} weights are gone, {removed} were asked for")
-    keep, d = best_subset(quadratic, left)
-    fixed = _largest_where_none_is_kept(network, masks, keep)
-    # A layer that keeps nothing cuts the network through: once more, with one weight of it that stays.
-    while 0 < int(fixed.sum()) <= left and not bool(keep[fixed].all()):
-        keep, d = best_subset(quadratic, left, fixed)
-        fixed = fixed | _largest_where_none_is_kept(network, masks, keep)
-    if not bool(torch.isfinite(d).all()):
-        raise NumericsError("the move of the kept weights is not finite", "raise prune.damping")
-    moves = _by_parameter(network, masks, d)
-    return Step(
-        _by_parameter(network, masks, keep),
-        {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
+class Joint(Solver):
+    summary = (
+        "one quadratic model of all layers together, whose best subset of weights is searched for (as in CBS and CHITA)"
     )
+    cost = "one gradient per calibration sample, all of them in memory, then an iterative search"
+    use = "research, on small networks: it is below obs and exact_obs in our benchmarks"
+    default_repair = "least-squares"
+    uses_gradient = True
+    uses_damping = True
+    max_stage_fraction = 0.35
+
+    @torch.no_grad()
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        """Return s_j, in units of the error."""
+        quadratic = _fit(context.model, context.network, context.masks)
+        size = quadratic.changes(quadratic.support(torch.ones_like(quadratic.w, dtype=torch.bool))).size
+        return _by_parameter(context.network, context.masks, size)
+
+    @torch.no_grad()
+    def solve(self, context: ScoringContext, removed: int) -> Step:
+        """Return the step after which ``removed`` weights are zero, those removed before included.
+
+        A layer that would keep nothing keeps its largest weight, if enough other weights can be removed. It holds n x p
+        values in float32, for n samples and the p weights that are not removed yet.
+        """
+        network, masks = context.network, context.masks
+        quadratic = _fit(context.model, network, masks)
+        weights = len(quadratic.w)
+        left = network.prunable - removed
+        if left > weights:
+            raise ValueError(f"{network.prunable - weights} weights are gone, {removed} were asked for")
+        keep, d = best_subset(quadratic, left)
+        fixed = _largest_where_none_is_kept(network, masks, keep)
+        # A layer that keeps nothing cuts the network through: once more, with one weight of it that stays.
+        while 0 < int(fixed.sum()) <= left and not bool(keep[fixed].all()):
+            keep, d = best_subset(quadratic, left, fixed)
+            fixed = fixed | _largest_where_none_is_kept(network, masks, keep)
+        if not bool(torch.isfinite(d).all()):
+            raise NumericsError("the move of the kept weights is not finite", "raise prune.damping")
+        moves = _by_parameter(network, masks, d)
+        return Step(
+            _by_parameter(network, masks, keep),
+            {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
+        )
+
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """The gradients of all samples in all weights, some twice while they are made; then the search's vectors."""
+        rows, making = rows_bytes(sizes, _ELEMENTS)
+        every = FLOAT * sizes.samples * sizes.weights
+        gradient, batch = gradient_bytes(sizes)
+        # A layer's rows, those of them that are kept, and their squares.
+        part = 2 * FLOAT * sizes.samples * sizes.largest
+        largest = max(sizes.layers, key=lambda layer: layer.weights).name
+        vectors = sizes.wide * sizes.weights
+        return [
+            Phase("gradients", {"curvature": every + rows, "activations": making}, largest),
+            Phase("gradients", {"curvature": every + rows + part}, largest),
+            Phase("gradient", {"curvature": every + gradient, "scores": 5 * vectors, "activations": batch}),
+            Phase("Newton's step", {"curvature": every, "scores": 8 * vectors, "activations": prediction_bytes(sizes)}),
+            Phase("subset", {"curvature": every, "scores": 20 * vectors, "systems": quadratic_bytes(sizes)}),
+        ]
 
 
 def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:

@@ -5,31 +5,21 @@ s_j = |w_j|
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
-from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
-from prunetaylor.taylor.model import TaylorModel
-
-SUMMARY = "the smallest absolute weights are removed"
-COST = "a sort; needs no data"
-USE = "the default without data; the baseline to beat"
-NEEDS = "nothing"
-REPAIR = "none"
-FIRST_ORDER = False
-DAMPED = False
-MAX_STAGE_FRACTION = None
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """The scores."""
-    return [Phase("scores", {"scores": FLOAT * sizes.weights})]
+class Magnitude(Criterion):
+    summary = "the smallest absolute weights are removed"
+    cost = "a sort; needs no data"
+    use = "the default without data; the baseline to beat"
+    needs = "nothing"
 
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        return {layer.parameter: layer.weight.detach().abs() for layer in context.network.layers}
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    return {layer.parameter: layer.weight.detach().abs() for layer in network.layers}
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """The scores."""
+        return [Phase("scores", {"scores": FLOAT * sizes.weights})]

@@ -8,45 +8,35 @@ On networks with batch norm the diagonal alone is worse than magnitude; see benc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
-from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.curvature.gradients import diagonal_bytes, gradient_bytes
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
-from prunetaylor.taylor.model import TaylorModel
-
-SUMMARY = "Optimal Brain Damage: half the diagonal curvature times the squared weight, nothing compensates"
-COST = "up to one backward pass per class over the calibration samples"
-USE = "a classic baseline; worse than magnitude on networks with batch norm"
-NEEDS = "samples"
-REPAIR = "none"
-FIRST_ORDER = True
-DAMPED = False
-MAX_STAGE_FRACTION = None
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """The diagonal, the gradient beside it, then the scores."""
-    diagonal, rows = diagonal_bytes(sizes)
-    gradient, batch = gradient_bytes(sizes)
-    held = diagonal + gradient
-    return [
-        Phase("Gauss-Newton diagonal", {"curvature": held, "activations": max(rows, batch)}),
-        Phase("scores", {"curvature": held, "scores": FLOAT * (sizes.weights + sizes.largest)}),
-    ]
+class OptimalBrainDamage(Criterion):
+    summary = "Optimal Brain Damage: half the diagonal curvature times the squared weight, nothing compensates"
+    cost = "up to one backward pass per class over the calibration samples"
+    use = "a classic baseline; worse than magnitude on networks with batch norm"
+    uses_gradient = True
 
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        model = context.model
+        scores = {}
+        for layer in context.network.layers:
+            name, w = layer.parameter, layer.weight.detach()
+            scores[name] = 0.5 * model.diagonal[name] * w.square()
+            if model.keep_first:
+                scores[name] = scores[name] - model.gradient[name] * w
+        return scores
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    assert model is not None
-    scores = {}
-    for layer in network.layers:
-        name, w = layer.parameter, layer.weight.detach()
-        scores[name] = 0.5 * model.diagonal[name] * w.square()
-        if model.keep_first:
-            scores[name] = scores[name] - model.gradient[name] * w
-    return scores
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """The diagonal, the gradient beside it, then the scores."""
+        diagonal, rows = diagonal_bytes(sizes)
+        gradient, batch = gradient_bytes(sizes)
+        held = diagonal + gradient
+        return [
+            Phase("Gauss-Newton diagonal", {"curvature": held, "activations": max(rows, batch)}),
+            Phase("scores", {"curvature": held, "scores": FLOAT * (sizes.weights + sizes.largest)}),
+        ]

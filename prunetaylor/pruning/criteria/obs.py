@@ -13,64 +13,57 @@ comparable by the unit u of ``_units.py``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._units import ranking_unit
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.curvature.gradients import sensitivity_bytes
 from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
 from prunetaylor.taylor.curvature.solve import inverse_diagonal, systems_bytes
 from prunetaylor.taylor.memory import Phase, Sizes, largest_of
-from prunetaylor.taylor.model import TaylorModel
-
-SUMMARY = (
-    "Optimal Brain Surgeon per layer: the output error that removing a weight leaves when the rest of its row "
-    "compensates"
-)
-COST = "one pass over the calibration samples, then one matrix inverse per layer (per row after the first stage)"
-USE = "the default with data where exact_obs would take too long: networks with wide layers"
-NEEDS = "samples"
-REPAIR = "least-squares"
-FIRST_ORDER = False
-DAMPED = True
-MAX_STAGE_FRACTION = 0.35
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """Layer Grams, output sensitivities beside them, then one layer's systems beside both."""
-    grams, fitting = grams_bytes(sizes)
-    sensitivity, batch = sensitivity_bytes(sizes)
-    systems, layer = largest_of(
-        sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + systems_bytes(layer, sizes.wide)
+class OptimalBrainSurgeon(Criterion):
+    summary = (
+        "Optimal Brain Surgeon per layer: the output error that removing a weight leaves when the rest of its row "
+        "compensates"
     )
-    held = grams + sensitivity
-    scores = sizes.wide * sizes.weights
-    return [
-        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-        Phase("output sensitivities", {"curvature": held, "activations": batch}),
-        Phase("scores", {"curvature": held, "systems": systems, "scores": scores}, layer),
-    ]
+    cost = "one pass over the calibration samples, then one matrix inverse per layer (per row after the first stage)"
+    use = "the default with data where exact_obs would take too long: networks with wide layers"
+    default_repair = "least-squares"
+    uses_damping = True
+    max_stage_fraction = 0.35
 
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        model = context.model
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    assert model is not None
+        def score_layer(layer: Layer) -> Tensor:
+            h = model.gram(layer)
+            keep = layer.matrix(context.masks[layer.parameter])
+            w = layer.matrix(layer.weight.detach()).to(h.dtype)
+            added = torch.stack(
+                [
+                    w[g].square() / inverse_diagonal(h[g], keep[g], model.damping, layer.name, model.note)
+                    for g in range(layer.groups)
+                ]
+            )
+            return layer.tensor(ranking_unit(model, layer) * added)
 
-    def of(layer: Layer) -> Tensor:
-        h = model.gram(layer)
-        keep = layer.matrix(masks[layer.parameter])
-        w = layer.matrix(layer.weight.detach()).to(h.dtype)
-        added = torch.stack(
-            [
-                w[g].square() / inverse_diagonal(h[g], keep[g], model.damping, layer.name, model.note)
-                for g in range(layer.groups)
-            ]
+        return model.layer_scores(score_layer)
+
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Layer Grams, output sensitivities beside them, then one layer's systems beside both."""
+        grams, fitting = grams_bytes(sizes)
+        sensitivity, batch = sensitivity_bytes(sizes)
+        systems, layer = largest_of(
+            sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + systems_bytes(layer, sizes.wide)
         )
-        return layer.tensor(ranking_unit(model, layer) * added)
-
-    return model.layer_scores(of)
+        held = grams + sensitivity
+        scores = sizes.wide * sizes.weights
+        return [
+            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+            Phase("output sensitivities", {"curvature": held, "activations": batch}),
+            Phase("scores", {"curvature": held, "systems": systems, "scores": scores}, layer),
+        ]

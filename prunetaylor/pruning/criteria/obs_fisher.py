@@ -22,72 +22,64 @@ from torch import Tensor
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._newton import newton_share
+from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step
 from prunetaylor.pruning.selection.rank import keep_best
-from prunetaylor.pruning.selection.step import Step
 from prunetaylor.taylor.curvature.block_fisher import BlockFisher, blocks_bytes
 from prunetaylor.taylor.curvature.fisher import rows_bytes
 from prunetaylor.taylor.curvature.gradients import gradient_bytes
 from prunetaylor.taylor.memory import Phase, Sizes
 from prunetaylor.taylor.model import TaylorModel, prediction_bytes
 
-SUMMARY = "Optimal Brain Surgeon on blocks of 256 weights of the Fisher information (WoodFisher)"
-COST = "one gradient per calibration sample; time grows with samples x weights"
-USE = "comparisons with WoodFisher; convolutions whose weights depend on one another across rows"
-NEEDS = "samples"
-REPAIR = "none"
-FIRST_ORDER = True
-DAMPED = True
-MAX_STAGE_FRACTION = 0.35
-
 BLOCK = 256
 """Weights in a block."""
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""
-    rows, making = rows_bytes(sizes)
-    gradient, batch = gradient_bytes(sizes)
-    blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
-    vectors, held = 3 * sizes.wide * sizes.weights, rows + gradient
-    largest = max(sizes.layers, key=lambda layer: layer.weights).name
-    return [
-        Phase("gradients", {"curvature": held, "scores": vectors, "activations": max(making, batch)}, largest),
-        Phase("inverses", {"curvature": held, "scores": vectors, "systems": blocks}, largest),
-        Phase("Newton's step", {"curvature": held, "scores": vectors, "activations": prediction_bytes(sizes)}),
-    ]
+class BlockFisherOBS(Solver):
+    summary = "Optimal Brain Surgeon on blocks of 256 weights of the Fisher information (WoodFisher)"
+    cost = "one gradient per calibration sample; time grows with samples x weights"
+    use = "comparisons with WoodFisher; convolutions whose weights depend on one another across rows"
+    uses_gradient = True
+    uses_damping = True
+    max_stage_fraction = 0.35
 
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        return _scores(context.model, context.masks)[0]
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    assert model is not None
-    return _scores(model, masks)[0]
+    def solve(self, context: ScoringContext, removed: int) -> Step:
+        model, network = context.model, context.network
+        scores, share = _scores(model, context.masks)
+        kept = keep_best(
+            [scores[layer.parameter].flatten() for layer in network.layers],
+            [~context.masks[layer.parameter].flatten() for layer in network.layers],
+            removed,
+            [layer.name for layer in network.layers],
+        )
+        keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
+        displacement = {}
+        for layer, rows in model.fisher_rows:
+            fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
+            g = _gradient(model, layer).to(fisher.kind)
+            gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
+            move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
+            if not bool(torch.isfinite(move).all()):
+                raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
+            displacement[layer.parameter] = move.view(layer.weight.shape)
+        shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
+        return Step(shaped, displacement)
 
-
-def solve(
-    model: TaylorModel, network: Network, masks: Mapping[str, Tensor], removed: int, generator: torch.Generator
-) -> Step:
-    scores, share = _scores(model, masks)
-    kept = keep_best(
-        [scores[layer.parameter].flatten() for layer in network.layers],
-        [~masks[layer.parameter].flatten() for layer in network.layers],
-        removed,
-        [layer.name for layer in network.layers],
-    )
-    keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
-    displacement = {}
-    for layer, rows in model.fisher_rows:
-        fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
-        g = _gradient(model, layer).to(fisher.kind)
-        gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
-        move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
-        if not bool(torch.isfinite(move).all()):
-            raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
-        displacement[layer.parameter] = move.view(layer.weight.shape)
-    shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
-    return Step(shaped, displacement)
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""
+        rows, making = rows_bytes(sizes)
+        gradient, batch = gradient_bytes(sizes)
+        blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
+        vectors, held = 3 * sizes.wide * sizes.weights, rows + gradient
+        largest = max(sizes.layers, key=lambda layer: layer.weights).name
+        return [
+            Phase("gradients", {"curvature": held, "scores": vectors, "activations": max(making, batch)}, largest),
+            Phase("inverses", {"curvature": held, "scores": vectors, "systems": blocks}, largest),
+            Phase("Newton's step", {"curvature": held, "scores": vectors, "activations": prediction_bytes(sizes)}),
+        ]
 
 
 def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:

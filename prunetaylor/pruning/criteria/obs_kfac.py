@@ -25,63 +25,65 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.pruning.criteria._units import error_unit
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.curvature.gradients import gradient_bytes, sensitivity_bytes
 from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
 from prunetaylor.taylor.curvature.solve import inverse_diagonal, least_squares_bytes, restricted_least_squares
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, largest_of
 from prunetaylor.taylor.model import TaylorModel, prediction_bytes
 
-SUMMARY = (
-    "Optimal Brain Surgeon with Kronecker-factored curvature: as obs, but in units of the loss and with the "
-    "gradient's term"
-)
-COST = "as obs, plus backward passes over the calibration samples"
-USE = "networks that are not converged, where the gradient matters"
-NEEDS = "samples"
-REPAIR = "least-squares"
-FIRST_ORDER = True
-DAMPED = True
-MAX_STAGE_FRACTION = 0.35
-
 _SEEN = torch.finfo(torch.float32).eps
 """Of the largest curvature in the network: gradients are in float32, and tell nothing of one that is smaller."""
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
-    grams, fitting = grams_bytes(sizes)
-    sensitivity, first = sensitivity_bytes(sizes)
-    gradient, second = gradient_bytes(sizes)
-    held, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
-    systems, layer = largest_of(
-        sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+class KroneckerOBS(Criterion):
+    summary = (
+        "Optimal Brain Surgeon with Kronecker-factored curvature: as obs, but in units of the loss and with the "
+        "gradient's term"
     )
-    return [
-        Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-        Phase("gradient", {"curvature": held, "activations": max(first, second)}),
-        Phase("Newton's step", {"curvature": held, "scores": steps, "activations": prediction_bytes(sizes)}),
-        Phase("scores", {"curvature": held, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer),
-    ]
+    cost = "as obs, plus backward passes over the calibration samples"
+    use = "networks that are not converged, where the gradient matters"
+    default_repair = "least-squares"
+    uses_gradient = True
+    uses_damping = True
+    max_stage_fraction = 0.35
 
+    def score(self, context: ScoringContext) -> dict[str, Tensor]:
+        model = context.model
+        targets = {layer.parameter: layer.weight.detach() for layer in context.network.layers}
+        if model.keep_first:
+            steps = _newton_steps(model, context.network, context.masks)
+            share = newton_share(model, steps)
+            targets = {name: w + share * steps[name] for name, w in targets.items()}
 
-def score(
-    model: TaylorModel | None, network: Network, masks: Mapping[str, Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
-    assert model is not None
-    targets = {layer.parameter: layer.weight.detach() for layer in network.layers}
-    if model.keep_first:
-        steps = _newton_steps(model, network, masks)
-        share = newton_share(model, steps)
-        targets = {name: w + share * steps[name] for name, w in targets.items()}
+        def score_layer(layer: Layer) -> Tensor:
+            h = model.gram(layer)
+            keep = layer.matrix(context.masks[layer.parameter])
+            inverse = [
+                inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)
+            ]
+            target = layer.matrix(targets[layer.parameter]).to(h.dtype)
+            return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
 
-    def of(layer: Layer) -> Tensor:
-        h = model.gram(layer)
-        keep = layer.matrix(masks[layer.parameter])
-        inverse = [inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)]
-        target = layer.matrix(targets[layer.parameter]).to(h.dtype)
-        return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
+        return model.layer_scores(score_layer)
 
-    return model.layer_scores(of)
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
+        grams, fitting = grams_bytes(sizes)
+        sensitivity, first = sensitivity_bytes(sizes)
+        gradient, second = gradient_bytes(sizes)
+        held, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
+        systems, layer = largest_of(
+            sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+        )
+        return [
+            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
+            Phase("gradient", {"curvature": held, "activations": max(first, second)}),
+            Phase("Newton's step", {"curvature": held, "scores": steps, "activations": prediction_bytes(sizes)}),
+            Phase(
+                "scores", {"curvature": held, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer
+            ),
+        ]
 
 
 def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from prunetaylor.core.results.outcome import Histogram, removed_at
 from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import Criterion, ScoringContext, Solver, Structure
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.histogram import histogram
 from prunetaylor.pruning.selection.rank import keep_best
 from prunetaylor.pruning.selection.schedule import Fixed
-from prunetaylor.pruning.selection.step import Step
 from prunetaylor.pruning.selection.trust_region import TrustRegion
 from prunetaylor.taylor.model import TaylorModel
 
@@ -46,13 +46,13 @@ class Selector:
     """Removes weights of ``network`` in place."""
 
     network: Network
-    criterion: Any
-    structure: Any
+    criterion: Criterion
+    structure: Structure
     generator: torch.Generator
 
     def weakest(self, masks: Mapping[str, Tensor], removed: int) -> Selection:
         """By a criterion that needs no data: until ``removed`` weights are gone."""
-        scores = self.criterion.score(None, self.network, masks, self.generator)
+        scores = self.criterion.score(ScoringContext(self.network, masks, self.generator))
         return self._apply(scores, masks, self.ranked(scores, masks, removed), removed / self.network.prunable)
 
     def step(
@@ -76,17 +76,18 @@ class Selector:
             # The smallest step of a small network may be less than one weight.
             return max(removed_at(sparsity, self.network.prunable), gone + 1)
 
-        if hasattr(self.criterion, "solve"):
+        context = ScoringContext(self.network, masks, self.generator, model)
+        if isinstance(self.criterion, Solver):
             # What a solver would do is known only once it has: its steps are as long as they have proved right.
             target = plan.propose(now, lambda _: 0.0)
-            solved: Step = self.criterion.solve(model, self.network, masks, count(target), self.generator)
+            solved = self.criterion.solve(context, count(target))
             with torch.no_grad():
                 for layer in self.network.layers:
                     layer.weight.add_(solved.displacement[layer.parameter].to(layer.weight))
             apply_masks(self.network.module, solved.masks)
             return Selection(solved.masks, target)
 
-        scores = self.criterion.score(model, self.network, masks, self.generator)
+        scores = self.criterion.score(context)
         alone: dict[float, float] = {}
 
         def change(sparsity: float) -> float:

@@ -1,1 +1,1 @@
-"""What is removed together: one file a structure, found by its name."""
+"""Structures: a file each, found by its name. A structure says which weights are removed together."""

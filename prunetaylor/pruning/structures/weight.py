@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunetaylor.network.layer import Layer
+from prunetaylor.pruning.interfaces import Structure
 
 
-def groups(layer: Layer, scores: Tensor) -> Tensor:
-    """Scores of the layer's groups (N,), from those of its weights (the weight's shape)."""
-    return scores.flatten()
+class Weight(Structure):
+    summary = "single weights: every group is one weight"
 
+    def groups(self, layer: Layer, scores: Tensor) -> Tensor:
+        return scores.flatten()
 
-def mask(layer: Layer, keep: Tensor) -> Tensor:
-    """The mask (the weight's shape, True = keep) that keeps the groups ``keep`` (N,) says."""
-    return keep.view(layer.weight.shape)
+    def mask(self, layer: Layer, keep: Tensor) -> Tensor:
+        return keep.view(layer.weight.shape)

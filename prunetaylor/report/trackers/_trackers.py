@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from prunetaylor.core import registry
 from prunetaylor.core.errors import UsageError
@@ -22,6 +22,17 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """The run is over."""
+
+
+@runtime_checkable
+class Service(Protocol):
+    """A tracker's module."""
+
+    PACKAGE: str
+    """The distribution that it needs."""
+
+    def open(self, folder: Path, run: str, settings: Mapping[str, Any]) -> Tracker:
+        """Return the tracker of a run; ImportError where the distribution is not installed."""
 
 
 class Trackers:
@@ -42,13 +53,13 @@ class Trackers:
         self._note = note
         self._open: dict[str, Tracker] = {}
         for name in names:
-            room = registry.load("report/trackers", name)
+            service = registry.load(registry.TRACKERS, Service, name)
             try:
-                self._open[name] = room.open(folder, run, settings)
+                self._open[name] = service.open(folder, run, settings)
             except ImportError as error:
                 raise UsageError(
                     f"track={name} needs a package that is not installed ({error.name})",
-                    install_hint(room.PACKAGE),
+                    install_hint(service.PACKAGE),
                 ) from error
             except _FAILURES as error:
                 self._failed(name, error)

@@ -27,6 +27,7 @@ from prunetaylor.core.files import open_own
 from prunetaylor.pipeline.files.signals import Terminated
 from prunetaylor.runtime.python_process import python
 from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, Watch
+from prunetaylor.sweep.engines import ClusterEngine
 
 _PAUSE = 0.2  # seconds between two looks at the driver
 _GRACE = 60.0  # seconds that a driver has to take back what it started
@@ -66,7 +67,7 @@ def main() -> int:
     watch = _Answers(answers)
     crew = EngineContext.from_plain(told["crew"])
     try:
-        registry.load("sweep/engines", told["engine"]).drive(crew, watch)
+        registry.load(registry.ENGINES, ClusterEngine, told["engine"]).drive(crew, watch)
     except Terminated:
         return 0
     except PruneTaylorError as err:

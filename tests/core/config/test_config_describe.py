@@ -12,9 +12,10 @@ from prunetaylor.core.config.keys import choices, leaves, registered
 from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
+from prunetaylor.pruning.interfaces import load_criterion
 
 ROOT = Path(__file__).parents[3]
-METHODS = registry.names("pruning/criteria")
+METHODS = registry.names(registry.CRITERIA)
 
 
 def test_the_defaults_read_back_as_the_defaults(tmp_path: Path) -> None:
@@ -84,25 +85,28 @@ def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
     shown, page = explain("prune.method"), (ROOT / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     assert methods_table() in page, "run scripts/methods.py"
     for name in METHODS:
-        facts = registry.facts("pruning/criteria", name)
-        for key in ("SUMMARY", "COST", "USE"):
-            assert facts[key], name
-            assert facts[key][0].islower() or facts[key].startswith("Optimal Brain"), f"{name}: half a sentence"
-            assert " ".join(facts[key].split()) in " ".join(shown.split()), name
+        facts = registry.facts(registry.CRITERIA, name)
+        for text in (facts.summary, facts.cost, facts.use):
+            assert text, name
+            assert text[0].islower() or text.startswith("Optimal Brain"), f"{name}: half a sentence"
+            assert " ".join(text.split()) in " ".join(shown.split()), name
         assert f"#   {name} " in defaults()
 
 
-def test_facts_are_what_the_module_states() -> None:
+def test_facts_read_from_the_source_are_those_of_the_criterion() -> None:
     for name in METHODS:
-        module, facts = registry.load("pruning/criteria", name), registry.facts("pruning/criteria", name)
-        for key in ("NEEDS", "REPAIR", "FIRST_ORDER", "DAMPED", "MAX_STAGE_FRACTION"):
-            assert facts[key] == getattr(module, key)
+        facts = registry.facts(registry.CRITERIA, name)
+        assert {key: getattr(load_criterion(name), key) for key in vars(facts)} == vars(facts)
 
 
-@pytest.mark.parametrize("room", ["structure", "track", "sweep/engines", "data/sources"])
-def test_whatever_is_found_by_its_name_says_what_it_is(room: str) -> None:
-    for name in registry.names(room):
-        assert registry.facts(room, name)["SUMMARY"]
+KINDS = [one for one in vars(registry).values() if isinstance(one, registry.Registry)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_every_method_has_a_summary(kind: registry.Registry) -> None:
+    assert registry.names(kind)
+    for name in registry.names(kind):
+        assert registry.facts(kind, name).summary
 
 
 def test_one_key_or_a_section_is_explained() -> None:

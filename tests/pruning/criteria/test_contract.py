@@ -1,6 +1,7 @@
 """What every criterion must be, found by its name: a new file in criteria/ is tested the moment it exists."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 from prunetaylor.core import registry
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import ScoringContext, load_criterion
 from prunetaylor.taylor.model import TaylorModel
 from support.tiny import rand, taylor
 from support.toys import mlp
 
-NAMES = registry.names("pruning/criteria")
+NAMES = registry.names(registry.CRITERIA)
 
 
 class Twice(nn.Module):
@@ -60,8 +62,8 @@ def case(name: str, samples: int = 9) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def scored(criterion: str, model: TaylorModel | None, network: Network, masks: dict[str, Tensor] | None = None) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    return registry.load("pruning/criteria", criterion).score(model, network, masks or network.masks(), generator)
+    context = ScoringContext(network, masks or network.masks(), torch.Generator().manual_seed(0), model)
+    return load_criterion(criterion).score(context)
 
 
 def test_the_registry_knows_the_issue_s_criteria() -> None:
@@ -70,14 +72,14 @@ def test_the_registry_knows_the_issue_s_criteria() -> None:
 
 @pytest.mark.parametrize("criterion", NAMES)
 def test_it_says_what_it_needs_and_where_it_comes_from(criterion: str) -> None:
-    module = registry.load("pruning/criteria", criterion)
-    assert module.NEEDS in ("nothing", "samples", "labels")
-    assert module.REPAIR in ("none", "batch-norm", "least-squares")
-    assert module.MAX_STAGE_FRACTION is None or 0 < module.MAX_STAGE_FRACTION < 1
-    assert module.NEEDS != "nothing" or (module.REPAIR == "none" and module.MAX_STAGE_FRACTION is None), (
+    method = load_criterion(criterion)
+    assert method.needs in ("nothing", "samples", "labels")
+    assert method.default_repair in ("none", "batch-norm", "least-squares")
+    assert method.max_stage_fraction is None or 0 < method.max_stage_fraction < 1
+    assert method.needs != "nothing" or (method.default_repair == "none" and method.max_stage_fraction is None), (
         "no repair without samples"
     )
-    text = module.__doc__
+    text = sys.modules[type(method).__module__].__doc__ or ""
     assert re.search(r"^ *s_j +[=~]", text, re.MULTILINE), "the formula"
     assert criterion == "random" or re.search(r"\b(19|20)\d\d\b", text), "the paper"
 
@@ -91,7 +93,7 @@ def test_it_goes_by_the_gradient_where_it_says_so(criterion: str) -> None:
         model.keep_first = keep_first
         scores.append(scored(criterion, model, model.network))
     same = all(torch.equal(scores[1][name], score) for name, score in scores[0].items())
-    assert same != registry.load("pruning/criteria", criterion).FIRST_ORDER
+    assert same != load_criterion(criterion).uses_gradient
 
 
 @pytest.mark.parametrize("kind", ["task", "divergence"])
@@ -124,7 +126,7 @@ def test_scores_with_most_weights_gone(criterion: str) -> None:
         assert bool(torch.isfinite(value[masks[key]]).all())
 
 
-@pytest.mark.parametrize("criterion", [n for n in NAMES if registry.load("pruning/criteria", n).NEEDS == "nothing"])
+@pytest.mark.parametrize("criterion", [n for n in NAMES if load_criterion(n).needs == "nothing"])
 def test_what_needs_nothing_works_without_samples(criterion: str) -> None:
     network = Network.from_module(case("conv")[0])
     assert set(scored(criterion, None, network)) == {"0.weight", "4.weight"}
@@ -206,7 +208,7 @@ def test_taylor1_is_the_gradient_times_the_weight() -> None:
     torch.testing.assert_close(scored("taylor1", model, model.network)["0.weight"], (w * g).abs())
 
 
-FITTED = [name for name in NAMES if registry.load("pruning/criteria", name).NEEDS != "nothing"]
+FITTED = [name for name in NAMES if load_criterion(name).needs != "nothing"]
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -229,6 +231,6 @@ def test_taylor1_names_layers_without_a_gradient() -> None:
     with torch.no_grad():
         module[-1].weight.zero_()  # nothing of the layers before arrives
     model = taylor(module, x, torch.arange(20) % 3, kind="task")
-    registry.load("pruning/criteria", "taylor1").score(model, model.network, model.network.masks(), torch.Generator())
+    scored("taylor1", model, model.network)
     first = model.network.layers[0].parameter
     assert f"{first}: zero gradient on all samples, so its weights look free to remove" in model.notes

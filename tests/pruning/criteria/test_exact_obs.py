@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
-from prunetaylor.pruning.criteria import _trace, exact_obs
+from prunetaylor.pruning.criteria import _trace
 from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.criteria._units import ranking_unit
+from prunetaylor.pruning.interfaces import load_criterion, load_structure
 from prunetaylor.pruning.selection.selector import Selector
 from prunetaylor.taylor.curvature.solve import damped
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, taylor
+from support.tiny import rand, scored, taylor
 
 DAMPING = 0.01
 
@@ -25,9 +25,9 @@ DAMPING = 0.01
 def kept(model: TaylorModel, masks: dict[str, Tensor], removed: int) -> dict[str, Tensor]:
     """The masks after which ``removed`` weights are gone."""
     network = model.network
-    removal = Selector(network, exact_obs, registry.load("pruning/structures", "weight"), torch.Generator())
-    scores = exact_obs.score(model, network, masks, torch.Generator())
-    return removal.ranked(scores, masks, removed)
+    selector = Selector(network, load_criterion("exact_obs"), load_structure("weight"), torch.Generator())
+    scores = scored("exact_obs", model, masks)
+    return selector.ranked(scores, masks, removed)
 
 
 def gram(columns: int, seed: int = 0) -> Tensor:

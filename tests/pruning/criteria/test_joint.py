@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._quadratic import Quadratic
 from prunetaylor.pruning.criteria._subset import best_subset, eliminate
 from prunetaylor.taylor.curvature.fisher import fisher_rows
-from support.tiny import rand, taylor
+from support.tiny import rand, scored, solved, taylor
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "joint.py"
 
@@ -168,7 +167,7 @@ def mlp(seed: int = 0) -> nn.Module:
 
 
 def solve(model: object, masks: dict[str, Tensor], removed: int) -> object:
-    return registry.load("pruning/criteria", "joint").solve(model, model.network, masks, removed, torch.Generator())
+    return solved("joint", model, removed, masks)
 
 
 @pytest.mark.parametrize("removed", [6, 10])
@@ -204,7 +203,7 @@ def test_scores_are_the_cost_of_one_removal_with_all_layers_moving() -> None:
     model = taylor(module, x, torch.arange(14) % 2)
     model.keep_first = False
     masks = model.network.masks()
-    scores = registry.load("pruning/criteria", "joint").score(model, model.network, masks, torch.Generator())
+    scores = scored("joint", model, masks)
     rows = torch.cat(list(fisher_rows(model.risk, model.network.layers, model.seed).values()), 1).double()
     w = torch.cat([layer.weight.detach().flatten() for layer in model.network.layers]).double()
     h = rows.mT @ rows / 14 + model.damping * float(rows.square().mean()) * torch.eye(len(w)).double()

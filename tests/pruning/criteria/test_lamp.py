@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.network.network import Network
+from prunetaylor.pruning.interfaces import ScoringContext, load_criterion
 from support.tiny import rand
 
 
 def scored(module: nn.Module) -> dict[str, Tensor]:
     network = Network.from_module(module)
-    return registry.load("pruning/criteria", "lamp").score(None, network, network.masks(), torch.Generator())
+    return load_criterion("lamp").score(ScoringContext(network, network.masks(), torch.Generator()))
 
 
 def test_the_definition() -> None:

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core import registry
 from prunetaylor.network.layer import input_rows
 from prunetaylor.taylor.curvature.solve import inverse_diagonal
-from support.tiny import rand, taylor
+from support.tiny import rand, scored, taylor
 
 TINY = 1e-9  # of damping: brute force has none
 
@@ -71,7 +70,7 @@ def test_the_error_that_a_removal_adds(module: nn.Module, share: float, affine: 
     torch.testing.assert_close(found[rows], added[rows], rtol=1e-3, atol=1e-5)
     assert model.notes == []
 
-    scores = registry.load("pruning/criteria", "obs").score(model, model.network, {"weight": keep}, torch.Generator())
+    scores = scored("obs", model, {"weight": keep})
     for row, kept in enumerate(rows):  # whatever a layer's units: within a row they are the same
         by_score = scores["weight"].flatten(1)[row, kept].argsort()
         assert by_score.tolist() == added[row, kept].argsort().tolist()
@@ -96,8 +95,6 @@ def test_a_weight_that_others_can_replace_goes_before_a_smaller_one_that_they_ca
     x = rand(200, 3)
     x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
     model = taylor(module, x, torch.zeros(200, 1), task="regression", damping=1e-6)
-    scores = registry.load("pruning/criteria", "obs").score(
-        model, model.network, model.network.masks(), torch.Generator()
-    )
+    scores = scored("obs", model)
     first, second, third = scores["weight"][0].tolist()
     assert max(first, second) < 0.1 * third

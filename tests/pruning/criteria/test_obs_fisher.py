@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.pruning.criteria import obs_fisher
-from prunetaylor.pruning.selection.step import Step
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, taylor
+from support.tiny import rand, scored, solved, taylor
 
 
 def fitted(samples: int, keep_first: bool = True) -> TaylorModel:
@@ -65,7 +64,7 @@ def test_the_change_that_a_removal_adds(
     monkeypatch.setattr(obs_fisher, "BLOCK", size)
     model = fitted(samples, keep_first)
     masks = masks_of(model, share)
-    scores = obs_fisher.score(model, model.network, masks, torch.Generator())
+    scores = scored("obs_fisher", model, masks)
     share = share_of(model, masks) if keep_first else 0.0
     assert share < 1
     for i, layer in enumerate(model.network.layers):
@@ -79,10 +78,6 @@ def test_the_change_that_a_removal_adds(
             torch.testing.assert_close(scores[layer.parameter].flatten()[j], added, rtol=1e-4, atol=1e-9)
 
 
-def solved(model: TaylorModel, masks: dict[str, Tensor], removed: int) -> Step:
-    return obs_fisher.solve(model, model.network, masks, removed, torch.Generator())
-
-
 @pytest.mark.parametrize("keep_first", [True, False])
 @pytest.mark.parametrize("size", [5, 100])
 def test_the_kept_weights_move_to_the_minimum_given_all_that_went(
@@ -93,7 +88,7 @@ def test_the_kept_weights_move_to_the_minimum_given_all_that_went(
     masks = masks_of(model, 0.3)
     share = share_of(model, masks) if keep_first else 0.0
     before = sum(int((~m).sum()) for m in masks.values())
-    step = solved(model, masks, before + 6)
+    step = solved("obs_fisher", model, before + 6, masks)
     assert sum(int((~m).sum()) for m in step.masks.values()) == before + 6
     for i, layer in enumerate(model.network.layers):
         w, g, _, f = quadratic(model, i, share)
@@ -106,7 +101,7 @@ def test_the_kept_weights_move_to_the_minimum_given_all_that_went(
 
 def test_what_went_is_zero_after_the_step_to_the_bit() -> None:
     model = fitted(12)
-    step = solved(model, model.network.masks(), 15)
+    step = solved("obs_fisher", model, 15, model.network.masks())
     for layer in model.network.layers:
         layer.weight.data.add_(step.displacement[layer.parameter].to(layer.weight))
         assert bool((layer.weight[~step.masks[layer.parameter]] == 0).all())
@@ -118,14 +113,14 @@ def test_moving_the_rest_is_better_than_not_moving_it() -> None:
     module = nn.Linear(8, 3).eval()
     x = rand(300, 8) @ (torch.eye(8) + 0.7 * rand(8, 8, seed=1))
     model = taylor(module, x, task="regression", damping=1e-4)
-    step = solved(model, model.network.masks(), 12)
+    step = solved("obs_fisher", model, 12, model.network.masks())
     moved = model.predict({"weight": step.displacement["weight"].float()}).change(False)
     still = model.predict({"weight": -module.weight.detach() * ~step.masks["weight"]}).change(False)
     assert moved < 0.8 * still
 
 
 def test_without_a_gradient_a_step_that_removes_nothing_moves_nothing() -> None:
-    step = solved(model := fitted(12, keep_first=False), model.network.masks(), 0)
+    step = solved("obs_fisher", fitted(12, keep_first=False), 0)
     assert not any(bool(d.any()) for d in step.displacement.values())
 
 
@@ -134,7 +129,7 @@ def test_newton_s_step_lowers_the_error_of_a_network_that_is_not_converged() -> 
     module, x = nn.Linear(4, 3).eval(), rand(200, 4)
     y = torch.multinomial((2 * x[:, :3]).softmax(1), 1, generator=torch.Generator().manual_seed(0)).squeeze(1)
     model = taylor(module, x, y, kind="task", size=100)
-    step = solved(model, model.network.masks(), 0)
+    step = solved("obs_fisher", model, 0, model.network.masks())
     before, predicted = model.risk.value(), model.predict({"weight": step.displacement["weight"].float()}).change(True)
     module.weight.data.add_(step.displacement["weight"].to(module.weight))
     assert model.risk.value() - before == pytest.approx(predicted, rel=0.5)

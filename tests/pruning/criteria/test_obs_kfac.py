@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunetaylor.pruning.criteria import obs_kfac
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, taylor
+from support.tiny import rand, scored, taylor
 
 DAMPING = 0.02
 
@@ -61,7 +61,7 @@ def test_the_change_that_a_removal_adds(share: float, keep_first: bool) -> None:
     for i, layer in enumerate(model.network.layers):
         masks[layer.parameter] = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(i)) >= share
         layer.weight.data *= masks[layer.parameter]
-    scores = obs_kfac.score(model, model.network, masks, torch.Generator())
+    scores = scored("obs_kfac", model, masks)
     steps = newton(model, masks) if keep_first else {}
     for layer in model.network.layers:
         target = layer.weight.detach().double() + steps.get(layer.parameter, 0)
@@ -76,9 +76,9 @@ def test_the_change_that_a_removal_adds(share: float, keep_first: bool) -> None:
 
 def test_at_the_dense_weights_the_divergence_has_no_first_order_term() -> None:
     model = fitted("divergence")
-    kept = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
+    kept = scored("obs_kfac", model)
     model.keep_first = False
-    dropped = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
+    dropped = scored("obs_kfac", model)
     for name, value in dropped.items():
         torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-9)
 
@@ -87,7 +87,7 @@ def test_rows_that_the_outputs_do_not_depend_on_cost_nothing() -> None:
     module = conv()
     module[3].weight.data[:, :4] = 0  # nothing of the convolution's first channel comes through
     model = taylor(module, rand(30, 2, 3, 3), torch.arange(30) % 3, kind="task")
-    scores = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
+    scores = scored("obs_kfac", model)
     assert bool((scores["0.weight"][0] == 0).all())
     assert bool((scores["0.weight"][1:] > 0).all())
 
@@ -103,7 +103,7 @@ def test_a_layer_that_is_dead_does_not_move(by: float) -> None:
     shrink(model, by)
     shrink(still, by)
     still.gradient["3.weight"].zero_()
-    found, wanted = (obs_kfac.score(m, m.network, m.network.masks(), torch.Generator()) for m in (model, still))
+    found, wanted = (scored("obs_kfac", m) for m in (model, still))
     for name, values in wanted.items():
         torch.testing.assert_close(found[name], values)
 
@@ -115,9 +115,7 @@ def test_more_damping_holds_a_layer_back_that_is_nearly_dead(by: float) -> None:
     for damping in (1e-2, 1.0, 1e2):
         model.damping = damping
         masks = model.network.masks()
-        assert all(
-            bool(s.isfinite().all()) for s in obs_kfac.score(model, model.network, masks, torch.Generator()).values()
-        )
+        assert all(bool(s.isfinite().all()) for s in scored("obs_kfac", model, masks).values())
         sizes.append(float(obs_kfac._newton_steps(model, model.network, masks)["3.weight"].abs().max()))
     assert 1e12 > sizes[0] > 100 * sizes[1] > 1000 * sizes[2] > 0
 
@@ -127,7 +125,7 @@ def test_scores_are_in_units_of_the_error() -> None:
     module, x = nn.Linear(5, 2).eval(), rand(400, 5)
     x = x - x.mean(0)
     model = taylor(module, x, task="regression", damping=1e-9)
-    scores = obs_kfac.score(model, model.network, model.network.masks(), torch.Generator())
+    scores = scored("obs_kfac", model)
     h = (x.T @ x / len(x)).double()
     inverse, w = torch.linalg.inv(h), module.weight.detach().double()
     for row, column in ((0, 1), (1, 4)):

@@ -25,7 +25,7 @@ from support.toys import ConvNet, Pair, Recording, quadrants, trained
 
 TRAIN, TEST = quadrants(241, 1), quadrants(121, 2)
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"prune__method": name, "prune__refine": "none"} for name in registry.names("pruning/criteria")},
+    **{name: {"prune__method": name, "prune__refine": "none"} for name in registry.names(registry.CRITERIA)},
     "staged": {"prune__stages": "auto", "sparsity": 0.7, "prune__refine": "none"},
     # Without a repair before them: near a minimum, steps along a gradient that is mostly rounding are rounding too.
     "by features": {
