@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from support.networks import ConvNet, trained
 from support.runs import TRAIN
-from support.toys import ConvNet, trained
 
 torch.set_num_threads(1)
 

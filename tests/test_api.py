@@ -14,7 +14,7 @@ from torch import nn
 import prunetaylor
 from prunetaylor.cli.main import group, run
 from prunetaylor.core.errors import OutputError, UsageError
-from support.tiny import rand
+from support.samples import rand
 
 X, Y = rand(60, 5), torch.arange(60) % 3
 NET = """

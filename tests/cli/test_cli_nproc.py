@@ -17,7 +17,7 @@ import pytest
 from prunetaylor import load
 from prunetaylor.cli.support.launch import environment_of
 from prunetaylor.core.errors import DataError
-from support.pair import free_port
+from support.processes import free_port
 
 _QUICK = ["calibration.samples=61", "prune.stages=1", "prune.method=obd", "prune.refine=none", "data.workers=0"]
 _FILES = ["config.yaml", "log.jsonl", "model.safetensors", "report.html", "report.json"]

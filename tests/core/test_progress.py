@@ -19,8 +19,8 @@ from prunetaylor.core.results.outcome import Trial
 from prunetaylor.core.text import duration
 from prunetaylor.report.terminal.progress_bar import Bar
 from prunetaylor.report.terminal.sweep import time_left
+from support.networks import ConvNet, trained
 from support.runs import TEST, TRAIN
-from support.toys import ConvNet, trained
 
 
 class Clock:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer, fits, input_columns, input_rows, output_columns, output_rows, positions
 from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
-from support.tiny import rand
+from support.samples import rand
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from prunetaylor import prune, score
 from prunetaylor.network.state import channels_last, like_weights
 from prunetaylor.pipeline.checks.channels_last import trial
-from support.toys import quadrants, trained
+from support.networks import trained
+from support.samples import quadrants
 
 LAST = torch.channels_last
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -27,8 +27,8 @@ from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode
 from prunetaylor.taylor.memory import ChunkDivisors, Phase
+from support.networks import ConvNet, Unreached, trained
 from support.runs import TEST, TRAIN
-from support.toys import ConvNet, Idle, trained
 
 CPU = torch.device("cpu")
 
@@ -191,7 +191,7 @@ def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
     from prunetaylor.pipeline import job as room
 
     monkeypatch.setitem(room.WORTH, "cpu", ExactOBS().work(Network.from_module(conv).layers))
-    job = job_of(Idle(conv), prune__sparsity=0.5)
+    job = job_of(Unreached(conv), prune__sparsity=0.5)
     outcome = run(job, Silent())
     assert job.method == "obs"
     assert any(choice.startswith("method: obs ") for choice in outcome.choices)

@@ -13,8 +13,8 @@ from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.samples import TensorSplit
 from prunetaylor.pipeline.sampling.outliers import FAR, Energies, find, stored
+from support.networks import ConvNet, trained
 from support.runs import TRAIN, quick
-from support.toys import ConvNet, trained
 
 
 @pytest.fixture(scope="module")

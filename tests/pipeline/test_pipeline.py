@@ -26,8 +26,9 @@ from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import REJECT, SMALLEST
 from prunetaylor.taylor.model import Prediction, TaylorModel
+from support.networks import Attention, ConvNet, Unreached, mlp, trained
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
-from support.toys import Attention, ConvNet, Idle, Recording, curve, mlp, quadrants, trained
+from support.samples import Recording, curve, quadrants
 
 
 def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -132,11 +133,11 @@ def test_a_transformer() -> None:
 
 
 def test_a_module_that_never_runs_is_left_alone_and_named(conv: nn.Module) -> None:
-    outcome = quick(Idle(conv), sparsity=0.5)
+    outcome = quick(Unreached(conv), sparsity=0.5)
     assert {one.name: one.why for one in outcome.skipped} == {
-        "idle": "no calibration sample reaches it as a module of its own"
+        "unreached": "no calibration sample reaches it as a module of its own"
     }
-    assert "idle.weight" not in outcome.masks
+    assert "unreached.weight" not in outcome.masks
     alone = quick(conv, sparsity=0.5)
     assert outcome.sparsity == alone.sparsity
     for name, mask in alone.masks.items():

@@ -15,8 +15,9 @@ from prunetaylor.core.errors import DataError, NumericsError, PruneTaylorError, 
 from prunetaylor.core.progress import Silent
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
+from support.networks import ConvNet, Unreached, mlp
 from support.runs import TEST, TRAIN, quick
-from support.toys import ConvNet, Idle, Pair, Recording, curve, mlp
+from support.samples import Pair, Recording, curve
 
 
 def changed(data: Pair, *, x: Any = None, y: Any = None, at: int = 100) -> Pair:
@@ -144,7 +145,7 @@ class Noisy(nn.Module):
         return self.used(x + torch.rand_like(x))
 
 
-class Wordy(Idle):
+class Wordy(Unreached):
     def forward(self, x: Tensor) -> Any:
         return {"text": "hello", "score": self.used(x)}
 

@@ -23,8 +23,9 @@ from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import Average, Rates
 from prunetaylor.pruning.training.train import Training, TrainState
+from support.networks import ConvNet, mlp, trained
 from support.runs import TRAIN, assert_truthful, quick, same_bits, top1
-from support.toys import ConvNet, Pair, curve, mlp, quadrants, trained
+from support.samples import Pair, curve, quadrants
 
 CUT = {"sparsity": 0.85, "prune__method": "magnitude", "finetune__lr": 0.02, "data__batch_size": 32}
 

@@ -12,8 +12,8 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.cost import flops
 from prunetaylor.pipeline.job import make_job
+from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick, same_bits
-from support.toys import ConvNet, trained
 
 
 def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: nn.Module) -> None:

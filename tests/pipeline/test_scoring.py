@@ -24,7 +24,8 @@ from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.terminal.scores import verdict
 from prunetaylor.taylor.curvature import cache
-from support.toys import ConvNet, Recording, curve, mlp, quadrants, trained
+from support.networks import ConvNet, mlp, trained
+from support.samples import Recording, curve, quadrants
 
 TRAIN = quadrants(240, 1)
 CURVE = curve(300, 1)

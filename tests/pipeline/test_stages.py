@@ -19,8 +19,8 @@ from prunetaylor.pruning.selection.selector import Selection, Selector
 from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
 from prunetaylor.taylor import model
 from prunetaylor.taylor.curvature.gram import Moments
+from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick
-from support.toys import ConvNet, trained
 
 STAGED = {"prune__stages": "auto", "prune__method": "exact_obs", "prune__repair": "least-squares"}
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from prunetaylor.core.errors import DataError, UsageError
+from support.networks import ConvNet, mlp, trained
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits
-from support.toys import ConvNet, curve, mlp, trained
+from support.samples import curve
 
 INPUTS = TRAIN[0]
 NO_LABELS = {"calibration__labels": False, "finetune__distill__weight": 1.0, "validation": TEST}

@@ -13,8 +13,8 @@ from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.validation import check_finetuning, check_pruning
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.objective import Task
+from support.networks import mlp
 from support.runs import quick
-from support.toys import mlp
 
 
 def said(

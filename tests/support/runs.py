@@ -7,7 +7,7 @@ from torch import nn
 
 from prunetaylor import prune
 from prunetaylor.core.results.outcome import PruneResult
-from support.toys import Pair, quadrants
+from support.samples import Pair, quadrants
 
 TRAIN, TEST = quadrants(240, 1), quadrants(120, 2)
 _DIRECT = ("sparsity", "validation", "normalize", "augment", "progress")

@@ -12,9 +12,9 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.stages import loop as stages
 from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, check_layers, unreached
+from support.networks import Unreached, mlp, trained
 from support.runs import quick
-from support.tiny import batches, rand
-from support.toys import Idle, mlp, quadrants, trained
+from support.samples import batches, quadrants, rand
 
 
 class Standardised(nn.Conv2d):
@@ -84,7 +84,7 @@ LEFT = {
     "standardised": (lambda: nn.Sequential(Standardised(1, 3, 3), nn.Flatten(), nn.Linear(48, 3)), "0", NO_MATRIX),
     "scaled": (lambda: nn.Sequential(nn.Flatten(), Scaled(36, 5), nn.Tanh(), nn.Linear(5, 3)), "1", NO_MATRIX),
     "two outputs": (lambda: nn.Sequential(nn.Flatten(), Both(36, 5), First(), nn.Linear(5, 3)), "1", NO_MATRIX),
-    "unused": (lambda: Idle(nn.Sequential(nn.Flatten(), nn.Linear(36, 3))), "idle", UNREACHED),
+    "unused": (lambda: Unreached(nn.Sequential(nn.Flatten(), nn.Linear(36, 3))), "unreached", UNREACHED),
     "tied by hand": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6), Autoencoder()), "2.encode", ELSEWHERE),
 }
 

@@ -19,8 +19,9 @@ from prunetaylor.pipeline.files.outputs import write_run
 from prunetaylor.pipeline.files.run_folder import RunFolder
 from prunetaylor.pipeline.job import open_job
 from prunetaylor.pipeline.run import run
+from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick
-from support.toys import ConvNet, Pair, trained
+from support.samples import Pair
 
 
 def questions(answers: int) -> Pair:

@@ -22,7 +22,8 @@ from prunetaylor.taylor import memory
 from prunetaylor.taylor.curvature import block_fisher, fisher, gradients, gram, solve
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from prunetaylor.taylor.memory import Activations, ChunkDivisors, LayerSize, Phase, Sizes, current_chunks, use_chunks
-from support.tiny import batches, rand, risk
+from support.samples import batches, rand
+from support.taylor_models import risk
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -51,7 +52,7 @@ def test_amounts_as_people_write_them(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["3G", "much", "", "-1GiB", "GiB", "0", "0.1 B", "1e3GiB", "3 GiB 2"])
 def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(ValueError, match="memory"):
+    with pytest.raises(ValueError, match="amount"):
         parse_size(text)
     with pytest.raises(UsageError, match="memory"):
         from_values({"memory": text})

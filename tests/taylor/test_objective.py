@@ -9,7 +9,8 @@ from torch.func import grad, hessian, vmap
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.taylor.losses import LOSSES, CustomLoss
 from prunetaylor.taylor.objective import Objective, Task, outputs_of
-from support.tiny import output_hessian, rand
+from support.samples import rand
+from support.taylor_models import output_hessian
 
 
 def smooth_l1(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

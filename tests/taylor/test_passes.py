@@ -7,7 +7,8 @@ from torch import nn
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.output_check import check_deterministic, check_outputs
 from prunetaylor.taylor.passes import all_outputs, forward_own
-from support.tiny import batches, rand, risk
+from support.samples import batches, rand
+from support.taylor_models import risk
 
 
 def network() -> nn.Sequential:

@@ -12,8 +12,9 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import ScoringContext, load_criterion
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, taylor
-from support.toys import mlp
+from support.networks import mlp
+from support.samples import rand
+from support.taylor_models import taylor
 
 NAMES = registry.names(registry.CRITERIA)
 

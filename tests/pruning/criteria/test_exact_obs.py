@@ -17,7 +17,8 @@ from prunetaylor.pruning.interfaces import load_criterion, load_structure
 from prunetaylor.pruning.selection.selector import Selector
 from prunetaylor.taylor.curvature.solve import damped
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, scored, taylor
+from support.samples import rand
+from support.taylor_models import scored, taylor
 
 DAMPING = 0.01
 

@@ -15,7 +15,8 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._quadratic import Quadratic
 from prunetaylor.pruning.criteria._subset import best_subset, eliminate
 from prunetaylor.taylor.curvature.fisher import fisher_rows
-from support.tiny import rand, scored, solved, taylor
+from support.samples import rand
+from support.taylor_models import scored, solved, taylor
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "joint.py"
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import ScoringContext, load_criterion
-from support.tiny import rand
+from support.samples import rand
 
 
 def scored(module: nn.Module) -> dict[str, Tensor]:

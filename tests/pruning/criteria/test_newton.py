@@ -6,7 +6,8 @@ from torch import nn
 
 from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, taylor
+from support.samples import rand
+from support.taylor_models import taylor
 
 
 def linear() -> TaylorModel:

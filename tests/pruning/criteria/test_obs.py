@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from prunetaylor.network.layer import input_rows
 from prunetaylor.taylor.curvature.solve import inverse_diagonal
-from support.tiny import rand, scored, taylor
+from support.samples import rand
+from support.taylor_models import scored, taylor
 
 TINY = 1e-9  # of damping: brute force has none
 

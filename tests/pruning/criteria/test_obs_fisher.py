@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from prunetaylor.pruning.criteria import obs_fisher
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, scored, solved, taylor
+from support.samples import rand
+from support.taylor_models import scored, solved, taylor
 
 
 def fitted(samples: int, keep_first: bool = True) -> TaylorModel:

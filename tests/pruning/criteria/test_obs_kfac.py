@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from prunetaylor.pruning.criteria import obs_kfac
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import rand, scored, taylor
+from support.samples import rand
+from support.taylor_models import scored, taylor
 
 DAMPING = 0.02
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from prunetaylor.pruning.criteria._units import error_unit, ranking_unit
-from support.tiny import rand, taylor
+from support.samples import rand
+from support.taylor_models import taylor
 
 
 @pytest.mark.parametrize(("trained_between_stages", "b"), [(False, 0.75), (True, 1.0)])

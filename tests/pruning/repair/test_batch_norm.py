@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunetaylor.network.state import snapshot
 from prunetaylor.pruning.repair.batch_norm import correct, norms
-from support.tiny import batches, rand
+from support.samples import batches, rand
 
 
 def network() -> nn.Module:

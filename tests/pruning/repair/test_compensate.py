@@ -8,7 +8,8 @@ from torch import nn
 
 from prunetaylor.pruning.repair.obs_update import compensate
 from prunetaylor.taylor.curvature.solve import damped
-from support.tiny import rand, taylor
+from support.samples import rand
+from support.taylor_models import taylor
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.5])  # few, about half, most of a row's weights go

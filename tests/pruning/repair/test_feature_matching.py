@@ -21,8 +21,9 @@ from prunetaylor.pruning.repair.feature_matching import Matching, MatchState
 from prunetaylor.pruning.repair.intercepts import find_intercepts
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import hooked
-from support.networks import NETWORKS, case
-from support.tiny import assert_least_squares, pruned, rand, risk
+from support.networks import NETWORKS, network_case
+from support.samples import rand
+from support.taylor_models import assert_least_squares, pruned, risk
 
 
 def batches(x: Tensor, size: int, seed: int | None = 0) -> Batches:
@@ -57,7 +58,7 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_place: bool) -> None:
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
     watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
@@ -88,7 +89,7 @@ def test_a_linear_layer_arrives_at_least_squares() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_held_out_samples_confirm_it_and_masks_hold(name: str) -> None:
-    dense, x, _ = case(name, samples=24)
+    dense, x, _ = network_case(name, samples=24)
     module, masks = pruned(dense)
     held = rand(*x.shape, seed=9)
     before = risk(module, held, dense=dense).value()
@@ -106,7 +107,7 @@ def test_held_out_samples_confirm_it_and_masks_hold(name: str) -> None:
 
 def test_what_held_out_samples_do_not_confirm_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "RATE", 50.0)
-    dense, x, _ = case("mlp")
+    dense, x, _ = network_case("mlp")
     module, masks = pruned(dense)
     before = copy.deepcopy(module.state_dict())
     states = matched(module, dense, masks, x, rand(*x.shape, seed=9))
@@ -116,7 +117,7 @@ def test_what_held_out_samples_do_not_confirm_is_taken_back(monkeypatch: pytest.
 
 
 def test_nothing_else_is_changed() -> None:
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     module, masks = pruned(dense)
     module.train()
     module[1].weight.requires_grad_(False)
@@ -133,7 +134,7 @@ def test_nothing_else_is_changed() -> None:
 
 
 def test_how_samples_are_passed_changes_nothing() -> None:
-    dense, x, _ = case("conv", samples=12)
+    dense, x, _ = network_case("conv", samples=12)
     found = []
     for chunk in (12, 5):
         module, masks = pruned(dense)
@@ -229,7 +230,7 @@ def test_what_is_computed_between_steps_is_left_alone() -> None:
     found = []
     for between in (False, True):
         torch.manual_seed(0)
-        dense, x, _ = case("normed")
+        dense, x, _ = network_case("normed")
         module, masks = pruned(dense)
         layers = Network.from_module(module).layers
         states = Matching(

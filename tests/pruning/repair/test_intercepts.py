@@ -6,7 +6,7 @@ from torch.nn.utils import parametrize
 
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
-from support.tiny import batches, rand
+from support.samples import batches, rand
 
 
 def intercepts(module: nn.Module, *shape: int) -> dict[str, Intercept]:

@@ -16,7 +16,8 @@ from prunetaylor.pruning.repair.intercepts import find_intercepts
 from prunetaylor.pruning.repair.least_squares import DenseOutputs, repair
 from prunetaylor.pruning.repair.masks import apply_masks, check_masks
 from prunetaylor.taylor.curvature.gram import Positions
-from support.tiny import EVERY, batches, rand
+from support.samples import batches, rand
+from support.taylor_models import EVERY
 
 
 class Tied(nn.Module):

@@ -12,8 +12,9 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.repair import gauss_newton as room
 from prunetaylor.pruning.repair.gauss_newton import _free, _Krylov, refine
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
-from support.networks import case
-from support.tiny import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, rand, risk
+from support.networks import network_case
+from support.samples import rand
+from support.taylor_models import assert_least_squares, jacobians, output_hessian, outputs_at, pruned, risk
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def _seeded() -> None:
 @pytest.mark.parametrize("damping", [1e-3, 0.1, 10.0])
 def test_a_step_is_the_solution_of_the_damped_system(damping: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "PRODUCTS", 500)  # all of the space
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     module, masks = pruned(dense)
     error = risk(module, x, dense=dense)
     krylov = _Krylov(error, _free(module, masks), seed=1)
@@ -51,7 +52,7 @@ def test_a_linear_layer_arrives_at_least_squares() -> None:
 
 
 def test_the_held_out_error_never_rises_and_masks_hold() -> None:
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     module, masks = pruned(dense)
     held = risk(module, rand(*x.shape, seed=9), dense=dense)
     before = held.value()
@@ -71,7 +72,7 @@ def test_the_held_out_error_never_rises_and_masks_hold() -> None:
 
 
 def test_it_ends_where_held_out_samples_gain_nothing() -> None:
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     held = risk(dense, x)  # the dense network is what it should be: nothing can be lower
     state = {name: value.clone() for name, value in dense.state_dict().items()}
     other, _ = pruned(dense)
@@ -83,7 +84,7 @@ def test_it_ends_where_held_out_samples_gain_nothing() -> None:
 
 
 def test_without_a_gradient_nothing_moves_but_by_rounding() -> None:
-    dense, x, _ = case("normed")
+    dense, x, _ = network_case("normed")
     error = risk(dense, x)
     state = {name: value.clone() for name, value in dense.state_dict().items()}
     list(refine(dense, {}, lambda: error, error, steps=3, seed=0))
@@ -92,7 +93,7 @@ def test_without_a_gradient_nothing_moves_but_by_rounding() -> None:
 
 
 def test_the_drawn_diagonal_is_right_in_the_mean() -> None:
-    module, x, _ = case("normed")
+    module, x, _ = network_case("normed")
     error, layers = risk(module, x), Network.from_module(module).layers
     exact = gauss_newton_diagonal(error, layers, 0)
     weights = {layer.parameter: layer.weight for layer in layers}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import DataError, PeerError
 from prunetaylor.runtime.processes import exchange, group
-from support.pair import together
+from support.processes import run_in_processes
 
 Found = dict[str, Any]
 
@@ -47,7 +47,7 @@ def words() -> Found:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
-    return together("test_exchange:words", tmp_path_factory.mktemp("words"), 3)
+    return run_in_processes("test_exchange:words", tmp_path_factory.mktemp("words"), 3)
 
 
 def test_places(found: list[Found]) -> None:

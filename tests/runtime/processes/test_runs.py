@@ -19,9 +19,10 @@ from prunetaylor import score
 from prunetaylor.core import registry
 from prunetaylor.data.samples import DatasetSplit
 from prunetaylor.runtime.processes import group
-from support.pair import together
+from support.networks import ConvNet, trained
+from support.processes import run_in_processes
 from support.runs import quick
-from support.toys import ConvNet, Pair, Recording, quadrants, trained
+from support.samples import Pair, Recording, quadrants
 
 TRAIN, TEST = quadrants(241, 1), quadrants(121, 2)
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -157,7 +158,7 @@ def work() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return together("test_runs:work", tmp_path_factory.mktemp("runs"))
+    return run_in_processes("test_runs:work", tmp_path_factory.mktemp("runs"))
 
 
 def assert_alike(one: dict[str, Any], other: dict[str, Any], **close: float) -> None:
@@ -195,7 +196,7 @@ def test_scores(found: list[dict[str, Any]]) -> None:
 
 
 def test_memory_that_runs_out_in_one_process_is_answered_in_all(tmp_path: Path) -> None:
-    first, second = together("test_runs:short_of_memory", tmp_path)
+    first, second = run_in_processes("test_runs:short_of_memory", tmp_path)
     assert first["said"] == [
         "another process was out of memory: micro-batches of 4 samples from here on, with the same step of 32"
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm
-from support.pair import together
+from support.processes import run_in_processes
 
 ROWS = {"even": (3, 3), "uneven": (5, 2), "one": (1, 1), "none": (4, 0), "none first": (0, 4)}
 
@@ -88,7 +88,7 @@ def work() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return together("test_training:work", tmp_path_factory.mktemp("training"))
+    return run_in_processes("test_training:work", tmp_path_factory.mktemp("training"))
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from prunetaylor.network.network import Network
 from prunetaylor.taylor.live_memory import alive_in_forward_mode, alive_without_gradients
-from support.tiny import rand
+from support.samples import rand
 
 TOKENS, HEADS = 64, 4
 PRODUCTS = 4 * HEADS * TOKENS**2

@@ -7,7 +7,7 @@ from torch import Tensor
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature import block_fisher
 from prunetaylor.taylor.curvature.block_fisher import BlockFisher
-from support.tiny import rand
+from support.samples import rand
 
 N, P = 7, 23
 

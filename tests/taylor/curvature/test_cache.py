@@ -31,9 +31,9 @@ from prunetaylor.taylor.curvature.cache import Cache, open_cache
 from prunetaylor.taylor.curvature.gram import layer_moments, pack, unpack
 from prunetaylor.taylor.losses import CustomLoss
 from prunetaylor.taylor.model import TaylorModel
-from support.networks import NETWORKS, case
-from support.tiny import FITS, rand, taylor
-from support.toys import ConvNet, quadrants, trained
+from support.networks import NETWORKS, ConvNet, network_case, trained
+from support.samples import quadrants, rand
+from support.taylor_models import FITS, taylor
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def _everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model(folder: Path, network: str = "mlp", *, stage: int = 1) -> TaylorModel:
-    made = taylor(*case(network))
+    made = taylor(*network_case(network))
     made.cache, made.stage = Cache(folder, 10**9), stage
     return made
 
@@ -85,7 +85,7 @@ def test_what_was_fitted_is_found_again(tmp_path: Path, kind: str, network: str)
 @pytest.mark.parametrize("kind", [kind for kind in FITS if kind != "moments"])
 def test_a_loss_of_ones_own_is_known_by_what_it_says(tmp_path: Path, kind: str) -> None:
     """What its file imports may change, and the file not."""
-    module, x, _ = case("mlp")
+    module, x, _ = network_case("mlp")
 
     def fitted(function: Callable[[Tensor, Tensor], Tensor]) -> list[str]:
         own = CustomLoss("mine.py:loss", "the same file", function)
@@ -115,7 +115,7 @@ def test_a_loss_of_ones_own_says_values_gradients_and_curvature(function: Callab
 
 
 def test_no_cache_no_files(tmp_path: Path) -> None:
-    made = taylor(*case("mlp"))
+    made = taylor(*network_case("mlp"))
     assert made.cache is None
     assert made.moments
     assert open_cache(CacheSection(enabled=False, dir=str(tmp_path))) is None
@@ -288,7 +288,7 @@ def test_any_tensors_come_back_as_they_were(
 
 
 def test_moments_unpack_to_what_was_packed() -> None:
-    made = taylor(*case("conv"))
+    made = taylor(*network_case("conv"))
     found = layer_moments(made.network.module, made.network.layers, made.risk.batches, made.where)
     again = unpack(pack(found))
     same(found, again)

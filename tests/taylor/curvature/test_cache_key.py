@@ -16,7 +16,8 @@ from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
-from support.tiny import FITS, rand, taylor
+from support.samples import rand
+from support.taylor_models import FITS, taylor
 
 
 class Scaled(nn.Module):

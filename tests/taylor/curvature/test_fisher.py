@@ -8,8 +8,9 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.taylor.curvature import tape
 from prunetaylor.taylor.curvature.fisher import FisherRows, fisher_rows
-from support.networks import NETWORKS, case
-from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
+from support.networks import NETWORKS, network_case
+from support.samples import rand
+from support.taylor_models import jacobians, output_hessian, outputs_at, risk
 
 
 def oracle(module: nn.Module, x: Tensor, y: Tensor, task: str = "classification") -> dict[str, Tensor]:
@@ -31,14 +32,14 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows(name: str, size: int, task: str) -> None:
-    module, x, y = case(name)
+    module, x, y = network_case(name)
     y = y if task == "classification" else rand(6, 3, seed=9)
     at, layers = risk(module, x, y, kind="task", task=task, size=size), Network.from_module(module).layers
     close(fisher_rows(at, layers, 7), oracle(module, x, y, task))
 
 
 def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x, y = case("normed")
+    module, x, y = network_case("normed")
     monkeypatch.setattr(tape, "chunk_elements", lambda device: 30)
     close(
         fisher_rows(risk(module, x, y, kind="task"), Network.from_module(module).layers, 7),
@@ -47,7 +48,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sampled_labels_make_the_gauss_newton_matrix_in_expectation() -> None:
-    module, x, _ = case("mlp", 3)
+    module, x, _ = network_case("mlp", 3)
     at = risk(module, x.repeat(3000, 1), size=9000)
     rows = torch.cat(list(fisher_rows(at, Network.from_module(module).layers, 0).values()), 1).double()
     each = torch.cat([j.flatten(2) for j in jacobians(module, x, ["0.weight", "2.weight"]).values()], 2)
@@ -57,7 +58,7 @@ def test_sampled_labels_make_the_gauss_newton_matrix_in_expectation() -> None:
 
 
 def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
-    module, x, y = case("normed")  # 24 and 36 weights, six samples
+    module, x, y = network_case("normed")  # 24 and 36 weights, six samples
     layers, at = Network.from_module(module).layers, risk(module, x, y, kind="task")
     wanted = fisher_rows(at, layers, 7)
     for elements, parts in ((360, 1), (359, 2), (1, 2)):
@@ -72,7 +73,7 @@ def test_layers_that_fit_share_a_pass_and_only_one_pass_is_kept() -> None:
 
 
 def test_a_layer_without_part_in_the_error_has_rows_of_zeros() -> None:
-    module, x, y = case("mlp")
+    module, x, y = network_case("mlp")
     module[1].unused = nn.Linear(2, 2)
     rows = fisher_rows(risk(module, x, y, kind="task"), Network.from_module(module).layers, 0)
     assert rows["1.unused.weight"].shape == (6, 4)

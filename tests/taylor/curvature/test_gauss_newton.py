@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
-from support.networks import NETWORKS, Encoder, case, normed
-from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
+from support.networks import NETWORKS, Encoder, network_case, normed
+from support.samples import rand
+from support.taylor_models import jacobians, output_hessian, outputs_at, risk
 
 
 def vector(module: nn.Module, names: list[str], seed: int = 5) -> dict[str, Tensor]:
@@ -33,13 +34,13 @@ def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("size", [1, 4, 100])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_over_all_parameters(name: str, size: int, task: str) -> None:
-    module, x, _ = case(name)
+    module, x, _ = network_case(name)
     v = vector(module, [n for n, _ in module.named_parameters()])
     close(gauss_newton_product(risk(module, x, task=task, size=size), v), oracle(module, x, v, task))
 
 
 def test_over_some_parameters_the_others_stay() -> None:
-    module, x, _ = case("normed")
+    module, x, _ = network_case("normed")
     v = vector(module, ["4.weight", "1.bias"])
     close(gauss_newton_product(risk(module, x), v), oracle(module, x, v, "classification"))
 
@@ -60,7 +61,7 @@ def test_attention() -> None:
 
 
 def test_the_matrix_is_symmetric_and_its_quadratic_form_is_not_negative() -> None:
-    module, x, _ = case("conv")
+    module, x, _ = network_case("conv")
     at = risk(module, x)
     names = [n for n, _ in module.named_parameters()]
     u, v = vector(module, names, 1), vector(module, names, 20)
@@ -71,7 +72,7 @@ def test_the_matrix_is_symmetric_and_its_quadratic_form_is_not_negative() -> Non
 
 
 def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
-    module, x, _ = case("tied")
+    module, x, _ = network_case("tied")
     at, d = risk(module, x), rand(3, 3)
     wanted = oracle(module, x, {"a.weight": d}, "classification")["a.weight"]
     for names in (["a.weight"], ["b.weight"], ["a.weight", "b.weight"]):
@@ -79,7 +80,7 @@ def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
 
 
 def test_a_parameter_without_part_in_the_outputs() -> None:
-    module, x, _ = case("mlp")
+    module, x, _ = network_case("mlp")
     module[1].unused = nn.Parameter(torch.ones(2))
     found = gauss_newton_product(risk(module, x), {"1.unused": torch.ones(2), "0.bias": torch.ones(4)})
     assert bool((found["1.unused"] == 0).all())
@@ -87,14 +88,14 @@ def test_a_parameter_without_part_in_the_outputs() -> None:
 
 
 def test_what_is_no_parameter_is_refused() -> None:
-    module, x, _ = case("normed")
+    module, x, _ = network_case("normed")
     for name in ("1.running_mean", "2.weight"):
         with pytest.raises(ValueError, match=f"no parameter '{name}'"):
             gauss_newton_product(risk(module, x), {name: torch.ones(3)})
 
 
 def test_a_product_that_is_not_finite_is_refused_by_name() -> None:
-    module, x, _ = case("mlp")
+    module, x, _ = network_case("mlp")
     with pytest.raises(NumericsError, match=r"0\.weight: a Gauss-Newton product is not finite"):
         gauss_newton_product(risk(module, x), {"0.weight": torch.full((4, 3), float("nan"))})
 

@@ -16,7 +16,8 @@ from prunetaylor.taylor.curvature.gradients import (
     output_sensitivity,
     sampled_diagonal,
 )
-from support.tiny import jacobians, output_hessian, outputs_at, rand, risk
+from support.samples import rand
+from support.taylor_models import jacobians, output_hessian, outputs_at, risk
 
 
 class Tied(nn.Module):

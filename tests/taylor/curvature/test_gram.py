@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from prunetaylor.network.network import Network
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
-from support.tiny import EVERY, batches, rand
+from support.samples import batches, rand
+from support.taylor_models import EVERY
 
 
 def conv_net() -> nn.Sequential:

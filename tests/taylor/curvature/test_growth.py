@@ -18,7 +18,7 @@ from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_g
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import Risk
-from support.tiny import batches, rand
+from support.samples import batches, rand
 
 BATCH = 4
 

@@ -18,8 +18,9 @@ from prunetaylor.network.network import Network
 from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, output_sensitivity
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
-from support.networks import NETWORKS, case
-from support.tiny import EVERY, batches, rand, risk
+from support.networks import NETWORKS, network_case
+from support.samples import batches, rand
+from support.taylor_models import EVERY, risk
 
 curvlinops = pytest.importorskip("curvlinops", reason="curvlinops-for-pytorch, of the dev extra, is not installed")
 
@@ -28,7 +29,7 @@ SPLITS = (0, 1, 3, 6)  # edges of their batches: uneven ones
 
 
 def samples(name: str, task: str) -> tuple[nn.Module, Tensor, Tensor]:
-    module, x, y = case(name)
+    module, x, y = network_case(name)
     return module, x, y if task == "classification" else rand(6, 3, seed=9)
 
 

@@ -15,7 +15,7 @@ from prunetaylor.taylor.curvature.solve import (
     inverse_diagonal,
     restricted_least_squares,
 )
-from support.tiny import rand
+from support.samples import rand
 
 C, R = 9, 6
 

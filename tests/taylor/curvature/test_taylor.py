@@ -10,12 +10,9 @@ from torch.func import grad, hessian
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.convergence import check_convergence
 from prunetaylor.taylor.model import Prediction
-from support.networks import Encoder, Tied, mlp
-from support.tiny import jacobians, output_hessian, outputs_at, rand, taylor
-
-
-def conv() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(2, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+from support.networks import NETWORKS, Encoder, network_case, normed, two_layers
+from support.samples import rand
+from support.taylor_models import jacobians, output_hessian, outputs_at, taylor
 
 
 class Attention(nn.Module):
@@ -32,22 +29,6 @@ class ActivatedNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).tanh()
-
-
-def normed(norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
-    module = nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), norm(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))
-    with torch.no_grad():
-        module[1].running_mean.copy_(0.2 * rand(3))
-        module[1].running_var.copy_(1 + rand(3, seed=1).abs())
-    return module
-
-
-NETWORKS = {"mlp": (mlp, (3,)), "conv": (conv, (2, 3, 3)), "tied": (Tied, (3,)), "normed": (normed, (2, 3, 3))}
-
-
-def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    make, shape = NETWORKS[name]
-    return make().eval(), 1.5 * rand(6, *shape), torch.tensor([0, 2, 1, 1, 0, 2])
 
 
 def step(module: nn.Module, seed: int = 5) -> dict[str, Tensor]:
@@ -68,7 +49,7 @@ def along(
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: str) -> None:
-    module, x, _ = case(name)
+    module, x, _ = network_case(name)
     d = step(module)
     outputs = outputs_at(module, x)
     dense = outputs(as_state(module)).detach().log_softmax(1)
@@ -85,7 +66,7 @@ def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: s
 
 def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> None:
     """Weight by weight and pair by pair, over the state of a network of 31 parameters."""
-    module, x, _ = case("mlp")
+    module, x, _ = network_case("mlp")
     outputs, state = outputs_at(module, x), as_state(module)
     dense = outputs(state).detach().log_softmax(1)
     h = hessian(
@@ -111,7 +92,7 @@ def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> N
     ("task", "kind"), [("classification", "task"), ("regression", "task"), ("regression", "divergence")]
 )
 def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, kind: str) -> None:
-    module, x, y = case(name)
+    module, x, y = network_case(name)
     y = y if task == "classification" else rand(6, 3, seed=9)
     d = step(module)
     outputs, state = outputs_at(module, x), as_state(module)
@@ -128,7 +109,7 @@ def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, kind: str)
 
 
 def test_first_term_is_the_gradient_s() -> None:
-    module, x, y = case("conv")
+    module, x, y = network_case("conv")
     model, d = taylor(module, x, y, kind="task"), step(module)
     only = {k: v for k, v in d.items() if k in model.gradient}
     by_gradient = sum(float((model.gradient[k] * v).sum()) for k, v in only.items())
@@ -140,7 +121,7 @@ def test_first_term_is_the_gradient_s() -> None:
 
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_predictions_do_not_depend_on_the_batch_size(size: int) -> None:
-    module, x, y = case("normed")
+    module, x, y = network_case("normed")
     d = step(module)
     wanted, found = (taylor(module, x, y, kind="task", size=s).predict(d) for s in (3, size))
     assert (found.first, found.second) == pytest.approx((wanted.first, wanted.second), rel=1e-5)
@@ -180,7 +161,7 @@ def test_attention(make: Callable[[], nn.Module]) -> None:
 
 
 def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
-    module, x, _ = case("tied")
+    module, x, _ = network_case("tied")
     model, d = taylor(module, x), 0.3 * rand(3, 3)
     wanted = by_differences(module, x, {"a.weight": d})
     for displacement in ({"a.weight": d}, {"b.weight": d}, {"a.weight": d, "b.weight": d}):
@@ -188,7 +169,7 @@ def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
 
 
 def test_nothing_moves_nothing() -> None:
-    module, x, y = case("normed")
+    module, x, y = network_case("normed")
     model = taylor(module, x, y, kind="task")
     for displacement in ({}, {k: torch.zeros_like(v) for k, v in model.state.items()}):
         found = model.predict(displacement)
@@ -196,7 +177,7 @@ def test_nothing_moves_nothing() -> None:
 
 
 def test_the_expansion_stays_where_it_was_made() -> None:
-    module, x, _ = case("normed")
+    module, x, _ = network_case("normed")
     d = step(module)
     model = taylor(module, x)
     before = model.predict(d)
@@ -208,7 +189,7 @@ def test_the_expansion_stays_where_it_was_made() -> None:
 
 
 def test_the_module_is_put_back() -> None:
-    module, x, _ = case("normed")
+    module, x, _ = network_case("normed")
     module.train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     model = taylor(module, x)
@@ -222,7 +203,7 @@ def test_the_module_is_put_back() -> None:
 
 
 def test_a_prediction_that_is_not_finite_is_refused() -> None:
-    module, x, _ = case("mlp")
+    module, x, _ = network_case("mlp")
     with pytest.raises(
         NumericsError, match=r"change .* not finite, as the move of 0\.weight is not\nraise prune.damping"
     ):
@@ -261,7 +242,7 @@ def test_share_and_change() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_small_step_changes_the_error_by_what_is_predicted(name: str) -> None:
-    module, x, _ = case(name)
+    module, x, _ = network_case(name)
     d = {k: 1e-2 * v for k, v in step(module).items()}
     outputs, state = outputs_at(module, x), as_state(module)
     ends = [outputs({k: v + t * d[k].double() for k, v in state.items()}).detach().log_softmax(1) for t in (0, 1)]
@@ -300,7 +281,7 @@ def test_convergence_is_seen(converged: bool) -> None:
 
 def test_dead_inputs_and_layers_without_a_curvature_are_named() -> None:
     torch.manual_seed(0)
-    module = mlp()
+    module = two_layers()
     x = rand(20, 3)
     x[:, 1] = 0.5
     model = taylor(module, x)

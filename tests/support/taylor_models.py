@@ -1,4 +1,4 @@
-"""What the engine's tests share: samples, and a Taylor model around a tiny network."""
+"""Risks and Taylor models of small networks, and float64 oracles to compare them with."""
 
 from __future__ import annotations
 
@@ -9,27 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step, load_criterion
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective, outputs_of
 from prunetaylor.taylor.passes import Risk, all_outputs
+from support.samples import batches, rand
 
 EVERY = 1 << 16
-"""Positions a sample, where all of them are to be looked at."""
+"""A limit on positions per sample that no test reaches."""
 FITS = ["moments", "gradient", "diagonal", "sensitivity"]
-"""What a Taylor model fits, and a cache keeps, by the attributes' names."""
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def batches(x: Tensor, y: Tensor | None = None, size: int = 4) -> Batches:
-    y = torch.zeros(len(x), dtype=torch.long) if y is None else y
-    return Batches(TensorSplit(x, y), Preprocess(), batch_size=size, device="cpu")
+"""Attributes of a Taylor model that it fits and that a cache keeps."""
 
 
 def risk(
@@ -42,7 +33,7 @@ def risk(
     size: int = 4,
     dense: nn.Module | None = None,
 ) -> Risk:
-    """``dense`` is what the divergence is taken from: the module itself where it is not given."""
+    """Return the risk of ``module``; the divergence is measured from ``dense``, which defaults to the module itself."""
     objective = Objective(task, kind)
     samples = batches(x, y, size)
     outputs, targets = all_outputs(dense or module, samples)
@@ -59,7 +50,7 @@ def taylor(
     intercepts: bool = True,
     **of: object,
 ) -> TaylorModel:
-    """Notes of raised damping end up in its ``notes``. ``intercepts``: all layers have them."""
+    """Return a model whose notes on raised damping are in ``notes``; ``intercepts`` gives one to every layer."""
     notes: list[str] = []
     network = Network.from_module(module)
     model = TaylorModel(
@@ -93,20 +84,20 @@ def _context(model: TaylorModel, masks: dict[str, Tensor] | None) -> ScoringCont
 
 
 def outputs_at(module: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
-    """The outputs (N, K) in float64 as a function of the state: a float64 oracle, from all samples at once."""
+    """Return the outputs (N, K) in float64 as a function of the state, from all samples at once."""
     double = copy.deepcopy(module).double().eval()
     return lambda state: outputs_of(functional_call(double, state, (x.double() if x.is_floating_point() else x,)))
 
 
 def jacobians(module: nn.Module, x: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """dz/dw of each sample (N, K, *w) in float64, by parameter name."""
+    """Return dz/dw of each sample (N, K, *w) in float64, by parameter name."""
     weights = dict(module.named_parameters())
-    found = jacrev(outputs_at(module, x))({name: weights[name].detach().double() for name in names})
-    return {name: value.detach() for name, value in found.items()}
+    derivatives = jacrev(outputs_at(module, x))({name: weights[name].detach().double() for name in names})
+    return {name: value.detach() for name, value in derivatives.items()}
 
 
 def output_hessian(outputs: Tensor, kind: str) -> Tensor:
-    """(N, K, K) of the error in the outputs, written out."""
+    """Return the Hessian (N, K, K) of the error with respect to the outputs, from its formula."""
     if kind == "regression":
         return torch.eye(outputs.shape[1], dtype=outputs.dtype).expand(len(outputs), -1, -1)
     p = outputs.softmax(1)
@@ -114,19 +105,19 @@ def output_hessian(outputs: Tensor, kind: str) -> Tensor:
 
 
 def assert_least_squares(module: nn.Linear, dense: nn.Linear, mask: Tensor, x: Tensor) -> None:
-    """The kept weights and biases of ``module`` are those that come nearest to ``dense`` on the inputs x (N, d)."""
+    """Assert that remaining weights and biases are the least-squares fit to ``dense`` on the inputs x (N, d)."""
     with torch.no_grad():
-        wanted = dense(x)
+        target = dense(x)
     design = torch.cat([x, torch.ones(len(x), 1)], 1)
-    for row, keep in enumerate(mask):
-        columns = torch.cat([keep, torch.tensor([True])])
-        solved = torch.linalg.lstsq(design[:, columns], wanted[:, row]).solution
-        torch.testing.assert_close(module.weight[row, keep].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
+    for row, remaining in enumerate(mask):
+        columns = torch.cat([remaining, torch.tensor([True])])
+        solved = torch.linalg.lstsq(design[:, columns], target[:, row]).solution
+        torch.testing.assert_close(module.weight[row, remaining].detach(), solved[:-1], rtol=1e-2, atol=1e-2)
         torch.testing.assert_close(module.bias[row].detach(), solved[-1], rtol=1e-2, atol=1e-2)
 
 
 def pruned(module: nn.Module, seed: int = 3) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy with about half of its prunable weights removed, and its masks."""
+    """Return a copy with about half of its prunable weights removed, and its masks."""
     module = copy.deepcopy(module)
     masks = {}
     for i, layer in enumerate(Network.from_module(module).layers):

@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, for tests: each calls a function of a test's own file."""
+"""Several processes of one run on this machine; each calls a function of a test's own file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 TESTS = Path(__file__).parents[1]
 
 
-def together(function: str, folder: Path, world: int = 2) -> list[Any]:
-    """What ``module:function`` returns in each of ``world`` joined processes; all of them must end well."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # a port that is free, and stays taken
+def run_in_processes(function: str, folder: Path, world: int = 2) -> list[Any]:
+    """Return what ``module:function`` returns in each of ``world`` joined processes, none of which may fail."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # a free port that stays reserved
         started = []
         for rank in range(world):
             fd = listening.fileno() if rank == 0 else -1
             words = [function, str(folder), str(rank), str(world), str(listening.getsockname()[1]), str(fd)]
-            paths = [str(TESTS), str(TESTS / "distributed"), os.environ.get("PYTHONPATH", "")]
+            paths = [str(TESTS), str(TESTS / "runtime" / "processes"), os.environ.get("PYTHONPATH", "")]
             started.append(
                 subprocess.Popen(
                     [sys.executable, __file__, *words],
@@ -35,16 +35,16 @@ def together(function: str, folder: Path, world: int = 2) -> list[Any]:
                 )
             )
     try:
-        said = [process.communicate(timeout=120)[0] for process in started]
+        outputs = [process.communicate(timeout=120)[0] for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * world, "\n".join(said)
+    assert [process.returncode for process in started] == [0] * world, "\n".join(outputs)
     return [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(world)]
 
 
 def free_port() -> int:
-    """One that nobody listens at now, of those that are not handed out by themselves (another test's may be)."""
+    """Return a port that nobody listens on, below the range from which the system hands out ports to others."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
