@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .support.console import say_json
+from .support.console import say, say_json
 from .support.multiprocess import nproc_option, together
 from .support.options import (
     State,
@@ -99,7 +99,7 @@ def score(
     from .support.console import console
 
     if state.verbosity < 0:
-        click.echo("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")
+        say("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")
         return
     from prunetaylor.report.terminal.scores import print_scores
 
