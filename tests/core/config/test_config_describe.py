@@ -14,12 +14,7 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pruning.interfaces import load_criterion
 
-<<<<<<< HEAD
-ROOT = Path(__file__).parents[3]
 METHODS = registry.names(registry.CRITERIA)
-=======
-METHODS = registry.names("pruning/criteria")
->>>>>>> 9f6dbdd (Changelog of the documentation; the describe test no longer reads a page)
 
 
 def test_the_defaults_read_back_as_the_defaults(tmp_path: Path) -> None:
