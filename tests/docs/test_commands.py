@@ -233,9 +233,3 @@ def test_settings_exist(page: str) -> None:
 def test_the_pages_show_every_command() -> None:
     shown = {words(line)[0] for page in RUN for block in blocks(page) for line in block.lines if words(line)}
     assert shown == set(group.commands)
-
-
-def test_the_readmes_scripts_exist() -> None:
-    lines = [line for block in blocks("README.md") for line in block.lines if line.startswith("bash ")]
-    assert [line.split()[1] for line in lines] == ["scripts/quickstart.sh", "scripts/test.sh"]
-    assert all((ROOT / line.split()[1]).is_file() for line in lines)

@@ -12,7 +12,6 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from prunetaylor.core import registry
 from support.pages import GENERATED, PAGES, ROOT, read
 from support.runs import quick
 from support.toys import ConvNet
@@ -80,13 +79,6 @@ def test_every_page_is_in_the_sites_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
         assert not page.startswith("docs/") or f": {page.removeprefix('docs/')}\n" in menu, page
-
-
-def test_every_method_is_in_the_readme() -> None:
-    table = re.search(r"^\| `--method`.*?\n\n", read("README.md"), re.DOTALL | re.MULTILINE)
-    assert table is not None
-    named = re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table[0].splitlines()[2:-1]))
-    assert sorted(named) == list(registry.names(registry.CRITERIA))
 
 
 def test_extras_exist() -> None:
