@@ -280,16 +280,16 @@ def _draw(
     matplotlib.rcParams["svg.hashsalt"] = "prunetaylor"  # the same picture from the same numbers
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for method in case.methods:
-        if method in cells and not method.endswith(REFINEMENT):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for method in case.methods:  # each as it is known, and the default
+        if method in cells and (method in ALONE or method == case.default):
             points = sorted((100 * s, statistics.mean(v)) for s, v in cells[method].items())
             strong = {"linewidth": 2.5, "color": "black"} if method == case.default else {"linewidth": 1.2}
-            line = {"linestyle": "-" if method != _name(method) else "--", **strong}
-            left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method, **line)
+            label = "prunetaylor's default" if method == case.default else method
+            left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label, **strong)
     left.axhline(dense, color="grey", linestyle=":", linewidth=1)
     left.set(xlabel="sparsity, %", ylabel="top-1, %", title="accuracy, no fine-tuning")
-    left.legend(fontsize=7, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
     pairs = [
         (p, m) for row in rows if row["method"] in case.judged for _, p, m, *_ in row["stages"] if p and m and m > 0 < p
     ]

@@ -56,7 +56,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) ->
 def spread(values: Sequence[float]) -> str:
     if not values:
         return ""
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.2f}" + (
+        f"\u00a0±\u00a0{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    )
 
 
 def column(rows: Iterable[Row], key: str, **wanted: Any) -> list[Any]:
@@ -66,7 +68,7 @@ def column(rows: Iterable[Row], key: str, **wanted: Any) -> list[Any]:
 
 
 def arrow(before: Sequence[float], after: Sequence[float]) -> str:
-    return f"{statistics.mean(before):.2f} → {spread(after)}" if before and after else spread(after)
+    return f"{statistics.mean(before):.2f}\u00a0→ {spread(after)}" if before and after else spread(after)
 
 
 def one_shot(name: str, last: str) -> str:

@@ -51,7 +51,7 @@ def test_no_helper_of_the_tests_is_named_like_a_folder_of_results() -> None:
 def test_the_readmes_two_commands_one_after_the_other_twice(tmp_path: Path) -> None:
     """The linter and the types are whole; of the tests a few run, without this one."""
     here = clone(tmp_path / "clone")
-    some = ["-k", "test_arrows or test_the_commands_are_found or test_the_linter"]
+    some = ["-k", "test_arrows or test_the_pages_show_every_command or test_the_linter"]
     for round in (1, 2):
         for words in (["scripts/quickstart.sh"], ["scripts/test.sh", *some]):
             done = subprocess.run(
