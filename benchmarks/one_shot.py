@@ -253,7 +253,7 @@ def show(case: Case, results: Path, picture: Path) -> None:
                     f"| {method} | {sparsity:.0%} | {count} | {statistics.median(ratios):.2f} | "
                     f"{min(ratios):.2f} | {max(ratios):.2f} | {', '.join(f'{r:.2f}' for r in last)} |"
                 )
-    _draw(case, cells, rows, dense, picture)
+    draw(case, cells, rows, dense, picture)
 
 
 def _name(method: str) -> str:
@@ -267,7 +267,7 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def _draw(
+def draw(
     case: Case,
     cells: dict[str, dict[float, list[float]]],
     rows: list[dict[str, Any]],

@@ -19,8 +19,6 @@ VARIABLES = (
 )
 """One library each. Where they differ torch goes by MKL's, whatever OpenMP's says: they are set together."""
 _USERS = VARIABLES[:2]
-_GROUPS = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available() -> int:
@@ -28,7 +26,7 @@ def available() -> int:
 
     A cluster that does not bind its jobs shows each of them every core; what Slurm gave stands in the environment.
     """
-    known = [_affinity(), _quota(), _slurm(os.environ)]
+    known = [_affinity(), quota(), _slurm(os.environ)]
     return max(1, min(number for number in known if number is not None))
 
 
@@ -62,19 +60,22 @@ def _affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _quota() -> int | None:
-    """Return the cores that the container's quota amounts to, rounded up."""
+def quota(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the cores that the container's quota amounts to, rounded up; None where there is no quota.
+
+    ``own`` is the file that names the control groups of this process, ``root`` is where they are mounted.
+    """
     try:
-        lines = _GROUPS.read_text(encoding="utf-8").splitlines()
+        lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     found = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            found += [_ratio(folder / "cpu.max") for folder in _up(_CGROUPS, path)]
+            found += [_ratio(folder / "cpu.max") for folder in _up(root, path)]
         elif "cpu" in controllers.split(","):
-            for folder in (*_up(_CGROUPS / controllers, path), *_up(_CGROUPS / "cpu", path)):
+            for folder in (*_up(root / controllers, path), *_up(root / "cpu", path)):
                 found.append(_ratio(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"))
     return min((number for number in found if number is not None), default=None)
 

@@ -9,20 +9,21 @@ import torch
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.text import first_line
 from prunetaylor.runtime.processes.group import gather_objects, place
+from prunetaylor.runtime.processes.place import Place
 
 
 def pick_device(asked: str) -> tuple[torch.device, str]:
     """The torch device and why. Several processes of a run take a GPU each, or the processor all of them."""
-    device, reason = _own_gpu(asked) or _pick(asked)
-    if place() is not None:
-        _check_together(gather_objects(_in_words(device)))
+    here = place()
+    device, reason = (own_gpu(asked, here) if here else None) or _pick(asked)
+    if here:
+        check_devices(gather_objects(_in_words(device)))
     return device, reason
 
 
-def _own_gpu(asked: str) -> tuple[torch.device, str] | None:
-    """The GPU that is this process's among those of its machine; None where it need not be told from others."""
-    here = place()
-    if here is None or not (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
+def own_gpu(asked: str, here: Place) -> tuple[torch.device, str] | None:
+    """Return the GPU of the process at ``here`` and why; None where every process computes on the device asked for."""
+    if not (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
         return None
     there = torch.cuda.device_count()
     # Slurm may show each task its own GPU only, which is then the first.
@@ -41,7 +42,8 @@ def _in_words(device: torch.device) -> str:
     return f"cuda {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
 
 
-def _check_together(devices: Sequence[str]) -> None:
+def check_devices(devices: Sequence[str]) -> None:
+    """Raise UsageError unless all processes compute on one kind of device, and on a GPU each."""
     kinds = sorted({device.split()[0] for device in devices})
     if len(kinds) > 1 or kinds == ["mps"]:
         raise UsageError(f"the processes of this run compute on {' and '.join(kinds)}", "use --device cpu or cuda")

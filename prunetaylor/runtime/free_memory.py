@@ -21,11 +21,11 @@ def free_bytes(device: torch.device) -> int | None:
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     if device.type != "cpu":
         return None
-    known = [size for size in (_available(Path("/proc/meminfo")), *group_bytes()) if size is not None]
+    known = [size for size in (available_bytes(), *group_bytes()) if size is not None]
     return min(known, default=None)
 
 
-def _available(meminfo: Path) -> int | None:
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """What the system can give without swapping."""
     try:
         for line in meminfo.read_text().splitlines():

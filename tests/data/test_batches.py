@@ -246,8 +246,7 @@ def test_cut_mix_pastes_a_box_of_another_image_into_about_half():
 
 def _process(monkeypatch, rank, world):
     """This process as one of several, as far as sharing out goes."""
-    place = Place(rank, world, rank, world, "", 0, "srun")
-    monkeypatch.setattr(group, "_group", group._Group(place, None))
+    monkeypatch.setattr(group, "place", lambda: Place(rank, world, rank, world, "", 0, "srun"))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

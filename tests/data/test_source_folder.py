@@ -73,8 +73,8 @@ def test_only_what_is_fetched_is_decoded(tmp_path, monkeypatch):
     _tree(tmp_path, each=40)
     samples = _load(tmp_path)  # the fingerprint has looked at every fifth image
     decoded = []
-    original = images._pixels
-    monkeypatch.setattr(images, "_pixels", lambda image, form: decoded.append(image.filename) or original(image, form))
+    open_image = images.Image.open
+    monkeypatch.setattr(images.Image, "open", lambda path: decoded.append(str(path)) or open_image(path))
     samples.train.fetch([1, 1, 2])
     samples.train.fetch([5, 1, 2, 79])
     train = tmp_path / "train"

@@ -53,14 +53,14 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
 def test_a_run_that_ends_just_before_another_one_has_the_folder_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    path, opened = tmp_path / "r", run_folder._open_staging
+    path, locked = tmp_path / "r", run_folder.locked
 
-    def late(*how: object) -> IO[str]:
-        monkeypatch.setattr(run_folder, "_open_staging", opened)
+    def late(log: IO[str]) -> bool:
+        monkeypatch.setattr(run_folder, "locked", locked)
         _finish(path)
-        return opened(*how)
+        return locked(log)
 
-    monkeypatch.setattr(run_folder, "_open_staging", late)
+    monkeypatch.setattr(run_folder, "locked", late)
     if resume:
         with RunFolder.create(path, "m", resume=True) as folder:
             assert folder.finished

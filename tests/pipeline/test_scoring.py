@@ -24,6 +24,7 @@ from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.terminal.scores import verdict
 from prunetaylor.taylor.curvature import cache
+from prunetaylor.taylor.curvature.fisher import FisherRows
 from support.networks import ConvNet, mlp, trained
 from support.samples import Recording, curve, quadrants
 
@@ -171,8 +172,7 @@ def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch:
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
     fits = []
-    fit = joint._quadratic
-    monkeypatch.setattr(joint, "_quadratic", lambda *args: fits.append(1) or fit(*args))
+    monkeypatch.setattr(joint, "FisherRows", lambda *args, **more: fits.append(1) or FisherRows(*args, **more))
     assert len(quick(conv, prune__method="joint").levels) == 2
     assert len(fits) == 1
 

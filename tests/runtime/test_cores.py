@@ -17,8 +17,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 16 cores, and nobody who has set anything."""
     for name in [*cores.VARIABLES, *(name for name in os.environ if name.startswith("SLURM"))]:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cores, "_affinity", lambda: 16)
-    monkeypatch.setattr(cores, "_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(cores, "quota", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,7 @@ def test_a_container_s_quota(
     for name, text in files.items():
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / name).write_text(text + "\n")
-    monkeypatch.setattr(cores, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cores, "_CGROUPS", tmp_path / "fs")
-    assert cores._quota() == expected
+    assert cores.quota(tmp_path / "groups", tmp_path / "fs") == expected
 
 
 @pytest.mark.parametrize(

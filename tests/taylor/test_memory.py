@@ -110,27 +110,27 @@ def test_no_control_groups(tmp_path: Path) -> None:
 
 
 def test_the_least_that_anybody_leaves_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(free_memory, "_available", lambda _: 700)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda: 700)
     monkeypatch.setattr(free_memory, "group_bytes", lambda: [900, 500])
     assert free_memory.free_bytes(CPU) == 500
     monkeypatch.setattr(free_memory, "group_bytes", list)
     assert free_memory.free_bytes(CPU) == 700
-    monkeypatch.setattr(free_memory, "_available", lambda _: None)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda: None)
     assert free_memory.free_bytes(CPU) is None
 
 
 def test_without_proc_the_system_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "meminfo"
     path.write_text("MemTotal: 10 kB\nMemAvailable:    7 kB\n")
-    assert free_memory._available(path) == 7 * 1024
+    assert free_memory.available_bytes(path) == 7 * 1024
     monkeypatch.setattr(free_memory.os, "sysconf", {"SC_AVPHYS_PAGES": 3, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert free_memory._available(tmp_path / "none") == 3 * 4096
+    assert free_memory.available_bytes(tmp_path / "none") == 3 * 4096
 
     def unknown(name: str) -> int:
         raise ValueError(name)
 
     monkeypatch.setattr(free_memory.os, "sysconf", unknown)
-    assert free_memory._available(tmp_path / "none") is None
+    assert free_memory.available_bytes(tmp_path / "none") is None
 
 
 # Formulas, against the tensors themselves

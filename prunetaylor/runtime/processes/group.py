@@ -46,17 +46,17 @@ _group: _Group | None = None
 
 def rank() -> int:
     """Of this process, from 0."""
-    return _group.place.rank if _group else 0
+    return here.rank if (here := place()) else 0
 
 
 def world() -> int:
     """The number of processes; 1 without a group."""
-    return _group.place.world if _group else 1
+    return here.world if (here := place()) else 1
 
 
 def local_world() -> int:
     """Those of them on this machine."""
-    return _group.place.local_world if _group else 1
+    return here.local_world if (here := place()) else 1
 
 
 def place() -> Place | None:

@@ -14,41 +14,40 @@ from prunetaylor.runtime import device
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.place import Place
 
-Here = Callable[..., None]
+
+def process(local_rank: int, by: str = "torchrun") -> Place:
+    """One of eight processes on two machines."""
+    return Place(4 + local_rank, 8, local_rank, 4, "", 0, by)
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Here:
-    """Makes this process one of eight on two machines, with so many GPUs here."""
-
-    def put(local_rank: int, gpus: int, by: str = "torchrun") -> None:
-        monkeypatch.setattr(group, "_group", group._Group(Place(4 + local_rank, 8, local_rank, 4, "", 0, by), None))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def put(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
 
     return put
 
 
-def test_each_process_has_the_gpu_of_its_number(here: Here) -> None:
-    here(3, 4)
-    assert device._own_gpu("auto") == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
-    assert device._own_gpu("cuda")[0] == torch.device("cuda", 3)
-    assert device._own_gpu("cpu") is None
-    assert device._own_gpu("cuda:1") is None  # as asked, and refused where others ask for it too
+def test_each_process_has_the_gpu_of_its_number(gpus: Callable[[int], None]) -> None:
+    gpus(4)
+    assert device.own_gpu("auto", process(3)) == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
+    assert device.own_gpu("cuda", process(3))[0] == torch.device("cuda", 3)
+    assert device.own_gpu("cpu", process(3)) is None
+    assert device.own_gpu("cuda:1", process(3)) is None  # an error later, if two processes ask for it
 
 
-def test_slurm_may_show_a_task_its_own_gpu_only(here: Here) -> None:
-    here(3, 1, "srun")
-    assert device._own_gpu("auto")[0] == torch.device("cuda", 0)
-    here(3, 1)
-    with pytest.raises(UsageError, match="1 GPUs for 4 processes on this machine"):
-        device._own_gpu("auto")
+def test_slurm_may_show_a_task_only_its_own_gpu(gpus: Callable[[int], None]) -> None:
+    gpus(1)
+    assert device.own_gpu("auto", process(3, "srun"))[0] == torch.device("cuda", 0)
+    with pytest.raises(UsageError, match="1 GPUs for 4 processes"):
+        device.own_gpu("auto", process(3))
 
 
-def test_without_gpus_all_take_the_processor(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    here(0, 0)
-    assert device._own_gpu("auto") is None
+def test_without_gpus_all_processes_use_the_cpu(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(0)
+    monkeypatch.setattr(device, "place", lambda: process(0))
     monkeypatch.setattr(device, "gather_objects", lambda value: [value] * 8)
     assert device.pick_device("auto") == (torch.device("cpu"), "no GPU found")
 
@@ -63,14 +62,14 @@ def test_without_gpus_all_take_the_processor(here: Here, monkeypatch: pytest.Mon
 )
 def test_devices_that_do_not_go_together(devices: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        device._check_together(devices)
-    device._check_together(["cpu", "cpu"])
-    device._check_together(["cuda a", "cuda b"])
+        device.check_devices(devices)
+    device.check_devices(["cpu", "cpu"])
+    device.check_devices(["cuda a", "cuda b"])
 
 
-def test_the_cores_are_shared_out(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunetaylor.runtime.cores.available", lambda: 12)
     assert workers(DataSection()) == 8
-    here(0, 0)
+    monkeypatch.setattr(group, "place", lambda: process(0))
     assert workers(DataSection()) == 3
     assert workers(DataSection(workers=5)) == 5
