@@ -12,9 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
+from support.networks import ConvNet
 from support.pages import GENERATED, PAGES, ROOT, read
 from support.runs import quick
-from support.toys import ConvNet
 from support.verdicts import SCHEMA
 
 
