@@ -74,7 +74,7 @@ def test_quiet_runs_and_json_are_not_told_anything(inline, here: Path) -> None:
         assert "next steps" not in inline(*PRUNE, "magnitude", flag)[1]
 
 
-def test_limits_that_were_judged_and_epochs_that_were_trained_are_not_suggested(inline, here: Path) -> None:
+def test_next_commands_omit_checked_limits_and_trained_epochs(inline, here: Path) -> None:
     words = [*PRUNE, "magnitude", "gate.min_sparsity=10%", "--sparsity", "20%"]
     words[words.index("0")] = "1"
     code, out, _ = inline(*words)

@@ -194,7 +194,7 @@ def test_signals_end_all_processes(demo_model: Path, tmp_path: Path, environment
 
 
 @pytest.mark.long
-def test_two_processes_end_with_their_state_kept_and_go_on_with_the_same_bits(
+def test_two_interrupted_processes_resume_with_the_same_bits(
     demo_model: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     words = ["prune", str(demo_model), "--nproc", "2", "--epochs", "12", "prune.method=magnitude", *_QUICK[:2]]

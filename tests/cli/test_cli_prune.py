@@ -81,14 +81,14 @@ def test_the_report_is_truthful(pruned, demo_model: Path) -> None:
     assert document["seconds"]["total"] > 0
 
 
-def test_the_configuration_beside_the_result_says_its_origins_and_can_be_used_again(pruned) -> None:
+def test_the_saved_configuration_has_origins_and_can_be_reused(pruned) -> None:
     here, document, _ = pruned
     path = here / "runs" / "model-1" / "config.yaml"
     assert "sparsity: 0.8                               # command line" in path.read_text()
     assert resolve(path, {}, [], {}).config.model_dump() == document["configuration"]
 
 
-def test_progress_on_a_pipe_is_one_plain_line_a_phase_and_is_kept_in_the_log(pruned) -> None:
+def test_progress_on_a_pipe_is_one_line_a_phase_and_is_logged(pruned) -> None:
     here, _, stderr = pruned
     assert "\r" not in stderr
     assert "\x1b" not in stderr

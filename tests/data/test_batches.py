@@ -61,7 +61,7 @@ def test_shuffle_draws_a_fresh_permutation_each_time_and_repeats_by_seed():
     assert epochs(1) != [first, second]
 
 
-def test_drop_last_leaves_out_the_part_that_is_not_full_but_never_everything():
+def test_drop_last_drops_only_a_partial_batch_and_never_all():
     options = {"batch_size": 4, "device": "cpu", "drop_last": True}
     batches = Batches(_tensors(), Preprocess(), **options)
     assert (len(batches), batches.samples, [len(x) for x, _ in batches]) == (2, 8, [4, 4])

@@ -48,7 +48,7 @@ def test_lengths_that_differ_are_refused():
         TensorSplit(torch.zeros(3, 2), torch.zeros(4))
 
 
-def test_random_transforms_are_fixed_by_variant_and_leave_the_global_generators_alone():
+def test_a_variant_fixes_random_transforms_and_no_global_generator_moves():
     split = DatasetSplit(Noisy())
     torch.manual_seed(1)
     random.seed(1)

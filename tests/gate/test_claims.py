@@ -39,7 +39,7 @@ def shares(samples: int, share: float, size: float, limit: float) -> dict[str, f
         (0.2, 1.0),
     ],
 )
-def test_a_rise_that_is_the_limit_passes_and_fails_in_one_set_of_twenty_at_most(share: float, size: float) -> None:
+def test_a_rise_at_the_limit_is_misjudged_at_most_once_in_twenty(share: float, size: float) -> None:
     found = shares(400, share, size, limit=share * size)
     at_most = 0.05 + 2 * math.sqrt(0.05 * 0.95 / TRIALS)
     assert found["pass"] <= at_most

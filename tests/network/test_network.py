@@ -31,7 +31,7 @@ def plain() -> nn.Module:
     return Named(conv1=nn.Conv2d(1, 2, 3), conv2=nn.Conv2d(2, 2, 3), norm=nn.BatchNorm2d(2), head=nn.Linear(8, 3))
 
 
-def test_convolutions_and_linear_layers_are_prunable_biases_and_norms_are_not() -> None:
+def test_only_weights_of_convolutions_and_linear_layers_are_prunable() -> None:
     network = Network.from_module(plain())
     assert names(network) == ["conv1", "conv2", "head"]
     assert network.prunable == 18 + 36 + 24

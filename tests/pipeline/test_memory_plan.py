@@ -185,9 +185,7 @@ def test_what_exact_obs_would_take_counts_all_stages(
     assert job_of(conv, **settings).method == "obs"
 
 
-def test_a_layer_that_takes_no_part_does_not_change_the_method_that_was_said(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreached_layer_does_not_change_the_method(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     from prunetaylor.pipeline import job as room
 
     monkeypatch.setitem(room.WORTH, "cpu", ExactOBS().work(Network.from_module(conv).layers))
@@ -328,9 +326,7 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
     assert fine_tuning() == pytest.approx(alone / 4, rel=1e-3)
 
 
-def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_get_the_batch_size_that_would_fit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "world", lambda: 2)
     how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
     fits = make_plan(job_of(conv, data__batch_size=16, **how)).report.planned
@@ -341,7 +337,7 @@ def test_several_processes_do_not_split_a_batch_and_are_told_which_would_fit(
     assert make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=size, **how)).report.planned <= fits
 
 
-def test_the_stages_of_a_gradual_schedule_leave_room_for_what_training_holds(conv: nn.Module) -> None:
+def test_gradual_stages_leave_memory_for_the_optimizer(conv: nn.Module) -> None:
     def prediction(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=3, **settings)
         return next(p for p in memory_plan._Planner(job, "prune").phases(job.config) if p.name == "prediction")

@@ -51,7 +51,7 @@ def test_they_change_nothing_but_the_number_of_samples(conv: nn.Module, rows: li
     assert max(float(w.abs().max()) for w in weights(found).values()) < 2 * largest
 
 
-def test_indices_are_those_of_the_training_set_where_a_share_of_it_chooses_between_epochs(conv: nn.Module) -> None:
+def test_outlier_indices_refer_to_the_whole_training_set(conv: nn.Module) -> None:
     found = quick(conv, bad([7], 1e9), calibration__samples=len(TRAIN[0]), finetune__epochs=1, finetune__lr=1e-4)
     assert keys(found) == ["outlier_samples"]
     assert "training sample 7 is" in found.warnings[0].text

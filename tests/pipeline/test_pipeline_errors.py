@@ -174,7 +174,7 @@ def test_networks_whose_weights_are_not_there_yet() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
-def test_weights_of_another_type_than_the_inputs_are_told_from_data_that_does_not_fit(kind: torch.dtype) -> None:
+def test_a_dtype_mismatch_is_not_reported_as_data_that_does_not_fit(kind: torch.dtype) -> None:
     with pytest.raises(DataError, match=rf"weights are {kind}, and its inputs torch.float32") as found:
         quick(ConvNet().to(kind))
     assert "model.float()" in found.value.remedy

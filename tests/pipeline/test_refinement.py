@@ -69,9 +69,7 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
     assert "as asked" in forced
 
 
-def test_where_there_is_nothing_to_gain_refinement_is_left_out_unless_asked_for(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refinement_without_gain_is_skipped_unless_requested(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     how = {"sparsity": 0.3, "calibration__labels": False}
     refined = quick(conv, **how)
     monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.NEGLIGIBLE", 1.0)
@@ -121,7 +119,7 @@ def line(outcome: PruneResult, what: str) -> str:
 
 @pytest.mark.parametrize("when", ["last", "stages"])
 @pytest.mark.parametrize("sparsity", [0.8, 0.3])
-def test_where_nothing_is_to_be_removed_a_refinement_asked_for_goes_towards_labels(
+def test_with_nothing_to_remove_requested_refinement_uses_labels(
     sparse: PruneResult, when: str, sparsity: float
 ) -> None:
     how = {"prune__refine": when, "prune__repair": "least-squares", "calibration__labels": True}

@@ -50,7 +50,7 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_that_ends_just_before_another_one_has_the_folder_is_left_as_it_is(
+def test_a_run_that_ends_while_another_opens_its_folder_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     path, locked = tmp_path / "r", run_folder.locked
@@ -223,7 +223,7 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> N
     assert not (tmp_path / "r" / ".partial" / "state.pt.new").exists()
 
 
-def test_resume_where_nothing_was_kept_begins_anew_and_force_drops_what_was(tmp_path: Path) -> None:
+def test_resume_without_a_state_starts_anew_and_force_drops_the_state(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "r", "m", resume=True) as folder:
         assert folder.state is None
         assert not folder.finished

@@ -254,7 +254,7 @@ def test_a_sampled_trial_that_failed_keeps_its_values(tmp_path: Path) -> None:
     assert values[1] == first.values
 
 
-def test_values_that_were_fixed_stay_where_an_attempt_died_before_it_had_taken_them_all(tmp_path: Path) -> None:
+def test_fixed_values_survive_the_death_of_an_attempt(tmp_path: Path) -> None:
     one = study(tmp_path)
     one.fill()
     attempt = one.study.ask()

@@ -187,6 +187,6 @@ class Apart(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "obs"])
-def test_a_network_cut_off_from_the_gradient_is_refused_whatever_the_criterion(method: str) -> None:
+def test_every_criterion_refuses_a_network_without_gradient(method: str) -> None:
     with pytest.raises(UsageError, match=r"inner\.1 was skipped \(the error does not depend on it"):
         quick(Apart(), sparsity=0.5, prune__method=method)

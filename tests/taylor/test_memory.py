@@ -313,7 +313,7 @@ def test_large_tensors_leave_no_gaps() -> None:
     assert memory.forward(large) == pytest.approx(1.1 * 210 * MIB)
 
 
-def test_what_is_alive_inside_of_modules_counts_where_it_is_more_than_they_show() -> None:
+def test_memory_inside_modules_counts_if_larger_than_their_outputs() -> None:
     def planned(**more: int) -> tuple[int, int, int]:
         activations = Activations(0, 100, 1000, **more)
         sizes = Sizes((LayerSize("x", 1, 1, 1),), 4, 1, batch=10, activations=activations)

@@ -24,7 +24,7 @@ def test_the_mean_is_over_samples(size: int) -> None:
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_outputs_are_in_order_and_in_evaluation_mode_and_the_mode_comes_back() -> None:
+def test_outputs_are_in_order_and_in_evaluation_mode() -> None:
     module, x = network().train(), rand(7, 4)
     module[1].eval()
     outputs, targets = all_outputs(module, batches(x, torch.arange(7), 3))

@@ -30,7 +30,7 @@ def test_a_file_cannot_ask_for_a_network_far_larger_than_itself(tmp_path, arch):
         assert caught.value.__cause__ is not caught.value  # whoever follows the causes would never end
 
 
-def test_a_factory_that_computes_with_its_weights_is_stopped_at_the_first_that_is_too_large():
+def test_a_factory_stops_at_its_first_tensor_over_the_limit():
     made = []
 
     def make():

@@ -190,7 +190,7 @@ def test_obd_is_the_diagonal_second_order_term(name: str) -> None:
             torch.testing.assert_close(scores[layer.parameter], h * w**2 / 2 - (g * w if keep_first else 0))
 
 
-def test_obd_of_one_weight_is_what_the_taylor_model_predicts_for_its_removal() -> None:
+def test_obd_is_the_prediction_for_one_removed_weight() -> None:
     module, x, y = case("conv")
     model = taylor(module, x, y, kind="task")
     scores = scored("obd", model, model.network)

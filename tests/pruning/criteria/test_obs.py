@@ -88,7 +88,7 @@ def test_uncorrelated_inputs_leave_nothing_to_make_up_with() -> None:
     torch.testing.assert_close(variance, torch.tensor([[1.0, 4.0, 9.0]] * 2).double(), rtol=1e-5, atol=0)
 
 
-def test_a_weight_that_others_can_replace_goes_before_a_smaller_one_that_they_cannot() -> None:
+def test_a_replaceable_weight_is_removed_before_a_smaller_one() -> None:
     """Two inputs that are nearly the same: either goes for little, though both weights are large."""
     module = nn.Linear(3, 1).eval()
     with torch.no_grad():

@@ -124,7 +124,7 @@ def test_a_norm_that_is_called_twice_is_measured_over_both_calls() -> None:
         torch.testing.assert_close(tensor, dense.state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
-def test_modes_and_other_tensors_stay_and_norms_without_statistics_are_left_alone() -> None:
+def test_modes_other_tensors_and_norms_without_statistics_do_not_change() -> None:
     dense, x = network(), rand(10, 2, 5, 5)
     dense.add_module("7", nn.BatchNorm1d(3, track_running_stats=False))
     module = copy.deepcopy(dense).train()

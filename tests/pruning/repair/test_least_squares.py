@@ -284,7 +284,7 @@ def test_replaying_what_is_settled_changes_nothing(name: str, monkeypatch: pytes
         torch.testing.assert_close(replayed.state_dict()[key], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_replayed_stays_within_its_room_however_much_is_settled_at_once(
+def test_replay_stays_within_its_memory_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As where a repair goes on: all that was solved before is kept by the first pass."""

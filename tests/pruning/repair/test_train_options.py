@@ -152,7 +152,7 @@ def test_without_an_average_nothing_is_swapped() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_what_is_pruned_between_steps_stays_so_with_its_momentum_and_average(optimizer: str, ema: float) -> None:
+def test_weights_pruned_between_steps_stay_zero_in_momentum_and_average(optimizer: str, ema: float) -> None:
     module = network()
     masks = half_masks(module)
     fewer = {

@@ -83,7 +83,7 @@ def test_too_little_damping_is_raised_and_reported() -> None:
     assert notes[0].startswith("features.3: damping raised from 1e-18 to 1e-1")
 
 
-def test_values_that_cannot_be_factorised_are_an_error_that_names_the_layer() -> None:
+def test_a_failed_factorisation_names_the_layer() -> None:
     g = rows()
     g[2, 3] = float("nan")
     with pytest.raises(NumericsError, match=r"features\.3: its Fisher information is not positive definite"):

@@ -42,7 +42,7 @@ def test_what_makes_a_fit_is_in_it() -> None:
     assert not rooms & {"cli", "api", "sweep", "gate", "pipeline", "report", "pruning", "measure"}
 
 
-def test_an_edit_of_any_of_its_modules_is_other_code_and_one_elsewhere_is_not(package: Path) -> None:
+def test_only_edits_of_the_fit_s_own_modules_change_its_code(package: Path) -> None:
     before = digest(package)
     assert before == digest(package) == code_digest(FITS)
     inside = {path_of(name, package) for name in import_closure(FITS)}

@@ -345,7 +345,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:
         mean_gradient(risk(module, torch.zeros(2, 4), kind="task"), Network.from_module(module).layers)
 
 
-def test_the_first_layer_that_is_not_finite_is_named_and_the_last_is_where_to_look() -> None:
+def test_the_first_nonfinite_layer_is_named() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
