@@ -28,7 +28,7 @@ from .support.options import (
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.code import Trust
-    from prunetaylor.core.results.outcome import SweepOutcome, Trial
+    from prunetaylor.core.results.sweep import SweepResult, Trial
     from prunetaylor.sweep.definition import Sweep
     from prunetaylor.sweep.engine_context import EngineFailed
 
@@ -269,7 +269,7 @@ def _finish(
         raise OutputError(failure.cause, again) from failure
 
 
-def _incomplete(found: SweepOutcome, never_ran: int, stopped: EngineFailed | None, again: str) -> TrialsFailed:
+def _incomplete(found: SweepResult, never_ran: int, stopped: EngineFailed | None, again: str) -> TrialsFailed:
     """How a sweep ended that is not complete."""
     counts = [f"{found.failed} failed"] if found.failed else []
     counts += [f"{never_ran} never ran"] if never_ran else []
@@ -279,7 +279,7 @@ def _incomplete(found: SweepOutcome, never_ran: int, stopped: EngineFailed | Non
     return TrialsFailed("; ".join(said), "\n".join([*remedies, again]))
 
 
-def _write(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, written: list[str]) -> None:
+def _write(sweep: Sweep, found: SweepResult, folder: Path, cost: str, written: list[str]) -> None:
     """Write the best configuration, the plot and the page; ``written`` gets the files."""
     from prunetaylor.core.files import write_text
     from prunetaylor.sweep.results import BEST, best_config
@@ -305,7 +305,7 @@ def _again(folder: Path, storage: str | None, sweep: Sweep) -> str:
     return f"`prunetaylor sweep {words}{' --storage URL' if storage else ''}`"
 
 
-def page_of(sweep: Sweep, found: SweepOutcome, folder: Path, cost: str, home: Path) -> str:
+def page_of(sweep: Sweep, found: SweepResult, folder: Path, cost: str, home: Path) -> str:
     """The page of the sweep in ``folder``, as it is to lie in the folder ``home``."""
     from prunetaylor.report.html.sweep_page import sweep_page
     from prunetaylor.sweep.results import accuracy, best_config, links
@@ -327,7 +327,7 @@ def page(folder: Path, home: Path) -> str:
     return page_of(study.sweep, found, folder, _COST, home)
 
 
-def _plot(found: SweepOutcome, folder: Path, cost: str) -> list[str]:
+def _plot(found: SweepResult, folder: Path, cost: str) -> list[str]:
     """Draw accuracy against cost, if there is anything to draw; the files."""
     from prunetaylor.report.pareto import Point, draw
     from prunetaylor.sweep.results import accuracy

@@ -17,7 +17,8 @@ from prunetaylor.core.config.contradictions import same
 from prunetaylor.core.config.resolve import Resolved, from_values, override
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Logged, Progress, Silent
-from prunetaylor.core.results.outcome import PruneResult, Scores
+from prunetaylor.core.results.outcome import PruneResult
+from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python, split_spec
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copied

@@ -11,7 +11,7 @@ from typing import Self
 from rich.live import Live
 from rich.text import Text
 
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.report.terminal.sweep import ended, live
 from prunetaylor.sweep.trial.files import alerts, phase
 

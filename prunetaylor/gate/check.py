@@ -20,7 +20,7 @@ from prunetaylor.core.results.outcome import (
     Drop,
     Flips,
     Latency,
-    LayerOutcome,
+    LayerResult,
     NetworkStats,
     removed_at,
 )
@@ -248,7 +248,7 @@ def _removed(pair: Pair) -> tuple[int, int]:
     Counted are the dense network's weights, and of them what is not zero in the pruned one: a weight whose channel is
     gone is removed as one that is zero.
     """
-    said = _file(pair.pruned).said
+    said = _file(pair.pruned).metadata
     names = list(said.masks) if said is not None and said.masks else None
     dense, pruned = (dict(job.network.module.named_parameters()) for job in (pair.dense, pair.pruned))
     if names is None or not all(name in dense and name in pruned for name in names):
@@ -258,14 +258,14 @@ def _removed(pair: Pair) -> tuple[int, int]:
     return prunable - left, prunable
 
 
-def _layers(pair: Pair) -> list[LayerOutcome]:
+def _layers(pair: Pair) -> list[LayerResult]:
     """By the dense network's layers: their shapes, and how many of their weights are zero or gone."""
     pruned = dict(pair.pruned.network.module.named_parameters())
     found = []
     for layer in pair.dense.network.layers:
         size = layer.weight.numel()
         removed = size - (int(pruned[layer.parameter].count_nonzero()) if layer.parameter in pruned else 0)
-        found.append(LayerOutcome(layer.name, tuple(layer.weight.shape), removed, removed / size))
+        found.append(LayerResult(layer.name, tuple(layer.weight.shape), removed, removed / size))
     return found
 
 

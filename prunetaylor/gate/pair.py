@@ -11,10 +11,10 @@ from prunetaylor.core.config.code import Trust, settings_of
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.json_file import read_json
+from prunetaylor.core.results.inspection import CheckpointMetadata
 from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
 from prunetaylor.network.checkpoint.architecture.resolve import Resolved, resolve
-from prunetaylor.network.checkpoint.metadata import CheckpointMetadata
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.pipeline.job import Job, make_job, with_loss
@@ -45,7 +45,7 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     dense, notes = _baseline(pruned, config.gate.baseline)
     device, reason = pick_device(config.device)
     of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
-    words = [one.said for one in (pruned, dense) if one.said is not None]
+    words = [one.metadata for one in (pruned, dense) if one.metadata is not None]
     said = next((one.data for one in words if one.data), None)
     samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
     config, jobs = with_loss(config, pruned, dense), {}
@@ -62,11 +62,11 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
 def _networks(config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trust) -> list[tuple[Checkpoint, Resolved]]:
     """Both files with their networks; who says which network it is comes first, and may lend it to the other."""
     found: list[tuple[Checkpoint, Resolved]] = []
-    for file in sorted((pruned, dense), key=lambda one: one.said is None or one.said.arch is None):
+    for file in sorted((pruned, dense), key=lambda one: one.metadata is None or one.metadata.arch is None):
         source = file
-        silent = file.said is None or file.said.arch is None
-        if silent and config.model.arch is None and found and found[0][0].said is not None:
-            source = replace(file, said=CheckpointMetadata(arch=found[0][1].spec, args=found[0][1].args))
+        silent = file.metadata is None or file.metadata.arch is None
+        if silent and config.model.arch is None and found and found[0][0].metadata is not None:
+            source = replace(file, metadata=CheckpointMetadata(arch=found[0][1].spec, args=found[0][1].args))
         found.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
     return found
 

@@ -65,7 +65,7 @@ def check_path(path: Path, *, force: bool) -> None:
     if not path.exists() or force:
         return
     try:
-        said = open_file(path).said
+        said = open_file(path).metadata
     except PruneTaylorError:
         said = None
     if said is None or said.extra.get("made_by") != _MADE_BY:

@@ -128,7 +128,7 @@ class Job:
         data: dict[str, Any] = {}
         if self.samples is not None:
             cfg = self.config.data
-            said = self.checkpoint.said.data if self.checkpoint and self.checkpoint.said else {}
+            said = self.checkpoint.metadata.data if self.checkpoint and self.checkpoint.metadata else {}
             data = {
                 "source": absolute(self.samples.source),
                 "normalize": self.samples.preprocess.to_json() or "none",
@@ -175,7 +175,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     progress.phase("open")
     checkpoint = read(config.model.checkpoint)
     found = resolve(config.model.arch, config.model.args, checkpoint, trust=trust)
-    said = checkpoint.said.data if checkpoint.said else None
+    said = checkpoint.metadata.data if checkpoint.metadata else None
     samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
     config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device: {device} ({reason})", *checkpoint.notes]
@@ -190,7 +190,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
 
 def with_loss(config: Config, *checkpoints: Checkpoint) -> Config:
     """The configuration with the loss that one of the files says it was trained with, where none was asked for."""
-    recorded = [one.said.extra.get("loss") for one in checkpoints if one.said is not None]
+    recorded = [one.metadata.extra.get("loss") for one in checkpoints if one.metadata is not None]
     known = [one for one in recorded if one in ("cross-entropy", "bce", "mse")]
     return config.model_copy(update={"loss": known[0]}) if known and config.loss == "auto" else config
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
-from prunetaylor.core.results.judgement import judge
+from prunetaylor.core.results.judgement import assess
 from prunetaylor.core.results.outcome import (
     ClassDrop,
     Drop,
     Epoch,
     Flips,
-    LayerOutcome,
+    LayerResult,
     NetworkStats,
     PruneResult,
     Sparsity,
@@ -198,7 +198,7 @@ class _Run:
             constant={} if self.dense_found is None else constant_answer(self.dense_found, job.task).metrics,
         )
         training = 0 if job.samples is None else len(job.samples.train)
-        return replace(found, verdict=judge(found, job.config, training))
+        return replace(found, verdict=assess(found, job.config, training))
 
     def _measure_dense(self) -> Evaluation | None:
         if "dense" in self.left:
@@ -331,12 +331,12 @@ def _classes(dense: Evaluation | None, pruned: Evaluation | None) -> list[ClassD
     return class_drops(dense.correct, pruned.correct, dense.targets)
 
 
-def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerOutcome]:
+def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerResult]:
     found = []
     for layer in job.network.layers:
         removed = int((~masks[layer.parameter]).sum())
         shape = tuple(layer.weight.shape)
-        found.append(LayerOutcome(layer.name, shape, removed, removed / layer.weight.numel()))
+        found.append(LayerResult(layer.name, shape, removed, removed / layer.weight.numel()))
     return found
 
 

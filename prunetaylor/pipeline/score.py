@@ -19,7 +19,8 @@ from torch import Tensor
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, part_listener
-from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores, removed_at
+from prunetaylor.core.results.outcome import removed_at
+from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format

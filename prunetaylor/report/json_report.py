@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor._version import __version__
@@ -14,9 +14,10 @@ from prunetaylor.core.results.judgement import prediction_check
 from prunetaylor.core.results.outcome import believed_to
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult, Scores
+    from prunetaylor.core.results.inspection import Inspection
+    from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult
+    from prunetaylor.core.results.scores import Scores
     from prunetaylor.core.results.verdict import Verdict
-    from prunetaylor.network.checkpoint.inspect import Inspection
 
 SCHEMA_VERSION = 1
 
@@ -115,8 +116,8 @@ def versions() -> dict[str, str | None]:
 
 def _version(package: str) -> str | None:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
 
 
@@ -131,9 +132,10 @@ def finite(value: Any) -> Any:
     return value
 
 
-def inspection_to_json(found: Inspection) -> dict[str, Any]:
+def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
     """What ``inspect --json`` prints of a file."""
-    tensors = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in found.tensors]
-    known = {**asdict(found), "path": str(found.path), "tensors": tensors, "sparsity": found.sparsity}
-    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **known})
+    tensors = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in inspection.tensors]
+    fields = {"said" if key == "metadata" else key: value for key, value in asdict(inspection).items()}
+    fields |= {"path": str(inspection.path), "tensors": tensors, "sparsity": inspection.sparsity}
+    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **fields})
     return cleaned

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prunetaylor.core.config.code import Trust
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.engine_context import EngineContext
 from prunetaylor.sweep.engines import load_engine

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from prunetaylor.core.config.describe import dump
 from prunetaylor.core.errors import UsageError, close_match
-from prunetaylor.core.results.outcome import Alert, SweepOutcome, Trial
+from prunetaylor.core.results.outcome import Alert
+from prunetaylor.core.results.sweep import SweepResult, Trial
 from prunetaylor.core.text import neutral
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
@@ -28,7 +29,7 @@ COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", 
 
 def outcome(
     sweep: Sweep, folder: Path, trials: Sequence[Trial], samples: str, warnings: Sequence[Alert] = ()
-) -> SweepOutcome:
+) -> SweepResult:
     """The sweep with its trials ranked.
 
     By one objective they are ranked by its value; by several, the Pareto front comes first, then the front of what is
@@ -43,7 +44,7 @@ def outcome(
     named: list[tuple[str, str]] = [(one.name, one.goal) for one in sweep.objectives]
     best = ranked[0] if ranked else None
     every = [*ranked, *others]
-    return SweepOutcome(sweep.name, str(folder), sweep.method, named, every, samples, best, list(warnings))
+    return SweepResult(sweep.name, str(folder), sweep.method, named, every, samples, best, list(warnings))
 
 
 def fronts(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[list[Trial]]:
@@ -89,7 +90,7 @@ def links(trials: Sequence[Trial], folder: Path, home: Path) -> dict[int, str]:
     return found
 
 
-def to_json(found: SweepOutcome) -> dict[str, Any]:
+def to_json(found: SweepResult) -> dict[str, Any]:
     """The sweep as one JSON object; trials in the order of their ranks."""
     folder = Path(found.folder).resolve()
     best = found.best
@@ -113,7 +114,7 @@ def to_json(found: SweepOutcome) -> dict[str, Any]:
     return cleaned
 
 
-def to_csv(found: SweepOutcome) -> str:
+def to_csv(found: SweepResult) -> str:
     """A row a trial, in the order of their ranks: rank, state, parameters, metrics."""
     keys = list(dict.fromkeys(key for trial in found.trials for key in trial.parameters))
     fields = list(dict.fromkeys(name for trial in found.trials for name in trial.metrics))
@@ -132,7 +133,7 @@ def to_csv(found: SweepOutcome) -> str:
     return text.getvalue()
 
 
-def _states(found: SweepOutcome) -> list[str]:
+def _states(found: SweepResult) -> list[str]:
     return ["done", "stopped", "failed", "running", "waiting"]
 
 

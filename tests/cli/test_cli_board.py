@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from prunetaylor.cli.support.live_table import Board
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 
 _CODE = """
 from pathlib import Path
 from prunetaylor.cli.support.live_table import Board
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 
 def trials(*states):
     causes = {"failed": "out of memory"}

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.config.schema import Config
-from prunetaylor.core.results.judgement import judge, prediction_check, standing, ways
+from prunetaylor.core.results.judgement import assess, prediction_check, prediction_status, remedies
 from prunetaylor.core.results.outcome import (
     DENSE_AT_CHANCE,
     LEVELS,
@@ -82,7 +82,7 @@ def loss(before: float, rise: Drop, constant: dict[str, float], **more: object) 
     ],
 )
 def test_levels(outcome: PruneResult, level: str) -> None:
-    found = judge(outcome, Config(), 1000)
+    found = assess(outcome, Config(), 1000)
     assert found.level == level
     assert found.level in LEVELS
     assert found.text.startswith("80 % of the weights removed; ")
@@ -92,35 +92,35 @@ def test_levels(outcome: PruneResult, level: str) -> None:
 
 
 def test_what_is_within_noise_is_said() -> None:
-    assert "within noise" in judge(accuracy(99.4, Drop(0.2, -0.1, 0.5)), Config(), 9).text
-    assert "within noise" not in judge(accuracy(99.4, Drop(0.4, 0.1, 0.7)), Config(), 9).text
+    assert "within noise" in assess(accuracy(99.4, Drop(0.2, -0.1, 0.5)), Config(), 9).text
+    assert "within noise" not in assess(accuracy(99.4, Drop(0.4, 0.1, 0.7)), Config(), 9).text
     assert "99.40 to 99.20 % (-0.20 pp, within noise, 95 % interval -0.50 to +0.10)" in (
-        judge(accuracy(99.4, Drop(0.2, -0.1, 0.5)), Config(), 9).text
+        assess(accuracy(99.4, Drop(0.2, -0.1, 0.5)), Config(), 9).text
     )
 
 
 def test_a_dense_network_at_chance_leaves_nothing_to_say_of_the_change() -> None:
-    found = judge(accuracy(1.0, Drop(-7.0, -9.0, -5.0), warnings=[Alert(DENSE_AT_CHANCE, "")]), Config(), 9)
+    found = assess(accuracy(1.0, Drop(-7.0, -9.0, -5.0), warnings=[Alert(DENSE_AT_CHANCE, "")]), Config(), 9)
     assert found.level == "bad"
     assert "no better than guessing" in found.text
 
 
 def test_a_pruned_network_at_chance_is_bad_however_little_that_is() -> None:
-    found = judge(accuracy(13.0, Drop(3.0, 1.0, 5.0), warnings=[Alert(PRUNED_AT_CHANCE, "")]), Config(), 9)
+    found = assess(accuracy(13.0, Drop(3.0, 1.0, 5.0), warnings=[Alert(PRUNED_AT_CHANCE, "")]), Config(), 9)
     assert found.level == "bad"
     assert "Try " in found.text
 
 
 def test_a_run_that_ended_early_is_bad_and_says_what_to_do() -> None:
     short = Unfinished("training diverged", "say finetune.lr=0.01")
-    found = judge(accuracy(99.0, Drop(0.1, -0.1, 0.3), unfinished=short), Config(), 9)
+    found = assess(accuracy(99.0, Drop(0.1, -0.1, 0.3), unfinished=short), Config(), 9)
     assert found.level in ("bad", "ok")
     assert "training diverged" in found.text
     assert "finetune.lr=0.01" in found.text
 
 
 def test_nothing_measured_without_samples() -> None:
-    assert "--data" in judge(run(), Config(), 0).text
+    assert "--data" in assess(run(), Config(), 0).text
 
 
 @pytest.mark.parametrize("sparsity", [0.02, 0.3, 0.5, 2 / 3, 0.8, 0.98, 0.999])
@@ -139,7 +139,7 @@ def test_what_it_advises_is_a_configuration_that_differs(sparsity: float, values
     values = {"prune.sparsity": str(sparsity), **values}
     config = resolved(values)
     outcome = accuracy(99.0, Drop(50, 40, 60), sparsity=Sparsity(sparsity, sparsity, 10_000, 500))
-    for way in ways(outcome, config, 1000):
+    for way in remedies(outcome, config, 1000):
         word = way.split(" (")[0]
         key, value = re.fullmatch(r"(?:--)?([\w.]+)[ =](.+)", word).groups()  # type: ignore[union-attr]
         key = {"sparsity": "prune.sparsity", "epochs": "finetune.epochs"}.get(key, key)
@@ -176,4 +176,4 @@ def test_predictions_and_what_is_said_of_them(stages: list[Stage], level: str, s
     found = prediction_check(stages)
     assert found.level == level
     assert said in found.text
-    assert (found.level == "ok") == all(standing(one) != "off" for one in stages)
+    assert (found.level == "ok") == all(prediction_status(one) != "off" for one in stages)

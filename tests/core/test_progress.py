@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 import prunetaylor
 from prunetaylor.cli.support import progress as shown
 from prunetaylor.core.progress import PhaseProgress, Silent
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.core.text import duration
 from prunetaylor.report.terminal.progress_bar import Bar
 from prunetaylor.report.terminal.sweep import time_left

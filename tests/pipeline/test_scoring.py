@@ -14,7 +14,7 @@ import prunetaylor
 from prunetaylor import score
 from prunetaylor.core import registry
 from prunetaylor.core.progress import Silent
-from prunetaylor.core.results.outcome import Scores
+from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python
 from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.job import make_job

@@ -7,7 +7,7 @@ from prunetaylor.core.results.outcome import (
     Drop,
     Epoch,
     FirstOrder,
-    LayerOutcome,
+    LayerResult,
     NetworkStats,
     PruneResult,
     Skipped,
@@ -20,7 +20,7 @@ from prunetaylor.core.results.outcome import (
 def outcome() -> PruneResult:
     """A run of everything: twelve layers, one with a long name, stages with and without a measured change."""
     name = "backbone.stages.3.blocks.11.attention.projection.conv_pointwise"
-    layers = [LayerOutcome(f"layer{i}.conv", (64, 32, 3, 3), 100 * i, 0.01 * i) for i in range(11)]
+    layers = [LayerResult(f"layer{i}.conv", (64, 32, 3, 3), 100 * i, 0.01 * i) for i in range(11)]
     return PruneResult(
         module=nn.Linear(2, 2),
         masks={},
@@ -32,7 +32,7 @@ def outcome() -> PruneResult:
         drop=Drop(1.39, 1.02, 1.77),
         stages=[Stage(0.25, 0.0012, 0.0015, 1.25, 3.21), Stage(0.5, 0.01, None, None, math.inf)],
         first_order=FirstOrder(0.0312, 0.123, 0.1, kept=False, labels=True),
-        layers=[*layers, LayerOutcome(name, (256, 256, 1, 1), 65536, 1.0)],
+        layers=[*layers, LayerResult(name, (256, 256, 1, 1), 65536, 1.0)],
         skipped=[Skipped("head.parametrized", "its weight is computed from another")],
         epochs=[Epoch(1, 0.5, 87.1, 12.0, 0.4, 0.05), Epoch(2, 0.4, 87.5, 11.0, 0.8, 0.001)],
         choices=["method obs: there are samples", "8 stages: sparsity 50 %"],

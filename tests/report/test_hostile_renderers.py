@@ -19,23 +19,19 @@ import pytest
 from torch import nn
 
 import prunetaylor.report
+from prunetaylor.core.results.inspection import CheckpointMetadata, Inspection, TensorInfo
 from prunetaylor.core.results.outcome import (
     Alert,
     FirstOrder,
     Judgement,
-    LayerOutcome,
-    LayerScore,
+    LayerResult,
     NetworkStats,
     PruneResult,
-    ScoreLevel,
-    Scores,
     Skipped,
-    SweepOutcome,
-    Trial,
 )
+from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
+from prunetaylor.core.results.sweep import SweepResult, Trial
 from prunetaylor.core.results.verdict import Verdict
-from prunetaylor.network.checkpoint.inspect import Inspection, TensorInfo
-from prunetaylor.network.checkpoint.metadata import CheckpointMetadata
 from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs
 from prunetaylor.report.terminal.console import PlainConsole
 from prunetaylor.sweep.results import to_csv
@@ -110,7 +106,7 @@ def samples(text: str) -> dict[str, Any]:
         None,
         [],
         first,
-        [LayerOutcome(text, (1,), 1, 0.5)],
+        [LayerResult(text, (1,), 1, 0.5)],
         [Skipped(text, text)],
         [],
         [text],
@@ -128,13 +124,13 @@ def samples(text: str) -> dict[str, Any]:
     )
     trials = [evil(one, text) for one in TRIALS]
     best = dataclasses.replace(trials[0], reported={text: 1.0})
-    sweep = SweepOutcome(text, text, text, [(text, "maximize")], trials, text, best)
+    sweep = SweepResult(text, text, text, [(text, "maximize")], trials, text, best)
     info = TensorInfo(text, (1,), text, 1, 1, 1, text)
     return {
         "PruneResult": outcome,
         "Scores": scores,
         "Verdict": evil(verdict(warnings=[Alert("x", "x")]), text),
-        "SweepOutcome": sweep,
+        "SweepResult": sweep,
         "Inspection": _inspection(info, text),
         "NetworkStats": evil(SIDE, text),
         "Document": document,
@@ -159,10 +155,10 @@ def _sparsity() -> Any:
 
 
 def _inspection(info: TensorInfo, text: str) -> Inspection:
-    said = CheckpointMetadata(
-        **{one.name: _said(one, text) for one in dataclasses.fields(CheckpointMetadata) if one.init}
+    metadata = CheckpointMetadata(
+        **{one.name: _metadata_field(one, text) for one in dataclasses.fields(CheckpointMetadata) if one.init}
     )
-    usual: dict[str, Any] = {"tensors": [info], "notes": [text], "said": said, "path": Path("x")}
+    usual: dict[str, Any] = {"tensors": [info], "notes": [text], "metadata": metadata, "path": Path("x")}
     given = {}
     for one in dataclasses.fields(Inspection):
         if one.init:
@@ -170,7 +166,7 @@ def _inspection(info: TensorInfo, text: str) -> Inspection:
     return Inspection(**given)
 
 
-def _said(one: Any, text: str) -> Any:
+def _metadata_field(one: Any, text: str) -> Any:
     kind = str(one.type)
     if kind.startswith(("dict", "Mapping")):
         return {}
@@ -294,11 +290,11 @@ def test_githubs_lines_stay_lines(text: str, tmp_path: Path) -> None:
 def test_no_cell_is_a_formula(start: str) -> None:
     text = f"{start}cmd()"
     trial = Trial(1, "failed", {"model.arch": text, text: 1}, cause=text)
-    found = SweepOutcome("x", "x", "grid", [("top1", "maximize")], [trial], "", None)
+    found = SweepResult("x", "x", "grid", [("top1", "maximize")], [trial], "", None)
     rows = list(csv.reader(io.StringIO(to_csv(found))))
     assert len(rows) == 2
     cells = [cell for row in rows for cell in row if "cmd" in cell]
     assert len(cells) == 3
     assert all(cell[0] in "'\\" for cell in cells)
-    numbers = SweepOutcome("x", "x", "grid", [], [Trial(1, "done", {"a": -0.5, "b": "-1e-3"})], "", None)
+    numbers = SweepResult("x", "x", "grid", [], [Trial(1, "done", {"a": -0.5, "b": "-1e-3"})], "", None)
     assert list(csv.reader(io.StringIO(to_csv(numbers))))[1][4:6] == ["-0.5", "-1e-3"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prunetaylor.core.results.outcome import ClassDrop, Drop, LayerOutcome, Skipped
+from prunetaylor.core.results.outcome import ClassDrop, Drop, LayerResult, Skipped
 from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
 from prunetaylor.report.html import figures
 from prunetaylor.report.html.run_page import run_page
@@ -130,7 +130,7 @@ def test_a_report_from_before_these_figures_has_its_page() -> None:
 
 def test_nothing_from_a_file_is_markup_or_mathematics() -> None:
     hostile = report(
-        layers=[LayerOutcome(HOSTILE, (1,), 1, 0.5), LayerOutcome("$x^$", (1,), 1, 0.5)],
+        layers=[LayerResult(HOSTILE, (1,), 1, 0.5), LayerResult("$x^$", (1,), 1, 0.5)],
         skipped=[Skipped(HOSTILE, HOSTILE)],
         choices=[HOSTILE],
         device=HOSTILE,
@@ -148,7 +148,7 @@ def test_nothing_from_a_file_is_markup_or_mathematics() -> None:
 
 
 def test_a_large_network_stays_under_a_megabyte() -> None:
-    layers = [LayerOutcome("block." * 60 + str(i), (2048, 2048, 3, 3), 12_345_678, 0.9) for i in range(1500)]
+    layers = [LayerResult("block." * 60 + str(i), (2048, 2048, 3, 3), 12_345_678, 0.9) for i in range(1500)]
     classes = [ClassDrop(i, 50, 3, 1, Drop(4.0, -1.0, 9.0)) for i in range(1000)]
     large = report(layers=layers, classes=classes, choices=["c" * 10_000] * 20)
     large["configuration"]["model"]["args"] = {"blocks": list(range(50_000))}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from prunetaylor.core.errors import OutputError
-from prunetaylor.core.results.outcome import Drop, LayerOutcome
+from prunetaylor.core.results.outcome import Drop, LayerResult
 from prunetaylor.core.results.verdict import Verdict
 from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs, write_summary
 from prunetaylor.report.ci.junit import to_junit
@@ -118,7 +118,7 @@ def test_nothing_measured_is_null_not_nan() -> None:
 
 
 def test_the_summary_of_200_layers_and_1000_classes_is_under_60_kb() -> None:
-    layers = [LayerOutcome("block." * 40 + str(i), (2048, 2048, 3, 3), 12_345_678, 0.9) for i in range(200)]
+    layers = [LayerResult("block." * 40 + str(i), (2048, 2048, 3, 3), 12_345_678, 0.9) for i in range(200)]
     classes = [class_drop(i, 50, 3, 1) for i in range(1000)]
     text = to_markdown(verdict(layers=layers, classes=classes, notes=["n" * 5000] * 5))
     assert len(text.encode()) < 60_000
@@ -131,7 +131,7 @@ HOSTILE = "</details><script>alert(1)</script>|`x`\n# [a](b) @you <img src=x>"
 
 def test_names_from_files_are_text_and_nothing_else() -> None:
     found = verdict(
-        layers=[LayerOutcome(HOSTILE, (1,), 1, 0.5)],
+        layers=[LayerResult(HOSTILE, (1,), 1, 0.5)],
         notes=[HOSTILE],
         files={"dense": HOSTILE, "pruned": "p\x00\x1b[31m"},
         data=HOSTILE,

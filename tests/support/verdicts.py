@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import xmlschema
 
-from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, LayerOutcome, NetworkStats
+from prunetaylor.core.results.outcome import ClassDrop, Drop, Flips, Latency, LayerResult, NetworkStats
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.gate import limits
 from prunetaylor.measure.disagreements import mcnemar
@@ -48,7 +48,7 @@ def class_drop(label: int, samples: int, lost: int, won: int) -> ClassDrop:
 
 
 def verdict(found: list[Check] | None = None, **more: Any) -> Verdict:
-    layers = [LayerOutcome(f"layer{i}.conv", (64, 32, 3, 3), 9216 + i, 0.5 + i / 100) for i in range(12)]
+    layers = [LayerResult(f"layer{i}.conv", (64, 32, 3, 3), 9216 + i, 0.5 + i / 100) for i in range(12)]
     values: dict[str, Any] = {
         "checks": checks() if found is None else found,
         "on_inconclusive": None,

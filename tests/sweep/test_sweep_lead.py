@@ -15,7 +15,7 @@ import pytest
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.sweep import leader
 from prunetaylor.sweep.engine_context import EngineContext, Watch
 from prunetaylor.sweep.engines import local

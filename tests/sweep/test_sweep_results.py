@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.errors import UsageError
-from prunetaylor.core.results.outcome import DENSE_AT_CHANCE, Alert, Trial
+from prunetaylor.core.results.outcome import DENSE_AT_CHANCE, Alert
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.report.pareto import Point, draw, pareto
 from prunetaylor.sweep.definition import Objective
 from prunetaylor.sweep.file import read

@@ -1,1 +1,1 @@
-"""Results as plain values: a run's outcome, its verdict, and the gate's."""
+"""Results as plain values: a run's, a scoring's, a sweep's, the gate's, and a checkpoint file's contents."""

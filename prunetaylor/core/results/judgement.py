@@ -1,8 +1,8 @@
-"""A finished run in words: what was removed, what it cost, whether that is within noise, and what to try.
+"""A finished run in words: how much was removed, how the metric changed, whether that is noise, and what to try next.
 
-The verdict is on the run's own metric. A change is within noise where its paired 95 % interval holds zero. What is
-certain is judged by its size: an accuracy by percentage points and by its share of the dense network's lead over the
-best answer that never changes, a loss by that share alone.
+The verdict is on the run's own metric. A change is within noise if its paired 95 % interval contains zero. A change
+beyond noise is judged by its size: an accuracy by percentage points and by its share of the dense network's margin over
+the best constant answer, a loss by that share alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WEAK = ("random", "magnitude", "lamp", "taylor1", "obd")
 
 @dataclass(frozen=True)
 class _Change:
-    """The change of the metric: positive ``drop`` is worse; ``share`` is that of the dense network's lead."""
+    """A change of the metric: a positive ``drop`` is worse; ``share`` is relative to the dense network's margin."""
 
     text: str
     drop: Drop
@@ -34,10 +34,10 @@ class _Change:
     points: bool  # whether ``drop`` is in percentage points
 
 
-def judge(outcome: PruneResult, config: Config, training: int) -> Judgement:
+def assess(outcome: PruneResult, config: Config, training: int) -> Judgement:
     """Return the verdict on a run, for its first line, its report's title and programs.
 
-    ``training`` is the number of training samples that there are.
+    ``training`` is the number of training samples.
     """
     removed = _removed(outcome)
     keys = {alert.key for alert in outcome.warnings}
@@ -53,32 +53,32 @@ def judge(outcome: PruneResult, config: Config, training: int) -> Judgement:
         text += " The pruned network is no better than guessing."
     elif level == "caution" and change.drop.low <= 0:
         text += f" So few samples cannot exclude a drop of {_amount(change.drop.high, change.points)}: measure on more."
-        return Judgement(_unfinished(outcome, level), text)
+        return Judgement(_worst_if_unfinished(outcome, level), text)
     if outcome.unfinished is not None:
-        return Judgement(_unfinished(outcome, level), f"{text} {_sentence(outcome.unfinished.remedy)}")
+        return Judgement(_worst_if_unfinished(outcome, level), f"{text} {_sentence(outcome.unfinished.remedy)}")
     if level != "ok" and outcome.sparsity.removed:
-        text += f" Try {_listed(ways(outcome, config, training))}."
+        text += f" Try {_alternatives(remedies(outcome, config, training))}."
     return Judgement(level, text)
 
 
-def ways(outcome: PruneResult, config: Config, training: int) -> list[str]:
-    """What would make the network better, as words of the command line: the cheapest first, three at most."""
-    found = []
+def remedies(outcome: PruneResult, config: Config, training: int) -> list[str]:
+    """Return at most three settings that may improve the network, as command-line words, the cheapest first."""
+    words = []
     if config.prune.method in _WEAK:
-        found.append("prune.method=auto (a stronger criterion)")
+        words.append("prune.method=auto (a stronger criterion)")
     if config.prune.refine == "none":
-        found.append("prune.refine=auto (refinement of the kept weights)")
+        words.append("prune.refine=auto (refinement of the kept weights)")
     drawn, fits = config.calibration.samples, config.prune.repair not in ("auto", "none")
     if drawn < training and (fits or outcome.method not in _UNFITTED):
-        found.append(f"calibration.samples={min(4 * drawn, training)}")
+        words.append(f"calibration.samples={min(4 * drawn, training)}")
     epochs = len(outcome.epochs)
-    found.append(f"--epochs {2 * epochs if epochs else 3} ({'longer ' if epochs else ''}fine-tuning)")
+    words.append(f"--epochs {2 * epochs if epochs else 3} ({'longer ' if epochs else ''}fine-tuning)")
     asked, lower = outcome.sparsity.asked, _lower(outcome.sparsity.asked)
-    return [*found[:2], *([f"--sparsity {lower}%"] if lower < 100 * asked else [])]
+    return [*words[:2], *([f"--sparsity {lower}%"] if lower < 100 * asked else [])]
 
 
 def _lower(sparsity: float) -> int:
-    """Whole percent: twice the weights are kept, or where that would be all of them, half as many removed."""
+    """Return a lower sparsity in whole percent that keeps twice the weights, or else removes half as many."""
     return max(1, math.floor(100 * max(1 - 2 * (1 - sparsity), sparsity / 2) + 1e-9))
 
 
@@ -90,42 +90,42 @@ def _removed(outcome: PruneResult) -> str:
 
 
 def _percent(fraction: float) -> str:
-    """At most two digits, and 100 only of all."""
+    """Return a percentage with at most two decimals, and 100 only if everything was removed."""
     shown = min(100 * fraction, 99.99) if fraction < 1 else 100.0
     return f"{shown:.2f}".rstrip("0").rstrip(".") + " %"
 
 
 def _change(outcome: PruneResult) -> _Change | None:
-    """None where the networks were not both measured."""
+    """Return the change of the run's metric, or None if the networks were not both measured."""
     dense, pruned = outcome.dense.metrics, outcome.pruned.metrics
     if outcome.drop is not None and outcome.metric == "top1":
         before, after, drop = dense["top1"], pruned["top1"], outcome.drop
-        lead = before - outcome.constant.get("top1", 0.0)
+        margin = before - outcome.constant.get("top1", 0.0)
         text = f"top-1 {before:.2f} to {after:.2f} % ({_drop_text(drop, points=True)})"
-        return _Change(text, drop, _part(drop, lead), points=True)
+        return _Change(text, drop, _as_share(drop, margin), points=True)
     if outcome.loss_rise is None:
         return None
     before, after, rise = dense["loss"], pruned["loss"], outcome.loss_rise
-    lead = outcome.constant["loss"] - before if "loss" in outcome.constant else abs(before)
+    margin = outcome.constant["loss"] - before if "loss" in outcome.constant else abs(before)
     text = f"loss {before:.4g} to {after:.4g} ({_drop_text(rise, points=False)})"
-    return _Change(text, rise, _part(rise, lead), points=False)
+    return _Change(text, rise, _as_share(rise, margin), points=False)
 
 
 def _drop_text(drop: Drop, *, points: bool) -> str:
-    """The change as people write it, worse accuracy being negative and worse loss positive."""
+    """Return the change with its sign as people write it: worse accuracy is negative, worse loss positive."""
     sign = -1 if points else 1
     value, *ends = (sign * x for x in (drop.value, drop.low, drop.high))
     low, high = (f"{x + 0.0:+.2f}" if points else f"{x + 0.0:+.3g}" for x in sorted(ends))
     change = f"{round(value, 2) + 0.0:+.2f} pp" if points else f"{value + 0.0:+.3g}"
-    within = "within noise, " if drop.low <= 0 <= drop.high else ""
-    return f"{change}, {within}95 % interval {low} to {high}"
+    verdict = "within noise, " if drop.low <= 0 <= drop.high else ""
+    return f"{change}, {verdict}95 % interval {low} to {high}"
 
 
-def _part(drop: Drop, lead: float) -> Drop:
-    """The drop as a share of the dense network's lead; all of it where there is none."""
-    if lead <= 0:
+def _as_share(drop: Drop, margin: float) -> Drop:
+    """Return the drop as a share of the dense network's margin; all of it if there is no margin."""
+    if margin <= 0:
         return Drop(*(math.copysign(math.inf, x) if x else 0.0 for x in (drop.value, drop.low, drop.high)))
-    return Drop(drop.value / lead, drop.low / lead, drop.high / lead)
+    return Drop(drop.value / margin, drop.low / margin, drop.high / margin)
 
 
 def _level(change: _Change) -> str:
@@ -139,7 +139,7 @@ def _level(change: _Change) -> str:
     return "caution" if share.high > MUCH or (change.points and drop.high > LARGE) else "ok"
 
 
-def _unfinished(outcome: PruneResult, level: str) -> str:
+def _worst_if_unfinished(outcome: PruneResult, level: str) -> str:
     return "bad" if outcome.unfinished is not None else level
 
 
@@ -152,17 +152,18 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _listed(words: Sequence[str]) -> str:
+def _alternatives(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
 # The Taylor model's predictions, held against what was measured.
 
 
-def standing(stage: Stage) -> str:
-    """How a stage's prediction of the change since the dense network did: "ok", "noise", "off" or "" (none to check).
+def prediction_status(stage: Stage) -> str:
+    """Return "ok", "noise", "off" or "" for a stage's predicted change since the dense network ("": none to check).
 
-    "noise": the two differ by more than a factor of two, though by no more than noise, or what is negligible.
+    "noise" means that prediction and measurement differ by more than a factor of two, but by no more than noise or a
+    negligible amount.
     """
     if not stage.accepted or stage.believed is None:
         return ""
@@ -173,29 +174,29 @@ def standing(stage: Stage) -> str:
 
 
 def prediction_check(stages: Sequence[Stage]) -> Judgement:
-    """Say whether the predictions held, and from where on they did not; terminal, page and JSON show this."""
-    found = [(i, stage, standing(stage)) for i, stage in enumerate(stages, 1) if standing(stage)]
-    if not found:
+    """Return whether the predictions agreed with the measurements, and if not, from which stage on."""
+    checked = [(i, stage, prediction_status(stage)) for i, stage in enumerate(stages, 1) if prediction_status(stage)]
+    if not checked:
         return Judgement("ok", "prediction check: nothing was predicted")
-    off = [(i, stage) for i, stage, how in found if how == "off"]
-    if not off:
-        noisy = [f"{i}" for i, _, how in found if how == "noise"]
+    wrong = [(i, stage) for i, stage, how in checked if how == "off"]
+    if not wrong:
+        noisy = [f"{i}" for i, _, how in checked if how == "noise"]
         more = f" (stage {', '.join(noisy)}: too small a change or too few samples to tell)" if noisy else ""
         return Judgement("ok", f"prediction check: OK at every stage{more}")
-    first = off[0][0]
+    first = wrong[0][0]
     where = "at every stage"
-    if any(how != "off" for _, _, how in found):
-        rest = {i for i, _, _ in found if i >= first}
-        where = f"from stage {first}, {_percent(off[0][1].sparsity)} sparsity, on"
-        if rest != {i for i, _ in off}:
-            where = f"at stage {', '.join(str(i) for i, _ in off)}"
+    if any(how != "off" for _, _, how in checked):
+        rest = {i for i, _, _ in checked if i >= first}
+        where = f"from stage {first}, {_percent(wrong[0][1].sparsity)} sparsity, on"
+        if rest != {i for i, _ in wrong}:
+            where = f"at stage {', '.join(str(i) for i, _ in wrong)}"
     return Judgement(
-        "caution", f"warning: {_apart([stage for _, stage in off])} {where}; trust the measured accuracy only"
+        "caution", f"warning: {_disagreement([stage for _, stage in wrong])} {where}; trust the measured accuracy only"
     )
 
 
-def _apart(stages: Sequence[Stage]) -> str:
-    """By how much measured and predicted change differ, at most."""
+def _disagreement(stages: Sequence[Stage]) -> str:
+    """Return by how much measured and predicted change differ at most, in words."""
     ratios = [stage.cumulative_ratio for stage in stages]
     over = [ratio for ratio in ratios if ratio is not None and ratio > 2]
     if any(stage.cumulative_measured is None for stage in stages):

@@ -1,35 +1,38 @@
-"""What a run found: plain frozen values, filled by the pipeline and rendered by report/. Units stand at each field."""
+"""The result of a run as plain frozen values, filled by the pipeline and rendered by report/. Units stand beside the
+fields.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prunetaylor.core.text import duration
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-from prunetaylor.core.text import duration
 
 
 @dataclass(frozen=True)
 class NetworkStats:
-    """One network, dense or pruned."""
+    """The metrics and the size of one network, dense or pruned."""
 
     metrics: dict[str, float]  # by name; top1 in percent, loss a mean; empty without data
     parameters: int  # all of them
     nonzero: int  # parameters that are not zero
-    flops: int | None  # a sample's forward pass, MAC = 2, zeros counted as work; None where no input is known
-    flops_nonzero: int | None  # the same without the products by zero weights
-    bytes: int  # of the network's file on the disk; where there is none, of the safetensors file that it would be
+    flops: int | None  # of one sample's forward pass, MAC = 2, zeros counted as work; None if unknown
+    flops_nonzero: int | None  # without products by zero weights
+    bytes: int  # of its file on the disk, or of the safetensors file that it would be
 
 
 def removed_at(sparsity: float, prunable: int) -> int:
-    """How many of ``prunable`` weights a sparsity in [0, 1) removes: the nearest number, though one always stays."""
+    """Return the number of ``prunable`` weights that a sparsity removes: the nearest one that leaves a weight."""
     return min(round(sparsity * prunable), prunable - 1)
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """``asked`` and ``obtained`` are fractions of ``prunable``; ``removed == removed_at(asked, prunable)``."""
+    """The sparsity of a run: fractions of ``prunable`` weights; ``removed == removed_at(asked, prunable)``."""
 
     asked: float
     obtained: float
@@ -39,7 +42,7 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Drop:
-    """Dense metric minus pruned metric in percentage points, with its paired 95 % interval."""
+    """The dense metric minus the pruned metric, in percentage points, with its paired 95 % interval."""
 
     value: float
     low: float
@@ -48,17 +51,19 @@ class Drop:
 
 @dataclass(frozen=True)
 class Flips:
-    """The samples on which the two networks differ, of ``samples`` in all. The rest both get right, or both wrong."""
+    """The samples, of ``samples`` in all, on which the two networks differ; on the rest both are right or
+    both wrong.
+    """
 
     samples: int
     lost: int  # the dense network is right, the pruned one wrong
     won: int  # the other way round
-    mcnemar_p: float  # exact, two-sided: how likely so uneven a split is where both networks are equally good
+    mcnemar_p: float  # exact, two-sided: the probability of so uneven a split if both are equally good
 
 
 @dataclass(frozen=True)
 class ClassDrop:
-    """One class, by the samples whose label it is. ``drop`` has the class's own 95 % interval, not simultaneous."""
+    """The drop on the samples of one class. Its 95 % interval holds for this class alone, not for all at once."""
 
     label: int
     samples: int
@@ -69,7 +74,7 @@ class ClassDrop:
 
 @dataclass(frozen=True)
 class Latency:
-    """Two networks timed in turns. ``low`` and ``high`` are one-sided 95 % limits of the ratio."""
+    """The latency of two networks timed in turns. ``low`` and ``high`` are one-sided 95 % limits of the ratio."""
 
     dense_ms: float  # medians of one forward pass, in milliseconds
     pruned_ms: float
@@ -77,7 +82,7 @@ class Latency:
     low: float
     high: float
     noise: float  # half the interquartile range of a round's two dense times over each other
-    steady: bool  # whether that is small enough for a judgement
+    steady: bool  # whether the noise is small enough for a judgement
     rounds: int
     batch: int  # samples in a forward pass
     device: str
@@ -85,31 +90,33 @@ class Latency:
 
 @dataclass(frozen=True)
 class Stage:
-    """One round of fit, score, select, repair. Changes are of the mean error on held-out calibration samples.
+    """One round of fit, score, select and repair. Changes are of the mean error on held-out calibration samples.
 
-    They are of the displacement by masks and least squares, before batch norm and refinement; the cumulative ones are
-    of everything that moved since the dense network.
+    They follow from the displacement by masks and least squares, before batch norm and refinement; the cumulative ones
+    include everything that moved since the dense network.
     """
 
     sparsity: float
     predicted_change: float | None
-    measured_change: float | None  # None: not finite, or nothing to measure by
+    measured_change: float | None  # None: not finite, or nothing to measure on
     gain_ratio: float | None  # measured / predicted
     seconds: float
-    accepted: bool = True  # False: taken back, and tried again with a smaller step
+    accepted: bool = True  # False: taken back and repeated with a smaller step
     noise: float | None = None  # standard error of the measured change
     damping: float | None = None  # of this stage's systems, relative to their mean diagonal
     cumulative_predicted: float | None = None
     cumulative_measured: float | None = None
-    believed: bool | None = None  # the cumulative ones agree within a factor of two, or as far as anybody can tell
+    believed: bool | None = None  # the cumulative changes agree within a factor of two, or within noise
     cumulative_ratio: float | None = None
-    metric: float | None = None  # the run's, on the same held-out samples after all the stage did; None: taken back
+    metric: float | None = None  # the run's metric on the same samples after the whole stage; None: taken back
 
 
 def believed_to(stages: list[Stage]) -> float | None:
-    """The sparsity up to which measured and predicted change since the dense network agree within a factor of two.
+    """Return the sparsity up to which measured and predicted change since the dense network agree within a factor of
+    two.
 
-    Taken over accepted stages in turn; None where the first one already differs by more, or nothing was predicted.
+    Only accepted stages count, in their order. None means that the first one already disagrees, or that nothing was
+    predicted.
     """
     reached = None
     for stage in stages:
@@ -123,17 +130,19 @@ def believed_to(stages: list[Stage]) -> float | None:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """How far from convergence the checkpoint is: of the error with labels, whether or not that is what is gone by."""
+    """The distance of the checkpoint from convergence, in the error with labels, whether or not the run uses that
+    error.
+    """
 
     share: float  # |g'd| / (|g'd| + d'Hd/2) of a probe: each weight's removal by itself, at the dense network
     gradient_norm: float
     noise_norm: float  # the norm that sampling alone gives a mean gradient over this many samples
     kept: bool  # whether its first-order term was kept
-    labels: bool  # whether it is what was gone by
+    labels: bool  # whether the run uses the error with labels
 
     @property
     def converged(self) -> str:
-        """Return "yes", "not quite" (a gradient beyond sampling noise) or "no" (one that changes the ranking)."""
+        """Return "yes", "not quite" (the gradient exceeds sampling noise) or "no" (it changes the ranking)."""
         if self.gradient_norm**2 <= 1.5 * self.noise_norm**2:
             return "yes"
         return "no" if self.share > 1 / 3 else "not quite"
@@ -141,16 +150,18 @@ class FirstOrder:
 
 @dataclass(frozen=True)
 class Histogram:
-    """The scores of the last stage that stands: counts of their log10 between ``edges``, one fewer than those."""
+    """The scores of the last accepted stage: counts of their log10 between ``edges``, one fewer than those."""
 
     edges: list[float]
     removed: list[int]
     kept: list[int]
-    threshold: float | None  # log10 of the largest score that went; None where none did
+    threshold: float | None  # log10 of the largest removed score; None if none was removed
 
 
 @dataclass(frozen=True)
-class LayerOutcome:
+class LayerResult:
+    """The weights removed from one layer."""
+
     name: str
     shape: tuple[int, ...]
     removed: int
@@ -159,7 +170,7 @@ class LayerOutcome:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer or tensor that was left alone though a user might expect otherwise."""
+    """A layer or tensor that was not pruned although a user might expect it to be."""
 
     name: str
     why: str
@@ -167,7 +178,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of fine-tuning; ``validation`` is the metric on the samples that choose."""
+    """One epoch of fine-tuning; ``validation`` is the metric on the samples that choose the epoch."""
 
     epoch: int
     loss: float
@@ -179,32 +190,32 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a run was planned to hold at most, in bytes, Python and its libraries aside."""
+    """The planned peak memory of a run in bytes, without Python and its libraries."""
 
     planned: int
-    limit: int | None  # what it might take; None where nobody knows what is free
-    parts: dict[str, int]  # of ``planned``, by what they are for
-    phase: str  # the one that needs the most
+    limit: int | None  # memory that the run may use; None if the free memory is unknown
+    parts: dict[str, int]  # of ``planned``, by purpose
+    phase: str  # the phase that needs the most
     batch: int  # calibration samples in a batch
 
 
 @dataclass(frozen=True)
 class Time:
-    """How long a run was thought to take before it began, in seconds, by what they are for."""
+    """The estimated duration of a run in seconds, in total and by purpose, made before it started."""
 
     estimate_seconds: float
     parts: dict[str, float]
 
     def describe(self) -> str:
-        """One line; a run may end sooner, where refinement has nothing to gain."""
+        """Return the estimate in one line; a run may end sooner if refinement gains nothing."""
         most = sorted(self.parts.items(), key=lambda part: -part[1])[:3]
-        said = ", ".join(f"{duration(seconds)} {name}" for name, seconds in most if seconds >= 1)
-        return f"time: about {duration(self.estimate_seconds)}{f' ({said})' if said else ''}"
+        longest = ", ".join(f"{duration(seconds)} {name}" for name, seconds in most if seconds >= 1)
+        return f"time: about {duration(self.estimate_seconds)}{f' ({longest})' if longest else ''}"
 
 
 @dataclass(frozen=True)
 class Alert:
-    """A doubt about the run that its user should know of; ``key`` names its kind for programs."""
+    """A doubt about the run that its user should know; ``key`` names its kind for programs."""
 
     key: str
     text: str
@@ -213,15 +224,15 @@ class Alert:
 DENSE_AT_CHANCE, CLASSES_RENAMED = "dense_at_chance", "classes_renamed"
 PRUNED_AT_CHANCE = "pruned_at_chance"
 BROKEN = (DENSE_AT_CHANCE, CLASSES_RENAMED)
-"""Keys of alerts under which no comparison with the dense network means anything."""
+"""Keys of alerts that make every comparison with the dense network meaningless."""
 
 LEVELS = ("ok", "caution", "bad")
-"""Of a judgement: nothing to worry about, look before relying on it, do not use it as it is."""
+"""The levels of a judgement: fine, check it before relying on it, do not use it as it is."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A result in words: ``level`` is one of LEVELS, ``text`` one or two sentences."""
+    """A result in words: ``level`` is one of LEVELS, ``text`` has one or two sentences."""
 
     level: str
     text: str
@@ -229,7 +240,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Why a run ended before the sparsity asked for, and what to try; what it came to is a network all the same."""
+    """The reason why a run ended before the requested sparsity, and a remedy; its network is usable all the same."""
 
     cause: str
     remedy: str
@@ -237,7 +248,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A finished run. ``module`` is the pruned network, ``masks`` (True = keep) are by parameter name."""
+    """A finished run. ``module`` is the pruned network; ``masks`` (True = keep) are keyed by parameter name."""
 
     module: nn.Module
     masks: dict[str, Tensor]
@@ -249,7 +260,7 @@ class PruneResult:
     drop: Drop | None
     stages: list[Stage]
     first_order: FirstOrder | None
-    layers: list[LayerOutcome]
+    layers: list[LayerResult]
     skipped: list[Skipped]
     epochs: list[Epoch]
     choices: list[str]  # every automatic choice with its reason, one line each
@@ -261,100 +272,10 @@ class PruneResult:
     time: Time | None = None
     flips: Flips | None = None  # on the test samples; None without classes
     classes: list[ClassDrop] = field(default_factory=list)  # the largest drop first
-    histogram: Histogram | None = None  # None where nothing was ranked by a score
+    histogram: Histogram | None = None  # None if no score ranked the weights
     loss_rise: Drop | None = None  # pruned - dense, in its own unit; None without samples
-    unfinished: Unfinished | None = None  # where the sparsity asked for was not reached
+    unfinished: Unfinished | None = None  # set if the requested sparsity was not reached
     warnings: list[Alert] = field(default_factory=list)
-    constant: dict[str, float] = field(default_factory=dict)  # metrics of the best answer that never changes
+    constant: dict[str, float] = field(default_factory=dict)  # metrics of the best constant answer
     method: str = ""  # the criterion that ranked the weights, ``auto`` settled
-    verdict: Judgement | None = None  # of the whole run; the pipeline gives one to every run
-
-
-@dataclass(frozen=True)
-class ScoreLevel:
-    """One step from the dense weights. Changes are of the mean error on held-out calibration samples."""
-
-    sparsity: float
-    removed: int
-    predicted_change: float
-    measured_change: float | None  # None: not finite
-    gain_ratio: float | None  # measured / predicted
-    changed_classes: float | None  # share of the samples whose class is not the dense network's; None without classes
-    trusted: bool  # the gain ratio is within reach here and at all lower sparsities
-
-
-@dataclass(frozen=True)
-class LayerScore:
-    """One layer at each of the levels, in their order."""
-
-    name: str
-    shape: tuple[int, ...]
-    sparsities: list[float]  # what the level takes from this layer
-    predicted_changes: list[float | None]  # by this layer's part of the step alone; None where not looked at
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How far a network can be pruned, as far as one step from the dense weights can tell."""
-
-    method: str
-    repair: str  # how the step makes up for what it removes
-    error: str  # which error the changes are of
-    prunable: int
-    levels: list[ScoreLevel]
-    layers: list[LayerScore]
-    trusted_to: float | None  # the largest sparsity that is trusted; None where the lowest is not
-    held_out: int  # samples
-    first_order: FirstOrder | None
-    skipped: list[Skipped]
-    choices: list[str]  # every automatic choice with its reason, one line each
-    seconds: float
-    seed: int
-    device: str
-    hashes: dict[str, str] = field(default_factory=dict)  # of checkpoint, data and code
-    memory: Memory | None = None
-    warnings: list[Alert] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of a sweep, as its last attempt left it."""
-
-    number: int  # from 1
-    state: str  # "waiting", "running", "done", "stopped" (early) or "failed"
-    parameters: dict[str, Any]  # by configuration key; empty where they are not chosen yet
-    metrics: dict[str, float] = field(default_factory=dict)  # top1 and loss are of the samples that rank
-    interval: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, of top1 and loss
-    reported: dict[str, float] = field(default_factory=dict)  # top1 and loss of the samples that report
-    values: tuple[float, ...] = ()  # of the objectives, in their order
-    progress: tuple[tuple[int, float], ...] = ()  # (epoch or stage, value) that early stopping went by
-    cause: str | None = None  # of a failure
-    worker: str | None = None
-    threads: int | None = None  # that it computes with; None where it has not begun
-    returns: int = 0  # times that it was given back, as its worker had to stop or was lost
-    returned: str | None = None  # why it was given back, the last time
-    rank: int | None = None  # from 1, of those that are done
-    front: bool = False  # no other is as good in every objective and better in one
-
-
-@dataclass(frozen=True)
-class SweepOutcome:
-    """A sweep, its trials in the order of their ranks, then those that are not done."""
-
-    name: str
-    folder: str
-    method: str
-    objectives: list[tuple[str, str]]  # name, and "maximize" or "minimize"
-    trials: list[Trial]
-    samples: str  # which samples rank and which report
-    best: Trial | None
-    warnings: list[Alert] = field(default_factory=list)
-
-    @property
-    def failed(self) -> int:
-        return sum(trial.state == "failed" for trial in self.trials)
-
-    @property
-    def never_ran(self) -> int:
-        """The number of trials that still wait: nobody has run them to their end."""
-        return sum(trial.state == "waiting" for trial in self.trials)
+    verdict: Judgement | None = None  # on the whole run; the pipeline gives every run one

@@ -1,11 +1,13 @@
-"""What a gate found: plain frozen values, filled by gate/ and rendered by report/. Units stand at each field."""
+"""The result of a gate as plain frozen values, filled by gate/ and rendered by report/. Units stand beside
+the fields.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from prunetaylor.core.results.outcome import BROKEN, Alert, ClassDrop, Drop, Flips, Latency, LayerOutcome, NetworkStats
+from prunetaylor.core.results.outcome import BROKEN, Alert, ClassDrop, Drop, Flips, Latency, LayerResult, NetworkStats
 
 Status = Literal["pass", "fail", "inconclusive"]
 Unit = Literal["pp", "metric", "fraction", "bytes", "ratio"]
@@ -16,9 +18,10 @@ PASSED, FAILED, INCONCLUSIVE = 0, 3, 4
 
 @dataclass(frozen=True)
 class Check:
-    """One limit held against what was measured.
+    """One limit compared with a measurement.
 
-    ``low`` and ``high`` are one-sided 95 % limits, None for what is counted and not estimated: then ``value`` decides.
+    ``low`` and ``high`` are one-sided 95 % limits; None for a quantity that is counted, not estimated: then ``value``
+    decides.
     """
 
     name: str  # the limit's key: max_drop, min_sparsity...
@@ -30,19 +33,20 @@ class Check:
     high: float | None
     status: Status
     why: str  # one line
-    samples_needed: int | None = None  # that would settle it at the rates seen; None where settled, or none would
+    samples_needed: int | None = None  # to decide it at the rates seen; None if decided, or if none would
 
     @property
     def bound(self) -> str:
-        """ "max" or "min"."""
+        """Return "max" or "min"."""
         return self.name[:3]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All limits together: failed where one is, else inconclusive where one is, else passed.
+    """All limits together: the gate fails if one fails, and else is inconclusive if one is, and else passes.
 
-    Against a dense network that is at chance nothing can be judged: inconclusive, whatever is to become of that.
+    Against a dense network at chance nothing can be judged: the gate is inconclusive, whatever ``on_inconclusive``
+    says.
     """
 
     checks: list[Check]
@@ -55,10 +59,10 @@ class Verdict:
     drop: Drop | None  # with its two-sided 95 % interval; None without samples
     flips: Flips | None  # None without classes
     classes: list[ClassDrop]  # the largest drop first
-    layers: list[LayerOutcome]
+    layers: list[LayerResult]
     latency: Latency | None
     samples: int
-    data: str | None  # where the samples are from
+    data: str | None  # source of the samples
     seed: int
     device: str
     seconds: float
@@ -68,20 +72,21 @@ class Verdict:
 
     @property
     def baseless(self) -> bool:
-        """Whether the dense network is no ground to judge on."""
+        """Return whether the dense network cannot serve as a baseline."""
         return any(alert.key in BROKEN for alert in self.warnings)
 
     @property
     def status(self) -> Status:
+        """Return the verdict over all limits."""
         if self.baseless:
             return "inconclusive"
-        found = {check.status for check in self.checks}
-        return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+        statuses = {check.status for check in self.checks}
+        return "fail" if "fail" in statuses else "inconclusive" if "inconclusive" in statuses else "pass"
 
     @property
     def exit_code(self) -> int:
-        """0 passed, 3 failed, 4 inconclusive, or what ``on_inconclusive`` makes of it."""
+        """Return 0 for passed, 3 for failed, 4 for inconclusive, or the code that ``on_inconclusive`` selects."""
         if self.baseless:
             return INCONCLUSIVE
-        settled = {"pass": PASSED, "fail": FAILED, "warn": PASSED, None: INCONCLUSIVE}
-        return {"pass": PASSED, "fail": FAILED, "inconclusive": settled[self.on_inconclusive]}[self.status]
+        codes = {"pass": PASSED, "fail": FAILED, "warn": PASSED, None: INCONCLUSIVE}
+        return {"pass": PASSED, "fail": FAILED, "inconclusive": codes[self.on_inconclusive]}[self.status]

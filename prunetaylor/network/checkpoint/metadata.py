@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
 from torch import Tensor
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.core.results.inspection import CheckpointMetadata
 
 FORMAT = "prunetaylor"
 VERSION = 1
@@ -18,19 +18,6 @@ _DEEPEST = 20
 _MOST_VALUES = 100_000
 
 _REMEDY = "name the network and the data yourself (--arch, --data) with a plain state_dict of the same weights"
-
-
-@dataclass(frozen=True)
-class CheckpointMetadata:
-    """A file's own words. ``arch`` may name code: whoever follows it asks first whether it is trusted."""
-
-    arch: str | None = None
-    args: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    masks: dict[str, dict[str, int]] = field(default_factory=dict)  # by parameter name: {"size", "kept"} counts
-    classes: int | None = None
-    tied: dict[str, str] = field(default_factory=dict)  # tensor names stored under another name
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def encode(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.core.json_file import read_json
-from prunetaylor.network.checkpoint.metadata import FORMAT, CheckpointMetadata, decode
+from prunetaylor.core.results.inspection import CheckpointMetadata
+from prunetaylor.network.checkpoint.metadata import FORMAT, decode
 from prunetaylor.network.checkpoint.paths import RUN_FILE, find_file
 from prunetaylor.network.checkpoint.refusal import refusing, require_room
 from prunetaylor.network.checkpoint.torch_format.descriptions import DTYPES, MOST_DIMENSIONS
@@ -44,7 +45,7 @@ class Checkpoint:
     form: str  # "state_dict", "training dict", "safetensors" or "prunetaylor"
     container: str  # "zip" or "legacy" (torch.save), or "safetensors"
     state: dict[str, Tensor]
-    said: CheckpointMetadata | None  # what the file says of itself; None if it says nothing
+    metadata: CheckpointMetadata | None  # None if prunetaylor did not write the file
     sha256: str  # of the file's bytes
     size: int  # bytes
     prefix_removed: str = ""  # wrappers' names taken off the parameter names: "module.", "_orig_mod."...
@@ -148,25 +149,25 @@ def _container(file: Path) -> str:
 
 def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
     file = TorchFile(path, stream, size)
-    found, said = file.held, None
-    if isinstance(found, Mapping) and found.get("format") == FORMAT:
-        said = decode({k: v for k, v in found.items() if k != "state_dict"})
-        found = {"state_dict": found.get("state_dict")}
-    inner = unwrap(found)
+    contents, metadata = file.held, None
+    if isinstance(contents, Mapping) and contents.get("format") == FORMAT:
+        metadata = decode({k: v for k, v in contents.items() if k != "state_dict"})
+        contents = {"state_dict": contents.get("state_dict")}
+    inner = unwrap(contents)
     state = {name: file.tensor(name, one) for name, one in inner.state.items()}
     file.check_rest()
-    if said is not None:
+    if metadata is not None:
         return {
             "state": state,
-            "said": said,
+            "metadata": metadata,
             "form": "prunetaylor",
             "prefix_removed": inner.prefix_removed,
             "notes": file.notes,
         }
-    named = found.get("arch") if inner.path else None
+    named = contents.get("arch") if inner.path else None
     return {
         "state": state,
-        "said": None,
+        "metadata": None,
         "form": "training dict" if inner.path else "state_dict",
         "prefix_removed": inner.prefix_removed,
         "notes": (*inner.notes, *file.notes),
@@ -182,7 +183,7 @@ def _copied(tensor: Tensor) -> Tensor:
 def _open_safetensors(file: Path, size: int) -> dict[str, Any]:
     require_room(file, size)
     with safe_open(file, framework="pt", device="cpu") as opened:
-        metadata = opened.metadata() or {}
+        header = opened.metadata() or {}
         # Copied: a tensor that is a view of the mapped file would change, or fault, with the file.
         state = {name: _copied(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118 (no iterator)
     for name, tensor in state.items():
@@ -191,15 +192,15 @@ def _open_safetensors(file: Path, size: int) -> dict[str, Any]:
                 f"{file}: {name!r} has the type {tensor.dtype} and {tensor.ndim} dimensions",
                 "save it in a plain type, such as float32",
             )
-    if FORMAT not in metadata:
+    if FORMAT not in header:
         state, prefix = plain_names(state)
         notes = (f"prefix {prefix!r} removed from the names",) if prefix else ()
-        return {"state": state, "said": None, "form": "safetensors", "prefix_removed": prefix, "notes": notes}
-    said = decode(json.loads(metadata[FORMAT]))
-    for alias, name in said.tied.items():
+        return {"state": state, "metadata": None, "form": "safetensors", "prefix_removed": prefix, "notes": notes}
+    metadata = decode(json.loads(header[FORMAT]))
+    for alias, name in metadata.tied.items():
         if name not in state:
             raise CheckpointRefused(
                 f"{file}: {alias!r} is stored as {name!r}, which is missing", "write the file again"
             )
         state[alias] = state[name]
-    return {"state": state, "said": said, "form": "prunetaylor"}
+    return {"state": state, "metadata": metadata, "form": "prunetaylor"}

@@ -27,7 +27,7 @@ def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
     """Warn of a network that is at chance on the test samples; ``found`` is its evaluation there."""
     if found is None:
         return
-    said = job.checkpoint.said if job.checkpoint is not None else None
+    said = job.checkpoint.metadata if job.checkpoint is not None else None
     alert = doubt(found, job.task, pruned=said is not None and bool(said.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from prunetaylor.core.config.schema import Config
-from prunetaylor.core.results.judgement import prediction_check, standing
+from prunetaylor.core.results.judgement import prediction_check, prediction_status
 from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
 from prunetaylor.core.results.verdict import Check
 from prunetaylor.report.html import figures
@@ -197,7 +197,7 @@ def _as_stage(stage: Document) -> Stage:
 
 def _stage(index: int, stage: Document) -> tuple[str, ...]:
     changes = (number(stage[key]) for key in ("predicted_change", "measured_change"))
-    how = standing(_as_stage(stage))
+    how = prediction_status(_as_stage(stage))
     since = number(stage.get("cumulative_ratio"), 3) + (f" {how}" if how in ("off", "noise") else "")
     ratios = (number(stage.get("gain_ratio"), 3), since)
     reached = percent(stage["sparsity"]) + ("" if stage.get("accepted", True) else " (taken back)")

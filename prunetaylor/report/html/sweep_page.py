@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunetaylor.core.results.outcome import SweepOutcome, Trial
+from prunetaylor.core.results.sweep import SweepResult, Trial
 from prunetaylor.report.html import figures
 from prunetaylor.report.html.page import figure, render
 from prunetaylor.report.pareto import Point
@@ -17,7 +17,7 @@ _FIELDS = ("top1", "loss", "sparsity", "nonzero", "flops_nonzero", "bytes")
 
 
 def sweep_page(
-    found: SweepOutcome, *, value: str, sign: int, cost: str, links: Mapping[int, str], best: str = ""
+    found: SweepResult, *, value: str, sign: int, cost: str, links: Mapping[int, str], best: str = ""
 ) -> str:
     """One self-contained page.
 
@@ -52,7 +52,7 @@ def sweep_page(
     )
 
 
-def _notes(found: SweepOutcome) -> list[str]:
+def _notes(found: SweepResult) -> list[str]:
     goals = ", ".join(f"{goal} {title(name)}" for name, goal in found.objectives)
     several = "; * marks the Pareto front" if len(found.objectives) > 1 else ""
     notes = [f"{len(found.trials)} trials, method {found.method}: {goals}{several}."]
@@ -61,7 +61,7 @@ def _notes(found: SweepOutcome) -> list[str]:
     return [*notes, f"{found.samples[:1].upper()}{found.samples[1:]}."] if found.samples else notes
 
 
-def _tiles(found: SweepOutcome) -> list[tuple[str, str, str]]:
+def _tiles(found: SweepResult) -> list[tuple[str, str, str]]:
     """(label, number, what stands under it) of the best trial and of how many there are."""
     tiles = []
     if (best := found.best) is not None:

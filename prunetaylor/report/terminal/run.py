@@ -12,12 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunetaylor.core.results.judgement import prediction_check, standing
+from prunetaylor.core.results.judgement import prediction_check, prediction_status
 from prunetaylor.core.text import neutral
 
 if TYPE_CHECKING:
+    from prunetaylor.core.results.inspection import Inspection
     from prunetaylor.core.results.outcome import Alert, Flips, NetworkStats, PruneResult
-    from prunetaylor.network.checkpoint.inspect import Inspection
 
 _NAME_WIDTH = 34
 _LINE = 2000
@@ -91,7 +91,7 @@ def print_inspection(console: Console, found: Inspection) -> None:
 
 def inspection_facts(found: Inspection) -> list[tuple[str, str]]:
     """Label and value of everything that stands above the table of tensors; what is empty is left out."""
-    said = found.said
+    said = found.metadata
     facts = [
         ("path", str(found.path)),
         ("form", f"{found.form} ({found.container})" if found.container != found.form else found.form),
@@ -231,7 +231,7 @@ def _stages(outcome: PruneResult) -> Table:
     table = new_table("stage", "sparsity", "predicted", "measured", "gain ratio", "since dense", "seconds")
     for i, stage in enumerate(outcome.stages, 1):
         changes = (stage.predicted_change, stage.measured_change)
-        how = standing(stage)
+        how = prediction_status(stage)
         since = number(stage.cumulative_ratio, 3) + (f" {how}" if how in ("off", "noise") else "")
         ratios = (number(stage.gain_ratio, 3), since)
         sparsity = percent(stage.sparsity) + ("" if stage.accepted else " (taken back)")

@@ -11,7 +11,7 @@ from rich.text import Text
 from prunetaylor.report.terminal.run import BRIEF, new_table, number, percent, print_list, shorten
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import LayerScore, ScoreLevel, Scores
+    from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 
 _NAME_WIDTH = 26
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prunetaylor.core.results.outcome import SweepOutcome, Trial
+from prunetaylor.core.results.sweep import SweepResult, Trial
 from prunetaylor.core.text import duration
 from prunetaylor.report.terminal.run import count, new_table, number, print_alerts, shorten, size
 from prunetaylor.report.titles import title
@@ -18,7 +18,7 @@ _VALUE_WIDTH = 24
 _MARK = {"running": ">", "failed": "x", "stopped": "-", "waiting": ".", "done": ""}
 
 
-def print_sweep(console: Console, found: SweepOutcome) -> None:
+def print_sweep(console: Console, found: SweepResult) -> None:
     """The ranked trials, the samples they are ranked on, and the best one on the samples it is reported on."""
     console.print(ranked(found))
     if found.samples:
@@ -32,7 +32,7 @@ def print_sweep(console: Console, found: SweepOutcome) -> None:
         console.print(Text(f"best: trial {best.number} ({chosen(best.parameters)}){told}"))
 
 
-def ranked(found: SweepOutcome) -> Table:
+def ranked(found: SweepResult) -> Table:
     """Rank, trial, what was varied, the objectives and what the network costs; * is the Pareto front."""
     keys = list(dict.fromkeys(key for trial in found.trials for key in trial.parameters))
     more = ["top1", "nonzero"] if "prune.sparsity" in keys else ["top1", "sparsity", "nonzero"]

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetaylor.core.errors import UsageError
-from prunetaylor.core.results.outcome import Trial
+from prunetaylor.core.results.sweep import Trial
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.heartbeat import PATIENCE, is_alive, others
 from prunetaylor.sweep.study.journal import open_journal

@@ -83,7 +83,7 @@ def test_forms(net, tmp_path, form, zipped):
     same(found.state, net.state_dict())
     assert (found.form, found.prefix_removed) == (name, prefix)
     assert found.container == ("zip" if zipped else "legacy")
-    assert found.said is None
+    assert found.metadata is None
     assert found.size == (tmp_path / "file").stat().st_size
     seen = inspect_file(tmp_path / "file")
     assert (seen.form, seen.sha256, len(seen.tensors)) == (name, found.sha256, len(found.state))
@@ -99,7 +99,7 @@ def test_safetensors_of_others_whatever_the_ending(net, tmp_path, ending):
     file = tmp_path / f"model{ending}"
     save_file({f"module.{k}": v for k, v in net.state_dict().items()}, file, {"format": "pt"})
     found = read(file)
-    assert (found.form, found.prefix_removed, found.said) == ("safetensors", "module.", None)
+    assert (found.form, found.prefix_removed, found.metadata) == ("safetensors", "module.", None)
     same(dict(sorted(found.state.items())), dict(sorted(net.state_dict().items())))
 
 
@@ -117,14 +117,14 @@ def test_our_own_files_say_what_they_are(net, tmp_path, write, masked):
     found = read(tmp_path / "file")
     assert found.form == "prunetaylor"
     assert found.size == size == (tmp_path / "file").stat().st_size
-    assert (found.said.arch, found.said.args, found.said.data) == (
+    assert (found.metadata.arch, found.metadata.args, found.metadata.data) == (
         "builtin:digits",
         {"num_classes": 3},
         {"source": "digits"},
     )
     kept = {"4.weight": {"size": 48, "kept": int((net[4].weight > 0).sum())}}
-    assert found.said.masks == (kept if masked else {})
-    assert found.said.classes == 3
+    assert found.metadata.masks == (kept if masked else {})
+    assert found.metadata.classes == 3
     same(dict(sorted(found.state.items())), dict(sorted(net.state_dict().items())))
 
 
@@ -382,5 +382,5 @@ def test_inspection_counts_zeros_and_ties(tmp_path):
         ("b.weight", "a.weight", 4, 0.75),
     ]
     assert (seen.elements, seen.nonzero, seen.sparsity) == (16, 4, 0.75)
-    assert seen.said.arch == "net.py:f"
-    assert json.dumps(seen.said.args) == "{}"
+    assert seen.metadata.arch == "net.py:f"
+    assert json.dumps(seen.metadata.args) == "{}"

@@ -42,7 +42,7 @@ def own_arguments(checkpoint: Checkpoint, given: Mapping[str, Any], trust: Trust
     Where the user trusts the code that a file names, its arguments are trusted with it. Raises CheckpointRefused for an
     argument that could make a factory of the user's fetch or open something.
     """
-    said = checkpoint.said
+    said = checkpoint.metadata
     if said is None or said.arch is None:
         return {}
     own = {key: value for key, value in said.args.items() if key not in given}

@@ -54,7 +54,7 @@ def resolve(
     Raises UsageError (an unknown network, arguments that the factory does not take, code that fails) and
     CheckpointRefused (untrusted code; tensors missing, unexpected or of another shape, named).
     """
-    said, args = checkpoint.said, args or {}
+    said, args = checkpoint.metadata, args or {}
     if spec is not None:
         return _as_asked(spec, args, checkpoint, trust)
     if said is None or said.arch is None:
@@ -72,7 +72,7 @@ def resolve(
 
 def _as_asked(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust: Trust) -> Resolved:
     """The network that the user names, with the file's own arguments only where it names the same."""
-    said = checkpoint.said
+    said = checkpoint.metadata
     if said is None or said.arch is None or rooted("model.arch", said.arch) == rooted("model.arch", spec):
         own = own_arguments(checkpoint, args, trust) if said and said.arch else {}
         return _built(spec, {**own, **args}, checkpoint, f"{spec} (as asked)")
@@ -131,7 +131,7 @@ def build(spec: str, args: Mapping[str, Any]) -> nn.Module:
 def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
     found = match(checkpoint.state, checkpoint.named)
     if not found:
-        own = checkpoint.said.extra.get("class") if checkpoint.said is not None else None
+        own = checkpoint.metadata.extra.get("class") if checkpoint.metadata is not None else None
         kind = f"; its class was {neutral(own)}" if isinstance(own, str) else ""
         raise UsageError(
             f"{checkpoint.path} does not name its network, and no classifier of torchvision has its "
