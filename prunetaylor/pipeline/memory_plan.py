@@ -18,7 +18,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import chunk
-from prunetaylor.pipeline.stages.refinement import SAMPLE_HISTORY
+from prunetaylor.pipeline.sampling.sampler import SAMPLE_HISTORY
 from prunetaylor.pruning.interfaces import Criterion, Solver, load_criterion
 from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
 from prunetaylor.pruning.repair.activation_cache import settled_bytes

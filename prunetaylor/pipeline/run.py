@@ -159,31 +159,31 @@ class _Run:
             if self.finetuning is not None:
                 with clock.time("fine-tune"):
                     epochs = self.finetuning.run(self.left.get("finetuning"))
-            check_masks(module, stages.masks)
+            check_masks(module, stages.state.masks)
             with clock.time("measure"):
                 pruned_found = _measure(job, module, progress, "measure the pruned network")
                 pruned_side = _side(job, module, pruned_found)
             sides = {"dense": dense_side, "pruned": pruned_side}
             told = {f"test/{side}/{name}": value for side in sides for name, value in sides[side].metrics.items()}
             if told:
-                progress.measured(stages.train_steps, told)
+                progress.measured(stages.state.train_steps, told)
         found = PruneResult(
             module=module,
-            masks=stages.masks,
+            masks=stages.state.masks,
             method=job.method,
             metric=job.config.metric,
             goal="min" if job.config.metric == "loss" else "max",
             dense=dense_side,
             pruned=pruned_side,
-            sparsity=_sparsity(job, stages.masks),
+            sparsity=_sparsity(job, stages.state.masks),
             drop=_drop(job, self.dense_found, pruned_found),
             loss_rise=_loss_rise(job, self.dense_found, pruned_found),
-            stages=stages.history,
-            first_order=stages.aim.first_order,
-            layers=_layers(job, stages.masks),
+            stages=stages.state.history,
+            first_order=stages.first_order,
+            layers=_layers(job, stages.state.masks),
             skipped=job.network.skipped,
             epochs=epochs,
-            choices=[*job.choices, *stages.choices, *(self.finetuning.choices if self.finetuning else [])],
+            choices=[*job.choices, *stages.state.choices.lines, *(self.finetuning.choices if self.finetuning else [])],
             seconds=clock.seconds,
             seed=job.config.seed,
             device=str(job.device),
@@ -192,7 +192,7 @@ class _Run:
             time=self.time,
             flips=_flips(self.dense_found, pruned_found),
             classes=_classes(self.dense_found, pruned_found),
-            histogram=stages.histogram,
+            histogram=stages.state.histogram,
             unfinished=None if self.finetuning is None else self.finetuning.unfinished,
             warnings=[*job.warnings, *pruned_doubts(job, pruned_found)],
             constant={} if self.dense_found is None else constant_answer(self.dense_found, job.task).metrics,
@@ -213,7 +213,7 @@ class _Run:
         if self.job.config.prune.schedule == "one-shot" and self.left.get("finetuning") is None:
             self.stages.run(left)
             return
-        self.stages.begin()
+        self.stages.prepare()
         if left is not None:
             self.stages.load_state_dict(left)
         else:

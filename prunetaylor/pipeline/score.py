@@ -1,9 +1,8 @@
-"""How far can this be pruned? One fit at the dense weights, and at every sparsity what one step from them would cost.
+"""How far a network can be pruned: one fit at the dense weights, and one step to each sparsity, predicted and measured.
 
-The step removes the lowest scores, or what the criterion's own solver does, and moves the kept weights where the
-repair does, in closed form from the dense fit. Its cost is predicted by the Taylor model and measured, both on held-out
-samples: where the two part, the model is no longer to be believed. Stages and repair in ``prune`` do better than any
-one step.
+The step removes the lowest scores, or what the criterion's own solver removes, and moves the kept weights in closed
+form where the repair does so. The Taylor model predicts its cost, and the cost is measured; both on holdout samples.
+Where the two disagree, the model cannot be trusted that far. ``prune`` does better than one step, by stages and repair.
 """
 
 from __future__ import annotations
@@ -25,14 +24,16 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import glance, set_aside
+from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.memory_plan import make_plan
 from prunetaylor.pipeline.run import hashes, training_split
 from prunetaylor.pipeline.sampling.calibration import Calibration
-from prunetaylor.pipeline.stages.loop import Stages
+from prunetaylor.pipeline.sampling.sampler import Sampler
+from prunetaylor.pipeline.stages.closed_form import repair_by_obs
+from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, zero_count
 from prunetaylor.pipeline.validation import check_scoring
 from prunetaylor.pruning.interfaces import ScoringContext, Solver
-from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.trust_region import agrees
 from prunetaylor.taylor.memory import use_chunks
@@ -40,166 +41,167 @@ from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.passes import Risk, all_outputs
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Sparsities that are looked at."""
+"""The sparsities that are tried."""
 BY_LAYER = (0.5, 0.7, 0.8, 0.9, 0.95)
-"""Those at which each layer's part is predicted by itself, a forward-mode pass a layer."""
+"""Those at which each layer's share is predicted by itself, a forward-mode pass a layer."""
 
 
 def run(job: Job, progress: Progress) -> Scores:
-    """Score ``job.network``, which is left as it was. UsageError without samples, scores or room in memory."""
+    """Score ``job.network``, which stays as it is.
+
+    Raises:
+        UsageError: there are no samples, the criterion has no scores, or the memory does not suffice.
+    """
     start = time.perf_counter()
     if job.samples is None:
         raise UsageError("score needs samples to measure the error on", "name them with --data")
     job.choices += check_scoring(job.config)
     set_aside(job, progress)
-    plan = make_plan(job, "score")
+    memory = make_plan(job, "score")
     training, _ = training_split(job)
     assert training is not None
-    outlook = _Outlook(job, job.network, training, progress)
-    # Laid out as in a run, which finds the fits in the cache by what they were taken of.
-    layout = use_memory_format(job, job.network.module, outlook.dense.module)
-    with layout as said, use_chunks(plan.chunks), listen(part_listener(progress)):
-        job.choices += said
-        for choice in (*job.choices, plan.describe(), Detail(plan.details())):
+    generator, choices = torch.Generator().manual_seed(job.config.seed), ChoiceLog(progress)
+    setup = make_setup(job, job.network, generator, choices, progress, trained_between_stages=False)
+    # The memory format is that of a run, whose fits in the cache serve here too.
+    memory_format = use_memory_format(job, job.network.module, setup.dense.module)
+    with memory_format as notes, use_chunks(memory.chunks), listen(part_listener(progress)):
+        job.choices += notes
+        for choice in (*job.choices, memory.describe(), Detail(memory.details())):
             progress.note(choice)
         glance(job, progress)
-        levels, layers, held_out = outlook.look()
+        sampler = Sampler(job, setup.dense, training, generator, progress)
+        setup = prepare(setup, sampler, single_step=True)
+        levels, layers = _try_levels(setup, sampler.calibration, generator)
     return Scores(
         method=job.method,
-        repair=outlook.aim.repair,
-        error=outlook.aim.objective.describe(),
+        repair=setup.aim.repair,
+        error=setup.aim.objective.describe(),
         prunable=job.network.prunable,
         levels=levels,
         layers=layers,
         trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
-        held_out=held_out,
-        first_order=outlook.aim.first_order,
+        held_out=sampler.calibration.holdout.batches.samples,
+        first_order=setup.aim.first_order,
         skipped=job.network.skipped,
-        choices=[*job.choices, *outlook.choices],
+        choices=[*job.choices, *choices.lines],
         seconds=time.perf_counter() - start,
         seed=job.config.seed,
         device=str(job.device),
         hashes=hashes(job),
-        memory=plan.report,
+        memory=memory.report,
         warnings=job.warnings,
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Fit:
-    """What is fitted once, at the dense weights. ``holdout_model`` is the Taylor model on the held-out samples."""
+    """What is fitted once, at the dense weights, for the steps to all sparsities.
 
-    model: TaylorModel
+    Attributes:
+        context: the network, its masks and the Taylor model on the samples that repair is fitted to.
+        holdout_model: the Taylor model on the holdout samples.
+        holdout: the error on the holdout samples.
+        dense_outputs: (N, K) on the holdout samples.
+        scores: by parameter name; empty for a solver, which runs anew for each sparsity.
+        constant_error: the error of answering all samples alike.
+    """
+
+    context: ScoringContext
     holdout_model: TaylorModel
-    held: Risk
+    holdout: Risk
     dense_outputs: Tensor
-    intercepts: Mapping[str, Intercept]
-    scores: dict[str, Tensor]  # empty for a solver, which chooses anew at each sparsity
+    scores: dict[str, Tensor]
+    constant_error: float
 
 
-class _Outlook(Stages):
-    """The samples, the error and the models of a run's first stage, with steps that are tried and taken back."""
+def _try_levels(
+    setup: StageSetup, calibration: Calibration, generator: torch.Generator
+) -> tuple[list[ScoreLevel], list[LayerScore]]:
+    """Try every sparsity beyond the present one, and put the network back each time."""
+    network = setup.job.network
+    sparsities = [level for level in LEVELS if removed_at(level, network.prunable) > zero_count(setup.job)]
+    steps_per_level = 1 + (len(network.layers) if setup.aim.solves else 0)
+    setup.progress.phase("score", steps_per_level * len(sparsities) + 1)
+    fit = _fit(setup, calibration, generator)
+    setup.progress.step("fitted")
+    levels: list[ScoreLevel] = []
+    layers = [LayerScore(layer.name, tuple(layer.weight.shape), [], []) for layer in network.layers]
+    for sparsity in sparsities:
+        try:
+            masks = _step(setup, fit, removed_at(sparsity, network.prunable))
+            moves = displacement(network.module, fit.holdout_model.state)
+            levels.append(_measure(setup, fit, moves, sparsity, trusted=all(level.trusted for level in levels)))
+            for layer, row in zip(network.layers, layers, strict=True):
+                row.sparsities.append(float((~masks[layer.parameter]).double().mean()))
+                row.predicted_changes.append(_predict_layer(setup, fit, layer, moves) if sparsity in BY_LAYER else None)
+        finally:
+            restore(network.module, fit.holdout_model.state)
+        setup.progress.step(f"{sparsity:.0%}")
+    return levels, layers
 
-    REFINES = False
 
-    @property
-    def nothing_to_prune(self) -> bool:
-        return False  # each sparsity is tried, whatever was asked for
+def _fit(setup: StageSetup, calibration: Calibration, generator: torch.Generator) -> _Fit:
+    network, objective, damping = setup.job.network, setup.aim.objective, setup.job.config.prune.damping
+    holdout = calibration.holdout.risk(network.module, objective)
+    holdout_model = setup.taylor_model(network, holdout, calibration, damping=damping, stage=1)
+    risk = calibration.fit.risk(network.module, objective)
+    model = setup.taylor_model(network, risk, calibration, damping=damping, stage=1, holdout_model=holdout_model)
+    context, scores = ScoringContext(network, network.masks(), generator, model), {}
+    if not isinstance(setup.criterion, Solver):
+        scores = setup.criterion.score(context)
+    if setup.aim.solves:
+        assert model.moments  # fitted now, before the network moves
+    outputs = calibration.holdout.dense_outputs
+    return _Fit(context, holdout_model, holdout, outputs, scores, calibration.spread(setup.job.task))
 
-    def look(self) -> tuple[list[ScoreLevel], list[LayerScore], int]:
-        """The levels, the layers at each of them, and the number of held-out samples."""
-        network = self.job.network
-        self.begin()
-        calibration = self.calibration
-        wanted = [level for level in LEVELS if removed_at(level, network.prunable) > self.removed]
-        each = 1 + (len(network.layers) if self.aim.solves else 0)
-        self.progress.phase("score", each * len(wanted) + 1)
-        fit = self._fit(calibration)
-        self.progress.step("fitted")
-        levels: list[ScoreLevel] = []
-        layers = [LayerScore(layer.name, tuple(layer.weight.shape), [], []) for layer in network.layers]
-        for sparsity in wanted:
-            try:
-                levels.append(self._try(sparsity, fit, layers, levels))
-            finally:
-                restore(network.module, fit.holdout_model.state)
-            self.progress.step(f"{sparsity:.0%}")
-        return levels, layers, calibration.holdout.batches.samples
 
-    def _fit(self, calibration: Calibration) -> _Fit:
-        network = self.job.network
-        held = calibration.holdout.risk(network.module, self.aim.objective)
-        holdout_model = self._model(network, held, calibration)
-        model = self._model(
-            network, calibration.fit.risk(network.module, self.aim.objective), calibration, holdout_model
-        )
-        scores: dict[str, Tensor] = {}
-        if not isinstance(self.criterion, Solver):
-            scores = self.criterion.score(ScoringContext(network, self.masks, self.generator, model))
-        if self.aim.solves:
-            assert model.moments  # fitted now: the network is about to move
-        return _Fit(
-            model,
-            holdout_model,
-            held,
-            calibration.holdout.dense_outputs,
-            self.intercepts,
-            scores,
-        )
+@torch.no_grad()
+def _step(setup: StageSetup, fit: _Fit, removed: int) -> dict[str, Tensor]:
+    """Remove so many weights and move the others, in place; return the masks."""
+    network = setup.job.network
+    if isinstance(setup.criterion, Solver):
+        step = setup.criterion.solve(fit.context, removed)
+        masks, moves = step.masks, step.displacement
+    else:
+        masks = setup.selector.ranked(fit.scores, fit.context.masks, removed)
+        moves = {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in network.layers}
+    if setup.aim.solves:
+        model = fit.context.model
+        repair_by_obs(setup, masks, model.moments, fit.holdout_model.state, model.damping, [])
+        return masks
+    for layer in network.layers:
+        layer.weight.add_(moves[layer.parameter].to(layer.weight))
+    apply_masks(network.module, masks)
+    return masks
 
-    def _try(self, sparsity: float, fit: _Fit, layers: list[LayerScore], before: list[ScoreLevel]) -> ScoreLevel:
-        """Take the step, predict and measure it, and add what it is to each layer to ``layers``."""
-        network = self.job.network
-        removed = removed_at(sparsity, network.prunable)
-        self._step(removed, fit, layers)
-        moved = displacement(network.module, fit.holdout_model.state)
-        predicted = fit.holdout_model.predict(moved).change(self.aim.keep_first)
-        for layer, row in zip(network.layers, layers, strict=True):
-            row.predicted_changes.append(self._part(layer, fit, moved) if sparsity in BY_LAYER else None)
-        outputs, _ = all_outputs(network.module, fit.held.batches)
-        objective, reference = self.aim.objective, fit.held.reference
-        change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
-        measured = float(change.double().mean())
-        changed = None
-        if objective.task == "classification":
-            changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
-        # Of noise no allowance is made: what the samples cannot tell is no reason to believe.
-        right = agrees(predicted, measured, 0.0, self.calibration.spread(self.job.task))
-        return ScoreLevel(
-            sparsity,
-            removed,
-            predicted,
-            measured if isfinite(measured) else None,
-            measured / predicted if isfinite(measured) and predicted != 0 else None,
-            changed,
-            right and all(level.trusted for level in before),
-        )
 
-    @torch.no_grad()
-    def _step(self, removed: int, fit: _Fit, layers: list[LayerScore]) -> None:
-        """Remove so many weights and move the others, in place."""
-        network = self.job.network
-        masks, moving = self._select_once(removed, fit)
-        if self.aim.solves:
-            self._compensate(fit.model.moments, masks, fit.holdout_model.state, fit.intercepts, [])
-        else:
-            for layer in network.layers:
-                layer.weight.add_(moving[layer.parameter].to(layer.weight))
-            apply_masks(network.module, masks)
-        for layer, row in zip(network.layers, layers, strict=True):
-            row.sparsities.append(float((~masks[layer.parameter]).double().mean()))
+def _measure(
+    setup: StageSetup, fit: _Fit, moves: Mapping[str, Tensor], sparsity: float, *, trusted: bool
+) -> ScoreLevel:
+    """Predict and measure the change by ``moves``, which the network has made; ``trusted``: all smaller steps are."""
+    network, objective, reference = setup.job.network, setup.aim.objective, fit.holdout.reference
+    predicted = fit.holdout_model.predict(moves).change(setup.aim.keep_first)
+    outputs, _ = all_outputs(network.module, fit.holdout.batches)
+    change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
+    measured = float(change.double().mean())
+    changed = None
+    if objective.task == "classification":
+        changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
+    # No allowance for noise: a change that the samples cannot resolve is no reason to trust the model.
+    right = agrees(predicted, measured, 0.0, fit.constant_error)
+    return ScoreLevel(
+        sparsity,
+        removed_at(sparsity, network.prunable),
+        predicted,
+        measured if isfinite(measured) else None,
+        measured / predicted if isfinite(measured) and predicted != 0 else None,
+        changed,
+        right and trusted,
+    )
 
-    def _select_once(self, removed: int, fit: _Fit) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Masks (True = keep) and the displacement without repair, by parameter name."""
-        if isinstance(self.criterion, Solver):
-            context = ScoringContext(self.job.network, self.masks, self.generator, fit.model)
-            step = self.criterion.solve(context, removed)
-            return step.masks, step.displacement
-        masks = self.removal.ranked(fit.scores, self.masks, removed)
-        return masks, {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in self.job.network.layers}
 
-    def _part(self, layer: Layer, fit: _Fit, moved: Mapping[str, Tensor]) -> float:
-        """What one layer's part of a displacement of the state would cost by itself."""
-        intercept = fit.intercepts.get(layer.name)
-        names = [layer.parameter, *([intercept.key] if intercept else [])]
-        return fit.holdout_model.predict({name: moved[name] for name in names}).change(self.aim.keep_first)
+def _predict_layer(setup: StageSetup, fit: _Fit, layer: Layer, moves: Mapping[str, Tensor]) -> float:
+    """Predict the change if only this layer moved."""
+    intercept = setup.intercepts.get(layer.name)
+    names = [layer.parameter, *([intercept.key] if intercept else [])]
+    return fit.holdout_model.predict({name: moves[name] for name in names}).change(setup.aim.keep_first)

@@ -31,6 +31,7 @@ from prunetaylor.taylor.curvature.fisher import FisherRows
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
 from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
 from prunetaylor.taylor.curvature.solve import Note
+from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.memory import Sizes, directional, release
 from prunetaylor.taylor.passes import Risk, differentiate_outputs
 
@@ -66,7 +67,9 @@ class TaylorModel:
     that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
     whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
     ``stage`` 1 (where a run starts) before others. ``holdout_model`` is the expansion over samples that no weight is
-    fitted to.
+    fitted to. ``keep_first``: predictions and criteria use the first-order term. ``trained_between_stages``: the step
+    chosen here is one of a gradual schedule, whose network is trained between steps. ``layer_scores`` brings the scores
+    of layers that an interrupted run had computed.
     """
 
     def __init__(
@@ -82,19 +85,17 @@ class TaylorModel:
         cache: Cache | None = None,
         stage: int = 1,
         holdout_model: TaylorModel | None = None,
+        keep_first: bool = True,
+        trained_between_stages: bool = False,
+        layer_scores: LayerScores | None = None,
     ) -> None:
         self.network, self.risk, self.where = network, risk, where
         self.damping, self.seed, self.note, self.holdout_model = damping, seed, note, holdout_model
         self.intercepts, self.cache, self.stage = intercepts, cache, stage
-        self.keep_first = True
-        self.trained_between_stages = False
-        """Whether the step that is chosen here is one of a gradual schedule, whose network is trained between steps."""
+        self.keep_first, self.trained_between_stages = keep_first, trained_between_stages
+        self._layer_scores = layer_scores or LayerScores()
         self.made: dict[str, Any] = {}
         """What a criterion has made of this point and may need again, by the criterion."""
-        self.scored: dict[str, Tensor] = {}
-        """Scores of layers by parameter, of criteria that take long: a run that was killed here brings what it had."""
-        self.checkpoint_point: Callable[[], None] = lambda: None
-        """Called when another layer is scored."""
         self.state = snapshot(network.module)
 
     @cached_property
@@ -149,12 +150,8 @@ class TaylorModel:
         )
 
     def layer_scores(self, score: Callable[[Layer], Tensor]) -> dict[str, Tensor]:
-        """What ``score`` gives for each layer, by parameter, where ``scored`` does not have it yet."""
-        for layer in self.network.layers:
-            if layer.parameter not in self.scored:
-                self.scored[layer.parameter] = score(layer)
-                self.checkpoint_point()
-        return dict(self.scored)
+        """Return the scores of all layers by parameter name; ``score`` computes one layer's."""
+        return self._layer_scores.compute(self.network.layers, score)
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}

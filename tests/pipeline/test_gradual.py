@@ -11,10 +11,8 @@ from torch import nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline.sampling.calibration import Calibration
-from prunetaylor.pipeline.stages.loop import Stages
+from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.passes import Risk
 from support.runs import quick
 
 
@@ -56,14 +54,14 @@ def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch, schedule: str
 ) -> None:
     fitted: dict[int, set[float]] = {}  # what Taylor models of each stage are fitted at: a sum over all weights
-    model = Stages._model
+    model = StageSetup.taylor_model
 
-    def seen(self: Stages, network: Network, risk: Risk, calibration: Calibration, *judge: TaylorModel) -> TaylorModel:
+    def seen(self: StageSetup, network: Network, *rest: Any, stage: int, **more: Any) -> TaylorModel:
         at = sum(float(p.detach().double().abs().sum()) for p in network.module.parameters())
-        fitted.setdefault(len(self.history), set()).add(at)
-        return model(self, network, risk, calibration, *judge)
+        fitted.setdefault(stage, set()).add(at)
+        return model(self, network, *rest, stage=stage, **more)
 
-    monkeypatch.setattr(Stages, "_model", seen)
+    monkeypatch.setattr(StageSetup, "taylor_model", seen)
     how = {"prune.schedule": schedule, "finetune.epochs": 3, "prune.during": 2.0, "prune.stages": 4}
     outcome = pruned(conv, {**how, "prune.sparsity": 0.8})
     expected = {

@@ -208,14 +208,14 @@ def test_a_run_may_be_stopped_again_and_again(conv: nn.Module) -> None:
 def within(state: Mapping[str, Any]) -> str:
     """What a state was kept in the middle of."""
     stages = state["stages"]
-    if stages["refining"] is not None:
+    if stages["refinement"] is not None:
         where = "refinement"
-    elif (work := stages["at_work"]) is None:
+    elif (stage := stages["stage"]) is None:
         where = "nothing"
-    elif work["removed"] is None:
+    elif stage["selection"] is None:
         where = "scores"
     else:
-        where = "repair" if work["repaired"] else "selection"
+        where = "repair" if stage["repaired"] else "selection"
     return where + ("" if state["finetuning"] is None else ", training begun")
 
 
@@ -298,18 +298,18 @@ def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch:
     layers = [layer.name for layer in Network.from_module(conv).layers]
     seen = set()
     for kept in whole.all:
-        work = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["at_work"]
-        if work is None:
+        begun = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["stage"]
+        if begun is None:
             continue
         scored.clear()
         solved.clear()
         [stage] = pruned(conv, settings, Memory(10**9, kept)).stages
-        assert stage.seconds > work["seconds"]
-        done = len(layers) if work["removed"] is not None else len(work["scored"])
-        assert scored == layers[done:]
-        repaired = len(work.get("repaired", ()))
+        assert stage.seconds > begun["seconds"]
+        scores = len(layers) if begun["selection"] is not None else len(begun["layer_scores"])
+        assert scored == layers[scores:]
+        repaired = len(begun.get("repaired", ()))
         assert solved == layers[repaired:]
-        seen.add((done, repaired))
+        seen.add((scores, repaired))
     assert len(seen) == 2 * len(layers)  # after each layer's scores, and after each layer's repair
 
 
@@ -320,9 +320,9 @@ def test_scores_that_take_long_are_kept_layer_by_layer(conv: nn.Module, method: 
     expected = pruned(conv, settings, whole)
     counts = []
     for kept in whole.all:
-        work = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["at_work"]
-        if work is not None and work["removed"] is None:
-            counts.append(len(work["scored"]))
+        begun = torch.load(io.BytesIO(kept), weights_only=True)["stages"]["stage"]
+        if begun is not None and begun["selection"] is None:
+            counts.append(len(begun["layer_scores"]))
             assert_same(expected, pruned(conv, settings, Memory(10**9, kept)))
     assert counts == [1, 2, 3]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,16 +12,16 @@ from torch.nn.functional import cross_entropy
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
-from prunetaylor.pipeline.stages import loop as stages_module
-from prunetaylor.pipeline.stages.loop import Stages
-from prunetaylor.pruning.selection.selector import Selection, Selector
+from prunetaylor.network.state import snapshot
+from prunetaylor.pipeline.stages import step
+from prunetaylor.pipeline.stages.step import change_since_dense, measure_change, run_step
+from prunetaylor.pruning.selection.schedule import Fixed
 from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
 from prunetaylor.taylor import model
 from prunetaylor.taylor.curvature.gram import Moments
 from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick
-
-STAGED = {"prune__stages": "auto", "prune__method": "exact_obs", "prune__repair": "least-squares"}
+from support.stages import prepared, run_all
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +109,6 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
     assert all(stage.measured_change is not None for stage in outcome.stages)
 
 
-def test_changes_without_a_number_are_none(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor.pipeline.stages import loop as stages
-
-    change, calls = stages._change, iter([True])  # of the first stage, which is that since the dense network too
-    monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
-    outcome = quick(conv, sparsity=0.5, prune__stages="auto")
-    first = outcome.stages[0]
-    assert not first.accepted
-    assert (first.measured_change, first.gain_ratio, first.cumulative_ratio) == (None, None, None)
-    assert_truthful(outcome, conv, 0.5)
-
-
 @pytest.mark.parametrize("method", ["obs", "exact_obs", "obs_kfac"])
 def test_without_an_intercept_a_constant_input_s_weights_are_what_they_add(method: str) -> None:
     module = nn.Linear(3, 2, bias=False)
@@ -174,122 +161,93 @@ def test_what_is_left_of_nearly_nothing_is_said() -> None:
     assert not any("no weight of it" in line for line in kept.choices)
 
 
-def test_the_first_stage_s_change_is_that_since_the_dense_network(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which is therefore not computed once more."""
-    stage, since_dense, since, calls = Stages._stage, Stages._since_dense, [], []
-
-    def counted(self: Stages, *args: Any) -> tuple[float, float, float]:
-        calls.append(len(self.history))
-        return since_dense(self, *args)
-
-    def watched(self: Stages, plan: Any, calibration: Any, intercepts: Any) -> None:
-        stage(self, plan, calibration, intercepts)
-        held = calibration.holdout.risk(self.job.network.module, self.aim.objective)
-        since.append(since_dense(self, calibration, held))
-
-    monkeypatch.setattr(Stages, "_stage", watched)
-    monkeypatch.setattr(Stages, "_since_dense", counted)
-    first, second = quick(conv, sparsity=0.6, **STAGED | {"prune__stages": [0.4, 0.6], "prune__refine": "none"}).stages
-    assert calls == [1]
-    assert (first.cumulative_predicted, first.cumulative_measured) == pytest.approx(since[0][:2], rel=1e-4)
-    assert (second.cumulative_predicted, second.cumulative_measured) == pytest.approx(since[1][:2], rel=1e-4)
+def test_the_first_stage_s_change_is_that_since_the_dense_network(conv: nn.Module) -> None:
+    stages, since = prepared(conv, prune__repair="least-squares", prune__method="exact_obs"), []
+    for sparsity in (0.4, 0.6):
+        stages.prune_to(sparsity)
+        change = change_since_dense(stages.setup, stages.state, stages.sampler.calibration, 0.01)
+        since.append((change.predicted, change.measured))
+    first, second = stages.state.history
+    assert (first.predicted_change, first.measured_change) == (first.cumulative_predicted, first.cumulative_measured)
+    assert (first.cumulative_predicted, first.cumulative_measured) == pytest.approx(since[0], rel=1e-4)
+    assert (second.cumulative_predicted, second.cumulative_measured) == pytest.approx(since[1], rel=1e-4)
     assert second.cumulative_measured != pytest.approx(second.measured_change, rel=1e-2)
 
 
-def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in the statistics of batch norms, which least squares moves, nor in the histogram."""
-    from prunetaylor.pipeline.stages import loop as stages
+class Refusing(Fixed):
+    """Takes every stage back from the second on."""
 
-    change, calls = stages._change, iter([False, True, True])  # the second stage's, and since the dense one
-    monkeypatch.setattr(stages, "_change", lambda *a: (float("inf"), 0.0) if next(calls, False) else change(*a))
-    stage, restore, back = stages.Stages._stage, stages.restore, []
-
-    def moved(module: nn.Module, state: dict[str, Tensor]) -> None:
-        now = module.state_dict()
-        back[-1]["moved"] = [name for name, tensor in state.items() if not torch.equal(now[name], tensor)]
-        restore(module, state)
-
-    def watched(self: stages.Stages, *args: object) -> None:
-        back.append({})
-        before, drawn, masks = stages.snapshot(self.job.network.module), self.histogram, self.masks
-        stage(self, *args)
-        if not self.history[-1].accepted:
-            assert "bn1.running_mean" in back[-1]["moved"]
-            assert drawn is not None
-            assert self.histogram is drawn
-            assert self.masks is masks
-            for name, tensor in self.job.network.module.state_dict().items():
-                assert torch.equal(tensor, before[name]), name
-
-    monkeypatch.setattr(stages, "restore", moved)
-    monkeypatch.setattr(stages.Stages, "_stage", watched)
-    outcome = quick(conv, sparsity=0.9, **STAGED)
-    assert [s.accepted for s in outcome.stages][:2] == [True, False]
+    def judge(self, now: float, *rest: Any, **more: Any) -> bool:
+        return now == 0
 
 
-def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, found = Selector.step, []
-
-    def watched(
-        self: Selector, masks: dict[str, Tensor], plan: TrustRegion, *args: Any, repaired: float | None, **more: Any
-    ) -> Selection:
-        asked = []
-
-        def propose(now: float, change: Callable[[float], float]) -> float:
-            target = TrustRegion.propose(plan, now, change)
-            asked.append(change(target))
-            return target
-
-        monkeypatch.setattr(plan, "propose", propose)
-        removed = step(self, masks, plan, *args, repaired=repaired, **more)
-        assert removed.alone is not None
-        found.append((repaired, asked[0] / removed.alone))
-        return removed
-
-    monkeypatch.setattr(Selector, "step", watched)
-    quick(conv, sparsity=0.9, **STAGED)
-    assert found[0] == (None, 0.0)  # nobody knows yet: as far as its reach
-    assert len(found) > 1
-    assert all(0 < left < 1 for left, _ in found[1:])
-    assert [ratio for _, ratio in found[1:]] == pytest.approx([left for left, _ in found[1:]])
+def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module) -> None:
+    """Neither in the statistics of batch norms, which least squares moves, nor in the masks and the histogram."""
+    how = {"prune__repair": "least-squares", "prune__method": "exact_obs"}
+    stages = prepared(conv, control=Refusing([0.4, 0.7], 0.01), prune__sparsity=0.7, **how)
+    state = stages.state
+    stages.run_stage()
+    before, masks, histogram = snapshot(stages.job.network.module), state.masks, state.histogram
+    assert histogram is not None
+    outcome = run_step(stages.setup, state, stages.sampler.calibration, lambda: None)
+    moved = stages.job.network.module.state_dict()
+    assert not torch.equal(moved["bn1.running_mean"], before["bn1.running_mean"])
+    assert outcome.removed > 0
+    stages.run_stage()
+    assert [stage.accepted for stage in state.history] == [True, False]
+    assert state.masks is masks
+    assert state.histogram is histogram
+    for name, tensor in stages.job.network.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
-def test_after_a_first_stage_that_gained_the_radius_bounds_the_next(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, asked = Selector.step, []
+class Asking(TrustRegion):
+    """Remembers what was predicted for the sparsity that it proposed, and what was known when it was judged."""
 
-    def watched(self: Selector, *args: Any, repaired: float | None, **more: Any) -> Selection:
-        asked.append(repaired)
-        return replace(step(self, *args, repaired=repaired, **more), alone=-1.0)  # a gain, whatever it was
+    def propose(self, now: float, change: Callable[[float], float]) -> float:
+        target = super().propose(now, change)
+        self.asked = change(target)
+        return target
 
-    monkeypatch.setattr(Selector, "step", watched)
-    quick(conv, sparsity=0.9, **STAGED)
-    assert asked[0] is None
-    assert asked[1:]
-    assert set(asked[1:]) == {1.0}
+    def judge(self, *numbers: Any, **more: Any) -> bool:
+        self.known = numbers[-1]
+        return super().judge(*numbers, **more)
+
+
+def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(conv: nn.Module) -> None:
+    control = Asking(0.9, 2.0, 0.01, 0.35)
+    how = {"prune__repair": "least-squares", "prune__method": "exact_obs", "prune__sparsity": 0.9}
+    stages = prepared(conv, control=control, **how)
+    ratios = []
+    while not stages.finished:
+        ratios.append(stages.state.repair_ratio)
+        alone = stages.run_stage().selection.alone
+        assert alone is not None
+        if ratios[-1] is None:
+            assert control.asked == 0.0  # nobody knows yet: as far as its reach
+        else:
+            assert control.asked / alone == pytest.approx(ratios[-1])
+    assert ratios[0] is None
+    assert len(ratios) > 1
+    assert all(0 < ratio < 1 for ratio in ratios[1:])
 
 
 @pytest.mark.parametrize(
     ("repair", "first", "to"), [("none", 0.05, 0.2), ("least-squares", 0.35, 0.6), ("obs", 0.35, 0.6)]
 )
 def test_the_first_stage_goes_as_far_as_its_reach_where_it_is_repaired(
-    repair: str, first: float, to: float, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
+    repair: str, first: float, to: float, conv: nn.Module
 ) -> None:
-    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(to, 1e-6, 0.01, 0.35))
-    outcome = quick(conv, sparsity=to, prune__stages="auto", prune__method="obs", prune__repair=repair)
-    taken_back = [stage for stage in outcome.stages if not stage.accepted]
+    how = {"prune__sparsity": to, "prune__method": "obs", "prune__repair": repair}
+    state = run_all(prepared(conv, control=TrustRegion(to, 1e-6, 0.01, 0.35), **how)).state
+    taken_back = [stage for stage in state.history if not stage.accepted]
     if repair == "none":
-        assert outcome.stages[0].sparsity <= first
+        assert state.history[0].sparsity <= first
     else:  # and is taken back where that turns out to be far more than the radius
-        assert outcome.stages[0].sparsity == pytest.approx(first, abs=0.01)
-        assert taken_back[0] == outcome.stages[0]
-        assert outcome.stages[1].sparsity < first / 2
-    assert outcome.sparsity.obtained == pytest.approx(to, abs=0.01)
+        assert state.history[0].sparsity == pytest.approx(first, abs=0.01)
+        assert taken_back[0] == state.history[0]
+        assert state.history[1].sparsity < first / 2
+    assert state.removed / state.network.prunable == pytest.approx(to, abs=0.01)
 
 
 @pytest.mark.parametrize("method", ["obd", "magnitude", "obs"])
@@ -313,18 +271,11 @@ def test_what_repair_by_obs_solves_is_fitted_before_anything_is_removed(
     [("obd", "none", "none needed"), ("obd", "least-squares", "needed"), ("obs_fisher", "none", "needed")],
 )
 def test_where_weights_move_what_a_stage_changes_is_a_guess_beforehand(
-    conv: nn.Module, method: str, repair: str, guess: str, monkeypatch: pytest.MonkeyPatch
+    conv: nn.Module, method: str, repair: str, guess: str
 ) -> None:
-    judge, heard = TrustRegion.judge, []
-
-    def watched(self: TrustRegion, *found: Any, **how: Any) -> bool:
-        heard.append(found[-1])
-        return judge(self, *found, **how)
-
-    monkeypatch.setattr(TrustRegion, "judge", watched)
-    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.3, 2.0, 0.01, 0.35))
-    quick(conv, sparsity=0.3, prune__method=method, prune__repair=repair)
-    assert set(heard) == {guess}
+    control = Asking(0.3, 2.0, 0.01, 0.35)
+    prepared(conv, control=control, prune__sparsity=0.3, prune__method=method, prune__repair=repair).run_stage()
+    assert control.known == guess
 
 
 @pytest.mark.parametrize(
@@ -368,8 +319,7 @@ def test_no_stage_is_tried_again_with_the_same_numbers(
 ) -> None:
     """Of a network that no model predicts, whose every stage costs more than was thought."""
     torch.manual_seed(0)
-    change = stages_module._change
-    monkeypatch.setattr(stages_module, "_change", lambda *a: (change(*a)[0] + 50.0, 0.0))
+    monkeypatch.setattr(step, "measure_change", lambda *a: (measure_change(*a)[0] + 50.0, 0.0))
     how = {"prune__stages": "auto", "prune__method": method, "prune__repair": repair, "prune__refine": "none"}
     outcome = quick(nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 4)), sparsity=0.8, **how)
     matters = method != "magnitude"
@@ -386,14 +336,14 @@ def test_a_stage_whose_error_explodes_is_taken_back(
     conv: nn.Module, stages: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tried anew with more damping where its size is settled; an error, and no network, where nothing helps."""
-    change, calls = stages_module._change, iter([True])
-    monkeypatch.setattr(stages_module, "_change", lambda *a: (1e9, 0.0) if next(calls, False) else change(*a))
+    calls = iter([True])
+    monkeypatch.setattr(step, "measure_change", lambda *a: (1e9, 0.0) if next(calls, False) else measure_change(*a))
     first, *others = quick(conv, sparsity=0.5, prune__stages=stages).stages
     assert not first.accepted
     assert others[-1].accepted
     assert others[-1].sparsity == 0.5
     if stages != "auto":
         assert [stage.damping for stage in (first, *others)][:2] == pytest.approx([0.01, 0.1])
-    monkeypatch.setattr(stages_module, "_change", lambda *a: (1e9, 0.0))
+    monkeypatch.setattr(step, "measure_change", lambda *a: (1e9, 0.0))
     with pytest.raises(NumericsError, match=r"is ruined .*its held-out error is .* times that of a constant answer"):
         quick(conv, sparsity=0.5, prune__stages=stages)

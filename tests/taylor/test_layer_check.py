@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, cross_entropy, linear
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline.stages import loop as stages
+from prunetaylor.pipeline.sampling import sampler
 from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, check_layers, unreached
 from support.networks import Unreached, mlp, trained
 from support.runs import quick
@@ -142,12 +142,12 @@ def test_fresh_draws_reach_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(not missing)
         return missing
 
-    monkeypatch.setattr(stages, "unreached", looked)
+    monkeypatch.setattr(sampler, "unreached", looked)
     outcome = quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
     assert (len(outcome.stages), outcome.skipped) == (6, [])
     assert drawn.count(True) == 5
     assert False in drawn  # a draw was done again
-    monkeypatch.setattr(stages, "unreached", lambda network, found: ["a"])
+    monkeypatch.setattr(sampler, "unreached", lambda network, found: ["a"])
     with pytest.raises(DataError, match="a is used by no sample of 10 draws"):
         quick(module, (x, y), sparsity=0.5, prune__method="obs", **again)
 

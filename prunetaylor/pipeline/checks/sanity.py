@@ -16,7 +16,7 @@ from prunetaylor.data.samples import draw
 from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sampling.outliers import Dwarfing, stored
+from prunetaylor.pipeline.sampling.outliers import Outliers, stored
 from prunetaylor.taylor.memory import current_chunks
 
 FIRST, MOST = 256, 2048
@@ -43,7 +43,7 @@ def set_aside(job: Job, progress: Progress) -> None:
         apart = set(rows)
         kept = train.subset([row for row in range(len(train)) if row not in apart])
         named = tuple(sorted(train.origin(row) for row in rows))
-        job.warn(Dwarfing(named, size).alert("calibration and fine-tuning"), progress)
+        job.warn(Outliers(named, size).alert("calibration and fine-tuning"), progress)
         job.samples = replace(job.samples, train=kept)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -101,13 +101,12 @@ class Finetuning:
                 self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
                 self._best, self._reached = left["best"], left["reached"]
                 training.load_state_dict(left["training"], again=left["ending"])
-                self.stages.train_steps = left["training"]["step"]
         self.training = training
-        if self.stages.unfinished:
-            self._prune_at(self.stages.train_steps)
+        if self.stages.state.unfinished:
+            self._prune_at(self.stages.state.train_steps)
             self.checkpoint_point()
         self.progress.phase("fine-tune", training.steps)
-        for _ in range(self.stages.train_steps - (left is not None and left["ending"])):
+        for _ in range(self.stages.state.train_steps - (left is not None and left["ending"])):
             self.progress.step()
         self._start = time.perf_counter()
         try:
@@ -139,7 +138,7 @@ class Finetuning:
 
     def _after(self, training: Training, state: TrainState) -> None:
         """What is done between this step and the next."""
-        self.stages.train_steps = state.step
+        self.stages.state.train(state.step)
         detail = f"epoch {state.epoch} of {self.job.epochs}"
         if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):  # else training ends at its next look
             speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
@@ -157,7 +156,7 @@ class Finetuning:
 
     def _look_before(self) -> None:
         """What training starts from is a result too, where it has the sparsity asked for: epochs may be worse."""
-        if self.stages.removed < self.stages.target_count:
+        if not self.stages.finished:
             self._reach(0)
             return
         try:
@@ -170,17 +169,17 @@ class Finetuning:
     def _end_epoch(self, training: Training, state: TrainState) -> None:
         config, module = self.job.config, self.job.network.module
         with training.averaged():
-            check_masks(module, self.stages.masks)  # of an average; the network's own are checked by the training
+            check_masks(module, self.stages.state.masks)  # of an average; the network's own are checked by the training
             value = self._validate(state.epoch)
             gain = self._gain(value)
             # An epoch with more weights than asked for is no result.
-            finished = self.stages.removed >= self.stages.target_count
+            finished = self.stages.finished
             # As good as before training is good enough: what was trained may be surer of it.
             if finished and (self._best is None or gain > self._best[0] or (gain, 0) == self._best[:2]):
                 self._best, self._reached = (gain, state.epoch, snapshot(module)), None
             if not finished:
                 self._reach(state.epoch)
-        sparsity = self.stages.removed / self.job.network.prunable
+        sparsity = self.stages.state.removed / self.job.network.prunable
         seconds = time.perf_counter() - self._start
         self.epochs.append(Epoch(state.epoch, state.epoch_loss, value, seconds, sparsity, state.lr))
         self.progress.measured(
@@ -195,8 +194,8 @@ class Finetuning:
         self._start = time.perf_counter()
 
     def _reach(self, epoch: int) -> None:
-        stages = self.stages
-        self._reached = epoch, snapshot(self.job.network.module), dict(stages.masks), len(stages.history)
+        state = self.stages.state
+        self._reached = epoch, snapshot(self.job.network.module), dict(state.masks), len(state.history)
 
     def _say_no_better(self, training: Training) -> None:
         """Where no epoch's loss was better than that of an answer which is the same for all samples.
@@ -240,13 +239,10 @@ class Finetuning:
     def _go_back(self, error: Diverged) -> int:
         """To the last epoch, at its sparsity: its number. Stages since then are as if they had been taken back."""
         assert self._reached is not None
-        stages, (epoch, weights, masks, count) = self.stages, self._reached
+        state, (epoch, weights, masks, count) = self.stages.state, self._reached
         restore(self.job.network.module, weights)
-        stages.masks = {name: mask.to(stages.masks[name].device) for name, mask in masks.items()}
-        if count < len(stages.history):
-            stages.history = [s if k < count else replace(s, accepted=False) for k, s in enumerate(stages.history)]
-            stages.histogram = None  # it was of the last of these
-        removed, asked = stages.removed / self.job.network.prunable, self.job.config.prune.sparsity
+        state.revert(masks, count)
+        removed, asked = state.removed / self.job.network.prunable, self.job.config.prune.sparsity
         cause = f"{removed:.2%} are removed where {asked:.2%} were asked for, as {error.cause}"
         self.unfinished = Unfinished(cause, error.remedy)
         return epoch
@@ -257,9 +253,9 @@ class Finetuning:
             return False
         if self.training is not None:
             self.training.check()  # what is not finite now was made so by training, not by pruning
-        self.stages.to(self._levels[step])
+        self.stages.prune_to(self._levels[step])
         if self.training is not None:
-            self.training.prune(self.stages.masks)
+            self.training.prune(self.stages.state.masks)
         self._start = time.perf_counter()
         return True
 
@@ -267,7 +263,7 @@ class Finetuning:
         share = distillation_share(self.options.distill)
         return Training(
             self.job.network.module,
-            self.stages.masks,
+            self.stages.state.masks,
             self._batches,
             options=self.options,
             epochs=self.job.epochs,

@@ -13,7 +13,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sampling.outliers import Dwarfing, Energies, find
+from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Task, loss_of
@@ -103,11 +103,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Calibration:
-    """``dwarfing``: samples that were left out, as they would outweigh all others; None where all are of a kind."""
+    """``outliers``: samples that were left out because they would outweigh all others; None where there are none."""
 
     fit: Part
     holdout: Part
-    dwarfing: Dwarfing | None = None
+    outliers: Outliers | None = None
 
     @classmethod
     def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
@@ -132,9 +132,9 @@ class Calibration:
         size = chunk(chosen[0].fetch([0])[0].numel(), job.config.data.batch_size)
         seen = [Energies(dense) for _ in chosen]
         fit, holdout = (Part.of(job, dense, split, size, one) for split, one in zip(chosen, seen, strict=True))
-        fit, holdout, dwarfing = _of_a_kind(job, (fit, holdout), chosen, [one.all() for one in seen])
+        fit, holdout, outliers = _of_a_kind(job, (fit, holdout), chosen, [one.all() for one in seen])
         check_deterministic(dense, fit.batches)
-        return cls(fit, holdout, dwarfing)
+        return cls(fit, holdout, outliers)
 
     def spread(self, task: Task) -> float:
         """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
@@ -161,7 +161,7 @@ def check_enough(job: Job, fitted: int) -> None:
 
 def _of_a_kind(
     job: Job, parts: tuple[Part, Part], chosen: Sequence[Split], energies: Sequence[Tensor]
-) -> tuple[Part, Part, Dwarfing | None]:
+) -> tuple[Part, Part, Outliers | None]:
     """The parts without samples that dwarf the rest of both, and which those are."""
     fit, holdout = parts
     rows, size = find(torch.cat(list(energies)))
@@ -170,7 +170,7 @@ def _of_a_kind(
     count = fit.batches.samples
     at_fit, held = [row for row in rows if row < count], [row - count for row in rows if row >= count]
     origins = [split.origin(row) for split, which in zip(chosen, (at_fit, held), strict=True) for row in which]
-    return fit.without(job, at_fit), holdout.without(job, held), Dwarfing(tuple(sorted(origins)), size)
+    return fit.without(job, at_fit), holdout.without(job, held), Outliers(tuple(sorted(origins)), size)
 
 
 def answered(job: Job, dense: nn.Module, split: Split) -> Split:

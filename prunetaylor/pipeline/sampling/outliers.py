@@ -76,7 +76,7 @@ def _energy(x: Tensor, samples: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Dwarfing:
+class Outliers:
     """``samples``: their indices; ``size``: how many times as large the largest is as the others' median."""
 
     samples: tuple[int, ...]

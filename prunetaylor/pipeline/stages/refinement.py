@@ -15,6 +15,7 @@ from prunetaylor.measure.cost import flops
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import Calibration, Part
+from prunetaylor.pipeline.sampling.sampler import SAMPLE_HISTORY
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.repair.gauss_newton import DAMPINGS, PRODUCTS, refine
 from prunetaylor.pruning.repair.intercepts import Intercept
@@ -29,8 +30,6 @@ FEWEST = 50
 """Steps below which it is not worth starting."""
 NEGLIGIBLE = 1e-4
 """Of the error of a constant answer: where less than this share is left to gain, ``auto`` gains nothing."""
-SAMPLE_HISTORY = 4
-"""Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 PASSES = 4
 """What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
 

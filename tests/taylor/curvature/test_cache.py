@@ -24,7 +24,6 @@ from torch.nn.functional import cross_entropy, huber_loss
 import prunetaylor
 from prunetaylor.core.config.schema import CacheSection
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.selection.trust_region import TrustRegion
 from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache, open_cache
@@ -296,7 +295,8 @@ def test_moments_unpack_to_what_was_packed() -> None:
 
 
 def test_after_a_first_stage_taken_back_its_fit_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stages, "_plan", lambda self: TrustRegion(0.6, 1e-6, 0.01, 0.35))
+    control = TrustRegion(0.6, 1e-6, 0.01, 0.35)
+    monkeypatch.setattr("prunetaylor.pipeline.stages.loop.make_control", lambda *_: control)
     train = quadrants(120, 1)
     how = {"calibration.samples": 60, "finetune.epochs": 0, "data.workers": 0, "device": "cpu", "prune.refine": "none"}
     how |= {"prune.method": "obs", "cache.dir": str(tmp_path / "cache")}

@@ -1,0 +1,74 @@
+"""What follows when a stage stands: batch-norm statistics, refinement, and its metric for the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prunetaylor.core.progress import ProgressMonitor
+from prunetaylor.measure.evaluate import evaluate
+from prunetaylor.pipeline.sampling.calibration import Calibration
+from prunetaylor.pipeline.sampling.sampler import Sampler
+from prunetaylor.pipeline.stages.setup import StageSetup
+from prunetaylor.pipeline.stages.state import PruningState
+from prunetaylor.pruning.repair import batch_norm
+
+
+def finish_stage(
+    setup: StageSetup,
+    state: PruningState,
+    sampler: Sampler,
+    monitor: ProgressMonitor,
+    checkpoint_point: Callable[[], None],
+) -> None:
+    """Run the refinement of the last stage, if one has been started, and measure the stage for the report."""
+    job = setup.job
+    if state.refinement is not None:
+        _refine(setup, state, sampler, checkpoint_point)
+    # Nothing is chosen by this metric.
+    evaluation = evaluate(job.network.module, sampler.calibration.holdout.batches, job.task)
+    state.amend(metric=evaluation.metrics.get(job.config.metric))
+    note_empty_layers(setup, state)
+    if (measured := state.history[-1].cumulative_measured) is not None:
+        monitor("stage", len(state.history), measured)
+
+
+def repair_batch_norms(setup: StageSetup, calibration: Calibration) -> None:
+    """Re-estimate the statistics of batch norms, where that is the repair."""
+    if setup.aim.repair == "batch-norm":
+        batches = calibration.fit.batches
+        for _ in batch_norm.correct(setup.job.network.module, setup.dense.module, setup.dense_state, batches):
+            pass
+
+
+def note_empty_layers(setup: StageSetup, state: PruningState) -> None:
+    """Name the layers that have no weight left."""
+    for layer in setup.job.network.layers:
+        if not bool(state.masks[layer.parameter].any()):
+            setup.choices(f"{layer.name}: no weight of it is left")
+
+
+def _refine(setup: StageSetup, state: PruningState, sampler: Sampler, checkpoint_point: Callable[[], None]) -> None:
+    job, refinement = setup.job, setup.aim.refinement
+    assert state.refinement is not None
+    before, start = state.history[-1].seconds, time.perf_counter()
+    setup.progress.phase("refine", refinement.steps)
+    for step in refinement.run(
+        job,
+        setup.dense,
+        state.masks,
+        setup.aim.objective,
+        sampler.calibration,
+        sampler.recent,
+        setup.intercepts,
+        state.generator,
+        job.config.seed + 1_000_003 * (len(state.history) - 1),
+        state.refinement,
+    ):
+        if step.text is not None:
+            setup.progress.note(f"refinement {step.text}")
+        state.refine(step.state)
+        setup.progress.step()
+        state.amend(seconds=before + time.perf_counter() - start)
+        checkpoint_point()
+    state.end_refinement()
