@@ -21,7 +21,7 @@ import click
 from prunetaylor._version import __version__
 from prunetaylor.core.errors import PeerError, PruneTaylorError, close_match
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.pipeline.files.signals import Terminated, terminate
+from prunetaylor.pipeline.files.signals import Terminated, raise_terminated
 from prunetaylor.runtime.processes.place import find
 from prunetaylor.runtime.python_process import forget_working_directory
 
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
     ``last``: the process ends with it, so that nobody else gets stdout back.
     """
     state = State(arguments=tuple(arguments), main=_is_main(), last=last)
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         result = group.main(list(arguments), prog_name="prunetaylor", standalone_mode=False, obj=state)
         sys.stdout.flush()

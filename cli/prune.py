@@ -13,7 +13,7 @@ import click
 
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
-from prunetaylor.pipeline.files.signals import at_moments
+from prunetaylor.pipeline.files.signals import stop_at_checkpoints
 
 from .support.console import console, say, say_json, say_path
 from .support.multiprocess import nproc_option, together
@@ -233,7 +233,7 @@ def _run(
             store = FolderStateStore(folder, config.checkpoint.every, {**same, "processes": world(), **ran_on})
             from_main(None if folder.state is None else str(folder.state.resolve()))
             trackers = Trackers(config.track, folder.stage(""), folder.path.name, same, progress.note)
-            with at_moments(store), closing(trackers):
+            with stop_at_checkpoints(store), closing(trackers):
                 progress.trackers = trackers
                 outcome = run(job, progress, store)
             progress.phase("write")
@@ -312,7 +312,7 @@ def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
         begun: str | None = from_main(None)
         if begun != _FINISHED:
             store = FollowerStateStore(None if begun is None else Path(begun))
-            with at_moments(store):
+            with stop_at_checkpoints(store):
                 run(job, progress, store)
             if asked(resolved.config.gate):
                 _judged(resolved.config, ("", 0), trust, progress)

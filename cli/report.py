@@ -53,7 +53,7 @@ def page(folder: Path, home: Path) -> str:
     from prunetaylor.sweep.folder import is_sweep
 
     if is_sweep(folder):
-        from .sweep import page as sweep_page
+        from .support.sweep_output import page as sweep_page
 
         return sweep_page(folder, home)
     document = read_report(folder)

@@ -34,6 +34,7 @@ TORCH_FREE = (
     "prunetaylor.pipeline.files.run_folder",
     "prunetaylor.pipeline.files.signals",
     "prunetaylor.runtime.cores",
+    "prunetaylor.runtime.parent_process",
     "prunetaylor.runtime.python_process",
     "prunetaylor.runtime.user_code",
     "prunetaylor._version",

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -14,6 +11,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from prunetaylor.core.errors import PeerError, PruneTaylorError, UsageError
+from prunetaylor.runtime.parent_process import end_with_parent
 from prunetaylor.runtime.processes.place import ALIVE, Place, find
 
 from .options import State, read_configuration
@@ -57,7 +55,7 @@ def together(command: F) -> F:
                 "omit --nproc to join them, or use --nproc 1 to run this process alone",
             )
         if ALIVE in os.environ:
-            threading.Thread(target=_end_with_parent, args=(int(os.environ[ALIVE]),), daemon=True).start()
+            end_with_parent(int(os.environ[ALIVE]), exit_code=143, grace=_GRACE)
         with _joined(place):
             return command(state, *args, **options)
 
@@ -77,11 +75,3 @@ def _joined(place: Place) -> Iterator[None]:
 
     with joined(place):
         yield
-
-
-def _end_with_parent(pipe: int) -> None:
-    """Of a process of --nproc, in a thread: end when the parent is gone, however that ended."""
-    os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)  # for what the signal cannot interrupt, such as waiting for a process that is gone too
-    os._exit(143)

@@ -1,4 +1,4 @@
-"""A sweep: what is varied, from where, by which method, and what is sought."""
+"""A sweep: its parameters, method and objectives, and the configuration that its trials start from."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ METRICS: dict[str, Goal] = {
     "bytes": "minimize",
     "seconds": "minimize",
 }
-"""Fields of a trial's result that a sweep may ask for, with the goal that each has unless another is said."""
+"""The fields of a trial's result that may be objectives, each with its default goal."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A field of a trial's result, and which way it is better: "maximize" or "minimize"."""
+class SweepObjective:
+    """A field of a trial's result that the sweep maximizes or minimizes."""
 
     name: str
     goal: Goal
 
     @property
     def sign(self) -> int:
-        """1 where more is better, else -1."""
+        """1 where a larger value is better, else -1."""
         return 1 if self.goal == "maximize" else -1
 
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Hyperband (Li et al. 2018): ``eta`` times fewer trials go on at each rung, the first at ``min_iter``.
+    """Hyperband (Li et al. 2018): each rung, the first at ``min_iter``, continues one trial in ``eta``.
 
-    An iteration is an epoch of fine-tuning, or a stage where there are none.
+    An iteration is an epoch of fine-tuning, or a stage where the trials have no epochs.
     """
 
     min_iter: int = 1
@@ -61,7 +61,7 @@ class Sweep:
 
     name: str
     method: str
-    objectives: tuple[Objective, ...]
+    objectives: tuple[SweepObjective, ...]
     parameters: tuple[Parameter, ...]
     run_cap: int | None
     early: EarlyStop | None
@@ -79,7 +79,7 @@ class Sweep:
         return min(whole, self.run_cap or whole)
 
     def trial(self, number: int, values: Mapping[str, Any]) -> Resolved:
-        """The configuration of one trial, each of its values with its origin."""
+        """Return the configuration of one trial, with the origin of each value."""
         return override(self.base, {key: (value, f"trial {number}") for key, value in values.items()})
 
     def code(self) -> set[tuple[str, str]]:
@@ -88,21 +88,21 @@ class Sweep:
         return code_in([*settings_of(self.base.config.model_dump()), *varied])
 
     def plain(self) -> dict[str, Any]:
-        """All that makes a trial what it is; where trials run is no part of it."""
-        found: dict[str, Any] = {"name": self.name, "method": self.method}
-        found["metrics"] = [{"name": one.name, "goal": one.goal} for one in self.objectives]
-        found["parameters"] = {one.key: one.domain.plain() for one in self.parameters}
+        """Return everything that a trial's result depends on, as plain values; the engine is no part of it."""
+        values: dict[str, Any] = {"name": self.name, "method": self.method}
+        values["metrics"] = [{"name": one.name, "goal": one.goal} for one in self.objectives]
+        values["parameters"] = {one.key: one.domain.plain() for one in self.parameters}
         if self.run_cap is not None:
-            found["run_cap"] = self.run_cap
+            values["run_cap"] = self.run_cap
         if self.early is not None:
             early = {key: value for key, value in vars(self.early).items() if value is not None}
-            found["early_terminate"] = {"type": "hyperband", **early}
-        found["base"] = flat(self.base)
-        return found
+            values["early_terminate"] = {"type": "hyperband", **early}
+        values["base"] = flat(self.base)
+        return values
 
     def dump(self) -> str:
-        """The sweep as a file that ``read`` reads back, complete in itself."""
-        lines = ["# This sweep as it was started, its base included; `prunetaylor sweep` takes the file or its folder."]
+        """Return the sweep as a YAML file that ``read`` reads back; it includes the base."""
+        lines = ["# This sweep as it was started, with its base. Continue it: prunetaylor sweep FOLDER"]
         for key, value in {**self.plain(), "engine": dict(self.engine)}.items():
             if isinstance(value, dict) and key not in ("early_terminate", "engine"):
                 lines += [f"{key}:", *(f"  {dump_value(name)}: {dump_value(inner)}" for name, inner in value.items())]
@@ -111,19 +111,19 @@ class Sweep:
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
-        """sha256, hexadecimal, of ``plain`` but for the name, and of the checkpoint's content."""
-        said = {key: value for key, value in self.plain().items() if key != "name"}
+        """Return the sha256, hexadecimal, of ``plain`` without the name, and of the checkpoint's content."""
+        values = {key: value for key, value in self.plain().items() if key != "name"}
         if self.base.config.model.checkpoint is None:  # it is one of the parameters
-            return _sha256(said)
+            return _sha256(values)
         path = Path(self.base.config.model.checkpoint)
         path = path / MODEL_FILE if path.is_dir() else path
         try:
             with path.open("rb") as file:
-                said["base"] = {**said["base"], "model.checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
+                values["base"] = {**values["base"], "model.checkpoint": hashlib.file_digest(file, "sha256").hexdigest()}
         except OSError as err:
             raise UsageError(f"cannot read the checkpoint {path}: {err.strerror}", "name another MODEL") from err
-        return _sha256(said)
+        return _sha256(values)
 
 
-def _sha256(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+def _sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What an engine is told, and what every engine's workers do."""
+"""The facts that every engine gets, and the protocol by which it reports back."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from prunetaylor.core.errors import PruneTaylorError
 
 
 class EngineFailed(PruneTaylorError):
-    """The engine cannot go on. All that was done is kept, and the same command goes on with the rest."""
+    """The engine cannot continue. Finished trials are kept, and the same command runs the rest."""
 
 
-class Watch(Protocol):
-    """Whoever looks on while workers are at work."""
+class EngineMonitor(Protocol):
+    """Follows an engine while its workers run."""
 
     def __call__(self) -> None:
-        """Called a few times a second."""
+        """Refresh; the engine calls this a few times a second."""
 
     def note(self, text: str) -> None:
-        """Tell the user what happened to an engine, in one line."""
+        """Tell the user in one line what happened to the engine."""
 
 
 @dataclass(frozen=True)
 class EngineContext:
-    """Whose trials are run, by whom. ``options`` are those of the engine that were given; ``device`` is the base's.
+    """One sweep, as its engine sees it.
 
-    ``cwd`` is where relative paths of the sweep start. ``post`` names the task or job of a cluster that this is for;
-    None on the machine that leads or joins.
+    Relative paths of the sweep start from ``cwd``. ``options`` are the engine's own, as far as they were set;
+    ``device`` is the base configuration's. ``trust`` and ``cache_dir`` come from the user, never from the sweep's
+    folder. ``job`` names the job of a cluster that this context belongs to; it is None on the machine that leads the
+    sweep or joins it.
     """
 
     folder: Path
@@ -39,15 +41,16 @@ class EngineContext:
     options: Mapping[str, Any]
     device: str
     trust: Trust
-    post: str | None = None
+    cache_dir: str | None = None
+    job: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON says it, for another process."""
+        """Return the context as values that JSON can hold, for another process."""
         paths = {"folder": str(self.folder), "cwd": str(self.cwd)}
         return {**vars(self), **paths, "options": dict(self.options), "trust": self.trust.plain()}
 
     @classmethod
-    def from_plain(cls, said: Mapping[str, Any]) -> EngineContext:
-        """Return what ``plain`` made a mapping of."""
-        paths = {"folder": Path(said["folder"]), "cwd": Path(said["cwd"])}
-        return cls(**{**said, **paths, "trust": Trust.from_plain(said["trust"])})
+    def from_plain(cls, values: Mapping[str, Any]) -> EngineContext:
+        """Return the context that ``plain`` gave ``values`` for."""
+        paths = {"folder": Path(values["folder"]), "cwd": Path(values["cwd"])}
+        return cls(**{**values, **paths, "trust": Trust.from_plain(values["trust"])})

@@ -1,4 +1,4 @@
-"""A sweep as people write it: a strict subset of the YAML of W&B sweeps, and a prune configuration to start from."""
+"""The file of a sweep: a strict subset of the YAML of W&B sweeps, and a configuration of prune to start from."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ from prunetaylor.core.config.values import Document, parse_value, read_document,
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep import space
-from prunetaylor.sweep.definition import METRICS, EarlyStop, Objective, Sweep
+from prunetaylor.sweep.definition import METRICS, EarlyStop, Sweep, SweepObjective
 from prunetaylor.sweep.engines import load_engine
 from prunetaylor.sweep.space import Parameter
 
 METHODS = ("grid", "random", "bayes")
 KEYS = ("name", "method", "metric", "metrics", "parameters", "run_cap", "early_terminate", "base", "engine")
 IGNORED = ("program", "command", "project", "entity", "description", "controller", "settings", "job", "image_uri")
-"""Keys of that format that say how and where a script of one's own is run."""
+"""Keys of that format for running a script of one's own; they have no meaning here."""
 _GOALS = ("maximize", "minimize")
+_SYNONYMS = {
+    **dict.fromkeys(("accuracy", "acc", "val_accuracy", "val_acc", "top-1", "top_1", "acc1"), "top1"),
+    **dict.fromkeys(("flops", "macs"), "flops_nonzero"),
+    **dict.fromkeys(("size", "file_size"), "bytes"),
+    **dict.fromkeys(("time", "duration"), "seconds"),
+}
+"""Other words for the metrics, which an error answers with the name that is known here."""
 COMMAND_LINE = "command line"
 
 
 def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[str] = ()) -> Sweep:
-    """The sweep in a file; ``environ`` and the command line's ``pairs`` go over its base. UsageError with the line."""
+    """Read a sweep; ``environ`` and the command line's ``pairs`` override its base. A UsageError names the line."""
     try:
         text = read_file(file)
     except UnicodeDecodeError as err:
@@ -39,61 +46,63 @@ def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[s
         raise UsageError(f"cannot read the sweep {file}: {err.strerror}", "name a YAML file, or MODEL with -m") from err
     document = read_document(text, str(file))
     _known_keys(document, file)
-    said = document.values
+    values = document.values
     base = _base(document, file, environ or {}, pairs)
 
     def where(path: Sequence[str]) -> str:
         return f"{file}:{document.lines[('parameters', *path)]}"
 
-    found = Sweep(
+    sweep = Sweep(
         name=_name(document, file),
         method=_method(document, file),
         objectives=_objectives(document, file, base),
-        parameters=tuple(space.parameters(said.get("parameters") or {}, where, base)),
+        parameters=tuple(space.parameters(values.get("parameters") or {}, where, base)),
         run_cap=_count(document, file, "run_cap"),
         early=_early(document, file),
         base=base,
-        engine=_engine(said.get("engine"), _at(document, file, "engine")),
-        ignored=tuple(key for key in said if key in IGNORED),
+        engine=_engine(values.get("engine"), _at(document, file, "engine")),
+        ignored=tuple(key for key in values if key in IGNORED),
     )
-    return check(found, str(file))
+    return check(sweep, str(file))
 
 
-def of_options(model: str, varied: Sequence[str], base: Resolved) -> Sweep:
-    """The grid of a command line: ``varied`` are its KEY=VALUE,VALUE,... UsageError for what cannot be meant."""
+def from_options(model: str, varied: Sequence[str], base: Resolved) -> Sweep:
+    """Return the grid of a command line, whose -m options are ``varied``: KEY=VALUE,VALUE,... each."""
     columns: list[Parameter] = []
     for text in varied:
         key, equals, values = text.partition("=")
         if not equals or not values.strip():
             raise UsageError(f"-m {text!r} is not KEY=VALUE,VALUE,...", "such as -m prune.sparsity=0.5,0.7,0.9")
         if key in [one.key for one in columns]:
-            raise UsageError(f"-m {key} stands twice on the command line", "give all of its values at once")
+            raise UsageError(f"-m {key} is given twice", "give all of its values at once")
         columns.append(space.choices(key.strip(), _split(values, key), COMMAND_LINE, base))
     name = Path(model).parent.resolve().name if Path(model).name == MODEL_FILE else Path(model).stem
-    return check(Sweep(name, "grid", (_usual(base),), tuple(columns), None, None, _absolute(base)), COMMAND_LINE)
+    return check(
+        Sweep(name, "grid", (_default_objective(base),), tuple(columns), None, None, _absolute(base)), COMMAND_LINE
+    )
 
 
 def check(sweep: Sweep, name: str) -> Sweep:
-    """The sweep, if its parts go together; UsageError otherwise."""
+    """Return the sweep if its parts are consistent; UsageError otherwise."""
     _refuse_contradictions(sweep)
     if sweep.method == "grid":
         space.grid(sweep.parameters)
     elif sweep.run_cap is None:
         raise UsageError(
-            f"{name}: method {sweep.method} has no end without run_cap", "set the number of trials: run_cap: 50"
+            f"{name}: method {sweep.method} needs run_cap", "set the number of trials, such as run_cap: 50"
         )
-    if sweep.size > space.MOST:
+    if sweep.size > space.MAX_TRIALS:
         raise UsageError(f"{name}: that would be {sweep.size:,} trials", "give fewer values, or a run_cap")
     if sweep.early is not None:
         if len(sweep.objectives) > 1:
             raise UsageError(
                 f"{name}: early_terminate needs exactly one metric, not {len(sweep.objectives)}",
-                "trials that are better in one way and worse in another cannot be told apart early: leave one out",
+                "one trial may be better by one metric and worse by another: keep one metric, or omit early_terminate",
             )
         if sweep.objectives[0].name not in ("top1", "loss"):
             raise UsageError(
                 f"{name}: early_terminate needs metric top1 or loss, not {sweep.objectives[0].name}",
-                "nothing else is known before a trial ends",
+                "a trial has no other metric before it ends",
             )
     if not sweep.base.config.model.checkpoint and not any(p.key == "model.checkpoint" for p in sweep.parameters):
         raise UsageError(f"{name} names no checkpoint", "add base: {model: {checkpoint: model.pt}}, or give MODEL")
@@ -101,7 +110,7 @@ def check(sweep: Sweep, name: str) -> Sweep:
 
 
 def _refuse_contradictions(sweep: Sweep) -> None:
-    """UsageError for a setting that is varied and given one value too, and for lists of stages that end elsewhere."""
+    """Raise UsageError for a setting that is both varied and set, and for stages that end at another sparsity."""
     varied = {one.key: one.domain for one in sweep.parameters}
     for key in varied:
         if sweep.base.origins.get(key) == COMMAND_LINE:
@@ -118,7 +127,7 @@ def _refuse_contradictions(sweep: Sweep) -> None:
 
 
 def with_engine(sweep: Sweep, name: str | None, options: Mapping[str, Any]) -> Sweep:
-    """The sweep on another engine, or with other options of its own: what is None stays as it is."""
+    """Return the sweep with another engine or other options of it; None leaves a value as it is."""
     given = {key: value for key, value in options.items() if value is not None}
     before = sweep.engine if name in (None, sweep.engine["name"]) else {"name": name}
     return replace(sweep, engine=_engine({**before, **given}, COMMAND_LINE))
@@ -130,7 +139,7 @@ def _known_keys(document: Document, file: Path) -> None:
             tail = close_match(key, KEYS) or suggestion(key, [name for name, _ in leaves()])
             raise UsageError(
                 f"unknown key {key!r} ({file}:{document.lines[(key,)]}){tail}",
-                f"a sweep has {', '.join(KEYS)}; settings stand beneath base, what varies beneath parameters",
+                f"a sweep has {', '.join(KEYS)}; settings belong beneath base, what varies beneath parameters",
             )
 
 
@@ -139,101 +148,103 @@ def _at(document: Document, file: Path, *path: str) -> str:
 
 
 def _base(document: Document, file: Path, environ: Mapping[str, str], pairs: Sequence[str]) -> Resolved:
-    said = document.values.get("base")
+    value = document.values.get("base")
     at = _at(document, file, "base")
-    if said is None:
-        found = resolve(None, environ, pairs, {})
-    elif isinstance(said, str):
-        found = resolve(file.parent / said, environ, pairs, {})
-    elif isinstance(said, dict):
+    if value is None:
+        base = resolve(None, environ, pairs, {})
+    elif isinstance(value, str):
+        base = resolve(file.parent / value, environ, pairs, {})
+    elif isinstance(value, dict):
         lines = {path[1:]: line for path, line in document.lines.items() if path[0] == "base" and len(path) > 1}
-        found = resolve(Written(said, lines, str(file)), environ, pairs, {})
+        base = resolve(Written(value, lines, str(file)), environ, pairs, {})
     else:
-        raise UsageError(f"base is {said!r} ({at})", "give the path of a configuration, or its keys")
-    if found.is_set("output"):
-        raise UsageError(f"base sets output ({found.origins['output']})", "name the sweep's folder with -o/--output")
-    return _absolute(found)
+        raise UsageError(f"base is {value!r} ({at})", "give the path of a configuration, or its keys")
+    if base.is_set("output"):
+        raise UsageError(f"base sets output ({base.origins['output']})", "name the sweep's folder with -o/--output")
+    return _absolute(base)
 
 
 def _absolute(base: Resolved) -> Resolved:
-    """Every path in full: workers may be started elsewhere, and the best configuration is used anywhere."""
+    """Make every path absolute: workers may start in another folder, and best.yaml may be used in any."""
     full = {key: (rooted(key, value), base.origins.get(key, "")) for key, value in flat(base).items()}
     return override(base, {key: row for key, row in full.items() if row[0] != flat(base)[key]})
 
 
 def _name(document: Document, file: Path) -> str:
-    said = document.values.get("name")
-    if isinstance(said, dict | list | bool):
-        raise UsageError(f"name is {said!r} ({_at(document, file, 'name')})", "it should be text")
-    return str(said or file.stem)
+    name = document.values.get("name")
+    if isinstance(name, dict | list | bool):
+        raise UsageError(f"name is {name!r} ({_at(document, file, 'name')})", "it should be text")
+    return str(name or file.stem)
 
 
 def _method(document: Document, file: Path) -> str:
-    said = document.values.get("method")
-    if said not in METHODS:
-        hint = close_match(said, METHODS) if isinstance(said, str) else ""
-        text = f"method is {said!r}" if said is not None else "no method is named"
+    method = document.values.get("method")
+    if method not in METHODS:
+        hint = close_match(method, METHODS) if isinstance(method, str) else ""
+        text = f"method is {method!r}" if method is not None else "no method is named"
         raise UsageError(f"{text} ({_at(document, file, 'method')}){hint}", f"one of {', '.join(METHODS)}")
-    return str(said)
+    return str(method)
 
 
-def _objectives(document: Document, file: Path, base: Resolved) -> tuple[Objective, ...]:
-    said, several = document.values.get("metric"), document.values.get("metrics")
+def _objectives(document: Document, file: Path, base: Resolved) -> tuple[SweepObjective, ...]:
+    single, several = document.values.get("metric"), document.values.get("metrics")
     at = _at(document, file, "metrics" if several is not None else "metric")
-    if said is not None and several is not None:
+    if single is not None and several is not None:
         raise UsageError(f"{file} has metric and metrics", "keep one of the two")
-    if said is None and several is None:
-        return (_usual(base),)
-    several = [said] if several is None else several
+    if single is None and several is None:
+        return (_default_objective(base),)
+    several = [single] if several is None else several
     if not isinstance(several, list) or not several:
         raise UsageError(f"metrics ({at}) should be a list", "such as metrics: [{name: top1}, {name: sparsity}]")
-    found = tuple(_objective(one, at) for one in several)
-    if len({one.name for one in found}) < len(found):
+    objectives = tuple(_objective(one, at) for one in several)
+    if len({one.name for one in objectives}) < len(objectives):
         raise UsageError(f"metrics ({at}) has the same name twice", "keep one of the two")
-    return found
+    return objectives
 
 
-def _usual(base: Resolved) -> Objective:
-    """The metric of a sweep that names none: the base's, or the weights that are left where there are no samples."""
+def _default_objective(base: Resolved) -> SweepObjective:
+    """Return the objective of a sweep that names none: the base's metric, or weights that remain without samples."""
     name = "nonzero" if base.config.data.source == "none" else base.config.metric
-    return Objective(name, METRICS[name])
+    return SweepObjective(name, METRICS[name])
 
 
-def _objective(said: Any, at: str) -> Objective:
-    said = {"name": said} if isinstance(said, str) else said
-    if not isinstance(said, dict) or "name" not in said:
+def _objective(entry: Any, at: str) -> SweepObjective:
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or "name" not in entry:
         raise UsageError(f"a metric ({at}) needs a name", f"such as {{name: top1}}; one of {', '.join(METRICS)}")
-    for key in said:
+    for key in entry:
         if key not in ("name", "goal"):
             raise UsageError(
                 f"unknown key {key!r} of a metric ({at}){close_match(key, ('name', 'goal'))}", "name and goal"
             )
-    name = str(said["name"])
+    name = str(entry["name"])
     if name not in METRICS:
-        raise UsageError(f"unknown metric {name!r} ({at}){close_match(name, METRICS)}", f"one of {', '.join(METRICS)}")
-    goal = said.get("goal", METRICS[name])
+        similar = _SYNONYMS.get(name.lower())
+        hint = f"; did you mean {similar!r}?" if similar else close_match(name, METRICS)
+        raise UsageError(f"unknown metric {name!r} ({at}){hint}", f"one of {', '.join(METRICS)}")
+    goal = entry.get("goal", METRICS[name])
     if goal not in _GOALS:
         raise UsageError(
             f"the goal of {name} is {goal!r} ({at}){close_match(str(goal), _GOALS)}", "maximize or minimize"
         )
-    return Objective(name, "maximize" if goal == "maximize" else "minimize")
+    return SweepObjective(name, "maximize" if goal == "maximize" else "minimize")
 
 
 def _count(document: Document, file: Path, key: str) -> int | None:
-    said = document.values.get(key)
-    if said is not None and (isinstance(said, bool) or not isinstance(said, int) or said < 1):
-        raise UsageError(f"{key} is {said!r} ({_at(document, file, key)})", "it should be a whole number from 1")
-    return said
+    count = document.values.get(key)
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise UsageError(f"{key} is {count!r} ({_at(document, file, key)})", "it should be a whole number from 1")
+    return count
 
 
 def _early(document: Document, file: Path) -> EarlyStop | None:
-    said, at = document.values.get("early_terminate"), _at(document, file, "early_terminate")
-    if said is None:
+    entry, at = document.values.get("early_terminate"), _at(document, file, "early_terminate")
+    if entry is None:
         return None
-    if not isinstance(said, dict) or said.get("type") != "hyperband":
+    if not isinstance(entry, dict) or entry.get("type") != "hyperband":
         raise UsageError(f"early_terminate ({at}) should have type hyperband", "such as {type: hyperband, min_iter: 1}")
     known = ("type", "min_iter", "max_iter", "eta")
-    for key, value in said.items():
+    for key, value in entry.items():
         if key not in known:
             raise UsageError(
                 f"unknown key {key!r} of early_terminate ({at}){close_match(key, known)}", ", ".join(known)
@@ -243,38 +254,38 @@ def _early(document: Document, file: Path) -> EarlyStop | None:
             raise UsageError(
                 f"{key} of early_terminate is {value!r} ({at})", f"it should be a whole number from {least}"
             )
-    found = EarlyStop(**{key: value for key, value in said.items() if key != "type"})
-    if found.max_iter is not None and found.max_iter < found.min_iter:
+    early = EarlyStop(**{key: value for key, value in entry.items() if key != "type"})
+    if early.max_iter is not None and early.max_iter < early.min_iter:
         raise UsageError(f"early_terminate ({at}): max_iter is below min_iter", "swap them")
-    return found
+    return early
 
 
-def _engine(said: Any, at: str) -> dict[str, Any]:
-    """The engine's name and the options that were given, checked by the engine itself."""
-    said = {"name": "local"} if said is None else {"name": said} if isinstance(said, str) else said
+def _engine(entry: Any, at: str) -> dict[str, Any]:
+    """Return the engine's name and the options that were given; the engine itself checks them."""
+    entry = {"name": "local"} if entry is None else {"name": entry} if isinstance(entry, str) else entry
     known = registry.names(registry.ENGINES)
-    if not isinstance(said, dict) or said.get("name") not in known:
-        name = said.get("name") if isinstance(said, dict) else said
+    if not isinstance(entry, dict) or entry.get("name") not in known:
+        name = entry.get("name") if isinstance(entry, dict) else entry
         raise UsageError(f"unknown engine {name!r} ({at}){close_match(str(name), known)}", f"known: {', '.join(known)}")
-    options = load_engine(said["name"]).Options
-    for key, value in said.items():
+    options = load_engine(entry["name"]).Options
+    for key, value in entry.items():
         if key == "name":
             continue
         if key not in options.model_fields:
             hint = close_match(key, options.model_fields)
             raise UsageError(
-                f"the engine {said['name']} has no {key!r} ({at}){hint}", f"it has {', '.join(options.model_fields)}"
+                f"the engine {entry['name']} has no {key!r} ({at}){hint}", f"it has {', '.join(options.model_fields)}"
             )
         try:
             options(**{key: value})
         except ValueError as err:
             text = str(err).splitlines()[2].strip().partition(" [")[0]
-            raise UsageError(f"{key} of the engine {said['name']} is {value!r} ({at}): {text}", "") from err
-    return dict(said)
+            raise UsageError(f"{key} of the engine {entry['name']} is {value!r} ({at}): {text}", "") from err
+    return dict(entry)
 
 
 def _split(text: str, key: str) -> list[Any]:
-    """The values between the commas; brackets and quotes keep theirs."""
+    """Return the values between the commas; commas inside brackets and quotes do not separate."""
     try:
         values = parse_value(f"[{text}]")
     except UsageError as err:

@@ -1,7 +1,8 @@
-"""Whether a worker is still there: a file that it holds locked and touches, in the sweep's folder.
+"""The heartbeat of a worker: a file in the sweep's folder that the worker keeps locked and touches.
 
-On one machine the lock tells at once, however the worker ended. From another machine, or on a file system without
-locks, a worker counts as gone when it has not touched its file for PATIENCE seconds by the file system's own clock.
+On one machine the lock shows at once that a worker has ended, however it ended. From another machine, or on a file
+system without locks, a worker counts as gone when it has not touched its file for PATIENCE seconds by the file system's
+own clock.
 """
 
 from __future__ import annotations
@@ -19,33 +20,33 @@ from prunetaylor.core.errors import OutputError
 from prunetaylor.core.files import open_own, own_folder
 from prunetaylor.pipeline.files.run_folder import locked
 
-BEAT = 5.0  # seconds
+INTERVAL = 5.0  # seconds
 PATIENCE = 60.0
-_TOLD = 3 * BEAT
-"""The same for a worker that its engine says is gone: it may be wrong, where only the network was."""
-_ROOM = "workers"
+_PATIENCE_IF_REPORTED = 3 * INTERVAL
+"""The patience with a worker that its engine reports as gone; the engine errs where only the network failed."""
+_FOLDER = "workers"
 
 
-def new_name() -> str:
-    """A name for a worker that no other has; it starts with the machine's."""
+def new_worker_name() -> str:
+    """Return a name that no other worker has; it starts with the machine's name."""
     return f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-class Alive:
-    """Says that ``worker`` is there while its context is open."""
+class Heartbeat:
+    """Shows other processes that ``worker`` is running, as long as the context is open."""
 
     def __init__(self, folder: Path, worker: str) -> None:
-        self.path = folder / _ROOM / worker
+        self.path = folder / _FOLDER / worker
         self._file: IO[str] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Self:
         own_folder(self.path.parent)
-        unseen = self.path.with_name(f".{uuid.uuid4().hex}")
-        self._file = open_own(unseen, "w")
+        hidden = self.path.with_name(f".{uuid.uuid4().hex}")
+        self._file = open_own(hidden, "w")
         locked(self._file)
-        unseen.rename(self.path)  # seen without its lock, it would count as left by the dead
+        hidden.rename(self.path)  # a file that others see before it is locked would look like a dead worker's
         self._thread.start()
         return self
 
@@ -58,45 +59,45 @@ class Alive:
             self._file.close()
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT):
+        while not self._over.wait(INTERVAL):
             with contextlib.suppress(OSError):
                 os.utime(self.path)
 
 
-def is_alive(folder: Path, worker: str, *, told_gone: bool = False) -> bool:
-    """Whether a worker is at work, as far as can be told from here.
+def is_alive(folder: Path, worker: str, *, reported_gone: bool = False) -> bool:
+    """Return whether a worker is running, as far as this machine can see.
 
-    ``told_gone``: its engine says that it is gone. A lock on its file tells nothing then, as shared file systems keep
-    those of a machine that is lost.
+    With ``reported_gone`` the worker's engine says that it is gone. A lock on its file then proves nothing, as shared
+    file systems keep the locks of a machine that is lost.
     """
-    path = folder / _ROOM / worker
+    path = folder / _FOLDER / worker
     here = worker.startswith(f"{_host()}-")
     try:
         with open_own(path, "r+") as file:
-            if here or not told_gone:
+            if here or not reported_gone:
                 if not locked(file):
                     return True
                 if here:
                     return False
-            return _age(path) < (_TOLD if told_gone else PATIENCE)
-    except (OSError, OutputError):  # it took its file away when it left; a link is no worker's
+            return _age(path) < (_PATIENCE_IF_REPORTED if reported_gone else PATIENCE)
+    except (OSError, OutputError):  # the worker removed its file when it ended; a link belongs to no worker
         return False
 
 
-def others(folder: Path) -> list[str]:
-    """The workers that are at work; what the dead left behind is taken away."""
-    found = []
-    for path in sorted((folder / _ROOM).glob("*-*")):
+def live_workers(folder: Path) -> list[str]:
+    """Return the names of the workers that are running, and remove the files of dead ones."""
+    names = []
+    for path in sorted((folder / _FOLDER).glob("*-*")):
         if is_alive(folder, path.name):
-            found.append(path.name)
+            names.append(path.name)
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return found
+    return names
 
 
 def _age(path: Path) -> float:
-    """Seconds since the file was touched, by the clock that stamps files."""
+    """Return the seconds since the file was touched, by the clock that stamps files."""
     now = path.with_name(f".{uuid.uuid4().hex}")
     now.touch()
     try:

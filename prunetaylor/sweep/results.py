@@ -1,4 +1,4 @@
-"""What came of a sweep: ranks, the Pareto front, the best configuration, rows."""
+"""The results of a sweep: ranks, the Pareto front, the best configuration, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from prunetaylor.core.results.sweep import SweepResult, Trial
 from prunetaylor.core.text import neutral
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
-from prunetaylor.sweep.definition import Objective, Sweep
+from prunetaylor.sweep.definition import Sweep, SweepObjective
 from prunetaylor.sweep.trial.files import ERROR, trial_folder
 
 BEST = "best.yaml"
+STATES = ("done", "stopped", "failed", "running", "waiting")
+"""The states of a trial, in the order in which they are counted."""
 COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", "sparsity", "loss", "top1")
-"""Numeric fields of every trial that a plot may be drawn against."""
+"""The fields of a trial that may be the horizontal axis of the plot."""
 
 
 def outcome(
     sweep: Sweep, folder: Path, trials: Sequence[Trial], samples: str, warnings: Sequence[Alert] = ()
 ) -> SweepResult:
-    """The sweep with its trials ranked.
+    """Rank the trials of a sweep.
 
-    By one objective they are ranked by its value; by several, the Pareto front comes first, then the front of what is
-    left, and so on, each by the first objective. Ties go to the network with fewer weights left, then to the first.
+    One objective ranks them by its value. With several, the Pareto front comes first, then the front of the remaining
+    trials, and so on, each sorted by the first objective. Of equal trials the one with fewer remaining weights comes
+    first, then the earlier one.
     """
-    done = [trial for trial in trials if trial.state == "done"]
+    finished = [trial for trial in trials if trial.state == "done"]
     ranked: list[Trial] = []
-    for level, front in enumerate(fronts(done, sweep.objectives)):
+    for level, front in enumerate(fronts(finished, sweep.objectives)):
         front = sorted(front, key=lambda one: _key(one, sweep.objectives))
         ranked += [replace(t, rank=len(ranked) + i, front=level == 0) for i, t in enumerate(front, 1)]
     others = [trial for trial in trials if trial.state != "done"]
@@ -47,18 +50,19 @@ def outcome(
     return SweepResult(sweep.name, str(folder), sweep.method, named, every, samples, best, list(warnings))
 
 
-def fronts(trials: Sequence[Trial], objectives: Sequence[Objective]) -> list[list[Trial]]:
-    """The trials in layers: those that no other dominates, those that only these dominate, and so on."""
-    left, layers = list(trials), []
-    while left:
-        front = [one for one in left if not any(_dominates(other, one, objectives) for other in left)]
+def fronts(trials: Sequence[Trial], objectives: Sequence[SweepObjective]) -> list[list[Trial]]:
+    """Sort the trials into layers: first those that no other dominates, then those that only the first layer dominates,
+    and so on."""
+    remaining, layers = list(trials), []
+    while remaining:
+        front = [one for one in remaining if not any(_dominates(other, one, objectives) for other in remaining)]
         layers.append(front)
-        left = [one for one in left if one not in front]
+        remaining = [one for one in remaining if one not in front]
     return layers
 
 
 def accuracy(sweep_objectives: Sequence[tuple[str, str]], trials: Sequence[Trial]) -> tuple[str, int]:
-    """The metric to hold against a cost, and 1 where more of it is better, else -1."""
+    """Return the metric to plot against a cost, and 1 where a larger value is better, else -1."""
     names = [name for name, _ in sweep_objectives if name in ("top1", "loss")]
     known = [name for name in ("top1", "loss") if any(name in trial.metrics for trial in trials)]
     name = (names or known or ["top1"])[0]
@@ -66,13 +70,13 @@ def accuracy(sweep_objectives: Sequence[tuple[str, str]], trials: Sequence[Trial
 
 
 def check_cost(name: str) -> None:
-    """UsageError where no trial can have such a field."""
+    """Raise UsageError where no trial can have such a field."""
     if name not in COSTS:
         raise UsageError(f"unknown field {name!r}{close_match(name, COSTS)}", f"one of {', '.join(COSTS)}")
 
 
 def best_config(sweep: Sweep, best: Trial) -> str:
-    """YAML of the best trial's configuration, ready for ``prunetaylor prune -c``."""
+    """Return the best trial's configuration as YAML, for ``prunetaylor prune -c``."""
     lines = dump(sweep.trial(best.number, best.parameters)).splitlines()
     value = ", ".join(f"{o.name} {v:.6g}" for o, v in zip(sweep.objectives, best.values, strict=True))
     head = f"# The best of the sweep {neutral(sweep.name)}: trial {best.number}, {value}. Use: `prunetaylor prune -c`."
@@ -80,48 +84,48 @@ def best_config(sweep: Sweep, best: Trial) -> str:
 
 
 def links(trials: Sequence[Trial], folder: Path, home: Path) -> dict[int, str]:
-    """Addresses of the trials' reports, or of the errors of those that failed, as seen from a page in ``home``."""
-    found = {}
+    """Return the relative URL of each trial's report, or of its error, for a page in ``home``."""
+    urls = {}
     for trial in trials:
         file = trial_folder(folder, trial.number) / (ERROR if trial.state == "failed" else HTML_FILE)
         if file.is_file():
-            way = os.path.relpath(file.resolve(), home.resolve())
-            found[trial.number] = quote(Path(way).as_posix().encode("utf-8", "surrogateescape"))
-    return found
+            path = os.path.relpath(file.resolve(), home.resolve())
+            urls[trial.number] = quote(Path(path).as_posix().encode("utf-8", "surrogateescape"))
+    return urls
 
 
-def to_json(found: SweepResult) -> dict[str, Any]:
-    """The sweep as one JSON object; trials in the order of their ranks."""
-    folder = Path(found.folder).resolve()
-    best = found.best
-    said = {
+def to_json(sweep: SweepResult) -> dict[str, Any]:
+    """Return the sweep as one JSON object, with the trials in the order of their ranks."""
+    folder = Path(sweep.folder).resolve()
+    best = sweep.best
+    document = {
         "schema_version": SCHEMA_VERSION,
-        "name": found.name,
+        "name": sweep.name,
         "folder": str(folder),
-        "method": found.method,
-        "metrics": [{"name": name, "goal": goal} for name, goal in found.objectives],
-        "samples": found.samples,
-        "warnings": [asdict(alert) for alert in found.warnings],
-        "counts": {state: sum(t.state == state for t in found.trials) for state in _states(found)},
-        "never_ran": found.never_ran,
+        "method": sweep.method,
+        "metrics": [{"name": name, "goal": goal} for name, goal in sweep.objectives],
+        "samples": sweep.samples,
+        "warnings": [asdict(alert) for alert in sweep.warnings],
+        "counts": {state: sum(t.state == state for t in sweep.trials) for state in STATES},
+        "never_ran": sweep.never_ran,
         "best": None if best is None else {"trial": best.number, "reported": best.reported},
         "trials": [
             {**asdict(trial), "folder": str(trial_folder(folder, trial.number)), "error": _error(folder, trial)}
-            for trial in found.trials
+            for trial in sweep.trials
         ],
     }
-    cleaned: dict[str, Any] = finite(said)
+    cleaned: dict[str, Any] = finite(document)
     return cleaned
 
 
-def to_csv(found: SweepResult) -> str:
-    """A row a trial, in the order of their ranks: rank, state, parameters, metrics."""
-    keys = list(dict.fromkeys(key for trial in found.trials for key in trial.parameters))
-    fields = list(dict.fromkeys(name for trial in found.trials for name in trial.metrics))
+def to_csv(sweep: SweepResult) -> str:
+    """Return one row per trial, in the order of their ranks: rank, state, parameters, metrics."""
+    keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.parameters))
+    fields = list(dict.fromkeys(name for trial in sweep.trials for name in trial.metrics))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["rank", "trial", "state", "front", *map(_cell, keys), *map(_cell, fields), "threads", "cause"])
-    for trial in found.trials:
+    for trial in sweep.trials:
         chosen = [_cell(trial.parameters.get(key)) for key in keys]
         measured = [trial.metrics.get(name, "") for name in fields]
         rows.writerow(
@@ -133,16 +137,12 @@ def to_csv(found: SweepResult) -> str:
     return text.getvalue()
 
 
-def _states(found: SweepResult) -> list[str]:
-    return ["done", "stopped", "failed", "running", "waiting"]
-
-
 def _error(folder: Path, trial: Trial) -> str | None:
     return str(trial_folder(folder, trial.number) / ERROR) if trial.state == "failed" else None
 
 
 def _cell(value: Any) -> Any:
-    """What a cell shows: numbers as they are; a text that a spreadsheet would compute gets an apostrophe."""
+    """Return a value for a CSV cell; an apostrophe keeps a spreadsheet from computing text such as ``=1+1``."""
     if value is None or isinstance(value, int | float):
         return value
     text = neutral(value if isinstance(value, str) else json.dumps(value))
@@ -157,12 +157,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _key(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...]:
+def _key(trial: Trial, objectives: Sequence[SweepObjective]) -> tuple[float, ...]:
     values = [-one.sign * value for one, value in zip(objectives, trial.values, strict=True)]
     return (*values, trial.metrics.get("nonzero", 0.0), trial.number)
 
 
-def _dominates(one: Trial, other: Trial, objectives: Sequence[Objective]) -> bool:
-    """Whether ``one`` is as good in every objective and better in one."""
+def _dominates(one: Trial, other: Trial, objectives: Sequence[SweepObjective]) -> bool:
+    """Return whether ``one`` is as good in every objective and better in one."""
     pairs = [(o.sign * a, o.sign * b) for o, a, b in zip(objectives, one.values, other.values, strict=True)]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)

@@ -1,9 +1,9 @@
-"""A worker process: takes trials one after another, so that torch is imported once, and ends with whoever started it.
+"""A worker process: it runs trials one after another, so that torch is imported once, and ends with its parent.
 
-``python -m prunetaylor.sweep.worker`` reads one line of JSON (a ``Task``) from stdin, which stays open as long as its
-starter lives. It ends with DONE where no trial waits, with REPLACE where one failed in a way that may have spoiled the
-process (out of memory, or an error that nobody foresaw), and with STOPPED where it was told to stop: its trial then
-waits again, and goes on from its last state. Whatever kills it takes one trial with it.
+``python -m prunetaylor.sweep.worker`` reads one line of JSON (``WorkerSettings``) from stdin, which stays open as long
+as the parent lives. It ends with DONE where no trial waits, with REPLACE where a trial failed in a way that may have
+spoiled the process (out of memory, or an unforeseen error), and with STOPPED where it was asked to stop: its trial then
+returns to the queue, and continues from its last state. If the worker is killed, it loses one trial at most.
 """
 
 from __future__ import annotations
@@ -14,103 +14,114 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from prunetaylor.pipeline.files.signals import GRACE, Terminated, at_moments
-from prunetaylor.sweep.heartbeat import Alive
+from prunetaylor.pipeline.files.signals import GRACE, Terminated, stop_at_checkpoints
+from prunetaylor.runtime.parent_process import end_with_parent
+from prunetaylor.sweep.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from prunetaylor.pipeline.files.resume import FolderStateStore
-    from prunetaylor.sweep.study.study import Study, Taken
-    from prunetaylor.sweep.trial.run import Place
+    from prunetaylor.sweep.study.study import ClaimedTrial, Study
+    from prunetaylor.sweep.trial.run import TrialContext
 
 DONE = 0
 REPLACE = 75
 STOPPED = 76
 INTERRUPTED = "interrupted"
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name))
-"""Signals with which a cluster asks for the end, by its time limit, a preemption or a cancellation."""
-_LAST = 5.0  # seconds beyond the grace, for the study to be told
+CLUSTER_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name)
+)
+"""The signals with which a cluster ends a job: at its time limit, for a preemption, or when it is cancelled."""
+_REPORTING_TIME = 5.0  # seconds beyond the grace, to write to the study
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a worker is told."""
+class WorkerSettings:
+    """The settings that a worker gets from its parent."""
 
     folder: str
     storage: str | None
     worker: str
     jobs: int
     threads: int
-    post: str | None
-    trust: dict[str, Any]  # in its plain form, as the user gave it to whoever leads
+    job: str | None
+    trust: dict[str, Any]  # the code that the user of the leading process trusts, as plain values
+    cache_dir: str | None
 
     def line(self) -> str:
+        """Return the settings as one line of JSON."""
         return json.dumps(asdict(self)) + "\n"
 
 
-class _Signals:
-    """A signal ends a trial at its next moment, and waits while the study is written to."""
+class _StopSignals:
+    """A signal ends a trial at its next checkpoint; while the worker writes to the study it only requests the end."""
 
     def __init__(self) -> None:
-        self.at_work = self.asked = False
-        self.why = INTERRUPTED
-        for number in SIGNALS:
-            signal.signal(number, self._come)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what Ctrl-C means
+        self.running_trial = self.stop_requested = False
+        self.reason = INTERRUPTED
+        for number in CLUSTER_SIGNALS:
+            signal.signal(number, self._handle)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
-    def _come(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if self.at_work:
-            self.at_work = False
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        if self.running_trial:
+            self.running_trial = False
             raise Terminated
+
+    def parent_is_gone(self) -> None:
+        """Record why the signal that follows is sent."""
+        self.reason = "the process that started its worker is gone"
 
     @contextlib.contextmanager
     def guard(self, store: FolderStateStore) -> Iterator[None]:
-        """While a run keeps its state a signal ends it when that is kept, or after the grace."""
+        """Let a signal inside this block end the run when its state is saved, or after the grace."""
         try:
-            with at_moments(store, SIGNALS, hurry=False):
+            with stop_at_checkpoints(store, CLUSTER_SIGNALS, second_ends=False):
                 yield
         finally:
-            self.asked = self.asked or store.stop is not None
+            self.stop_requested = self.stop_requested or store.stop is not None
 
 
 def main() -> int:
-    """The exit code."""
+    """Run trials as the parent asks, and return the exit code."""
     faulthandler.enable()
-    task = Task(**json.loads(sys.stdin.readline()))
-    starter = os.dup(sys.stdin.fileno())
+    settings = WorkerSettings(**json.loads(sys.stdin.readline()))
+    parent = os.dup(sys.stdin.fileno())
     with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), sys.stdin.fileno())  # what a trial's code reads or closes is not the starter's
-    signals = _Signals()
-    threading.Thread(target=_end_with_starter, args=(starter, signals), daemon=True).start()
-    with Alive(Path(task.folder), task.worker):
-        return _work(task, signals)
+        os.dup2(nothing.fileno(), sys.stdin.fileno())  # a trial's code may read or close stdin
+    signals = _StopSignals()
+    end_with_parent(parent, exit_code=1, grace=GRACE + _REPORTING_TIME, notify=signals.parent_is_gone)
+    with Heartbeat(Path(settings.folder), settings.worker):
+        return _work(settings, signals)
 
 
-def _work(task: Task, signals: _Signals) -> int:
+def _work(settings: WorkerSettings, signals: _StopSignals) -> int:
     from prunetaylor.core.config.code import Trust
     from prunetaylor.runtime.cores import keep_to
     from prunetaylor.sweep.folder import open_study
-    from prunetaylor.sweep.trial.run import Place
+    from prunetaylor.sweep.trial.run import TrialContext
 
-    keep_to(task.threads)
-    study = open_study(Path(task.folder), task.storage)
-    place = Place(Path(task.folder), task.jobs, Trust.from_plain(task.trust))
-    while not signals.asked and (taken := study.take(task.worker, task.post, task.threads)) is not None:
-        if not _one(study, place, taken, signals):
+    keep_to(settings.threads)
+    study = open_study(Path(settings.folder), settings.storage)
+    trust = Trust.from_plain(settings.trust)
+    context = TrialContext(Path(settings.folder), settings.jobs, trust, settings.cache_dir)
+    while not signals.stop_requested:
+        claimed = study.claim(settings.worker, settings.job, settings.threads)
+        if claimed is None:
+            break
+        if not _run_one(study, context, claimed, signals):
             return REPLACE
-    return STOPPED if signals.asked else DONE
+    return STOPPED if signals.stop_requested else DONE
 
 
-def _one(study: Study, place: Place, taken: Taken, signals: _Signals) -> bool:
-    """Run a trial and tell the study what came of it. False where this process should not run another."""
+def _run_one(study: Study, context: TrialContext, claimed: ClaimedTrial, signals: _StopSignals) -> bool:
+    """Run a trial and write its result to the study. Return False where this process should not run another."""
     from prunetaylor.core.errors import PruneTaylorError
     from prunetaylor.sweep.study.study import Stopped
     from prunetaylor.sweep.trial.files import trial_folder, write_error
@@ -119,36 +130,26 @@ def _one(study: Study, place: Place, taken: Taken, signals: _Signals) -> bool:
     measured: dict[str, Any] = {}
     failure: BaseException | None = None
     try:
-        signals.at_work = not signals.asked
-        if signals.asked:
+        signals.running_trial = not signals.stop_requested
+        if signals.stop_requested:
             raise Terminated
-        measured = run_trial(study.sweep, place, taken, signals.guard)
-    except BaseException as err:  # sys.exit() of a trial's code ends the trial, not the worker
+        measured = run_trial(study.sweep, context, claimed, signals.guard)
+    except BaseException as err:  # sys.exit() in a trial's code ends the trial, not the worker
         failure = err
     finally:
-        signals.at_work = False
+        signals.running_trial = False
     if failure is None:
-        study.done(taken, measured)
+        study.complete(claimed, measured)
     elif isinstance(failure, Stopped):
-        study.stopped(taken)
+        study.mark_stopped(claimed)
     elif isinstance(failure, Terminated):
-        study.give_back(taken, signals.why)
+        study.return_trial(claimed, signals.reason)
     else:
         cause = explain(failure)
-        write_error(trial_folder(place.folder, taken.number), cause, details(failure))
-        study.failed(taken, cause)
+        write_error(trial_folder(context.folder, claimed.number), cause, details(failure))
+        study.fail(claimed, cause)
         return isinstance(failure, PruneTaylorError)
     return True
-
-
-def _end_with_starter(starter: int, signals: _Signals) -> None:
-    """The pipe ends when the starter does, kill -9 included: give the trial back, and end."""
-    while os.read(starter, 1024):
-        pass
-    signals.why = "the process that started its worker is gone"
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE + _LAST)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.cli.support.live_table import Board
+from prunetaylor.cli.support.live_table import LiveTable
 from prunetaylor.core.results.sweep import Trial
 
 _CODE = """
 from pathlib import Path
-from prunetaylor.cli.support.live_table import Board
+from prunetaylor.cli.support.live_table import LiveTable
 from prunetaylor.core.results.sweep import Trial
 
 def trials(*states):
@@ -26,10 +26,10 @@ def trials(*states):
         for i, state in enumerate(states, 1)
     ]
 
-with Board(Path("."), ["top1"], 0) as board:
-    board.show(trials("running", "waiting", "waiting"))
-    board.show(trials("done", "running", "waiting"))
-    board.show(trials("done", "failed", "running"))
+with LiveTable(Path("."), ["top1"], 0) as table:
+    table.show(trials("running", "waiting", "waiting"))
+    table.show(trials("done", "running", "waiting"))
+    table.show(trials("done", "failed", "running"))
 """
 
 
@@ -60,16 +60,16 @@ def test_one_line_a_trial_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixtur
     done = Trial(1, "done", {"seed": 1}, {"top1": 91.0, "seconds": 2.0})
     stopped = Trial(2, "stopped", {"seed": 2}, progress=((1, -0.5), (3, -0.25)))
     before = [Trial(1, "done", {"seed": 1}, {"top1": 91.0}), Trial(2, "running", {}), Trial(3, "running", {})]
-    with Board(tmp_path, ["top1"], 0) as board:
-        board.show(before)
-        board.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
-        board.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
+    with LiveTable(tmp_path, ["top1"], 0) as table:
+        table.show(before)
+        table.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
+        table.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
     assert capsys.readouterr().err.splitlines() == [
-        "note: 1 of 3 trials are done already",
+        "note: 1 of 3 trials are already done",
         "trial 2 (seed=2) stopped early, at step 3 with 0.25",
         "trial 3 (seed=3) failed: killed",
     ]
-    with Board(tmp_path, ["top1"], -1) as board:
-        board.show(before)
-        board.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
+    with LiveTable(tmp_path, ["top1"], -1) as table:
+        table.show(before)
+        table.show([done, stopped, Trial(3, "failed", {"seed": 3}, cause="killed")])
     assert capsys.readouterr().err == "trial 3 (seed=3) failed: killed\n"

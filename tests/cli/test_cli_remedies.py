@@ -14,7 +14,7 @@ from torch import nn
 from prunetaylor.network.checkpoint.write import write_model
 from prunetaylor.sweep import leader
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.folder import place
+from prunetaylor.sweep.folder import prepare_folder
 from support.sweeps import write_task
 
 DATA = """
@@ -65,7 +65,7 @@ def of_an_argument(here: Path) -> list[str]:
 def of_a_sweep(here: Path) -> list[str]:
     text = (here / "sweep.yaml").read_text().replace('"net.py:make"', '"it\'s mine/net.py:make"')
     (here / "sweep.yaml").write_text(text)
-    place(read(here / "sweep.yaml"), here / "a sweep", resume=False)
+    prepare_folder(read(here / "sweep.yaml"), here / "a sweep", resume=False)
     return ["sweep", "a sweep"]
 
 
@@ -78,7 +78,7 @@ def of_a_check(here: Path) -> list[str]:
 def test_what_a_refusal_ends_with_can_be_added_to_the_command(
     here: Path, inline, monkeypatch: pytest.MonkeyPatch, refused: Callable[[Path], list[str]]
 ) -> None:
-    monkeypatch.setattr(leader, "lead", lambda *_, **__: [])  # a sweep that may run is not run here
+    monkeypatch.setattr(leader, "run_leader", lambda *_, **__: [])  # a sweep that may run is not run here
     command = refused(here)
     code, _, stderr = inline(*command)
     assert code == 5, stderr

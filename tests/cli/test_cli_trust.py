@@ -15,7 +15,7 @@ from prunetaylor import load
 from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.network.checkpoint.write import write_model
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.folder import place
+from prunetaylor.sweep.folder import prepare_folder
 from support.sweeps import write_task
 
 CANARY = """
@@ -158,7 +158,7 @@ SWEPT = {
 def test_the_folder_of_a_sweep_is_nobodys_word(here: Path, inline, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     text = (here / "sweep.yaml").read_text().replace(SWEPT[what]["arch"], SWEPT[what]["with"])
     (here / "theirs.yaml").write_text(text)
-    place(read(here / "theirs.yaml"), here / "theirs", resume=False)
+    prepare_folder(read(here / "theirs.yaml"), here / "theirs", resume=False)
     monkeypatch.setenv("PRUNETAYLOR_MODEL_ARCH", "")
     for words in (
         ["theirs"],
@@ -181,7 +181,7 @@ def test_the_folder_of_a_sweep_is_nobodys_word(here: Path, inline, monkeypatch: 
 def test_a_cluster_that_a_folder_names_is_not_joined(here: Path, inline) -> None:
     with (here / "sweep.yaml").open("a") as file:
         file.write("engine: {name: ray, address: 'evil.example:6379'}\n")
-    place(read(here / "sweep.yaml"), here / "theirs", resume=False)
+    prepare_folder(read(here / "sweep.yaml"), here / "theirs", resume=False)
     code, _, stderr = inline("sweep", "theirs", f"model.arch={here}/net.py:make")
     assert code == 5
     assert "--address evil.example:6379" in stderr
@@ -193,7 +193,7 @@ def test_workers_have_the_users_word_from_the_leader(here: Path, cli) -> None:
         (here / "sweep.yaml").read_text().replace("[0.2, 0.5, 0.8]", "[0.5]").replace("[magnitude, random]", "[random]")
     )
     (here / "sweep.yaml").write_text(text)
-    folder = place(read(here / "sweep.yaml"), here / "out", resume=False)
+    folder = prepare_folder(read(here / "sweep.yaml"), here / "out", resume=False)
     forged = (folder / "sweep.yaml").read_text().replace("net.py:make", "evil.py:make")
     (folder / "sweep.yaml").write_text(forged)
     done = cli("sweep", "sweep.yaml", "-o", "out", "-q", env={"PRUNETAYLOR_MODEL_ARCH": ""})

@@ -18,7 +18,7 @@ import torch
 from prunetaylor.core.errors import OutputError
 from prunetaylor.pipeline.files.resume import FolderStateStore, UnreadableState, restoring
 from prunetaylor.pipeline.files.run_folder import RunFolder
-from prunetaylor.pipeline.files.signals import Terminated, at_moments
+from prunetaylor.pipeline.files.signals import Terminated, stop_at_checkpoints
 
 IDENTITY = {"seed": 0}
 STATE = {"weights": torch.arange(20_000.0)}
@@ -28,7 +28,7 @@ def keep(path: Path, before: Callable[[FolderStateStore], None]) -> None:
     """What a command does that keeps a state."""
     with RunFolder.create(path, "m") as folder:
         keeper = FolderStateStore(folder, 0, IDENTITY)
-        with at_moments(keeper):
+        with stop_at_checkpoints(keeper):
             before(keeper)
             keeper.save(STATE)
 

@@ -66,7 +66,7 @@ def error(name: str, text: str) -> Exception:
 def test_what_keeps_us_from_a_ray_cluster_is_named(
     raised: Exception, printed: str, address: str | None, cause: str, remedy: str
 ) -> None:
-    found = ray.refusal(raised, address, printed)
+    found = ray.connection_error(raised, address, printed)
     assert found.exit_code == 2
     assert cause in found.cause
     assert remedy in found.remedy

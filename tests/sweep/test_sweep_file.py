@@ -13,10 +13,10 @@ from optuna.distributions import IntDistribution
 
 from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.errors import PruneTaylorError, UsageError
-from prunetaylor.sweep.definition import EarlyStop, Objective
-from prunetaylor.sweep.file import of_options, read, with_engine
+from prunetaylor.sweep.definition import EarlyStop, SweepObjective
+from prunetaylor.sweep.file import from_options, read, with_engine
 from prunetaylor.sweep.space import Choices, Range, grid
-from prunetaylor.sweep.study.sampling import distribution
+from prunetaylor.sweep.study.sampling import make_distribution
 
 BASE = "base: {model: {checkpoint: net.pt}}\n"
 GRID, RANDOM = f"method: grid\n{BASE}", f"method: random\nrun_cap: 2\n{BASE}"
@@ -60,7 +60,7 @@ project: mine
         )
     )
     assert sweep.name == "all"
-    assert sweep.objectives == (Objective("top1", "maximize"), Objective("nonzero", "minimize"))
+    assert sweep.objectives == (SweepObjective("top1", "maximize"), SweepObjective("nonzero", "minimize"))
     assert [one.key for one in sweep.parameters] == ["prune.sparsity", "prune.stages", "prune.damping"]
     assert sweep.parameters[0].domain == Choices((0.5, 0.9))
     assert sweep.parameters[0].origin.endswith("s.yaml:8")
@@ -101,13 +101,13 @@ def test_what_a_parameter_may_be(tmp_path: Path, key: str, form: str, expected: 
 def test_a_study_takes_every_step_of_a_grid(low: float, high: float, last: float) -> None:
     """No step is off by a bit: Optuna would sample another value in its place, and warn."""
     space = Range(low, high, step=0.1)
-    known = distribution(space)
+    known = make_distribution(space)
     assert space.grid()[-1] == last
     assert all(known._contains(known.to_internal_repr(value)) for value in space.grid())
 
 
 def test_a_wide_range_is_not_counted_out() -> None:
-    known = distribution(Range(0, 10**12, step=7))
+    known = make_distribution(Range(0, 10**12, step=7))
     assert isinstance(known, IntDistribution)
     assert known.high == 10**12 - 10**12 % 7
 
@@ -261,19 +261,19 @@ engine: {{name: slurm, jobs: 2, partition: gpu}}
 def test_the_command_line_makes_a_grid(tmp_path: Path) -> None:
     base = resolve(None, {}, ["seed=2"], {"model.checkpoint": "runs/a/model.safetensors"})
     varied = ["calibration.holdout=50%,0.9", "prune.exclude=[fc1,fc2],conv1", "prune.stages=1,[0.2,0.4]"]
-    sweep = of_options("runs/a/model.safetensors", varied, base)
+    sweep = from_options("runs/a/model.safetensors", varied, base)
     assert sweep.name == "a"
     assert sweep.size == 8
     assert sweep.parameters[0].domain == Choices((0.5, 0.9))
     assert sweep.parameters[1].domain == Choices((["fc1", "fc2"], ["conv1"]))
     assert sweep.parameters[2].domain == Choices((1, [0.2, 0.4]))
-    assert sweep.objectives == (Objective("top1", "maximize"),)
+    assert sweep.objectives == (SweepObjective("top1", "maximize"),)
     with pytest.raises(UsageError, match="is not KEY=VALUE,VALUE"):
-        of_options("a.pt", ["prune.sparsity"], base)
+        from_options("a.pt", ["prune.sparsity"], base)
     with pytest.raises(UsageError, match=r"did you mean 'prune\.sparsity'"):
-        of_options("a.pt", ["sparsity=0.1"], base)
+        from_options("a.pt", ["sparsity=0.1"], base)
     with pytest.raises(UsageError, match="stands twice"):
-        of_options("a.pt", ["seed=1,2", "seed=3"], base)
+        from_options("a.pt", ["seed=1,2", "seed=3"], base)
 
 
 def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:

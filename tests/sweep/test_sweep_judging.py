@@ -16,8 +16,8 @@ from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job, make_job
-from prunetaylor.sweep.trial.files import describe, described
-from prunetaylor.sweep.trial.ranking_split import FEWEST, judging, known_better
+from prunetaylor.sweep.trial.files import read_description, write_description
+from prunetaylor.sweep.trial.ranking_split import MIN_RANKING, has_lower_loss, split_for_ranking
 
 
 def pairs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +44,7 @@ def rows(split: Split) -> set[tuple[float, ...]]:
 
 
 def assert_apart(job: Job, folder: Path, ranking: int, reporting: int) -> None:
-    found = judging(job, folder, 0, Silent())
+    found = split_for_ranking(job, folder, 0, Silent())
     assert found is not None
     assert (len(found.ranking), len(found.samples.test)) == (ranking, reporting)
     used = rows(found.samples.train) | rows(found.samples.test)
@@ -69,7 +69,7 @@ def test_else_a_half_of_the_test_ranks(tmp_path: Path) -> None:
 
 
 def test_few_training_samples_do_not_rank(tmp_path: Path) -> None:
-    assert_apart(a_job(train=10 * FEWEST - 10), tmp_path, 150, 150)
+    assert_apart(a_job(train=10 * MIN_RANKING - 10), tmp_path, 150, 150)
 
 
 def test_the_first_trial_chooses_for_all(tmp_path: Path) -> None:
@@ -78,17 +78,17 @@ def test_the_first_trial_chooses_for_all(tmp_path: Path) -> None:
 
 
 def test_the_dense_network_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judging(a_job(), tmp_path, 0, Silent())
+    split_for_ranking(a_job(), tmp_path, 0, Silent())
     monkeypatch.setattr("prunetaylor.sweep.trial.ranking_split.evaluate", lambda *args: pytest.fail("measured again"))
     assert_apart(a_job(), tmp_path, 150, 300)
     other = a_job()
     other.samples = replace(other.samples, fingerprint="another")
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        judging(other, tmp_path, 0, Silent())
+        split_for_ranking(other, tmp_path, 0, Silent())
 
 
 def test_a_dense_file_that_is_damaged_is_made_again(tmp_path: Path) -> None:
-    judging(a_job(), tmp_path, 0, Silent())
+    split_for_ranking(a_job(), tmp_path, 0, Silent())
     for path in tmp_path.glob("dense-*"):
         path.write_bytes(path.read_bytes()[:40])
     assert_apart(a_job(), tmp_path, 150, 300)
@@ -97,20 +97,20 @@ def test_a_dense_file_that_is_damaged_is_made_again(tmp_path: Path) -> None:
 def test_no_samples_or_one(tmp_path: Path) -> None:
     job = a_job()
     job.samples = None
-    assert judging(job, tmp_path, 0, Silent()) is None
+    assert split_for_ranking(job, tmp_path, 0, Silent()) is None
     with pytest.raises(DataError, match="1 test samples cannot rank trials and report"):
-        judging(a_job(train=20, test=1), tmp_path, 0, Silent())
+        split_for_ranking(a_job(train=20, test=1), tmp_path, 0, Silent())
 
 
 def test_known_better_is_significant() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = (Evaluation.from_losses(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
-    assert not known_better(a, b)
-    assert known_better(a, Evaluation.from_losses(b.losses + 0.2, None, b.targets))
-    assert not known_better(Evaluation.from_losses(b.losses + 0.2, None, b.targets), a)
+    assert not has_lower_loss(a, b)
+    assert has_lower_loss(a, Evaluation.from_losses(b.losses + 0.2, None, b.targets))
+    assert not has_lower_loss(Evaluation.from_losses(b.losses + 0.2, None, b.targets), a)
 
 
 def test_what_is_said_of_the_samples_is_kept(tmp_path: Path) -> None:
-    assert described(tmp_path) == ""
-    describe(tmp_path, "halves")
-    assert described(tmp_path) == "halves"
+    assert read_description(tmp_path) == ""
+    write_description(tmp_path, "halves")
+    assert read_description(tmp_path) == "halves"

@@ -17,12 +17,12 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import OutputError, PruneTaylorError, UsageError
 from prunetaylor.core.results.sweep import Trial
 from prunetaylor.sweep import leader
-from prunetaylor.sweep.engine_context import EngineContext, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineMonitor
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.folder import leading, open_study, place, stored
-from prunetaylor.sweep.heartbeat import new_name
-from prunetaylor.sweep.leader import crew_of, join, lead
+from prunetaylor.sweep.folder import lead_lock, open_study, prepare_folder, read_stored
+from prunetaylor.sweep.heartbeat import new_worker_name
+from prunetaylor.sweep.leader import make_context, run_leader, run_worker
 
 FILE = """
 method: grid
@@ -53,14 +53,14 @@ Nobody = Seen
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:
     """Takes trials in this process, some of which fail."""
 
-    def run(crew: EngineContext, watch: Watch) -> None:
-        study = open_study(crew.folder, crew.storage)
-        while (taken := study.take("me")) is not None:
-            if taken.number in bad:
-                study.failed(taken, f"trial {taken.number} is bad")
+    def run(context: EngineContext, monitor: EngineMonitor) -> None:
+        study = open_study(context.folder, context.storage)
+        while (claimed := study.claim("me")) is not None:
+            if claimed.number in bad:
+                study.fail(claimed, f"trial {claimed.number} is bad")
             else:
-                study.done(taken, {"metrics": {"top1": float(taken.number)}})
-            watch()
+                study.complete(claimed, {"metrics": {"top1": float(claimed.number)}})
+            monitor()
 
     return SimpleNamespace(Options=Section, run=run)
 
@@ -75,10 +75,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def states(folder: Path, monkeypatch: pytest.MonkeyPatch, bad: set[int], limit: int | None) -> list[str]:
     sweep = read(folder / "s.yaml")
-    home = place(sweep, Path("out"), resume=False)
+    home = prepare_folder(sweep, Path("out"), resume=False)
     seen = Seen()
     monkeypatch.setattr(leader, "load_engine", lambda name: engine_that_fails(bad))
-    trials = lead(sweep, crew_of(sweep, home, None, TRUST), seen, max_failures=limit)
+    trials = run_leader(sweep, make_context(sweep, home, None, TRUST), seen, max_failures=limit)
     assert seen.trials == trials
     return [trial.state for trial in trials]
 
@@ -100,48 +100,48 @@ def test_it_stops_after_so_many_failures(
 
 def test_one_leads_and_others_join(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = read(folder / "s.yaml")
-    home = place(sweep, Path("out"), resume=False)
-    crew = crew_of(sweep, home, None, TRUST)
+    home = prepare_folder(sweep, Path("out"), resume=False)
+    context = make_context(sweep, home, None, TRUST)
     open_study(home, None).fill()
     monkeypatch.setattr(leader, "load_engine", lambda name: engine_that_fails(set()))
-    with leading(home):
+    with lead_lock(home):
         with pytest.raises(UsageError, match="out is running"):
-            lead(sweep, crew, Nobody())
-        assert {trial.state for trial in join(sweep, crew, Nobody())} == {"done"}
+            run_leader(sweep, context, Nobody())
+        assert {trial.state for trial in run_worker(sweep, context, Nobody())} == {"done"}
 
 
 def test_the_same_file_gets_the_same_folder(folder: Path) -> None:
     sweep = read(folder / "s.yaml")
-    assert place(sweep, None, resume=False) == Path("sweeps/s-1")
-    assert place(sweep, None, resume=True) == Path("sweeps/s-1")
-    assert stored(Path("sweeps/s-1")).plain() == sweep.plain()
+    assert prepare_folder(sweep, None, resume=False) == Path("sweeps/s-1")
+    assert prepare_folder(sweep, None, resume=True) == Path("sweeps/s-1")
+    assert read_stored(Path("sweeps/s-1")).plain() == sweep.plain()
     (folder / "s.yaml").write_text(FILE.replace("[1, ", "["))
     other = read(folder / "s.yaml")
-    assert place(other, None, resume=False) == Path("sweeps/s-2")
-    assert place(sweep, None, resume=False) == Path("sweeps/s-1")
+    assert prepare_folder(other, None, resume=False) == Path("sweeps/s-2")
+    assert prepare_folder(sweep, None, resume=False) == Path("sweeps/s-1")
     with pytest.raises(OutputError, match="holds another sweep"):
-        place(other, Path("sweeps/s-1"), resume=False)
+        prepare_folder(other, Path("sweeps/s-1"), resume=False)
     (folder / "net.pt").write_bytes(b"y")
     with pytest.raises(OutputError, match="the checkpoint has changed"):
-        place(sweep, Path("sweeps/s-1"), resume=False)
+        prepare_folder(sweep, Path("sweeps/s-1"), resume=False)
 
 
 def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
     sweep = read(folder / "s.yaml")
     with pytest.raises(OutputError, match="holds files that are not of a sweep"):
-        place(sweep, folder, resume=False)
+        prepare_folder(sweep, folder, resume=False)
     with pytest.raises(OutputError, match="new holds no such sweep"):
-        place(sweep, Path("new"), resume=True)
+        prepare_folder(sweep, Path("new"), resume=True)
     assert not Path("new").exists()
     with pytest.raises(PruneTaylorError, match="holds no sweep"):
-        stored(folder)
+        read_stored(folder)
     (folder / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write file/inner"):
-        place(sweep, Path("file") / "inner", resume=False)
+        prepare_folder(sweep, Path("file") / "inner", resume=False)
 
 
 def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None:
-    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    home = prepare_folder(read(folder / "s.yaml"), Path("out"), resume=False)
     url = f"sqlite:///{folder}/state.db"
     assert open_study(home, url).fill() == 6
     assert open_study(home, url).waiting == 6
@@ -151,7 +151,7 @@ def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None
 
 
 def test_a_sweep_in_a_file_is_not_begun_again_in_a_database(folder: Path) -> None:
-    home = place(read(folder / "s.yaml"), Path("out"), resume=False)
+    home = prepare_folder(read(folder / "s.yaml"), Path("out"), resume=False)
     with pytest.raises(UsageError, match="cannot open the storage"):
         open_study(home, "nonsense://x")
     assert open_study(home, None).fill() == 6  # a database that was never opened holds nothing
@@ -161,10 +161,10 @@ def test_a_sweep_in_a_file_is_not_begun_again_in_a_database(folder: Path) -> Non
 
 def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
     sweep = read(folder / "s.yaml")
-    home = place(sweep, Path("out"), resume=False)
+    home = prepare_folder(sweep, Path("out"), resume=False)
     (home / "sweep.yaml").unlink()  # the last that a start writes
-    assert place(sweep, Path("out"), resume=False) == home
-    assert stored(home).plain() == sweep.plain()
+    assert prepare_folder(sweep, Path("out"), resume=False) == home
+    assert read_stored(home).plain() == sweep.plain()
 
 
 WORKER = """
@@ -174,8 +174,8 @@ from prunetaylor.sweep.folder import open_study
 if not Path(sys.argv[3]).exists():
     os.kill(os.getpid(), signal.SIGKILL)
 study = open_study(Path(sys.argv[1]), None)
-while (taken := study.take(sys.argv[2])) is not None:
-    study.done(taken, {"metrics": {"top1": 1.0}})
+while (claimed := study.claim(sys.argv[2])) is not None:
+    study.complete(claimed, {"metrics": {"top1": 1.0}})
 """
 
 
@@ -185,14 +185,14 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
 ) -> None:
     """Unless there is no end of it."""
     sweep = read(folder / "s.yaml")
-    home = place(sweep, Path("out"), resume=False)
+    home = prepare_folder(sweep, Path("out"), resume=False)
     started: list[str] = []
 
-    def start(crew: EngineContext, jobs: int, threads: int, gpu: str | None) -> local._Worker:
-        started.append(new_name())
+    def start(context: EngineContext, jobs: int, threads: int, gpu: str | None) -> local._Worker:
+        started.append(new_worker_name())
         if len(started) > deaths:
             (folder / "well").touch()
-        command = [sys.executable, "-c", WORKER, str(crew.folder), started[-1], str(folder / "well")]
+        command = [sys.executable, "-c", WORKER, str(context.folder), started[-1], str(folder / "well")]
         said = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the worker
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
         return local._Worker(started[-1], process, said, gpu)
@@ -200,10 +200,10 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
     monkeypatch.setattr(local, "_start", start)
     if deaths == 3:
         with pytest.raises(PruneTaylorError, match="workers of the sweep die before they have a trial"):
-            lead(sweep, crew_of(sweep, home, None, TRUST), Nobody())
+            run_leader(sweep, make_context(sweep, home, None, TRUST), Nobody())
         assert len(started) == 3
     else:
-        trials = lead(sweep, crew_of(sweep, home, None, TRUST), Nobody())
+        trials = run_leader(sweep, make_context(sweep, home, None, TRUST), Nobody())
         assert {trial.state for trial in trials} == {"done"}
         assert len(started) == 3
 
@@ -216,7 +216,7 @@ def test_gpus_are_handed_out_one_a_worker(
     folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, jobs: int | None, expected: list[str | None]
 ) -> None:
     sweep = read(folder / "s.yaml")
-    home = place(sweep, Path("out"), resume=False)
+    home = prepare_folder(sweep, Path("out"), resume=False)
     open_study(home, None).fill()
     seen: list[str | None] = []
 
@@ -230,6 +230,6 @@ def test_gpus_are_handed_out_one_a_worker(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
     monkeypatch.setattr(local.subprocess, "Popen", Process)
-    crew = replace(crew_of(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
-    local.run(crew, local.Unwatched())
+    context = replace(make_context(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
+    local.run(context, local._NoMonitor())
     assert seen == expected

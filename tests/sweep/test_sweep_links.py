@@ -1,4 +1,4 @@
-"""A sweep's folder from somebody else may hold links: nothing that they lead to is changed or taken away."""
+"""A sweep's folder from somebody else may hold links: nothing that they lead to is changed or claimed away."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 
 from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.core.errors import OutputError
-from prunetaylor.sweep.folder import DIGEST, digest, leading
-from prunetaylor.sweep.heartbeat import Alive, others
+from prunetaylor.sweep.folder import DIGEST, lead_lock, stored_digest
+from prunetaylor.sweep.heartbeat import Heartbeat, live_workers
 from prunetaylor.sweep.study.journal import open_journal
 from prunetaylor.sweep.study.study import JOURNAL
 from prunetaylor.sweep.trial.files import (
-    CHOICE,
     ERROR,
-    describe,
-    keep_log,
+    SAMPLES,
+    copy_log,
+    current_phase,
     make_folder,
-    phase,
     trial_folder,
+    write_description,
     write_error,
 )
 from support.sweeps import Inline
@@ -59,7 +59,7 @@ def test_errors_and_trials_stay_inside(name: str, outside: Path, tmp_path: Path)
     link.symlink_to(targets.get(name, outside / "file"))
     before = tree(outside)
     write_error(path, "killed", "why")
-    keep_log(path)
+    copy_log(path)
     assert tree(outside) == before
     if name in ("trials", "trials/0001"):
         with pytest.raises(OutputError, match="symbolic link"):
@@ -71,19 +71,19 @@ def test_errors_and_trials_stay_inside(name: str, outside: Path, tmp_path: Path)
 def test_workers_the_leader_and_the_journal_follow_no_link(outside: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
-    for name in ("workers", ".leader", JOURNAL, CHOICE):
+    for name in ("workers", ".leader", JOURNAL, SAMPLES):
         (folder / name).symlink_to(outside if name == "workers" else outside / "file")
     before = tree(outside)
-    with pytest.raises(OutputError), Alive(folder, "host-1-x"):
+    with pytest.raises(OutputError), Heartbeat(folder, "host-1-x"):
         pass
-    with pytest.raises(OutputError), leading(folder):
+    with pytest.raises(OutputError), lead_lock(folder):
         pass
     with pytest.raises(OutputError, match="symbolic link"):
         open_journal(folder / JOURNAL)
     (outside / "file").write_text("{}")
-    describe(folder, "halves")
+    write_description(folder, "halves")
     assert (outside / "file").read_text() == "{}"
-    assert not (folder / CHOICE).is_symlink()
+    assert not (folder / SAMPLES).is_symlink()
     (outside / "file").write_text("precious")
     assert tree(outside) == before
 
@@ -93,7 +93,7 @@ def test_a_worker_that_is_a_link_is_dead_and_its_link_goes(outside: Path, tmp_pa
     room.mkdir(parents=True)
     (room / "host-1-x").symlink_to(outside / "file")
     before = tree(outside)
-    assert others(tmp_path / "sweep") == []
+    assert live_workers(tmp_path / "sweep") == []
     assert not (room / "host-1-x").is_symlink()
     assert tree(outside) == before
 
@@ -162,16 +162,16 @@ def test_a_full_disk_leaves_the_results_of_before(
 def test_pipes_in_a_sweeps_folder_are_not_waited_for(tmp_path: Path) -> None:
     staging = trial_folder(tmp_path, 1) / ".partial"
     staging.mkdir(parents=True)
-    for path in (tmp_path / DIGEST, staging / "log.jsonl", tmp_path / CHOICE):
+    for path in (tmp_path / DIGEST, staging / "log.jsonl", tmp_path / SAMPLES):
         os.mkfifo(path)
     with pytest.raises(OutputError, match="no regular file"):
-        digest(tmp_path)
-    assert phase(tmp_path, 1) == ""
-    keep_log(trial_folder(tmp_path, 1))
-    describe(tmp_path, "said")
-    assert "said" in (tmp_path / CHOICE).read_text()
+        stored_digest(tmp_path)
+    assert current_phase(tmp_path, 1) == ""
+    copy_log(trial_folder(tmp_path, 1))
+    write_description(tmp_path, "said")
+    assert "said" in (tmp_path / SAMPLES).read_text()
 
 
 def test_a_digest_of_any_bytes_is_no_sweeps(tmp_path: Path) -> None:
     (tmp_path / DIGEST).write_bytes(b"\xff\xfe\x80")
-    assert digest(tmp_path) != "0" * 64
+    assert stored_digest(tmp_path) != "0" * 64

@@ -17,10 +17,10 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import DENSE_AT_CHANCE, Alert
 from prunetaylor.core.results.sweep import Trial
 from prunetaylor.report.pareto import Point, draw, pareto
-from prunetaylor.sweep.definition import Objective
+from prunetaylor.sweep.definition import SweepObjective
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.results import best_config, check_cost, fronts, outcome, to_csv, to_json
-from prunetaylor.sweep.trial.files import CHOICE, alerts, describe, described
+from prunetaylor.sweep.trial.files import SAMPLES, read_alerts, read_description, write_description
 
 ONE = """
 method: grid
@@ -75,7 +75,7 @@ def test_by_two_objectives_the_front_comes_first(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
 def test_fronts_are_what_domination_says(values: list[tuple[int, int]]) -> None:
-    objectives = [Objective("top1", "maximize"), Objective("nonzero", "minimize")]
+    objectives = [SweepObjective("top1", "maximize"), SweepObjective("nonzero", "minimize")]
     trials = [trial(i, a, b, several=True) for i, (a, b) in enumerate(values)]
     layers = fronts(trials, objectives)
     assert sorted(one.number for layer in layers for one in layer) == list(range(len(values)))
@@ -129,10 +129,10 @@ def test_an_unknown_field_is_refused() -> None:
 
 def test_doubts_about_the_dense_network_reach_the_sweeps_results(tmp_path: Path) -> None:
     alert = Alert(DENSE_AT_CHANCE, "the network is no better than guessing")
-    describe(tmp_path, "halves", [alert])
-    assert (described(tmp_path), alerts(tmp_path)) == ("halves", [alert])
+    write_description(tmp_path, "halves", [alert])
+    assert (read_description(tmp_path), read_alerts(tmp_path)) == ("halves", [alert])
     (tmp_path / "s.yaml").write_text(ONE)
-    found = outcome(read(tmp_path / "s.yaml"), tmp_path, [], described(tmp_path), alerts(tmp_path))
+    found = outcome(read(tmp_path / "s.yaml"), tmp_path, [], read_description(tmp_path), read_alerts(tmp_path))
     assert to_json(found)["warnings"] == [{"key": DENSE_AT_CHANCE, "text": alert.text}]
-    (tmp_path / CHOICE).write_text('{"warnings": [{"key": 3}]}')
-    assert alerts(tmp_path) == []
+    (tmp_path / SAMPLES).write_text('{"warnings": [{"key": 3}]}')
+    assert read_alerts(tmp_path) == []

@@ -15,8 +15,8 @@ import pytest
 from prunetaylor.core.errors import OutputError, UsageError
 from prunetaylor.pipeline.files.run_folder import locked
 from prunetaylor.sweep.file import read
-from prunetaylor.sweep.heartbeat import Alive, is_alive, new_name, others
-from prunetaylor.sweep.study.study import GONE, JOURNAL, RETURNS, Stopped, Study
+from prunetaylor.sweep.heartbeat import Heartbeat, is_alive, live_workers, new_worker_name
+from prunetaylor.sweep.study.study import GONE, JOURNAL, MAX_RETURNS, Stopped, Study
 
 GRID = """
 method: grid
@@ -41,43 +41,43 @@ def measured(top1: float) -> dict[str, object]:
 
 def test_a_grid_from_start_to_end(tmp_path: Path) -> None:
     one = study(tmp_path)
-    assert one.fill() == 6
-    taken = []
-    while (trial := one.take("me")) is not None:
-        taken.append(trial)
-        one.done(trial, measured(50.0 + trial.number))
-    assert [trial.number for trial in taken] == [1, 2, 3, 4, 5, 6]
-    assert taken[0].values == {"prune.stages": "auto", "prune.damping": 0.5}
-    assert taken[5].values == {"prune.stages": [0.1, 0.5], "prune.damping": 0.9}
+    assert one.enqueue_missing() == 6
+    claimed = []
+    while (trial := one.claim("me")) is not None:
+        claimed.append(trial)
+        one.complete(trial, measured(50.0 + trial.number))
+    assert [trial.number for trial in claimed] == [1, 2, 3, 4, 5, 6]
+    assert claimed[0].values == {"prune.stages": "auto", "prune.damping": 0.5}
+    assert claimed[5].values == {"prune.stages": [0.1, 0.5], "prune.damping": 0.9}
     found = study(tmp_path).trials()
     assert [trial.state for trial in found] == ["done"] * 6
     assert found[2].values == (53.0,)
     assert found[2].interval == {"top1": (52.0, 54.0)}
     assert found[4].parameters == {"prune.stages": [0.1, 0.5], "prune.damping": 0.5}
-    assert one.fill() == 0
+    assert one.enqueue_missing() == 0
 
 
 def test_two_processes_share_the_trials(tmp_path: Path) -> None:
     one, two = study(tmp_path), study(tmp_path)
-    one.fill()
-    taken = [who.take(name) for _ in range(3) for who, name in ((one, "a"), (two, "b"))]
-    assert [trial.number for trial in taken if trial is not None] == [1, 2, 3, 4, 5, 6]
-    assert one.take("a") is None
-    assert two.take("b") is None
+    one.enqueue_missing()
+    claimed = [who.take(name) for _ in range(3) for who, name in ((one, "a"), (two, "b"))]
+    assert [trial.number for trial in claimed if trial is not None] == [1, 2, 3, 4, 5, 6]
+    assert one.claim("a") is None
+    assert two.claim("b") is None
     assert {trial.worker for trial in one.trials()} == {"a", "b"}
 
 
 def test_failed_and_lost_trials_are_run_again_once(tmp_path: Path) -> None:
     one = study(tmp_path)
-    one.fill()
-    a, b, c, d = (one.take(name) for name in ("w1", "w2", "w3", "w4"))
+    one.enqueue_missing()
+    a, b, c, d = (one.claim(name) for name in ("w1", "w2", "w3", "w4"))
     assert a is not None
     assert b is not None
     assert c is not None
     assert d is not None
-    one.done(a, measured(90))
-    one.failed(b, "out of memory")
-    assert one.lost("w3", "killed") == [3]
+    one.complete(a, measured(90))
+    one.fail(b, "out of memory")
+    assert one.fail_trials_of("w3", "killed") == [3]
     assert [trial.state for trial in one.trials()] == ["done", "failed", "failed", "running", "waiting", "waiting"]
     assert [trial.cause for trial in one.trials()[1:3]] == ["out of memory", "killed"]
     again = study(tmp_path)
@@ -88,35 +88,35 @@ def test_failed_and_lost_trials_are_run_again_once(tmp_path: Path) -> None:
         numbers.append(trial.number)
         again.done(trial, measured(80 + trial.number))
     assert sorted(numbers) == [2, 3, 4, 5, 6]
-    one.done(d, measured(1))  # it comes back after all: too late
+    one.complete(d, measured(1))  # it comes back after all: too late
     assert [trial.values for trial in again.trials()] == [(90.0,), (82.0,), (83.0,), (84.0,), (85.0,), (86.0,)]
 
 
 def test_a_trial_that_is_given_back_waits_again_at_once(tmp_path: Path) -> None:
     """With what was chosen for it; and only so often, until a user asks for it once more."""
     one = study(tmp_path, RANDOM)
-    one.fill(max_failures=1)
+    one.enqueue_missing(max_failures=1)
     seen = []
-    for returns in range(RETURNS + 1):
-        taken = one.take("w", "post 1", 2)
-        assert taken is not None
+    for returns in range(MAX_RETURNS + 1):
+        claimed = one.claim("w", "post 1", 2)
+        assert claimed is not None
         assert (one.trials()[0].returns, one.trials()[0].threads) == (returns, 2)
-        seen.append((taken.number, taken.values))
+        seen.append((claimed.number, claimed.values))
         for number in range(2, 6):  # so that it is the only one that waits
             if returns == 0:
-                other = one.take("other")
+                other = one.claim("other")
                 assert other is not None
                 assert other.number == number
-                one.done(other, measured(number))
-        one.give_back(taken, "its node went down")
-        one.tend()
-    assert seen == [seen[0]] * (RETURNS + 1)
+                one.complete(other, measured(number))
+        one.return_trial(claimed, "its node went down")
+        one.maintain()
+    assert seen == [seen[0]] * (MAX_RETURNS + 1)
     found = one.trials()[0]
     assert found.state == "failed"
-    assert found.cause == f"given back {RETURNS} times, and again: its node went down"
-    assert one.stopping
-    assert one.fill() == 1
-    again = one.take("w")
+    assert found.cause == f"returned to the queue {MAX_RETURNS} times, and again: its node went down"
+    assert one.stop_reason
+    assert one.enqueue_missing() == 1
+    again = one.claim("w")
     assert again is not None
     assert again.values == seen[0][1]
     assert one.trials()[0].returns == 0
@@ -124,23 +124,23 @@ def test_a_trial_that_is_given_back_waits_again_at_once(tmp_path: Path) -> None:
 
 def test_a_trial_that_was_given_back_is_enqueued_once(tmp_path: Path) -> None:
     one, two = study(tmp_path), study(tmp_path)
-    one.fill()
-    taken = one.take("w", "post 1")
-    assert taken is not None
+    one.enqueue_missing()
+    claimed = one.claim("w", "post 1")
+    assert claimed is not None
     assert one.busy() == {"w", "post 1"}
-    assert two.release_post("post 1", "its job was cancelled")  # nobody of that name is at work
-    one.give_back(taken, "stopped")  # it comes to say so itself: too late
+    assert two.return_trials_of_job("post 1", "its job was cancelled")  # nobody of that name is at work
+    one.return_trial(claimed, "stopped")  # it comes to say so itself: too late
     assert one.busy() == set()
     assert one.waiting == 5
     assert [trial.state for trial in one.trials()] == ["waiting"] * 6
     assert (one.trials()[0].returns, one.trials()[0].returned) == (1, "its job was cancelled")
     for _ in range(3):
-        one.tend()
+        one.maintain()
     assert one.waiting == 6
     assert (one.trials()[0].returns, one.trials()[0].returned) == (1, "its job was cancelled")
-    assert one.has_taken("w")
-    assert one.has_taken("post 1")
-    assert not one.has_taken("post 2")
+    assert one.has_claimed("w")
+    assert one.has_claimed("post 1")
+    assert not one.has_claimed("post 2")
 
 
 def test_an_engine_s_word_counts_once_a_worker_beats_no_more(tmp_path: Path) -> None:
@@ -149,45 +149,45 @@ def test_an_engine_s_word_counts_once_a_worker_beats_no_more(tmp_path: Path) -> 
     here.parent.mkdir()
     here.touch()
     one = study(tmp_path)
-    one.fill()
-    one.take("elsewhere-1-x", "post 1")
-    assert not one.release_post("post 1", "node lost")
+    one.enqueue_missing()
+    one.claim("elsewhere-1-x", "post 1")
+    assert not one.return_trials_of_job("post 1", "node lost")
     assert one.trials()[0].state == "running"
     for age, gone in ((14, False), (16, True)):
         os.utime(here, (time.time() - age,) * 2)
         assert is_alive(tmp_path, "elsewhere-1-x")  # nobody has said that it is gone
-        assert one.release_post("post 1", "node lost") == gone
+        assert one.return_trials_of_job("post 1", "node lost") == gone
     assert one.trials()[0].state == "waiting"
 
 
 def test_a_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     one = study(tmp_path)
-    one.fill()
+    one.enqueue_missing()
     code = """
 import sys
 from pathlib import Path
-from prunetaylor.sweep.heartbeat import Alive
-with Alive(Path(sys.argv[1]), sys.argv[2]):
+from prunetaylor.sweep.heartbeat import Heartbeat
+with Heartbeat(Path(sys.argv[1]), sys.argv[2]):
     print("here", flush=True)
     sys.stdin.read()
 """
-    name = new_name()
+    name = new_worker_name()
     command = [sys.executable, "-c", code, str(tmp_path), name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "here\n"
-        one.take(name)
+        one.claim(name)
         assert is_alive(tmp_path, name)
-        assert others(tmp_path) == [name]
-        one.reap()
+        assert live_workers(tmp_path) == [name]
+        one.return_trials_of_dead()
         assert one.trials()[0].state == "running"
         other.kill()
         other.wait()
     assert not is_alive(tmp_path, name)
-    one.reap()
+    one.return_trials_of_dead()
     assert one.trials()[0].state == "waiting"
     assert one.trials()[0].returned == GONE
-    assert others(tmp_path) == []
+    assert live_workers(tmp_path) == []
     assert list((tmp_path / "workers").iterdir()) == []
 
 
@@ -201,21 +201,21 @@ def test_a_worker_elsewhere_is_alive_while_its_file_is_fresh(tmp_path: Path) -> 
 
 
 def test_a_worker_is_not_seen_before_it_holds_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would count as dead, and its file would be taken away."""
+    """It would count as dead, and its file would be claimed away."""
     seen: list[list[str]] = []
 
     def lock(file: IO[str]) -> bool:
-        seen.append(others(tmp_path))
+        seen.append(live_workers(tmp_path))
         return locked(file)
 
     monkeypatch.setattr("prunetaylor.sweep.heartbeat.locked", lock)
-    with Alive(tmp_path, "here-1"):
+    with Heartbeat(tmp_path, "here-1"):
         assert seen == [[]]
         assert [path.name for path in (tmp_path / "workers").iterdir()] == ["here-1"]
 
 
 def test_a_worker_that_left_is_not_there(tmp_path: Path) -> None:
-    with Alive(tmp_path, "here-1"):
+    with Heartbeat(tmp_path, "here-1"):
         assert (tmp_path / "workers" / "here-1").exists()
     assert not is_alive(tmp_path, "here-1")
 
@@ -227,14 +227,14 @@ def test_sampled_values_do_not_depend_on_who_asks(tmp_path: Path, text: str) -> 
     for name, fresh in (("a", False), ("b", True)):
         (tmp_path / name).mkdir()
         one = study(tmp_path / name, text)
-        assert one.fill() == 5
+        assert one.enqueue_missing() == 5
         values = []
         for _ in range(5):
             one = study(tmp_path / name, text) if fresh else one
-            trial = one.take("w")
+            trial = one.claim("w")
             assert trial is not None
             values.append(trial.values)
-            one.done(trial, measured(100 * trial.values["prune.damping"]))
+            one.complete(trial, measured(100 * trial.values["prune.damping"]))
         found.append(values)
     assert found[0] == found[1]
     assert len({row["prune.damping"] for row in found[0]}) == 5
@@ -243,25 +243,25 @@ def test_sampled_values_do_not_depend_on_who_asks(tmp_path: Path, text: str) -> 
 
 def test_a_sampled_trial_that_failed_keeps_its_values(tmp_path: Path) -> None:
     one = study(tmp_path, BAYES)
-    one.fill()
-    first = one.take("w")
+    one.enqueue_missing()
+    first = one.claim("w")
     assert first is not None
-    one.failed(first, "x")
-    one.fill()
+    one.fail(first, "x")
+    one.enqueue_missing()
     values = {}
-    while (trial := one.take("w")) is not None:
+    while (trial := one.claim("w")) is not None:
         values[trial.number] = trial.values
     assert values[1] == first.values
 
 
 def test_fixed_values_survive_the_death_of_an_attempt(tmp_path: Path) -> None:
     one = study(tmp_path)
-    one.fill()
+    one.enqueue_missing()
     attempt = one.study.ask()
     attempt.suggest_categorical("prune.stages", ["auto", 2, "[0.1, 0.5]"])
-    one.fill()
+    one.enqueue_missing()
     values = {}
-    while (trial := one.take("w")) is not None:
+    while (trial := one.claim("w")) is not None:
         values[trial.number] = trial.values
     assert values[1] == {"prune.stages": "auto", "prune.damping": 0.5}
 
@@ -269,16 +269,16 @@ def test_fixed_values_survive_the_death_of_an_attempt(tmp_path: Path) -> None:
 def test_no_trial_is_taken_after_the_last_failure_that_is_allowed(tmp_path: Path) -> None:
     """Whoever looks: the worker itself may be faster than its leader."""
     one, two = study(tmp_path), study(tmp_path)
-    one.fill(max_failures=2)
+    one.enqueue_missing(max_failures=2)
     for number in (1, 2):
-        trial = two.take("w")
+        trial = two.claim("w")
         assert trial is not None
         assert trial.number == number
-        two.failed(trial, "x")
-    assert two.take("w") is None
-    assert one.stopping == "2 failed"
-    assert one.fill() == 6
-    assert two.take("w") is not None
+        two.fail(trial, "x")
+    assert two.claim("w") is None
+    assert one.stop_reason == "2 failed"
+    assert one.enqueue_missing() == 6
+    assert two.claim("w") is not None
 
 
 def test_looking_writes_nothing(tmp_path: Path) -> None:
@@ -290,11 +290,11 @@ def test_looking_writes_nothing(tmp_path: Path) -> None:
 
 def test_a_line_of_the_journal_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
     one = study(tmp_path)
-    one.fill()
+    one.enqueue_missing()
     for _ in range(2):
-        trial = one.take("w")
+        trial = one.claim("w")
         assert trial is not None
-        one.done(trial, measured(70))
+        one.complete(trial, measured(70))
     journal = tmp_path / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-20])  # of the line that ends the second
     again = study(tmp_path)
@@ -317,31 +317,31 @@ def test_a_damaged_journal_is_refused_with_the_way_out(
 
 def test_stop_hands_out_nothing_more(tmp_path: Path) -> None:
     one, two = study(tmp_path), study(tmp_path)
-    one.fill()
-    one.take("w")
+    one.enqueue_missing()
+    one.claim("w")
     one.stop("2 failed")
-    assert two.take("w") is None
-    assert two.stopping == "2 failed"
-    two.fill()
-    assert one.take("w") is not None
+    assert two.claim("w") is None
+    assert two.stop_reason == "2 failed"
+    two.enqueue_missing()
+    assert one.claim("w") is not None
 
 
 def test_several_objectives(tmp_path: Path) -> None:
     one = study(tmp_path, GRID.replace("metric: {name: top1, goal: maximize}", "metrics: [top1, nonzero]"))
-    one.fill()
-    trial = one.take("w")
+    one.enqueue_missing()
+    trial = one.claim("w")
     assert trial is not None
-    one.done(trial, measured(70))
+    one.complete(trial, measured(70))
     assert one.trials()[0].values == (70.0, 10.0)
 
 
 def test_hyperband_stops_the_worse(tmp_path: Path) -> None:
     text = GRID.replace("method: grid", "method: grid\nearly_terminate: {type: hyperband, max_iter: 9, eta: 3}")
     one = study(tmp_path, text)
-    one.fill()
+    one.enqueue_missing()
     stopped = 0
     for _ in range(6):
-        trial = one.take("w")
+        trial = one.claim("w")
         assert trial is not None
         try:
             for epoch in range(1, 10):
@@ -350,24 +350,24 @@ def test_hyperband_stops_the_worse(tmp_path: Path) -> None:
                     raise Stopped
         except Stopped:
             stopped += 1
-            one.stopped(trial)
+            one.mark_stopped(trial)
         else:
-            one.done(trial, measured(100.0 - 10 * trial.number))
+            one.complete(trial, measured(100.0 - 10 * trial.number))
     states = [trial.state for trial in one.trials()]
     assert states.count("stopped") == stopped > 0
     assert states[0] == "done"
     ended = next(trial for trial in one.trials() if trial.state == "stopped")
     assert ended.progress[-1][1] == 100.0 - 10 * ended.number
-    assert one.fill() == 0
+    assert one.enqueue_missing() == 0
 
 
 def test_a_database_serves_as_well(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/state.db"
     one = study(tmp_path, url=url)
-    assert one.fill() == 6
-    trial = one.take("w")
+    assert one.enqueue_missing() == 6
+    trial = one.claim("w")
     assert trial is not None
-    one.done(trial, measured(70))
+    one.complete(trial, measured(70))
     assert [trial.state for trial in study(tmp_path, url=url).trials()] == ["done"] + ["waiting"] * 5
 
 

@@ -1,9 +1,9 @@
-"""SIGTERM and Ctrl-C: what they raise, and when."""
+"""Signals that stop a run: SIGTERM and Ctrl-C raise an exception, if possible at a checkpoint."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -12,47 +12,68 @@ if TYPE_CHECKING:
     from prunetaylor.pipeline.files.resume import FolderStateStore, FollowerStateStore
 
 GRACE = 10.0
-"""Seconds for the next moment at which a state can be kept; after them the last one must do."""
+"""Seconds that a run has to reach its next checkpoint; after them it ends with the last state that was saved."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt, not an Exception: nobody may take it for an error of theirs."""
+    """SIGTERM arrived. This is no Exception, as KeyboardInterrupt is none: no handler may take it for an error."""
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
+def raise_terminated(number: int, frame: FrameType | None) -> None:
+    """Raise Terminated, as the handler of a signal."""
     raise Terminated
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+@contextmanager
+def first_signal_terminates(signals: Iterable[int]) -> Iterator[None]:
+    """Raise Terminated inside this block on the first of ``signals``; later ones are ignored while the block ends."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated
+
+    before = {number: signal.getsignal(number) for number in signals}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def at_moments(
-    store: FolderStateStore | FollowerStateStore, signals: Sequence[signal.Signals] = SIGNALS, *, hurry: bool = True
+def stop_at_checkpoints(
+    store: FolderStateStore | FollowerStateStore,
+    signals: Sequence[signal.Signals] = STOP_SIGNALS,
+    *,
+    second_ends: bool = True,
 ) -> Iterator[None]:
-    """Inside, a signal ends the run at its next moment, with its state kept; a second one, or ``GRACE``, at once.
+    """Let a signal inside this block end the run at its next checkpoint, where the state is saved.
 
-    A state that is being written is written to its end first: half of one is of no use. Without ``hurry`` a second
-    signal changes nothing, as a cluster and whoever supervises the process for it may each send one.
+    A second signal, or the end of ``GRACE``, ends it at once; a state that is being written is completed first.
+    Without ``second_ends`` a second signal changes nothing: a cluster and the parent process may each send one.
     """
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked = KeyboardInterrupt if number == signal.SIGINT else Terminated
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        error = KeyboardInterrupt if number == signal.SIGINT else Terminated
         if store.stop is not None:
-            if store.writing or not hurry:
+            if store.writing or not second_ends:
                 return
-            raise asked
-        store.stop = asked
+            raise error
+        store.stop = error
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, GRACE)
 
-    def late(number: int, frame: FrameType | None) -> None:
+    def end_grace(number: int, frame: FrameType | None) -> None:
         if not store.writing:
             raise store.stop or Terminated
 
-    before: dict[int, Any] = {kind: signal.signal(kind, ask) for kind in signals}
+    before: dict[int, Any] = {kind: signal.signal(kind, request_stop) for kind in signals}
     if hasattr(signal, "SIGALRM"):
-        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, late)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, end_grace)
     try:
         yield
     finally:

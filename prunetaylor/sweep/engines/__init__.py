@@ -1,4 +1,4 @@
-"""Engines, which run the trials of a sweep: a module each, found by its name."""
+"""The engines that run the trials of a sweep: one module each, found by its name."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Protocol, runtime_checkable
 
 from prunetaylor.core import registry
 from prunetaylor.core.config.schema import Section
-from prunetaylor.sweep.engine_context import EngineContext, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineMonitor
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """An engine starts workers, which take trials from the study until none is waiting."""
+    """An engine starts workers, which claim trials from the study until none waits."""
 
     Options: type[Section]
-    """What ``engine:`` in a sweep's file may say besides the name."""
+    """The keys of ``engine:`` in a sweep's file, besides the name."""
 
-    def run(self, crew: EngineContext, watch: Watch) -> None:
-        """Start workers, call ``watch`` a few times a second, and return when no worker has anything left to do."""
+    def run(self, context: EngineContext, monitor: EngineMonitor) -> None:
+        """Start workers, call ``monitor`` a few times a second, and return when no trial is left to run."""
 
 
 @runtime_checkable
 class ClusterEngine(Engine, Protocol):
     """An engine of a cluster, whose client runs in a process of its own (``_driver.py``)."""
 
-    def drive(self, crew: EngineContext, watch: Watch) -> None:
-        """Do in that process what ``run`` does in the leader's."""
+    def drive(self, context: EngineContext, monitor: EngineMonitor) -> None:
+        """Run in the driver's process what ``run`` runs in the leader's."""
 
 
 def load_engine(name: str) -> Engine:

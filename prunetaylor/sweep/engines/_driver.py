@@ -1,8 +1,9 @@
-"""A cluster's engine in a process of its own. All that its libraries print goes to a log in the sweep's folder.
+"""A cluster's engine in a process of its own, whose libraries print to a log in the sweep's folder.
 
-The process that leads stays what it is whatever happens to the cluster: Ray ends its driver where the head is lost, and
-prints pages on the way. Here ``run`` starts the driver and listens to it; the engine's ``drive`` runs in it. It is told
-the crew in a line of JSON on stdin, which stays open as long as its starter lives, and answers in lines of JSON.
+The leading process stays unharmed whatever happens to the cluster: Ray, for instance, ends its driver when the head is
+lost, and prints pages before it does. ``run`` starts the driver and reads its messages; the engine's ``drive`` runs in
+the driver. The driver gets the context as a line of JSON on stdin, which stays open as long as its parent lives, and
+answers in lines of JSON.
 """
 
 from __future__ import annotations
@@ -18,71 +19,74 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 from typing import IO, Any
 
 from prunetaylor.core import registry
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.files import open_own
-from prunetaylor.pipeline.files.signals import Terminated
+from prunetaylor.pipeline.files.signals import Terminated, first_signal_terminates
+from prunetaylor.runtime.parent_process import end_with_parent
 from prunetaylor.runtime.python_process import python
-from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, EngineMonitor
 from prunetaylor.sweep.engines import ClusterEngine
 
-_PAUSE = 0.2  # seconds between two looks at the driver
-_GRACE = 60.0  # seconds that a driver has to take back what it started
-_LAST = 5.0  # seconds for its last words
-_KINDS = {kind.__name__: kind for kind in (PruneTaylorError, UsageError, EngineFailed)}
+_PAUSE = 0.2  # seconds between two readings of the driver's messages
+_GRACE = 60.0  # seconds that a driver has to stop the jobs that it started
+_READING_TIME = 5.0  # seconds to read its last messages
+_ERRORS = {kind.__name__: kind for kind in (PruneTaylorError, UsageError, EngineFailed)}
 
 
-def run(name: str, crew: EngineContext, watch: Watch) -> None:
-    """Drive the engine ``name`` until no trial waits. What it raises is raised here."""
-    log = crew.folder / f"{name}.log"
-    with open_own(log, "a") as out, _started(name, crew, out) as (process, told):
+def run(name: str, context: EngineContext, monitor: EngineMonitor) -> None:
+    """Drive the engine ``name`` until no trial waits. An error of the driver is raised here."""
+    log = context.folder / f"{name}.log"
+    with open_own(log, "a") as out, _started(name, context, out) as (process, messages):
         failure: PruneTaylorError | None = None
         while True:
             over = process.poll() is not None
-            watch()
-            failure = _pass_on(told, watch) or failure
-            if over and not told.alive():
+            monitor()
+            failure = _relay(messages, monitor) or failure
+            if over and not messages.more_expected():
                 break
             time.sleep(_PAUSE)
     if failure is None and process.returncode:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        failure = EngineFailed(f"the engine {name} died ({how}): its cluster is lost, perhaps", f"{log} has its output")
+        failure = EngineFailed(
+            f"the engine {name} ended unexpectedly ({how}); the cluster may be lost", f"see its output in {log}"
+        )
     if failure is not None:
         raise failure
 
 
 def main() -> int:
-    """The driver: the exit code, 1 where it says what went wrong."""
-    told = json.loads(sys.stdin.readline())
-    starter, answers = os.dup(0), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Run the driver, and return its exit code: 1 after an error, which it has reported."""
+    request = json.loads(sys.stdin.readline())
+    parent, answers = os.dup(0), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)  # whatever prints, in Python or below it
-    threading.Thread(target=_end_with_starter, args=(starter,), daemon=True).start()
-    signal.signal(signal.SIGTERM, _stop)
-    watch = _Answers(answers)
-    crew = EngineContext.from_plain(told["crew"])
+    os.dup2(2, 1)  # everything that prints, in Python or below it, prints to the log
+    # Jobs of a batch system continue without their driver; the next leader of the sweep finds their results.
+    end_with_parent(parent, exit_code=1)
+    reporter = _MessageWriter(answers)
+    context = EngineContext.from_plain(request["context"])
     try:
-        registry.load(registry.ENGINES, ClusterEngine, told["engine"]).drive(crew, watch)
+        with first_signal_terminates((signal.SIGTERM,)):
+            registry.load(registry.ENGINES, ClusterEngine, request["engine"]).drive(context, reporter)
     except Terminated:
         return 0
     except PruneTaylorError as err:
-        watch.failed(type(err).__name__, err.cause, err.remedy)
+        reporter.fail(type(err).__name__, err.cause, err.remedy)
         return 1
     except Exception as err:
         traceback.print_exc()
         text = f"{type(err).__name__}: {' '.join(str(err).split())[:300]}"
-        watch.failed("EngineFailed", f"the engine {told['engine']} failed: {text}", "its log has the rest")
+        reporter.fail("EngineFailed", f"the engine {request['engine']} failed: {text}", "its log has the details")
         return 1
     return 0
 
 
-class _Answers:
-    """Passes on what the user should know."""
+class _MessageWriter:
+    """Sends notes and errors to the leading process."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -91,19 +95,19 @@ class _Answers:
         pass
 
     def note(self, text: str) -> None:
-        self._say({"note": text})
+        self._write({"note": text})
 
-    def failed(self, kind: str, cause: str, remedy: str) -> None:
-        self._say({"kind": kind if kind in _KINDS else "EngineFailed", "cause": cause, "remedy": remedy})
+    def fail(self, kind: str, cause: str, remedy: str) -> None:
+        self._write({"kind": kind if kind in _ERRORS else "EngineFailed", "cause": cause, "remedy": remedy})
 
-    def _say(self, said: dict[str, str]) -> None:
+    def _write(self, message: dict[str, str]) -> None:
         with contextlib.suppress(OSError):
-            self._stream.write(json.dumps(said) + "\n")
+            self._stream.write(json.dumps(message) + "\n")
             self._stream.flush()
 
 
-class _Heard:
-    """The lines that the driver has said, read by a thread of their own."""
+class _MessageReader:
+    """The lines that the driver has written; a thread of their own reads them."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -116,45 +120,45 @@ class _Heard:
                 self.lines.put(line)
 
     def close(self) -> None:
-        """The driver has ended, and with it its end of the pipe."""
-        self._thread.join(_LAST)
+        """Wait for the last lines; the driver has ended, and its end of the pipe is closed."""
+        self._thread.join(_READING_TIME)
 
-    def alive(self) -> bool:
-        """Return whether there may be more to come. What the driver started must not hold its end of the pipe long."""
+    def more_expected(self) -> bool:
+        """Return whether more lines may come. A process that the driver started may hold the pipe open for a while."""
         self._thread.join(0.5)
         return not self.lines.empty()
 
 
-def _pass_on(heard: _Heard, watch: Watch) -> PruneTaylorError | None:
+def _relay(messages: _MessageReader, monitor: EngineMonitor) -> PruneTaylorError | None:
     failure = None
-    while not heard.lines.empty():
-        said: dict[str, Any] = json.loads(heard.lines.get())
-        if "note" in said:
-            watch.note(said["note"])
+    while not messages.lines.empty():
+        message: dict[str, Any] = json.loads(messages.lines.get())
+        if "note" in message:
+            monitor.note(message["note"])
         else:
-            failure = _KINDS[said["kind"]](said["cause"], said["remedy"])
+            failure = _ERRORS[message["kind"]](message["cause"], message["remedy"])
     return failure
 
 
 @contextlib.contextmanager
-def _started(name: str, crew: EngineContext, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _Heard]]:
-    """The driver and what it says; it takes back what it started where this process leaves it."""
+def _started(name: str, context: EngineContext, log: IO[str]) -> Iterator[tuple[subprocess.Popen[str], _MessageReader]]:
+    """Start the driver, and at the end let it stop the jobs that it started."""
     process = subprocess.Popen(
         python("-m", "prunetaylor.sweep.engines._driver"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        start_new_session=True,  # Ctrl-C is for this process to pass on
+        start_new_session=True,  # this process passes Ctrl-C on
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    told = _Heard(process.stdout)
+    messages = _MessageReader(process.stdout)
     try:
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps({"engine": name, "crew": crew.plain()}) + "\n")
+            process.stdin.write(json.dumps({"engine": name, "context": context.plain()}) + "\n")
             process.stdin.flush()
-        yield process, told
+        yield process, messages
     finally:
         process.terminate()
         try:
@@ -164,19 +168,7 @@ def _started(name: str, crew: EngineContext, log: IO[str]) -> Iterator[tuple[sub
             process.wait()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        told.close()
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the jobs and tasks are being taken back already
-    raise Terminated
-
-
-def _end_with_starter(starter: int) -> None:
-    """The pipe ends when the starter does. Jobs of a batch system go on; whoever resumes the sweep finds them."""
-    while os.read(starter, 1024):
-        pass
-    os._exit(1)
+        messages.close()
 
 
 if __name__ == "__main__":

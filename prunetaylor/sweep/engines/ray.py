@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster: each takes trials, one after another, until none waits.
+"""Tasks on a Ray cluster: each runs trials, one after another, until none waits.
 
 The sweep's folder, the checkpoint and the data must be on a file system that the nodes share.
 """
@@ -24,116 +24,116 @@ from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.runtime.cores import available
-from prunetaylor.sweep.engine_context import EngineContext, Watch
+from prunetaylor.sweep.engine_context import EngineContext, EngineMonitor
 from prunetaylor.sweep.engines import _driver
-from prunetaylor.sweep.engines._posts import man
-from prunetaylor.sweep.engines.local import alone
+from prunetaylor.sweep.engines._jobs import run_jobs
+from prunetaylor.sweep.engines.local import run_single_worker
 from prunetaylor.sweep.folder import open_study
 
-_GRACE = 30.0  # seconds for tasks to give back their trials when they are cancelled
-_REACH = 10.0  # seconds to reach the cluster's head
-_EVERY = 10.0  # seconds between two looks at the cluster's room
-_STORE = 100 * 2**20  # bytes of a local cluster's object store; trials put nothing there
+_GRACE = 30.0  # seconds for cancelled tasks to return their trials
+_CONNECT_TIMEOUT = 10.0  # seconds to reach the cluster's head
+_INTERVAL = 10.0  # seconds between two readings of the cluster's size
+_STORE = 100 * 2**20  # bytes of a local cluster's object store, which trials do not use
 _TOKEN = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as the cluster has it"
 
 
 class Options(Section):
-    """Of ``engine: {name: ray}``."""
+    """The options of ``engine: {name: ray}``."""
 
     jobs: Annotated[int, Field(ge=1)] | None = None
-    """Trials at the same time; null: as many as the cluster has room for."""
+    """Trials at the same time; null: as many as fit on the cluster."""
     address: str | None = None
-    """HOST:PORT of the cluster's head, or auto; null: a cluster of this machine, for this sweep only."""
+    """HOST:PORT of the cluster's head, or auto; null: a cluster on this machine, for this sweep only."""
     cpus: Annotated[float, Field(gt=0)] = 1.0
-    """Cores that Ray sets aside for a trial, which computes with so many threads (one at least)."""
+    """Cores that Ray reserves for a trial; the trial uses as many threads (at least one)."""
     gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """GPUs that Ray sets aside for a trial; a part of one lets trials share it."""
+    """GPUs that Ray reserves for a trial; with a fraction, trials share a GPU."""
 
 
-def run(crew: EngineContext, watch: Watch) -> None:
-    """Work on the sweep until no trial waits. KeyboardInterrupt and the like end the tasks and go on."""
-    _driver.run("ray", crew, watch)
+def run(context: EngineContext, monitor: EngineMonitor) -> None:
+    """Run trials until none waits. KeyboardInterrupt and the like stop the tasks first."""
+    _driver.run("ray", context, monitor)
 
 
-def drive(crew: EngineContext, watch: Watch) -> None:
-    """Start the tasks and others for those that are lost, in a process of its own."""
-    options = Options(**crew.options)
+def drive(context: EngineContext, monitor: EngineMonitor) -> None:
+    """Start tasks, and new ones for those that are lost; this runs in the driver's process."""
+    options = Options(**context.options)
     terminated = signal.getsignal(signal.SIGTERM)
-    ray = _connected(options, crew.folder / "ray.log")
-    signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process, and leaves the tasks where they are
+    ray = _connected(options, context.folder / "ray.log")
+    signal.signal(signal.SIGTERM, terminated)  # Ray's own handler ends the process without stopping the tasks
     try:
-        man(_Tasks(ray, options, crew), open_study(crew.folder, crew.storage), watch)
+        run_jobs(_Tasks(ray, options, context), open_study(context.folder, context.storage), monitor)
     finally:
         ray.shutdown()
 
 
 class _Tasks:
-    """A Ray cluster, and what runs on it for this sweep."""
+    """A Ray cluster, and this sweep's tasks on it."""
 
     pause = 0.3
 
-    def __init__(self, ray: Any, options: Options, crew: EngineContext) -> None:
-        self.ray, self.options, self.crew = ray, options, crew
+    def __init__(self, ray: Any, options: Options, context: EngineContext) -> None:
+        self.ray, self.options, self.context = ray, options, context
         self.threads = max(1, int(options.cpus))
-        self.task = ray.remote(alone).options(
+        self.task = ray.remote(run_single_worker).options(
             num_cpus=options.cpus, num_gpus=options.gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
-        self.room = options.jobs or self._room()
-        if not self.room:
+        self.capacity = options.jobs or self._capacity()
+        if not self.capacity:
             raise UsageError(
                 f"the Ray cluster has no {self._resource[1]:g} {self._resource[0]}s",
-                "ask for less: cpus and gpus of engine",
+                "lower cpus or gpus of the engine",
             )
-        self.looked = time.monotonic()
+        self.last_reading = time.monotonic()
 
-    def most(self) -> int:
-        if self.options.jobs is None and time.monotonic() - self.looked >= _EVERY:
-            self.room, self.looked = max(1, self._room()), time.monotonic()  # nodes come and go
-        return self.room
+    def max_jobs(self) -> int:
+        if self.options.jobs is None and time.monotonic() - self.last_reading >= _INTERVAL:
+            self.capacity, self.last_reading = max(1, self._capacity()), time.monotonic()  # nodes come and go
+        return self.capacity
 
-    def start(self, post: str) -> Any:
-        return self.task.remote(replace(self.crew, post=post), self.threads)
+    def start(self, job: str) -> Any:
+        return self.task.remote(replace(self.context, job=job), self.threads)
 
-    def ended(self, posts: Mapping[str, Any]) -> Mapping[str, str | None]:
-        if not posts:
+    def ended(self, jobs: Mapping[str, Any]) -> Mapping[str, str | None]:
+        if not jobs:
             return {}
-        done, _ = self.ray.wait(list(posts.values()), num_returns=len(posts), timeout=0)
-        return {post: self._why(task) for post, task in posts.items() if task in done}
+        ended, _ = self.ray.wait(list(jobs.values()), num_returns=len(jobs), timeout=0)
+        return {job: self._end_reason(task) for job, task in jobs.items() if task in ended}
 
-    def stop(self, posts: Mapping[str, Any]) -> None:
-        for task in posts.values():
+    def stop(self, jobs: Mapping[str, Any]) -> None:
+        for task in jobs.values():
             self.ray.cancel(task)
-        if posts:
-            self.ray.wait(list(posts.values()), num_returns=len(posts), timeout=_GRACE)
+        if jobs:
+            self.ray.wait(list(jobs.values()), num_returns=len(jobs), timeout=_GRACE)
 
-    def _why(self, task: Any) -> str | None:
-        """The reason for which a task ended; None where it had nothing left to do."""
+    def _end_reason(self, task: Any) -> str | None:
+        """Return why a task ended; None where no trial waited any more."""
         errors = self.ray.exceptions
         try:
-            said: str = self.ray.get(task)
+            reason: str = self.ray.get(task)
         except errors.NodeDiedError as error:
-            found = re.search(r"Node IP: ([\w.:]+)", str(error))
-            return f"Ray has lost a node{f' ({found[1]})' if found else ''}"
+            address = re.search(r"Node IP: ([\w.:]+)", str(error))
+            return f"Ray has lost a node{f' ({address[1]})' if address else ''}"
         except errors.OutOfMemoryError:
-            return "Ray ended a task, as its node is short of memory"
+            return "Ray ended a task: its node ran out of memory"
         except errors.WorkerCrashedError:
             return "a worker process of Ray was killed"
         except errors.RayError as error:
             return f"a task of Ray failed: {' '.join(str(error).split())[-300:]}"
-        return f"a task of Ray was {said}" if said else None
+        return f"a task of Ray was {reason}" if reason else None
 
     @property
     def _resource(self) -> tuple[str, float]:
         return ("GPU", self.options.gpus) if self.options.gpus else ("CPU", self.options.cpus)
 
-    def _room(self) -> int:
-        """Trials that the cluster has room for at the same time."""
+    def _capacity(self) -> int:
+        """Return how many trials fit on the cluster at the same time."""
         resource, each = self._resource
         return int(self.ray.cluster_resources().get(resource, 0) // each)
 
 
 def _connected(options: Options, log: Path) -> Any:
-    """Ray, connected. ``log`` is where this process's stderr goes: some reasons stand nowhere else."""
+    """Connect to Ray. ``log`` has this process's stderr, where Ray prints some of the reasons for a failure."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -143,40 +143,40 @@ def _connected(options: Options, log: Path) -> Any:
     if options.address is None:
         own = {"num_cpus": available(), "object_store_memory": _STORE, "include_dashboard": False}
         own["_node_ip_address"] = "127.0.0.1"
-    _reach(options.address)
+    _check_address(options.address)
     before = log.stat().st_size if log.exists() else 0
     try:
-        # Ray's workers import from the directory that its driver connects in: Python's own, not a folder of data.
+        # Ray's workers import from the directory in which the driver connects: Python's own, not a folder of data.
         with contextlib.chdir(sys.prefix):
             ray.init(address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except Exception as error:  # Ray's own, gRPC's and Python's
-        said = log.read_bytes()[before:].decode(errors="replace") if log.exists() else ""
-        raise refusal(error, options.address, said) from error
+        output = log.read_bytes()[before:].decode(errors="replace") if log.exists() else ""
+        raise connection_error(error, options.address, output) from error
     return ray
 
 
-def _reach(address: str | None) -> None:
-    """UsageError where nothing listens at HOST:PORT: Ray itself tries for minutes."""
-    found = re.fullmatch(r"(?:ray://)?([^/\s]+):(\d{1,5})", address or "")
-    if found is None:
+def _check_address(address: str | None) -> None:
+    """Raise UsageError where nothing listens at HOST:PORT, as Ray itself would try for minutes."""
+    parts = re.fullmatch(r"(?:ray://)?([^/\s]+):(\d{1,5})", address or "")
+    if parts is None:
         return
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_REACH).close()
+        socket.create_connection((parts[1].strip("[]"), int(parts[2])), timeout=_CONNECT_TIMEOUT).close()
     except (OSError, OverflowError) as error:
-        raise refusal(error, address, "") from error
+        raise connection_error(error, address, "") from error
 
 
-def refusal(error: Exception, address: str | None, log: str) -> UsageError:
-    """Return what keeps us from the cluster at ``address``, and what to do about it; ``log`` is what Ray printed."""
+def connection_error(error: Exception, address: str | None, log: str) -> UsageError:
+    """Explain why the cluster at ``address`` cannot be used, and what to do; ``log`` is the text that Ray printed."""
     text = " ".join(str(error).split())[:400]
-    where = f"the Ray cluster at {address}" if address else "Ray's own cluster of this machine"
+    where = f"the Ray cluster at {address}" if address else "Ray on this machine"
     if type(error).__name__ == "AuthenticationError" or re.search("Unauthenticated|InvalidAuthToken", text + log):
-        return UsageError(f"{where} wants a token, and this process has none or another", _TOKEN)
+        return UsageError(f"{where} requires a token, and this process has none or another", _TOKEN)
     if "ersion mismatch" in text:
         return UsageError(
-            f"{where} has other versions: {text}", "use the same versions of Ray and Python here and there"
+            f"{where} has other versions: {text}", "use the same versions of Ray and Python on both sides"
         )
     if address is None:
-        return UsageError(f"Ray cannot start here: {text}", "try --engine local")
+        return UsageError(f"Ray cannot start on this machine: {text}", "try --engine local")
     remedy = "name the HOST:PORT of its head with --address, or start one: ray start --head"
     return UsageError(f"no Ray cluster answers at {address}: {text}", remedy)

@@ -1,16 +1,16 @@
-"""Which samples rank the trials, and which report: never the same ones.
+"""The samples that rank the trials, and the samples that report the winner: never the same ones.
 
-A trial is chosen by its rank, so the samples that rank flatter the winner; what is reported of it comes from others.
-Those that rank are, in this order,
+The winner is chosen by its rank, so the samples that rank flatter it; its reported metrics come from other samples.
+The samples that rank are
 
-1. the source's own validation samples;
-2. the share ``data.validation`` of the training samples, kept out of calibration and fine-tuning, where these are
-   FEWEST at least and the dense network does not know them better than it knows the test samples;
-3. else a half of the test samples, drawn by the sweep's seed: the network was trained on the training samples, and on
-   those that it knows by heart pruning shows too late.
+1. the source's own validation samples, if it has any;
+2. else the share ``data.validation`` of the training samples, which calibration and fine-tuning then do not see, if
+   these are MIN_RANKING at least and the dense network's loss on them is no lower than on the test samples;
+3. else one half of the test samples, drawn with the sweep's seed: the damage of pruning shows late on samples that the
+   network has memorised.
 
-"Better" is a mean loss that is lower by more than two standard errors of the difference (Welch). The choice is made
-once for a sweep, by whichever trial comes first, and kept in its folder.
+"Lower" means by more than two standard errors of the difference (Welch). The first trial makes the choice for the whole
+sweep, and stores it in the sweep's folder.
 """
 
 from __future__ import annotations
@@ -35,67 +35,75 @@ from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
-from prunetaylor.sweep.trial.files import CHOICE
+from prunetaylor.sweep.trial.files import SAMPLES
 
-FEWEST = 100
-"""Training samples that rank, at least: fewer tell neither the trials apart nor how well the network knows them."""
+MIN_RANKING = 100
+"""The smallest number of training samples that may rank: fewer separate neither the trials nor the two losses."""
 _SIGNIFICANT = 2.0  # standard errors
 
 
 @dataclass(frozen=True)
 class RankingSplit:
-    """``samples`` are those of the run, whose test set reports, and ``ranking`` are those that rank.
+    """The samples of one trial: ``samples`` for its run, whose test set reports, and ``ranking``, which ranks.
 
-    ``dense_reporting`` is the dense network's evaluation on the test set.
+    ``dense_reporting`` is the dense network's evaluation on the test set; ``description`` is for the user.
     """
 
     samples: Samples
     ranking: Split
     dense_reporting: Evaluation
-    said: str
+    description: str
 
 
-def judging(job: Job, folder: Path, seed: int, progress: Progress) -> RankingSplit | None:
-    """The samples of one trial of the sweep in ``folder``; None where there are no samples at all."""
+def split_for_ranking(job: Job, folder: Path, seed: int, progress: Progress) -> RankingSplit | None:
+    """Return the samples of one trial of the sweep in ``folder``; None where there are no samples at all."""
     samples = job.samples
     if samples is None:
         return None
-    dense = _Dense(job, folder, progress)
+    dense = _DenseEvaluations(job, folder, progress)
     if samples.validation is not None:
-        said = (
+        text = (
             f"ranked on {len(samples.validation):,} validation samples; winner reported on {len(samples.test):,} test "
             "samples"
         )
-        return RankingSplit(samples, samples.validation, dense.found("test", samples.test), said)
+        return RankingSplit(samples, samples.validation, dense.evaluate("test", samples.test), text)
     share = job.config.data.validation
-    kept, held = _halves(samples.train, 0.1 if share == "auto" else share, seed)
-    test = dense.found("test", samples.test)
-    held_split = samples.train.subset(held)
+    remaining, holdout = _halves(samples.train, 0.1 if share == "auto" else share, seed)
+    test = dense.evaluate("test", samples.test)
+    holdout_split = samples.train.subset(holdout)
 
     def choose() -> str:
-        if len(held) < FEWEST or not kept:
+        if len(holdout) < MIN_RANKING or not remaining:
             return "test"
-        return "test" if known_better(dense.found("training", held_split, held), test) else "training"
+        return "test" if has_lower_loss(dense.evaluate("training", holdout_split, holdout), test) else "training"
 
-    if _chosen(folder, choose) == "training":
-        said = (
-            f"ranked on {len(held):,} held-out training samples; winner reported on {len(samples.test):,} test samples"
+    if _stored_choice(folder, choose) == "training":
+        text = (
+            f"ranked on {len(holdout):,} held-out training samples; winner reported on {len(samples.test):,} test "
+            "samples"
         )
-        split = replace(samples, train=samples.train.subset(kept), validation=held_split)
-        return RankingSplit(split, held_split, test, said)
+        split = replace(samples, train=samples.train.subset(remaining), validation=holdout_split)
+        return RankingSplit(split, holdout_split, test, text)
+    return _split_test(samples, test, seed)
+
+
+def _split_test(samples: Samples, test: Evaluation, seed: int) -> RankingSplit:
+    """Return one half of the test samples to rank by, and the other half to report on."""
     reporting, ranking = _halves(samples.test, 0.5, seed)
     if not ranking or not reporting:
-        raise DataError(f"{len(samples.test)} test samples cannot rank trials and report on them", "give at least two")
-    said = (
+        raise DataError(
+            f"{len(samples.test)} test samples are too few to rank trials and report the winner", "give at least two"
+        )
+    text = (
         f"ranked on one half of the test samples ({len(ranking):,}); winner reported on the other half "
         f"({len(reporting):,}), as the training samples are too few or the network knows them too well to rank by them"
     )
     split = replace(samples, test=samples.test.subset(reporting))
-    return RankingSplit(split, samples.test.subset(ranking), test.part(reporting), said)
+    return RankingSplit(split, samples.test.subset(ranking), test.part(reporting), text)
 
 
-def known_better(training: Evaluation, test: Evaluation) -> bool:
-    """Whether the mean loss on training samples is below that on test samples by more than chance."""
+def has_lower_loss(training: Evaluation, test: Evaluation) -> bool:
+    """Return whether the mean loss on training samples is significantly below that on test samples."""
     ours, theirs = training.losses.double().cpu(), test.losses.double().cpu()
     if len(ours) < 2 or len(theirs) < 2:
         return True
@@ -107,36 +115,36 @@ def _evaluation(tensors: dict[str, Tensor]) -> Evaluation:
     return Evaluation.from_losses(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
 
 
-class _Dense:
-    """The dense network's evaluations: each is made once for a sweep, by the first trial that needs it."""
+class _DenseEvaluations:
+    """The dense network's evaluations: the first trial that needs one makes it for the whole sweep."""
 
     def __init__(self, job: Job, folder: Path, progress: Progress) -> None:
         self.job, self.folder, self.progress = job, folder, progress
 
-    def found(self, name: str, split: Split, indices: list[int] | None = None) -> Evaluation:
-        """Losses and right answers of ``split``; ``indices`` say which samples these are, where not all of a split."""
+    def evaluate(self, name: str, split: Split, indices: list[int] | None = None) -> Evaluation:
+        """Return losses and correctness on ``split``; ``indices`` are its samples, if they are part of a split."""
         path = self.folder / f"dense-{name}-{self._key(indices)[:16]}.safetensors"
         try:
             tensors = load_file(path)
             if {len(one) for one in tensors.values()} != {len(split)}:
                 raise ValueError("of other samples")
             return _evaluation(tensors)
-        except Exception:  # there is none, or one that is damaged: it is made again
+        except Exception:  # the file is missing or damaged: the evaluation is made again
             self.progress.phase(f"measure the dense network ({name})")
             with use_memory_format(self.job, self.job.network.module):
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.task)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             more = {"correct": made.correct, "answers": made.answers}
             tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}
-            kept = tensors
-            write_by_path(path, lambda temporary: save_file(kept, temporary), failures=(OSError, SafetensorError))
+            stored = tensors
+            write_by_path(path, lambda temporary: save_file(stored, temporary), failures=(OSError, SafetensorError))
         return _evaluation(tensors)
 
     def _key(self, indices: list[int] | None) -> str:
-        """sha256, hexadecimal, of all that the evaluation depends on."""
+        """Return the sha256, hexadecimal, of everything that the evaluation depends on."""
         job = self.job
         assert job.samples is not None
-        said = {
+        facts = {
             "version": [__version__, torch.__version__],
             "checkpoint": job.checkpoint.sha256 if job.checkpoint is not None else None,
             "network": [job.arch, repr(job.args), repr(job.network.module)],
@@ -144,22 +152,22 @@ class _Dense:
             "samples": indices,
             "arithmetic": [job.device.type, torch.get_float32_matmul_precision(), job.config.data.batch_size],
         }
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _halves(split: Split, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(the rest, ``share`` of the samples), both in order."""
+    """Return the indices of the rest and of a random ``share`` of the samples, both sorted."""
     order = draw(split, len(split), torch.Generator().manual_seed(seed))
     count = round(share * len(order))
     return sorted(order[count:]), sorted(order[:count])
 
 
-def _chosen(folder: Path, choose: Callable[[], str]) -> str:
-    """What the sweep's first trial chose."""
-    path = folder / CHOICE
+def _stored_choice(folder: Path, choose: Callable[[], str]) -> str:
+    """Return the choice of the sweep's first trial; make and store it where there is none."""
+    path = folder / SAMPLES
     try:
         return str(read_json(path)["rank"])
-    except Exception:  # whatever else it holds: the choice is made again
+    except Exception:  # the file is missing or holds something else
         chosen = choose()
         write_text(path, json.dumps({"rank": chosen}) + "\n")
         return chosen

@@ -1,4 +1,4 @@
-"""A trial's state: kept as that of any run, so that a trial that was given back goes on where it was."""
+"""The state of a trial. It is saved like that of any run, and a trial that returned to the queue continues from it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _PAUSE = 2.0
 
 
 class TrialStateStore(FolderStateStore):
-    """Keeps the state of a trial. One that is of no use is left aside, and the trial starts anew."""
+    """Saves the state of a trial. A state that cannot be used is dropped, and the trial starts over."""
 
-    def __init__(self, folder: RunFolder, job: Job, judged: str, progress: Progress) -> None:
+    def __init__(self, folder: RunFolder, job: Job, ranking: str, progress: Progress) -> None:
         ran_on = {f"version of {name}": number for name, number in versions().items() if name != "python"}
-        known = {**identity(job.config, str(job.device), hashes(job)), "samples": judged, **ran_on}
+        known = {**identity(job.config, str(job.device), hashes(job)), "samples": ranking, **ran_on}
         super().__init__(folder, job.config.checkpoint.every, known)
-        self._found: Mapping[str, Any] | None = None
+        self._state: Mapping[str, Any] | None = None
         try:
-            self._found = super().load()
+            self._state = super().load()
         except (OtherRun, UnreadableState) as err:
-            progress.note(f"starts anew: {err.cause}")
+            progress.note(f"starts over: {err.cause}")
             drop_state(folder)
-        if self._found is not None:
-            progress.note("goes on from the state that an earlier attempt left")
+        if self._state is not None:
+            progress.note("continues from the state of an earlier attempt")
 
     def load(self) -> Mapping[str, Any] | None:
-        """The state, to be computed with by as many threads as there are here: it may come from another machine."""
-        return None if self._found is None else {**self._found, "threads": torch.get_num_threads()}
+        """Return the state with this process's number of threads: it may come from another machine."""
+        return None if self._state is None else {**self._state, "threads": torch.get_num_threads()}
 
 
 def drop_state(folder: RunFolder) -> None:
-    """Take away the state: the next attempt starts anew."""
+    """Remove the state: the next attempt starts over."""
     folder.stage(STATE).unlink(missing_ok=True)
 
 
 def open_folder(path: Path) -> RunFolder:
-    """The trial's folder, with what an earlier attempt left; waits where that one is not quite gone."""
+    """Open the trial's folder with the files of an earlier attempt, and wait while that attempt still ends."""
     until = time.monotonic() + _PATIENCE
     while True:
         try:

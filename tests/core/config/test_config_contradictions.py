@@ -11,7 +11,7 @@ import prunetaylor
 from prunetaylor.cli.main import run
 from prunetaylor.core.config.resolve import from_values, override, resolve
 from prunetaylor.core.errors import UsageError
-from prunetaylor.sweep.file import of_options, read
+from prunetaylor.sweep.file import from_options, read
 
 
 def test_a_list_of_stages_ends_at_the_sparsity() -> None:
@@ -97,7 +97,7 @@ def test_contradictions_end_with_exit_code_2(words: list[str], tmp_path: Path, m
 
 def test_a_sweep_of_lists_alone_is_one(tmp_path: Path) -> None:
     base = resolve(None, {}, [], {"model.checkpoint": "m.pt"})
-    found = of_options("m.pt", ["prune.stages=[0.2,0.5],[0.4,0.8]"], base)
+    found = from_options("m.pt", ["prune.stages=[0.2,0.5],[0.4,0.8]"], base)
     assert [
         found.trial(i, {"prune.stages": v}).config.prune.sparsity for i, v in ((1, [0.2, 0.5]), (2, [0.4, 0.8]))
     ] == [
