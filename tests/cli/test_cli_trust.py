@@ -203,6 +203,18 @@ def test_workers_have_the_users_word_from_the_leader(here: Path, cli) -> None:
     assert "evil.py:make" in found[0]["cause"]
 
 
+def test_fits_are_cached_where_the_user_says_not_where_a_sweeps_folder_says(here: Path, cli) -> None:
+    text = (
+        (here / "sweep.yaml").read_text().replace("[0.2, 0.5, 0.8]", "[0.5]").replace("[magnitude, random]", "[random]")
+    )
+    (here / "theirs.yaml").write_text(text.replace("base:\n", "base:\n  cache: {dir: chosen}\n"))
+    prepare_folder(read(here / "theirs.yaml"), here / "theirs", resume=False)
+    words = ["sweep", "theirs", f"model.arch={here}/net.py:make", "-q"]
+    assert cli(*words, env={"PRUNETAYLOR_CACHE_DIR": "mine"}).returncode == 0
+    report = json.loads((here / "theirs" / "trials" / "0001" / "report.json").read_text())
+    assert report["configuration"]["cache"]["dir"] == str(here / "mine")
+
+
 @pytest.mark.parametrize(
     "data",
     [

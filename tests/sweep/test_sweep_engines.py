@@ -49,8 +49,14 @@ def error(name: str, text: str) -> Exception:
 @pytest.mark.parametrize(
     ("raised", "printed", "address", "cause", "remedy"),
     [
-        (error("AuthenticationError", "no token was found"), "", "h:1", "wants a token", "RAY_AUTH_MODE=token"),
-        (ConnectionError("failed"), "gcs: Unauthenticated: InvalidAuthToken", "h:1", "wants a token", "RAY_AUTH_TOKEN"),
+        (error("AuthenticationError", "no token was found"), "", "h:1", "requires a token", "RAY_AUTH_MODE=token"),
+        (
+            ConnectionError("failed"),
+            "gcs: Unauthenticated: InvalidAuthToken",
+            "h:1",
+            "requires a token",
+            "RAY_AUTH_TOKEN",
+        ),
         (
             RuntimeError("Version mismatch: the cluster was started with Ray: 2.9"),
             "",
@@ -60,7 +66,7 @@ def error(name: str, text: str) -> Exception:
         ),
         (ConnectionRefusedError(111, "Connection refused"), "", "h:1", "no Ray cluster answers at h:1", "--address"),
         (ValueError("Invalid address format: foo"), "", "foo", "no Ray cluster answers at foo", "ray start --head"),
-        (RuntimeError("no memory"), "", None, "Ray cannot start here", "--engine local"),
+        (RuntimeError("no memory"), "", None, "Ray cannot start on this machine", "--engine local"),
     ],
 )
 def test_what_keeps_us_from_a_ray_cluster_is_named(

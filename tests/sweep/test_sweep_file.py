@@ -134,7 +134,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         (f"method: grid\n{BASE}{VARIED}prune: {{}}\n", "unknown key 'prune' .*s.yaml:4"),
         (f"method: grid\n{BASE}{VARIED}run_cpa: 3\n", "did you mean 'run_cap'"),
         (f"method: grid\n{BASE}", "varies nothing"),
-        (f"method: random\n{BASE}{VARIED}", "method random has no end without run_cap"),
+        (f"method: random\n{BASE}{VARIED}", "method random needs run_cap"),
         (f"method: grid\nrun_cap: 0\n{BASE}{VARIED}", "run_cap is 0 .*s.yaml:2"),
         (f"method: grid\nmetric: {{name: top2}}\n{BASE}{VARIED}", "unknown metric 'top2'.*did you mean 'top1'"),
         (f"method: grid\nmetric: {{name: top1, goal: max}}\n{BASE}{VARIED}", "the goal of top1 is 'max'"),
@@ -151,6 +151,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         (f"method: grid\n{BASE}{VARIED}engine: {{name: local, job: 2}}\n", "has no 'job'.*did you mean 'jobs'"),
         (f"method: grid\n{BASE}{VARIED}engine: {{name: local, jobs: 0}}\n", "jobs of the engine local is 0"),
         (f"{GRID}parameters: {{prune.sparcity: {{value: 1}}}}\n", "did you mean 'prune.sparsity'"),
+        (f"method: grid\nmetric: accuracy\n{BASE}{VARIED}", "unknown metric 'accuracy'.*did you mean 'top1'"),
         (f"{GRID}parameters: {{prune.sparsity: 0.5}}\n", r"write prune.sparsity: \{value: 0.5\}"),
         (f"{GRID}parameters: {{prune.sparsity: {{values: [0.5, 80]}}}}\n", "did you mean 80%"),
         (f"{GRID}parameters: {{prune.sparsity: {{values: [0.5, 50%]}}}}\n", "has the value 50% twice"),
@@ -272,7 +273,7 @@ def test_the_command_line_makes_a_grid(tmp_path: Path) -> None:
         from_options("a.pt", ["prune.sparsity"], base)
     with pytest.raises(UsageError, match=r"did you mean 'prune\.sparsity'"):
         from_options("a.pt", ["sparsity=0.1"], base)
-    with pytest.raises(UsageError, match="stands twice"):
+    with pytest.raises(UsageError, match="given twice"):
         from_options("a.pt", ["seed=1,2", "seed=3"], base)
 
 

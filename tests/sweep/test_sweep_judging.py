@@ -52,8 +52,8 @@ def assert_apart(job: Job, folder: Path, ranking: int, reporting: int) -> None:
     own = evaluate(job.network.module, job.batches(found.samples.test), job.task)
     torch.testing.assert_close(found.dense_reporting.losses, own.losses)
     assert found.dense_reporting.metrics["top1"] == own.metrics["top1"]
-    assert f"{ranking:,}" in found.said
-    assert f"{reporting:,}" in found.said
+    assert f"{ranking:,}" in found.description
+    assert f"{reporting:,}" in found.description
 
 
 def test_the_source_s_own_validation_ranks(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_no_samples_or_one(tmp_path: Path) -> None:
     job = a_job()
     job.samples = None
     assert split_for_ranking(job, tmp_path, 0, Silent()) is None
-    with pytest.raises(DataError, match="1 test samples cannot rank trials and report"):
+    with pytest.raises(DataError, match="1 test samples are too few"):
         split_for_ranking(a_job(train=20, test=1), tmp_path, 0, Silent())
 
 

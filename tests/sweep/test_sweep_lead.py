@@ -102,7 +102,7 @@ def test_one_leads_and_others_join(folder: Path, monkeypatch: pytest.MonkeyPatch
     sweep = read(folder / "s.yaml")
     home = prepare_folder(sweep, Path("out"), resume=False)
     context = make_context(sweep, home, None, TRUST)
-    open_study(home, None).fill()
+    open_study(home, None).enqueue_missing()
     monkeypatch.setattr(leader, "load_engine", lambda name: engine_that_fails(set()))
     with lead_lock(home):
         with pytest.raises(UsageError, match="out is running"):
@@ -128,9 +128,9 @@ def test_the_same_file_gets_the_same_folder(folder: Path) -> None:
 
 def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
     sweep = read(folder / "s.yaml")
-    with pytest.raises(OutputError, match="holds files that are not of a sweep"):
+    with pytest.raises(OutputError, match="is not empty, and holds no sweep"):
         prepare_folder(sweep, folder, resume=False)
-    with pytest.raises(OutputError, match="new holds no such sweep"):
+    with pytest.raises(OutputError, match="new does not hold this sweep"):
         prepare_folder(sweep, Path("new"), resume=True)
     assert not Path("new").exists()
     with pytest.raises(PruneTaylorError, match="holds no sweep"):
@@ -143,7 +143,7 @@ def test_a_folder_that_is_not_of_a_sweep_is_refused(folder: Path) -> None:
 def test_a_sweep_in_a_database_is_not_looked_for_in_a_file(folder: Path) -> None:
     home = prepare_folder(read(folder / "s.yaml"), Path("out"), resume=False)
     url = f"sqlite:///{folder}/state.db"
-    assert open_study(home, url).fill() == 6
+    assert open_study(home, url).enqueue_missing() == 6
     assert open_study(home, url).waiting == 6
     with pytest.raises(UsageError, match=r"in a database \(sqlite\)"):
         open_study(home, None)
@@ -154,7 +154,7 @@ def test_a_sweep_in_a_file_is_not_begun_again_in_a_database(folder: Path) -> Non
     home = prepare_folder(read(folder / "s.yaml"), Path("out"), resume=False)
     with pytest.raises(UsageError, match="cannot open the storage"):
         open_study(home, "nonsense://x")
-    assert open_study(home, None).fill() == 6  # a database that was never opened holds nothing
+    assert open_study(home, None).enqueue_missing() == 6  # a database that was never opened holds nothing
     with pytest.raises(UsageError, match=r"is in journal\.log"):
         open_study(home, f"sqlite:///{folder}/state.db")
 
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
 
     monkeypatch.setattr(local, "_start", start)
     if deaths == 3:
-        with pytest.raises(PruneTaylorError, match="workers of the sweep die before they have a trial"):
+        with pytest.raises(PruneTaylorError, match="workers of the sweep end before they run a trial"):
             run_leader(sweep, make_context(sweep, home, None, TRUST), Nobody())
         assert len(started) == 3
     else:
@@ -217,7 +217,7 @@ def test_gpus_are_handed_out_one_a_worker(
 ) -> None:
     sweep = read(folder / "s.yaml")
     home = prepare_folder(sweep, Path("out"), resume=False)
-    open_study(home, None).fill()
+    open_study(home, None).enqueue_missing()
     seen: list[str | None] = []
 
     class Process(subprocess.Popen[str]):

@@ -10,7 +10,8 @@ import pytest
 
 from prunetaylor.cli.main import run as run_command_line
 from prunetaylor.core.errors import OutputError
-from prunetaylor.sweep.folder import DIGEST, lead_lock, stored_digest
+from prunetaylor.sweep.file import read
+from prunetaylor.sweep.folder import DIGEST, lead_lock, prepare_folder, stored_digest
 from prunetaylor.sweep.heartbeat import Heartbeat, live_workers
 from prunetaylor.sweep.study.journal import open_journal
 from prunetaylor.sweep.study.study import JOURNAL
@@ -175,3 +176,14 @@ def test_pipes_in_a_sweeps_folder_are_not_waited_for(tmp_path: Path) -> None:
 def test_a_digest_of_any_bytes_is_no_sweeps(tmp_path: Path) -> None:
     (tmp_path / DIGEST).write_bytes(b"\xff\xfe\x80")
     assert stored_digest(tmp_path) != "0" * 64
+
+
+def test_a_pipe_in_place_of_the_journal_is_refused(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_folder(read(task / "sweep.yaml"), task / "out", resume=False)
+    os.mkfifo(task / "out" / JOURNAL)
+    for command in (
+        ["sweep", "--show", str(task / "out")],
+        ["sweep", str(task / "sweep.yaml"), "-o", str(task / "out")],
+    ):
+        assert run_command_line(command) == 5
+        assert "is no regular file\n  remove it" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_a_grid_with_two_jobs(
     assert len(inline("--show", "out", "--csv").splitlines()) == 7
     monkeypatch.chdir(task.parent)
     assert run_command_line(["sweep", "--show", f"{task}/out", "--cost", "top1", "-q"]) == 0
-    assert "no plot is drawn: top1 is what it would be drawn against" in capsys.readouterr().err
+    assert "no plot: top1 is already the vertical axis" in capsys.readouterr().err
     best = str(task / "out" / "best.yaml")
     assert run_command_line(["prune", "-c", best, "-q", "-o", str(task / "again")]) == 0  # from any directory
     monkeypatch.chdir(task)

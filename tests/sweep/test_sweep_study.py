@@ -60,7 +60,7 @@ def test_a_grid_from_start_to_end(tmp_path: Path) -> None:
 def test_two_processes_share_the_trials(tmp_path: Path) -> None:
     one, two = study(tmp_path), study(tmp_path)
     one.enqueue_missing()
-    claimed = [who.take(name) for _ in range(3) for who, name in ((one, "a"), (two, "b"))]
+    claimed = [who.claim(name) for _ in range(3) for who, name in ((one, "a"), (two, "b"))]
     assert [trial.number for trial in claimed if trial is not None] == [1, 2, 3, 4, 5, 6]
     assert one.claim("a") is None
     assert two.claim("b") is None
@@ -81,12 +81,12 @@ def test_failed_and_lost_trials_are_run_again_once(tmp_path: Path) -> None:
     assert [trial.state for trial in one.trials()] == ["done", "failed", "failed", "running", "waiting", "waiting"]
     assert [trial.cause for trial in one.trials()[1:3]] == ["out of memory", "killed"]
     again = study(tmp_path)
-    assert again.fill() == 5  # w4 holds no lock: it is gone
-    assert again.fill() == 5
+    assert again.enqueue_missing() == 5  # w4 holds no lock: it is gone
+    assert again.enqueue_missing() == 5
     numbers = []
-    while (trial := again.take("new")) is not None:
+    while (trial := again.claim("new")) is not None:
         numbers.append(trial.number)
-        again.done(trial, measured(80 + trial.number))
+        again.complete(trial, measured(80 + trial.number))
     assert sorted(numbers) == [2, 3, 4, 5, 6]
     one.complete(d, measured(1))  # it comes back after all: too late
     assert [trial.values for trial in again.trials()] == [(90.0,), (82.0,), (83.0,), (84.0,), (85.0,), (86.0,)]
@@ -282,7 +282,7 @@ def test_no_trial_is_taken_after_the_last_failure_that_is_allowed(tmp_path: Path
 
 
 def test_looking_writes_nothing(tmp_path: Path) -> None:
-    study(tmp_path).fill()
+    study(tmp_path).enqueue_missing()
     before = (tmp_path / JOURNAL).read_bytes()
     assert len(study(tmp_path).trials()) == 6
     assert (tmp_path / JOURNAL).read_bytes() == before
@@ -299,7 +299,7 @@ def test_a_line_of_the_journal_that_was_cut_off_costs_no_other(tmp_path: Path) -
     journal.write_bytes(journal.read_bytes()[:-20])  # of the line that ends the second
     again = study(tmp_path)
     assert [trial.state for trial in again.trials()[:2]] == ["done", "running"]
-    assert again.fill() == 5
+    assert again.enqueue_missing() == 5
     assert [trial.state for trial in study(tmp_path).trials()] == ["done"] + ["waiting"] * 5
 
 
@@ -307,7 +307,7 @@ def test_a_line_of_the_journal_that_was_cut_off_costs_no_other(tmp_path: Path) -
 def test_a_damaged_journal_is_refused_with_the_way_out(
     tmp_path: Path, spoil: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    study(tmp_path).fill()
+    study(tmp_path).enqueue_missing()
     journal = tmp_path / JOURNAL
     journal.write_bytes(b"".join(spoil(journal.read_bytes().splitlines(keepends=True))))
     with pytest.raises(OutputError, match=r"journal\.log is damaged") as caught:
