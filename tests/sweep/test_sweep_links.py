@@ -178,12 +178,12 @@ def test_a_digest_of_any_bytes_is_no_sweeps(tmp_path: Path) -> None:
     assert stored_digest(tmp_path) != "0" * 64
 
 
-def test_a_pipe_in_place_of_the_journal_is_refused(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_in_place_of_the_journal_is_refused(
+    task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(task)
     prepare_folder(read(task / "sweep.yaml"), task / "out", resume=False)
     os.mkfifo(task / "out" / JOURNAL)
-    for command in (
-        ["sweep", "--show", str(task / "out")],
-        ["sweep", str(task / "sweep.yaml"), "-o", str(task / "out")],
-    ):
+    for command in (["sweep", "--show", "out"], ["sweep", "sweep.yaml", "-o", "out"]):
         assert run_command_line(command) == 5
         assert "is no regular file\n  remove it" in capsys.readouterr().err
