@@ -9,7 +9,7 @@ as documentation and ``prunetaylor config`` read them without importing the file
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -107,18 +107,47 @@ class Solver(Criterion):
         """Return the step after which ``removed`` weights are zero, those removed before included."""
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Groups of one kind in the same tensors, such as the weights of a layer or the channels of coupled layers.
+
+    Selection removes groups as a whole, and leaves one of each ``Groups`` if it can. The numbers of all N groups are
+    tensors, so that a group costs no Python object.
+
+    Attributes:
+        name: how messages call them, such as the layer's name.
+        scores: (N,), the estimated increase of the error if a group is removed.
+        removed: (N,) boolean, True for groups that are removed already; their scores and costs are ignored.
+        costs: (N,) by name of the cost: what the removal of a group saves. A cost is positive, and costs of several
+            groups add up. Every structure states "weights", the number of prunable weights.
+        members: by parameter name: a function that turns which groups stay, (N,) True = keep, into the parameter's
+            mask. A channel has members in several layers: the rows that write it, and the columns that read it.
+    """
+
+    name: str
+    scores: Tensor
+    removed: Tensor
+    costs: Mapping[str, Tensor]
+    members: Mapping[str, Callable[[Tensor], Tensor]]
+
+
 class Structure(ABC):
-    """A structure says which weights are removed together."""
+    """A structure says which weights are removed together.
+
+    Attributes:
+        summary: the structure in half a sentence, for users.
+    """
 
     summary: ClassVar[str] = ""
 
     @abstractmethod
-    def groups(self, layer: Layer, scores: Tensor) -> Tensor:
-        """Return the scores of the layer's groups (N,) from those of its weights (the weight's shape)."""
+    def groups(self, context: ScoringContext, scores: Mapping[str, Tensor]) -> list[Groups]:
+        """Return all groups of the network.
 
-    @abstractmethod
-    def mask(self, layer: Layer, keep: Tensor) -> Tensor:
-        """Return the mask (the weight's shape, True = keep) that keeps the groups ``keep`` (N,)."""
+        Args:
+            context: the network, its masks, and its Taylor model in a run with samples.
+            scores: a criterion's, of each prunable weight in its shape, by parameter name.
+        """
 
 
 def load_criterion(name: str) -> Criterion:

@@ -221,12 +221,12 @@ def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(conv: nn.
     ratios = []
     while not stages.finished:
         ratios.append(stages.state.repair_ratio)
-        alone = stages.run_stage().selection.alone
-        assert alone is not None
+        unrepaired = stages.run_stage().selection.unrepaired
+        assert unrepaired is not None
         if ratios[-1] is None:
             assert control.asked == 0.0  # nobody knows yet: as far as its reach
         else:
-            assert control.asked / alone == pytest.approx(ratios[-1])
+            assert control.asked / unrepaired == pytest.approx(ratios[-1])
     assert ratios[0] is None
     assert len(ratios) > 1
     assert all(0 < ratio < 1 for ratio in ratios[1:])

@@ -152,7 +152,7 @@ class Stages:
             moves_weights=setup.aim.solves or isinstance(setup.criterion, Solver),
             repair=setup.aim.repair,
         )
-        state.update_repair_ratio(outcome.selection.alone, outcome.change.predicted)
+        state.update_repair_ratio(outcome.selection.unrepaired, outcome.change.predicted)
         first = not (state.history or state.train_steps)
         since_dense = outcome.change if first else change_since_dense(setup, state, calibration, outcome.damping)
         if accepted:

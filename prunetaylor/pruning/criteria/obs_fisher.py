@@ -24,7 +24,8 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step
-from prunetaylor.pruning.selection.rank import keep_best
+from prunetaylor.pruning.selection.budget import Budget, masks_after, select
+from prunetaylor.pruning.structures.weight import Weight
 from prunetaylor.taylor.curvature.block_fisher import BlockFisher, blocks_bytes
 from prunetaylor.taylor.curvature.fisher import rows_bytes
 from prunetaylor.taylor.curvature.gradients import gradient_bytes
@@ -49,24 +50,18 @@ class BlockFisherOBS(Solver):
     def solve(self, context: ScoringContext, removed: int) -> Step:
         model, network = context.model, context.network
         scores, share = _scores(model, context.masks)
-        kept = keep_best(
-            [scores[layer.parameter].flatten() for layer in network.layers],
-            [~context.masks[layer.parameter].flatten() for layer in network.layers],
-            removed,
-            [layer.name for layer in network.layers],
-        )
-        keep = {layer.parameter: k for layer, k in zip(network.layers, kept, strict=True)}
+        groups = Weight().groups(context, scores)
+        masks = masks_after(groups, select(groups, Budget(network.prunable - removed)), context.masks)
         displacement = {}
         for layer, rows in model.fisher_rows:
-            fisher, stays = _fisher(model, layer, rows), keep[layer.parameter]
+            fisher, stays = _fisher(model, layer, rows), masks[layer.parameter].flatten()
             g = _gradient(model, layer).to(fisher.kind)
             gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
             move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
             if not bool(torch.isfinite(move).all()):
                 raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
             displacement[layer.parameter] = move.view(layer.weight.shape)
-        shaped = {layer.parameter: keep[layer.parameter].view(layer.weight.shape) for layer in network.layers}
-        return Step(shaped, displacement)
+        return Step(masks, displacement)
 
     def memory(self, sizes: Sizes) -> list[Phase]:
         """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""

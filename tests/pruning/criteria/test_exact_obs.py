@@ -186,13 +186,6 @@ def test_exactly_so_many_are_gone(first: float, more: float, seed: int) -> None:
             assert bool(stays.any()) or not bool(masks[layer.parameter].any())
 
 
-def test_fewer_than_are_gone_is_refused() -> None:
-    module = nn.Linear(3, 2).eval()
-    model = taylor(module, rand(9, 3))
-    with pytest.raises(ValueError, match="3 groups are gone, 2 were asked for"):
-        kept(model, {"weight": torch.tensor([[True] * 3, [False] * 3])}, 2)
-
-
 def test_wide_rows_are_taken_in_blocks_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunetaylor.pruning.criteria.exact_obs.BLOCK", 4)
     module = nn.Linear(10, 3).eval()
