@@ -86,7 +86,7 @@ def look(
     keep_first = usual.keep_first
     if labelled and not needed and config.prune.first_order == "auto":
         # Who asks for labels wants what they say: then a gradient that is there is enough.
-        keep_first = found.first_order_matters or (labels is True and found.gradient_seen)
+        keep_first = found.first_order_matters or (labels is True and found.gradient_is_significant)
     refinement, repair = settle(job, criterion.default_repair, labelled and keep_first, example), usual.repair
     if refinement.when == "stages":
         if config.prune.refine == "auto" and config.prune.repair == "auto":
@@ -103,7 +103,7 @@ def look(
         keep_first,
         _possible(job, repair),
         refinement if refines else Refinement(),
-        FirstOrder(found.share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
+        FirstOrder(found.first_order_share, found.gradient_norm, found.noise_norm, labelled and keep_first, labelled),
         (
             _repair_said(job, repair, nothing_to_prune),
             *_said(refinement, refines),
@@ -116,8 +116,10 @@ def look(
 
 def _convergence_said(found: Convergence, labelled: bool, asked: bool | str) -> str:
     """How far from a minimum the network is, and what pruning therefore keeps to."""
-    settled = found.first_order_matters or found.gradient_seen
-    state = "not quite" if found.gradient_seen and not found.first_order_matters else "no" if settled else "yes"
+    settled = found.first_order_matters or found.gradient_is_significant
+    state = (
+        "not quite" if found.gradient_is_significant and not found.first_order_matters else "no" if settled else "yes"
+    )
     noise = "above" if settled else "indistinguishable from"
     gradient = f"gradient {found.gradient_norm:.2g}, {noise} sampling noise"
     if labelled:

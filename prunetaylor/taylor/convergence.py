@@ -1,4 +1,4 @@
-"""How far from convergence a checkpoint is: the premise of the method, measured and never assumed."""
+"""The distance of a checkpoint from convergence: the premise of the method is measured and never assumed."""
 
 from __future__ import annotations
 
@@ -12,61 +12,64 @@ from prunetaylor.taylor.curvature.gradients import gradient_norms
 from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.model import TaylorModel
 
-SHARE = 1 / 3
-"""From this share on the first-order term is kept: it is then at least half as large as the second-order one."""
-SIGNAL = 0.5
-"""A gradient is seen only where its square exceeds what sampling alone would give it by this share of that.
+FIRST_ORDER_SHARE = 1 / 3
+"""Above this share the first-order term is kept: it is then at least half as large as the second-order term."""
+NOISE_MARGIN = 0.5
+"""A gradient is significant if its square exceeds the square that sampling noise alone gives by this fraction.
 
 In many dimensions the square of a mean of noise hardly scatters, so that half as much again is far outside of it.
 """
-PROBE = 0.25
-"""Of each layer's weights, the smallest, are removed to see which term a prediction rests on."""
+PROBE_FRACTION = 0.25
+"""The smallest weights of each layer that the probe removes, to compare the two terms of the prediction."""
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Of the task error (with labels) at the dense weights.
+    """The convergence of the task error (with labels) at the dense weights.
 
-    ``share`` of the first-order term in the change that the model predicts for a probe: removing the smallest
-    ``probe`` of every layer's weights, with no repair.
+    The probe removes the fraction ``probe`` of every layer's weights, the smallest ones, without repair;
+    ``first_order_share`` is the share of the first-order term in the change that the model predicts for it. The norms
+    are those of the mean gradient, and of the gradient that sampling noise alone would give.
     """
 
-    share: float
+    first_order_share: float
     gradient_norm: float
     noise_norm: float
     probe: float
 
     @property
-    def gradient_seen(self) -> bool:
-        """Whether the mean gradient is more than sampling alone makes of a zero one."""
-        return self.gradient_norm**2 > (1 + SIGNAL) * self.noise_norm**2
+    def gradient_is_significant(self) -> bool:
+        """Return True if the mean gradient is larger than sampling noise."""
+        return self.gradient_norm**2 > (1 + NOISE_MARGIN) * self.noise_norm**2
 
     @property
     def first_order_matters(self) -> bool:
-        return self.gradient_seen and self.share > SHARE
+        """Return True if the gradient is significant and its term a large share of the probe's predicted change."""
+        return self.gradient_is_significant and self.first_order_share > FIRST_ORDER_SHARE
 
     def describe(self) -> str:
+        """Return the measured numbers as one sentence, for reports."""
         return (
             f"the task gradient's norm is {self.gradient_norm:.3g} ({self.noise_norm:.3g} from sampling alone); the "
-            f"first-order term is {self.share:.0%} of the change predicted for a probe"
+            f"first-order term is {self.first_order_share:.0%} of the change predicted for a probe"
         )
 
 
-def check_convergence(model: TaylorModel, probe: float = PROBE) -> Convergence:
-    """Measure at the model's own weights; its error must be ``task`` for the result to mean anything."""
+def check_convergence(model: TaylorModel, probe: float = PROBE_FRACTION) -> Convergence:
+    """Measure the convergence at the model's weights. The model's error must be the task error."""
     norm, noise = gradient_norms(model.risk, model.network.layers)
     prediction = model.predict(_smallest(model.network, probe))
     release()
-    return Convergence(prediction.share, norm, noise, probe)
+    return Convergence(prediction.first_order_share, norm, noise, probe)
 
 
 def _smallest(network: Network, share: float) -> dict[str, Tensor]:
-    """The displacement that takes the smallest ``share`` of each layer's weights to zero."""
+    """Return the displacement that takes the smallest ``share`` of each layer's weights to zero."""
     moves = {}
     for layer in network.layers:
         w = layer.weight.detach()
-        gone = torch.argsort(w.abs().flatten(), stable=True)[: round(share * w.numel())]
+        smallest = torch.argsort(w.abs().flatten(), stable=True)[: round(share * w.numel())]
         move = torch.zeros_like(w).flatten()
-        move[gone] = -w.flatten()[gone]
+        move[smallest] = -w.flatten()[smallest]
         moves[layer.parameter] = move.view_as(w)
     return moves

@@ -1,14 +1,14 @@
 """The losses that networks are trained with, as functions of their outputs z (B, K): values, derivatives, divergences.
 
 Those of an exponential family, whose parameters the outputs are, share one form (Martens 2020, section 9): with m(z)
-the mean that the outputs stand for and m' what is wanted of it (the target, or the dense network's mean), the gradient
-is m(z) - m', and the output Hessian that of z alone, whatever is wanted:
+the mean that the outputs stand for and m' the mean that it is compared with (the target's or the dense network's), the
+gradient is m(z) - m', and the output Hessian depends on z alone, not on m':
 
     cross-entropy   m = softmax(z)      H = diag(m) - mm'         one class of K
-    bce             m = sigmoid(z)      H = diag(m (1 - m))       K answers of yes or no, the outputs being logits
-    mse             m = z               H = I                     K values; halved, so that this is it
+    bce             m = sigmoid(z)      H = diag(m (1 - m))       K labels of 0 or 1, the outputs being logits
+    mse             m = z               H = I                     K values; halved, so that H = I
 
-Any other loss is a function of the user's; it is differentiated, and its divergence is the halved squared error.
+Any other loss is a function of the user; it is differentiated, and its divergence is the halved squared error.
 """
 
 from __future__ import annotations
@@ -30,59 +30,63 @@ from torch.nn import functional
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.text import first_line
 
-OTHERS = 16
-"""Targets of other samples that each output is held against, to see how large a loss may be."""
+SWAPPED_TARGETS = 16
+"""Targets of other samples that each output is compared with to estimate how large a loss may be."""
 
 
 class Loss(ABC):
-    """Per sample; ``targets`` (B, ...) are what a data set gives, ``dense`` (B, K) the dense network's outputs."""
+    """A loss with its derivatives, each computed for single samples.
+
+    Arguments: ``outputs`` (B, K) are the network's, ``targets`` (B, ...) the data set's, ``dense`` (B, K) the dense
+    network's outputs.
+    """
 
     description: str
-    """What it is called, with targets."""
+    """The name of the loss with targets, for reports."""
     divergence_name: str
-    """What its divergence is called."""
+    """The name of its divergence, for reports."""
 
     @property
     @abstractmethod
     def divergence_loss(self) -> ExponentialFamilyLoss:
-        """Where distances between outputs are measured."""
+        """Return the loss whose divergence measures distances between outputs."""
 
     @abstractmethod
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(B,)."""
+        """Return the loss of each sample (B,)."""
 
     @abstractmethod
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """In the outputs, (B, K)."""
+        """Return the gradient (B, K) in the outputs."""
 
     @abstractmethod
     def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
-        """Hv (B, K), H the Hessian in the outputs and v = ``moved`` (B, K)."""
+        """Return Hv (B, K), with H the Hessian in the outputs and v = ``moved`` (B, K)."""
 
     @abstractmethod
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """S (B, K, K) with S S' = H."""
+        """Return S (B, K, K) with S S' = H."""
 
-    def columns(self, outputs: int) -> int:
-        """Uniform numbers that :meth:`sampled_factor` needs for a sample."""
+    def uniforms_per_sample(self, outputs: int) -> int:
+        """Return how many uniform random numbers :meth:`sampled_factor` needs for a sample with so many outputs."""
         return outputs
 
     def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
-        """One random s (B, K) with E[s s'] = H."""
+        """Return one random s (B, K) with E[s s'] = H, drawn from ``uniform`` (B, :meth:`uniforms_per_sample`)."""
         return (self.hessian_factor(outputs, targets) @ _signs(outputs, uniform).unsqueeze(2)).squeeze(2)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """(B,) boolean, whether each answer is right; None where answers are not simply right or wrong."""
+        """Return for each sample (B,) whether the prediction is right; None if it is not simply right or wrong."""
         return None
 
     def worst(self, outputs: Tensor, targets: Tensor) -> float:
-        """The largest loss that any of these outputs has, if its target were that of another of the samples."""
-        shifts = {len(targets) * k // (OTHERS + 1) for k in range(OTHERS + 1)}
+        """Return the largest loss that any of these outputs would have with the target of another of the samples."""
+        shifts = {len(targets) * k // (SWAPPED_TARGETS + 1) for k in range(SWAPPED_TARGETS + 1)}
         return max(float(self.values(outputs, targets.roll(shift, 0)).max()) for shift in shifts)
 
 
 class ExponentialFamilyLoss(Loss):
-    """Of an exponential family: see above."""
+    """A loss whose outputs are the natural parameters of an exponential family (see the module's docstring)."""
 
     @property
     def divergence_loss(self) -> ExponentialFamilyLoss:
@@ -90,29 +94,31 @@ class ExponentialFamilyLoss(Loss):
 
     @abstractmethod
     def mean(self, outputs: Tensor) -> Tensor:
-        """m(z), (B, K)."""
+        """Return m(z), the mean (B, K) that the outputs stand for."""
 
     @abstractmethod
     def target_mean(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The targets in the form of a mean, (B, K)."""
+        """Return the targets in the form of a mean, (B, K)."""
 
     @abstractmethod
     def divergence(self, outputs: Tensor, dense: Tensor) -> Tensor:
-        """(B,); zero, and flat, where the outputs are the dense ones."""
+        """Return the distance (B,) to the dense outputs; there it is zero, and so is its gradient."""
 
     @abstractmethod
     def best_constant(self, outputs: Tensor) -> Tensor:
-        """The one answer (K,) that is nearest to all of these."""
+        """Return the outputs (K,) that are nearest to all of these, as an input-independent network would give them."""
 
     @abstractmethod
     def predictions(self, outputs: Tensor) -> Tensor:
-        """What the outputs say, in the form of targets."""
+        """Return the outputs in the form of targets: class ids (B,), 0 or 1 (B, K), or values (B, K)."""
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return self.mean(outputs) - self.target_mean(outputs, targets)
 
 
 class CrossEntropy(ExponentialFamilyLoss):
+    """The cross-entropy of one class of K."""
+
     description = "cross-entropy with labels"
     divergence_name = "KL divergence from the dense network's outputs, no labels"
 
@@ -126,8 +132,8 @@ class CrossEntropy(ExponentialFamilyLoss):
         return functional.cross_entropy(outputs, targets, reduction="none")
 
     def divergence(self, outputs: Tensor, dense: Tensor) -> Tensor:
-        wanted = dense.log_softmax(1)
-        return (wanted.exp() * (wanted - outputs.log_softmax(1))).sum(1)
+        log_p = dense.log_softmax(1)
+        return (log_p.exp() * (log_p - outputs.log_softmax(1))).sum(1)
 
     def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         p = outputs.softmax(1)
@@ -139,11 +145,11 @@ class CrossEntropy(ExponentialFamilyLoss):
         root = p.sqrt()
         return torch.diag_embed(root) - p.unsqueeze(2) * root.unsqueeze(1)
 
-    def columns(self, outputs: int) -> int:
+    def uniforms_per_sample(self, outputs: int) -> int:
         return 1
 
     def sampled_factor(self, outputs: Tensor, targets: Tensor, uniform: Tensor) -> Tensor:
-        """The gradient for a label that the network itself draws."""
+        """Return the gradient for a label that is drawn from the network's own distribution."""
         p = outputs.softmax(1)
         label = (p.cumsum(1) < uniform).sum(1).clamp_max(p.shape[1] - 1)
         return p - functional.one_hot(label, p.shape[1])
@@ -158,11 +164,13 @@ class CrossEntropy(ExponentialFamilyLoss):
         return outputs.argmax(1) == targets
 
     def worst(self, outputs: Tensor, targets: Tensor) -> float:
-        """Of any class."""
+        """Return the largest loss that any of these outputs would have, whatever the class."""
         return float((outputs.logsumexp(1) - outputs.min(1).values).max())
 
 
-class Binary(ExponentialFamilyLoss):
+class BinaryCrossEntropy(ExponentialFamilyLoss):
+    """The binary cross-entropy of K labels, summed over them."""
+
     description = "binary cross-entropy with labels"
     divergence_name = "binary KL divergence from the dense network's outputs, no labels"
 
@@ -173,13 +181,13 @@ class Binary(ExponentialFamilyLoss):
         return targets.reshape(outputs.shape).to(outputs.dtype)
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        wanted = self.target_mean(outputs, targets)
-        return functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(1)
+        mean = self.target_mean(outputs, targets)
+        return functional.binary_cross_entropy_with_logits(outputs, mean, reduction="none").sum(1)
 
     def divergence(self, outputs: Tensor, dense: Tensor) -> Tensor:
-        yes, no = dense.sigmoid(), (-dense).sigmoid()
-        apart = yes * (functional.softplus(-outputs) - functional.softplus(-dense))
-        return (apart + no * (functional.softplus(outputs) - functional.softplus(dense))).sum(1)
+        p, q = dense.sigmoid(), (-dense).sigmoid()
+        positive = p * (functional.softplus(-outputs) - functional.softplus(-dense))
+        return (positive + q * (functional.softplus(outputs) - functional.softplus(dense))).sum(1)
 
     def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         return self._variance(outputs) * moved
@@ -197,7 +205,7 @@ class Binary(ExponentialFamilyLoss):
         return (outputs > 0).to(outputs.dtype)
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Of one answer a sample; several are neither right nor wrong together."""
+        """Return whether the single label of each sample is right; None for several labels, which may be half right."""
         if outputs.shape[1] != 1:
             return None
         return (outputs > 0).flatten() == (targets.flatten() > 0.5)
@@ -208,6 +216,8 @@ class Binary(ExponentialFamilyLoss):
 
 
 class SquaredError(ExponentialFamilyLoss):
+    """Half the squared error of K values, summed over them."""
+
     description = "halved squared error with targets"
     divergence_name = "halved squared error from the dense network's outputs, no labels"
 
@@ -241,31 +251,32 @@ class SquaredError(ExponentialFamilyLoss):
 
 @dataclass(frozen=True)
 class CustomLoss(Loss):
-    """A function of the user's: (outputs (B, K), targets (B, ...)) -> a mean, or a value a sample (B,).
+    """A user's function: (outputs (B, K), targets (B, ...)) -> a mean, or a value for each sample (B,).
 
-    It is called with one sample at a time, under ``vmap``. Where it is not convex in the outputs the Hessian's negative
-    eigenvalues count as zero: the Gauss-Newton matrix wants none (Martens 2020, section 8).
+    It is called with one sample at a time, under ``vmap``. Where it is not convex in the outputs, negative eigenvalues
+    of the Hessian count as zero, because the Gauss-Newton matrix is positive semidefinite (Martens 2020, section 8).
     """
 
     name: str
-    source: str  # tells one content of its file from another: fits are kept by it, and by what ``said`` gives
+    source: str  # a digest of its file: part of the cache's key, with the values that ``probe`` returns
     function: Callable[[Tensor, Tensor], Tensor] = field(repr=False, compare=False)
 
     @classmethod
     def from_function(cls, name: str, function: Any) -> CustomLoss:
-        """UsageError where it is no function."""
+        """Return the loss that calls ``function``. Raises UsageError: it is not callable."""
         if not callable(function):
             raise UsageError(
                 f"loss={name} is a {type(function).__name__}, not a function", "name one of (outputs, targets)"
             )
         try:
             text = Path(inspect.getsourcefile(function) or "").read_bytes()
-        except (OSError, TypeError):  # of no file: nothing that is fitted with it is kept for another process
+        except (OSError, TypeError):  # without a file no fit can be reused by another process
             text = uuid.uuid4().bytes
         return cls(name, hashlib.sha256(text).hexdigest(), function)
 
     @property
     def description(self) -> str:  # type: ignore[override]
+        """Return the name of the loss, for reports."""
         return f"{self.name} with targets"
 
     divergence_name = SquaredError.divergence_name
@@ -274,40 +285,43 @@ class CustomLoss(Loss):
     def divergence_loss(self) -> ExponentialFamilyLoss:
         return LOSSES["regression"]
 
-    def _one(self, output: Tensor, target: Tensor) -> Tensor:
+    def _sample_loss(self, output: Tensor, target: Tensor) -> Tensor:
         return self.function(output.unsqueeze(0), target.unsqueeze(0)).sum()
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         try:
-            found: Tensor = vmap(self._one)(outputs, targets)
+            values: Tensor = vmap(self._sample_loss)(outputs, targets)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UsageError(
                 f"loss={self.name} fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: "
                 f"{first_line(error)}",
-                "it takes (outputs, targets) of torch tensors and gives a number a sample, or their mean",
+                "it must take torch tensors (outputs, targets) and return a value for each sample, or their mean",
             ) from error
-        return found
+        return values
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = vmap(grad(self._one))(outputs, targets)
-        return found
+        gradient: Tensor = vmap(grad(self._sample_loss))(outputs, targets)
+        return gradient
 
     def hvp(self, outputs: Tensor, targets: Tensor, moved: Tensor) -> Tensor:
         s = self.hessian_factor(outputs, targets)
         return (s @ (s.mT @ moved.unsqueeze(2))).squeeze(2)
 
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(vmap(hessian(self._one))(outputs, targets))
+        values, vectors = torch.linalg.eigh(vmap(hessian(self._sample_loss))(outputs, targets))
         root: Tensor = values.clamp_min(0).sqrt()
         return torch.mul(vectors, root.unsqueeze(1))
 
-    def said(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Values, gradients and second derivatives along fixed vectors: what the function imports shows in these."""
+    def probe(self, outputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return values, gradients and second derivatives along fixed vectors.
+
+        They change with the code that the function imports, which the digest of its own file misses.
+        """
         along = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
         return [self.values(outputs, targets), *jvp(lambda z: self.gradient(z, targets), (outputs,), (along,))]
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Where the targets are class ids."""
+        """Return whether each prediction is right if the targets are class ids, else None."""
         if targets.is_floating_point() or targets.dim() != 1 or outputs.shape[1] == 1:
             return None
         return outputs.argmax(1) == targets
@@ -319,7 +333,7 @@ def _signs(outputs: Tensor, uniform: Tensor) -> Tensor:
 
 LOSSES: dict[str, ExponentialFamilyLoss] = {
     "classification": CrossEntropy(),
-    "binary": Binary(),
+    "binary": BinaryCrossEntropy(),
     "regression": SquaredError(),
 }
-"""By what the outputs are."""
+"""The loss of each task."""

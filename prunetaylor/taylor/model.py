@@ -1,4 +1,4 @@
-"""The Taylor model: what moving the state by d does to the error.
+"""The Taylor model predicts how the error changes when the state moves by d.
 
     E(w + d) - E(w)  =  g'd + 1/2 d'G d + ...
 
@@ -42,34 +42,39 @@ _SENSITIVITIES = "output sensitivities"
 class Prediction:
     """The two terms of a predicted change of the mean error."""
 
-    first: float  # g'd
-    second: float  # d'G d / 2
+    first_order: float  # g'd
+    second_order: float  # d'G d / 2
 
     @property
-    def share(self) -> float:
-        """Of the first-order term in the sum of both sizes, in [0, 1]."""
-        total = abs(self.first) + abs(self.second)
-        return abs(self.first) / total if total > 0 else 0.0
+    def first_order_share(self) -> float:
+        """Return the share of the first-order term in the sum of both absolute values, in [0, 1]."""
+        total = abs(self.first_order) + abs(self.second_order)
+        return abs(self.first_order) / total if total > 0 else 0.0
 
     def change(self, keep_first: bool) -> float:
-        return self.second + (self.first if keep_first else 0.0)
+        """Return the predicted change of the mean error, with the first-order term or without."""
+        return self.second_order + (self.first_order if keep_first else 0.0)
 
 
 def prediction_bytes(sizes: Sizes) -> int:
-    """What a prediction takes: a displacement of the whole state, and a batch in a forward-mode pass."""
+    """Return the bytes that a prediction needs: a displacement of the whole state and a forward-mode batch."""
     return sizes.state + directional(sizes)
 
 
 class TaylorModel:
-    """The error's expansion at the network's state now, over the samples of ``risk``.
+    """The error's expansion at the network's current state, over the samples of ``risk``.
 
-    It scores (its curvatures are fitted when a criterion first asks for them), and it predicts. The state is copied, so
-    that the prediction stays about this point after the network has moved on. ``intercepts`` are the names of layers of
-    whose outputs something takes up a move of the means. ``cache`` is where fits are looked up and kept, those of
-    ``stage`` 1 (where a run starts) before others. ``holdout_model`` is the expansion over samples that no weight is
-    fitted to. ``keep_first``: predictions and criteria use the first-order term. ``trained_between_stages``: the step
-    chosen here is one of a gradual schedule, whose network is trained between steps. ``layer_scores`` brings the scores
-    of layers that an interrupted run had computed.
+    Criteria score with its curvatures, which are fitted when a criterion first asks for them. The state is copied, so
+    that predictions are about this point after the network has moved on.
+
+    Args:
+        where: the output positions whose inputs enter the layer Grams.
+        intercepts: names of the layers with a bias or batch norm that compensates a shift of their mean outputs.
+        cache: holds fits across runs; it keeps those of ``stage`` 1, where a run starts, before others.
+        holdout_model: the expansion over samples that no weight is fitted to.
+        keep_first: predictions and criteria use the first-order term.
+        trained_between_stages: the step is one of a gradual schedule, whose network is trained between steps.
+        layer_scores: the scores of layers that an interrupted run had computed.
     """
 
     def __init__(
@@ -95,12 +100,12 @@ class TaylorModel:
         self.keep_first, self.trained_between_stages = keep_first, trained_between_stages
         self._layer_scores = layer_scores or LayerScores()
         self.made: dict[str, Any] = {}
-        """What a criterion has made of this point and may need again, by the criterion."""
+        """Results of a criterion at this point that it may need again, by the criterion's name."""
         self.state = snapshot(network.module)
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
-        """Layer Grams by layer name."""
+        """Return the layer Grams by layer name."""
 
         def fit() -> dict[str, Tensor]:
             return pack(layer_moments(self.network.module, self.network.layers, self.risk.batches, self.where))
@@ -116,9 +121,9 @@ class TaylorModel:
         return moments
 
     def gram(self, layer: Layer) -> Tensor:
-        """H (G, C, C) of a layer's inputs: a row's d'H d is what moving it by d adds to the mean square of its output.
+        """Return H (G, C, C) of a layer's inputs: moving a row by d changes its output by d'H d in the mean square.
 
-        Where an intercept takes up the means, of what varies alone.
+        H is centred if an intercept compensates the means.
         """
         return self._gram(self.moments[layer.name], layer.name)
 
@@ -127,24 +132,24 @@ class TaylorModel:
 
     @cached_property
     def gradient(self) -> dict[str, Tensor]:
-        """g, the gradient of the mean error, by the names of the prunable weights."""
+        """Return g, the gradient of the mean error, by the names of the prunable weights."""
         return self._fitted_to_error("gradient", lambda: mean_gradient(self.risk, self.network.layers))
 
     @cached_property
     def diagonal(self) -> dict[str, Tensor]:
-        """diag G by the names of the prunable weights."""
+        """Return diag G by the names of the prunable weights."""
         return self._fitted_to_error(
             "Gauss-Newton diagonal", lambda: gauss_newton_diagonal(self.risk, self.network.layers, self.seed)
         )
 
     @cached_property
     def fisher_rows(self) -> FisherRows:
-        """Each prunable weight with its gradients of single samples, for labels that the network draws itself."""
+        """Return each prunable weight's gradients for single samples, with labels drawn from the network."""
         return FisherRows(self.risk, self.network.layers, self.seed, note=self.note, single=self.stage == 1)
 
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:
-        """(G, R) by layer name: what a unit of squared error in each of a layer's outputs costs, in units of 2 E."""
+        """Return (G, R) by layer name: the cost in units of 2 E of a unit of squared error in each output."""
         return self._fitted_to_error(
             _SENSITIVITIES, lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
         )
@@ -155,32 +160,32 @@ class TaylorModel:
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}
-        found = self._fitted(what, fit, settings, [self.risk.reference])
+        values = self._fitted(what, fit, settings, [self.risk.reference])
         if what != "gradient":  # without labels there is none at the dense weights
-            self.name_empty(what, found)
-        return found
+            self.name_empty(what, values)
+        return values
 
-    def name_empty(self, what: str, found: Mapping[str, Tensor]) -> None:
-        """Name the layers of which ``what`` is zero, and in the first stage those of which some of it is.
+    def name_empty(self, what: str, values: Mapping[str, Tensor]) -> None:
+        """Note the layers whose ``values`` of ``what`` are all zero; in the first stage also those with some zeros.
 
-        NumericsError where it is zero of all of them, before anything was removed.
+        Raises NumericsError: all layers' are zero before anything was removed.
         """
-        dead = {name: int((tensor == 0).sum()) for name, tensor in found.items()}
-        empty = [name for name, tensor in found.items() if dead[name] == tensor.numel()]
-        if empty and len(empty) == len(found):
+        dead = {name: int((tensor == 0).sum()) for name, tensor in values.items()}
+        empty = [name for name, tensor in values.items() if dead[name] == tensor.numel()]
+        if empty and len(empty) == len(values):
             self.nothing_to_choose_by()
         for name in empty:
             self.note(f"{name}: zero {what} on all samples, so its weights look free to remove")
-        # Of a layer's outputs a trained network has many that nothing depends on; those of no weight are named.
-        for name, tensor in found.items() if self.stage == 1 and what != _SENSITIVITIES else ():
+        # A trained network has many layer outputs that nothing depends on; only weights without curvature are noted.
+        for name, tensor in values.items() if self.stage == 1 and what != _SENSITIVITIES else ():
             if 0 < dead[name] < tensor.numel():
                 count = f"{dead[name]:,} of its {tensor.numel():,} weights"
                 self.note(f"{name}: zero {what} on all samples for {count}, whose weights look free to remove")
 
     def nothing_to_choose_by(self) -> None:
-        """The error bends along no weight: NumericsError in the first stage, a note in those after it."""
+        """Report that the error has no curvature along any weight: NumericsError in the first stage, a note later."""
         if self.stage > 1:
-            self.note("no sample's error depends on any weight that is left: the order of removal is chance or size")
+            self.note("no curvature along any remaining weight: the order of removal is random or by magnitude")
             return
         raise NumericsError(
             "no curvature to rank by: the loss has no curvature along any weight on any sample",
@@ -195,33 +200,34 @@ class TaylorModel:
         settings: Mapping[str, object],
         tensors: Iterable[Tensor],
     ) -> dict[str, Tensor]:
-        """``fit()``, or the same from the cache: ``settings`` and ``tensors`` are what it depends on besides."""
+        """Return ``fit()``, from the cache if it is there; the fit also depends on ``settings`` and ``tensors``."""
         layers = self.network.layers
         if self.cache is None:
-            found = fit()
+            fitted = fit()
         else:
             key = self.cache.key(what, fit.__module__, self.risk, layers, settings, tensors)
-            found = self.cache.fitted(what, self.stage, key, layers[0].weight.device, fit, self.note)
+            fitted = self.cache.get_or_fit(what, self.stage, key, layers[0].weight.device, fit, self.note)
         release()
-        return found
+        return fitted
 
     def predict(self, displacement: Mapping[str, Tensor]) -> Prediction:
-        """Both terms for a displacement of any of the state's tensors, means over samples.
+        """Return both terms for a displacement of any of the state's tensors, as means over samples.
 
-        NumericsError where they are not finite, with the layers between which they cease to be.
+        Raises NumericsError: they are not finite. It names the layers between which the derivative stops being so.
         """
         module = self.risk.module
         own = own_names(module)
         moving = {own.get(k, k): v for k, v in displacement.items() if v.is_floating_point() and bool(v.any())}
         at = {k: self.state[k] for k in moving}
         rest = {k: v for k, v in self.state.items() if k not in moving and own.get(k, k) == k}
-        first = second = 0.0
+        first_order = second_order = 0.0
         with evaluating(module), torch.no_grad():
             for _, x, reference in self.risk.own() if moving else ():
                 outputs, moved = differentiate_outputs(module, x, {**rest, **at}, moving)
-                first += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
-                second += 0.5 * float(self.risk.objective.quadratic_form(outputs, reference, moved).sum())
-        first, second = sum_numbers(first, second)
-        if not (isfinite(first) and isfinite(second)):
+                first_order += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
+                second_order += 0.5 * float(self.risk.objective.quadratic_form(outputs, reference, moved).sum())
+        first_order, second_order = sum_numbers(first_order, second_order)
+        if not (isfinite(first_order) and isfinite(second_order)):
             raise not_finite_along(self.risk, self.network.layers, {**rest, **at}, moving)
-        return Prediction(first / self.risk.batches.samples, second / self.risk.batches.samples)
+        samples = self.risk.batches.samples
+        return Prediction(first_order / samples, second_order / samples)

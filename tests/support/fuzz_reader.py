@@ -54,7 +54,9 @@ def _run(path: Path) -> None:
 def _cache(path: Path) -> None:
     """Whatever the entry is, it is fitted anew or is what was kept."""
     fresh = {"gram": torch.eye(3)}
-    found = Cache(path.parent, 10**9).fitted("fit", 1, CACHE_KEY, torch.device("cpu"), lambda: fresh, lambda _: None)
+    found = Cache(path.parent, 10**9).get_or_fit(
+        "fit", 1, CACHE_KEY, torch.device("cpu"), lambda: fresh, lambda _: None
+    )
     assert all(torch.equal(found[name], one) for name, one in fresh.items())
 
 

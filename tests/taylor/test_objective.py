@@ -57,7 +57,7 @@ def test_sampled_factor_has_the_curvature_as_its_second_moment(task: Task) -> No
     targets = torch.tensor([1]) if task == "classification" else torch.tensor([[0.0, 1.0, 1.0]]).double()
     n = 20_000 if task is OWN else 100_000
     many = targets.expand(n, *targets.shape[1:])
-    draws = objective.sampled_factor(z.expand(n, -1), many, objective.draws(n, 3, seed=0)).double()
+    draws = objective.sampled_factor(z.expand(n, -1), many, objective.draw_uniforms(n, 3, seed=0)).double()
     factor = objective.hessian_factor(z, targets)
     torch.testing.assert_close((draws.T @ draws / len(draws))[None], factor @ factor.mT, rtol=0, atol=0.015)
 

@@ -19,6 +19,6 @@ def newton_share(model: TaylorModel, step: Mapping[str, Tensor]) -> float:
     """
     moves = {name: v.to(model.state[name]) for name, v in step.items()}
     found = (model.holdout_model or model).predict(moves)
-    if found.first >= 0 or found.second <= 0:  # uphill, or as far as anybody can tell without an end
+    if found.first_order >= 0 or found.second_order <= 0:  # uphill, or as far as anybody can tell without an end
         return 0.0
-    return min(1.0, -found.first / (2 * found.second))
+    return min(1.0, -found.first_order / (2 * found.second_order))

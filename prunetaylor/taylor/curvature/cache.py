@@ -109,11 +109,11 @@ class Cache:
         outputs = forward_one(risk.module, first_batch(risk.batches)[0])
         loss = risk.objective.loss
         if isinstance(loss, CustomLoss) and "objective" in settings:  # the error enters the fit
-            tensors = [*tensors, *loss.said(outputs.float(), risk.reference[: len(outputs)])]
+            tensors = [*tensors, *loss.probe(outputs.float(), risk.reference[: len(outputs)])]
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
         return hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()
 
-    def fitted(
+    def get_or_fit(
         self, what: str, stage: int, key: str, device: torch.device, fit: Callable[[], dict[str, Tensor]], note: Note
     ) -> dict[str, Tensor]:
         """What ``fit`` gives, by name, on ``device``: taken from the cache where it is there, else kept in it.

@@ -117,6 +117,6 @@ def _backward(
     weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
         for start, x, outputs, reference in risk.backward_batches(weights, cuts):
-            vector = factors.of(outputs.detach(), reference, start)
+            vector = factors.sample(outputs.detach(), reference, start)
             yield tape, torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True), start, len(x)
             tape.clear()

@@ -77,7 +77,7 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
     signs = torch.rand(risk.batches.samples, 1, generator=torch.Generator().manual_seed(seed + 1)) < 0.5
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     for start, x, outputs, reference in risk.backward_batches(weights, edges):
-        vector = factors.of(outputs.detach(), reference, start)
+        vector = factors.sample(outputs.detach(), reference, start)
         signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
         _add(group, torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True))
         if start + len(x) in edges:
@@ -181,7 +181,7 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
     weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
         for start, _, outputs, reference in risk.backward_batches(weights, cuts):
-            vector = factors.of(outputs.detach(), reference, start)
+            vector = factors.sample(outputs.detach(), reference, start)
             grads = torch.autograd.grad((outputs * vector).sum(), tape.outputs(), allow_unused=True)
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
@@ -211,4 +211,4 @@ def _directions(
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1
         return
     for factors in drawn:
-        yield factors.of(outputs, reference, start), 1 / len(drawn), factors is drawn[-1]
+        yield factors.sample(outputs, reference, start), 1 / len(drawn), factors is drawn[-1]

@@ -224,7 +224,7 @@ def test_where_the_error_depends_on_no_weight_nothing_is_chosen_at_first(name: s
         scored(name, model, model.network)
     model.stage = 2
     assert all(bool(torch.isfinite(s).all()) for s in scored(name, model, model.network).values())
-    assert any(note.startswith("no sample's error depends on any weight") for note in model.notes)
+    assert any(note.startswith("no curvature along any remaining weight") for note in model.notes)
 
 
 def test_taylor1_names_layers_without_a_gradient() -> None:

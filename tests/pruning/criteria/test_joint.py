@@ -256,7 +256,7 @@ def test_once_earlier_stages_have_cut_the_network_through_the_smallest_go() -> N
     assert torch.equal(kept, sizes > sizes.sort().values[7])
     for layer in model.network.layers:
         assert not bool(step.displacement[layer.parameter][step.masks[layer.parameter]].any())
-    text = "no sample's error depends on any weight that is left: the order of removal is chance or size"
+    text = "no curvature along any remaining weight: the order of removal is random or by magnitude"
     assert text in model.notes
 
 

@@ -47,7 +47,7 @@ def test_a_step_of_which_the_curvature_says_no_end_is_not_taken() -> None:
     model = taylor(module, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), kind="task")
     step = {"weight": -model.gradient["weight"]}
     found = model.predict(step)
-    assert (found.first < 0, found.second) == (True, 0.0)
+    assert (found.first_order < 0, found.second_order) == (True, 0.0)
     assert newton_share(model, step) == 0.0
 
 

@@ -43,7 +43,7 @@ def share_of(model: TaylorModel, masks: dict[str, Tensor]) -> float:
         w, g, _, f = quadratic(model, i, 1.0)
         steps[layer.parameter] = least(0 * w, g, f, ~masks[layer.parameter].flatten())[1].view(layer.weight.shape)
     found = model.predict({name: d.float() for name, d in steps.items()})
-    return -found.first / (2 * found.second)
+    return -found.first_order / (2 * found.second_order)
 
 
 def masks_of(model: TaylorModel, share: float) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def newton(model: TaylorModel, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         rows = [least(torch.zeros_like(flat[r]), flat[r], f[r], kept[r])[1] for r in range(len(flat))]
         steps[layer.parameter] = layer.tensor(torch.stack(rows).view_as(g))
     found = model.predict({name: step.float() for name, step in steps.items()})
-    share = -found.first / (2 * found.second)
+    share = -found.first_order / (2 * found.second_order)
     assert 0 < share < 1
     return {name: share * step for name, step in steps.items()}
 
@@ -133,5 +133,5 @@ def test_scores_are_in_units_of_the_error() -> None:
         d = torch.zeros_like(w)
         d[row] = -w[row, column] / inverse[column, column] * inverse[column]
         assert float(scores["weight"][row, column]) == pytest.approx(
-            model.predict({"weight": d.float()}).second, rel=1e-4
+            model.predict({"weight": d.float()}).second_order, rel=1e-4
         )

@@ -106,7 +106,7 @@ def test_a_loss_of_ones_own_is_known_by_what_it_says(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize("function", [lambda z, y: (z * y).sum(), lambda z, y: (z - y).square().mean(1)])
 def test_a_loss_of_ones_own_says_values_gradients_and_curvature(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     own, z, y = CustomLoss("mine.py:loss", "", function), rand(5, 3), rand(5, 3, seed=1)
-    values, gradients, bent = own.said(z, y)
+    values, gradients, bent = own.probe(z, y)
     one_by_one = [function(a[None], b[None]).sum() for a, b in zip(z, y, strict=True)]
     torch.testing.assert_close(values, torch.stack(one_by_one))
     torch.testing.assert_close(gradients, own.gradient(z, y))
@@ -150,7 +150,7 @@ def fit_of(*sizes: int) -> Callable[[], dict[str, Tensor]]:
 def put(cache: Cache, key: str, *sizes: int, stage: int = 1) -> list[str]:
     """The notes of one fit."""
     notes: list[str] = []
-    cache.fitted("fit", stage, key, torch.device("cpu"), fit_of(*(sizes or (250,))), notes.append)
+    cache.get_or_fit("fit", stage, key, torch.device("cpu"), fit_of(*(sizes or (250,))), notes.append)
     return notes
 
 
@@ -279,7 +279,7 @@ def test_any_tensors_come_back_as_they_were(
     cache, cpu = Cache(tmp_path / str(len(files(tmp_path))), 10**9), torch.device("cpu")
     notes: list[str] = []
     for _ in range(2):
-        found = cache.fitted("fit", 1, "k", cpu, lambda: made, notes.append)
+        found = cache.get_or_fit("fit", 1, "k", cpu, lambda: made, notes.append)
         assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in made.items()}
         if notes:
             same(made, found)
@@ -342,7 +342,7 @@ notes = []
 for i in range(40):
     made = cache.Cache(Path({folder!r}), 3000)  # room for two: each throws out what the other has just kept
     fit = lambda: {{"t": torch.full((250,), float(i % 3))}}
-    found = made.fitted("fit", 1, f"key{{i % 3}}", torch.device("cpu"), fit, notes.append)
+    found = made.get_or_fit("fit", 1, f"key{{i % 3}}", torch.device("cpu"), fit, notes.append)
     assert bool((found["t"] == i % 3).all())
 assert not [note for note in notes if "taken from" not in note], notes
 """
@@ -366,7 +366,7 @@ def test_strides_of_an_entry_cannot_claim_memory(tmp_path: Path) -> None:
         header = {"key": "k", "strides": {"t": strides}, "digest": module_of_cache._digest([kept])}
         save_file({"t": kept}, tmp_path / "first-k.safetensors", {"prunetaylor": json.dumps(header)})
         notes: list[str] = []
-        found = Cache(tmp_path, 10**6).fitted(
+        found = Cache(tmp_path, 10**6).get_or_fit(
             "fit", 1, "k", torch.device("cpu"), lambda: {"t": torch.zeros(2)}, notes.append
         )
         assert found["t"].tolist() == [0, 0]

@@ -88,7 +88,7 @@ def key_of(kind: str, m: TaylorModel, monkeypatch: pytest.MonkeyPatch) -> str:
         return {}
 
     with monkeypatch.context() as patch:
-        patch.setattr(Cache, "fitted", fitted)
+        patch.setattr(Cache, "get_or_fit", fitted)
         getattr(m, kind)
     return found[0]
 

@@ -17,7 +17,9 @@ def oracle(module: nn.Module, x: Tensor, y: Tensor, task: str = "classification"
     """(N, p) by parameter name, from the same draws."""
     at, layers = risk(module, x, y, kind="task", task=task), Network.from_module(module).layers
     z = outputs_at(module, x)({}).detach()
-    vector = at.objective.sampled_factor(z.float(), at.reference, at.objective.draws(len(x), z.shape[1], 7)).double()
+    vector = at.objective.sampled_factor(
+        z.float(), at.reference, at.objective.draw_uniforms(len(x), z.shape[1], 7)
+    ).double()
     each = jacobians(module, x, [layer.parameter for layer in layers])
     return {name: torch.einsum("nk...,nk->n...", j, vector).flatten(1) for name, j in each.items()}
 

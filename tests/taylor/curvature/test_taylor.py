@@ -59,9 +59,9 @@ def test_divergence_at_the_dense_weights_is_predicted_by_its_own_hessian(name: s
 
     zero = torch.zeros(()).double()
     found = taylor(module, x).predict(d)
-    assert abs(found.first) < 1e-7
-    assert found.second == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
-    assert found.share < 1e-4
+    assert abs(found.first_order) < 1e-7
+    assert found.second_order == pytest.approx(0.5 * float(hessian(along(error, module, d))(zero)), rel=1e-4)
+    assert found.first_order_share < 1e-4
 
 
 def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> None:
@@ -84,7 +84,7 @@ def test_the_full_hessian_is_the_gauss_newton_matrix_at_the_dense_weights() -> N
     for seed in range(3):
         d = step(module, seed)
         v = torch.cat([d[n].flatten() for n in names]).double()
-        assert model.predict(d).second == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
+        assert model.predict(d).second_order == pytest.approx(float(v @ flat @ v) / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -104,8 +104,8 @@ def test_gradient_and_gauss_newton_of_any_error(name: str, task: str, kind: str)
     moved = sum(torch.einsum("nk...,...->nk", j, d[k].double()) for k, j in jacobians(module, x, list(d)).items())
     second = torch.einsum("ni,nij,nj->", moved, output_hessian(z, task), moved) / 12
     found = taylor(module, x, y, task=task, kind=kind).predict(d)
-    assert found.first == pytest.approx(float((gradient * moved).sum()) / 6, rel=1e-4, abs=1e-7)
-    assert found.second == pytest.approx(float(second), rel=1e-4)
+    assert found.first_order == pytest.approx(float((gradient * moved).sum()) / 6, rel=1e-4, abs=1e-7)
+    assert found.second_order == pytest.approx(float(second), rel=1e-4)
 
 
 def test_first_term_is_the_gradient_s() -> None:
@@ -113,10 +113,10 @@ def test_first_term_is_the_gradient_s() -> None:
     model, d = taylor(module, x, y, kind="task"), step(module)
     only = {k: v for k, v in d.items() if k in model.gradient}
     by_gradient = sum(float((model.gradient[k] * v).sum()) for k, v in only.items())
-    assert model.predict(only).first == pytest.approx(by_gradient, rel=1e-4)
+    assert model.predict(only).first_order == pytest.approx(by_gradient, rel=1e-4)
     outputs = outputs_at(module, x)
     exact = grad(along(lambda s: nn.functional.cross_entropy(outputs(s), y), module, d))(torch.zeros(()).double())
-    assert model.predict(d).first == pytest.approx(float(exact), rel=1e-4)
+    assert model.predict(d).first_order == pytest.approx(float(exact), rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
@@ -124,7 +124,7 @@ def test_predictions_do_not_depend_on_the_batch_size(size: int) -> None:
     module, x, y = network_case("normed")
     d = step(module)
     wanted, found = (taylor(module, x, y, kind="task", size=s).predict(d) for s in (3, size))
-    assert (found.first, found.second) == pytest.approx((wanted.first, wanted.second), rel=1e-5)
+    assert (found.first_order, found.second_order) == pytest.approx((wanted.first_order, wanted.second_order), rel=1e-5)
 
 
 def by_differences(module: nn.Module, x: Tensor, d: dict[str, Tensor]) -> float:
@@ -146,17 +146,17 @@ def test_batch_norm_statistics_may_move_and_integer_buffers_do_not(make: Callabl
     d = step(module) | {"1.running_mean": 0.2 * rand(3, seed=7), "1.running_var": 0.2 * rand(3, seed=8)}
     model = taylor(module, x)
     found = model.predict(d | {"1.num_batches_tracked": torch.tensor(7)})
-    assert found.second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert found.second_order == pytest.approx(by_differences(module, x, d), rel=1e-3)
     alone = {"1.running_mean": d["1.running_mean"]}
-    assert model.predict(alone).second == pytest.approx(by_differences(module, x, alone), rel=1e-3)
-    assert found.second > 0
+    assert model.predict(alone).second_order == pytest.approx(by_differences(module, x, alone), rel=1e-3)
+    assert found.second_order > 0
 
 
 @pytest.mark.parametrize("make", [Attention, Encoder])
 def test_attention(make: Callable[[], nn.Module]) -> None:
     module, x = make().eval(), rand(6, 5, 4)
     d = step(module)
-    assert taylor(module, x).predict(d).second == pytest.approx(by_differences(module, x, d), rel=1e-3)
+    assert taylor(module, x).predict(d).second_order == pytest.approx(by_differences(module, x, d), rel=1e-3)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -165,7 +165,7 @@ def test_a_tied_tensor_moves_once_under_any_of_its_names() -> None:
     model, d = taylor(module, x), 0.3 * rand(3, 3)
     wanted = by_differences(module, x, {"a.weight": d})
     for displacement in ({"a.weight": d}, {"b.weight": d}, {"a.weight": d, "b.weight": d}):
-        assert model.predict(displacement).second == pytest.approx(wanted, rel=1e-3)
+        assert model.predict(displacement).second_order == pytest.approx(wanted, rel=1e-3)
 
 
 def test_nothing_moves_nothing() -> None:
@@ -173,7 +173,7 @@ def test_nothing_moves_nothing() -> None:
     model = taylor(module, x, y, kind="task")
     for displacement in ({}, {k: torch.zeros_like(v) for k, v in model.state.items()}):
         found = model.predict(displacement)
-        assert (found.first, found.second, found.share) == (0, 0, 0)
+        assert (found.first_order, found.second_order, found.first_order_share) == (0, 0, 0)
 
 
 def test_the_expansion_stays_where_it_was_made() -> None:
@@ -235,7 +235,7 @@ def test_a_derivative_that_is_not_finite_is_found_between_layers(behind: int, wh
 
 def test_share_and_change() -> None:
     found = Prediction(-1.0, 3.0)
-    assert found.share == 0.25
+    assert found.first_order_share == 0.25
     assert found.change(True) == 2.0
     assert found.change(False) == 3.0
 
@@ -275,8 +275,8 @@ def test_convergence_is_seen(converged: bool) -> None:
     found = check_convergence(taylor(module, x, y, kind="task", size=100), 0.25)
     assert found.first_order_matters is not converged
     assert (found.gradient_norm < 0.1 * found.noise_norm) is converged
-    assert (found.share < 0.05) is converged
-    assert f"{found.share:.0%} of the change" in found.describe()
+    assert (found.first_order_share < 0.05) is converged
+    assert f"{found.first_order_share:.0%} of the change" in found.describe()
 
 
 def test_dead_inputs_and_layers_without_a_curvature_are_named() -> None:
