@@ -24,7 +24,8 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.pipeline.finetuning.loop import Finetuning
-from prunetaylor.pipeline.run import open_job, run
+from prunetaylor.pipeline.job import open_job
+from prunetaylor.pipeline.run import run
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "gradual.jsonl"

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
-from prunetaylor.pipeline.run import open_job, run
+from prunetaylor.pipeline.job import open_job
+from prunetaylor.pipeline.run import run
 from prunetaylor.pruning.criteria import _units
 from prunetaylor.runtime.user_code import load_object
 

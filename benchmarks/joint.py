@@ -21,7 +21,7 @@ from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.samples import draw
-from prunetaylor.pipeline.run import open_job
+from prunetaylor.pipeline.job import open_job
 from prunetaylor.pruning.criteria._quadratic import Quadratic
 from prunetaylor.pruning.criteria._subset import best_subset, eliminate
 from prunetaylor.taylor.curvature.fisher import FisherRows

@@ -29,8 +29,8 @@ from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.run import open_job, run
+from prunetaylor.pipeline.job import Job, open_job
+from prunetaylor.pipeline.run import run
 
 HERE = Path(__file__).parent
 
@@ -172,7 +172,7 @@ def measure(
                     start += dense_seconds  # every row has them, this one too
                 refined = config.prune.refine == "last"
                 before = Before(job, sparsity) if refined else None
-                outcome = run(job, before or Silent(), dense_found=dense)
+                outcome = run(job, before or Silent(), dense_evaluation=dense)
                 seconds = time.perf_counter() - start + dense_seconds - (before.measuring if before else 0.0)
                 row = {
                     "method": method,

@@ -65,7 +65,7 @@ def evaluate(
     flags = {"model.arch": arch, "data.source": data, "device": device, "seed": seed}
     resolved = read_configuration(words, file, flags)
     from prunetaylor.pipeline.job import open_job
-    from prunetaylor.pipeline.run import evaluate as measure
+    from prunetaylor.pipeline.measurement import measure
 
     from .support.progress import Logged, reporter
 

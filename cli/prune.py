@@ -207,10 +207,11 @@ def _run(
         with folder, reporter(state) as shown:
             # torch is imported only now, when the folder is known to be good
             from prunetaylor.gate.check import asked, require_limits, require_reachable
+            from prunetaylor.pipeline.files.input_hashes import input_hashes
             from prunetaylor.pipeline.files.outputs import write_page, write_run
             from prunetaylor.pipeline.files.resume import FolderStateStore, identity, identity_of_report, refuse_changes
             from prunetaylor.pipeline.job import open_job
-            from prunetaylor.pipeline.run import hashes, run
+            from prunetaylor.pipeline.run import run
             from prunetaylor.report.json_report import versions
             from prunetaylor.report.trackers._trackers import Trackers
             from prunetaylor.runtime.processes.exchange import from_main
@@ -221,7 +222,7 @@ def _run(
             progress = Logged(shown, None if folder.finished else folder)
             job = open_job(config, trust=trust, progress=progress)
             require_reachable(job)
-            same = identity(config, str(job.device), hashes(job))
+            same = identity(config, str(job.device), input_hashes(job))
             if folder.finished:
                 refuse_changes(identity_of_report(folder.report()), same)
                 from_main(_FINISHED)

@@ -16,9 +16,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import (
     BROKEN,
-    ClassDrop,
     Drop,
-    Flips,
     Latency,
     LayerResult,
     NetworkStats,
@@ -29,15 +27,14 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.gate import limits
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.gate.pair import Pair, open_pair
-from prunetaylor.measure.cost import count, flops
-from prunetaylor.measure.disagreements import class_drops, flips
-from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.measure.comparison import Comparison, compare_networks, largest_loss_change, loss_rise
+from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.latency import compare_latency
-from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import say_doubts
+from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
 from prunetaylor.taylor.passes import all_outputs, first_batch
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
@@ -89,25 +86,25 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     start = time.perf_counter()
     progress.phase("open")
     pair = open_pair(config, trust=trust)
-    found = _measure(pair, progress)
+    measured = _measure(pair, progress)
     job = pair.pruned
-    checks = _judge(pair, found)
+    checks = _judge(pair, measured)
     if any(alert.key in BROKEN for alert in pair.dense.warnings):
         checks = [limits.baseless(check) for check in checks]
     return Verdict(
         checks=checks,
         on_inconclusive=config.gate.on_inconclusive,
-        metric=found.metric,
-        goal="min" if found.metric == "loss" else "max",
-        dense=found.sides[0],
-        pruned=found.sides[1],
+        metric=measured.metric,
+        goal="min" if measured.metric == "loss" else "max",
+        dense=measured.sides[0],
+        pruned=measured.sides[1],
         files={"dense": _file(pair.dense).path.as_posix(), "pruned": _file(job).path.as_posix()},
-        drop=found.drop,
-        flips=found.flips,
-        classes=found.classes,
+        drop=measured.comparison.drop,
+        flips=measured.comparison.flips,
+        classes=measured.comparison.classes,
         layers=_layers(pair),
-        latency=found.latency,
-        samples=found.samples,
+        latency=measured.latency,
+        samples=measured.samples,
         data=None if job.samples is None else job.samples.source,
         seed=config.seed,
         device=str(job.device),
@@ -125,11 +122,9 @@ class _Measured:
     sides: tuple[NetworkStats, NetworkStats]
     metric: str
     samples: int = 0
-    drop: Drop | None = None
+    comparison: Comparison = field(default_factory=Comparison)
     one_sided: Drop | None = None
     reach: float | None = None  # how much one sample may add to the drop; None where nobody knows
-    flips: Flips | None = None
-    classes: list[ClassDrop] = field(default_factory=list)
     latency: Latency | None = None
 
 
@@ -138,61 +133,56 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
     config = pair.pruned.config
     metric = config.gate.metric or config.metric
     if pair.pruned.samples is None:
-        return _Measured((_side(pair.dense, None), _side(pair.pruned, None)), metric)
-    progress.phase("measure the dense network")
-    dense = _evaluated(pair.dense)
-    say_doubts(pair.dense, dense, progress)
-    progress.phase("measure the pruned network")
-    pruned = _evaluated(pair.pruned)
-    found = _Measured((_side(pair.dense, dense), _side(pair.pruned, pruned)), metric, samples=len(dense.losses))
-    if dense.correct is not None and pruned.correct is not None:
-        found = replace(
-            found,
-            drop=drop_interval(dense.correct, pruned.correct),
-            flips=flips(dense.correct, pruned.correct),
-            classes=class_drops(dense.correct, pruned.correct, dense.targets),
-        )
+        return _Measured((_stats(pair.dense, None), _stats(pair.pruned, None)), metric)
+    dense = _evaluate(pair.dense, progress, "measure the dense network")
+    warn_if_at_chance(pair.dense, dense, progress)
+    pruned = _evaluate(pair.pruned, progress, "measure the pruned network")
+    sides = _stats(pair.dense, dense), _stats(pair.pruned, pruned)
+    measured = _Measured(sides, metric, len(dense.losses), compare_networks(dense, pruned))
     if metric != "top1":
-        drop, one_sided = _resampled(pair, dense, pruned, progress)
-        reach = _reach(dense, pruned) if config.gate.metric is None else None
-        found = replace(found, drop=drop, one_sided=one_sided, reach=reach)
+        drop, one_sided = _resample(pair, dense, pruned, progress)
+        reach = largest_loss_change(dense, pruned) if config.gate.metric is None else None
+        comparison = replace(measured.comparison, drop=drop)
+        measured = replace(measured, comparison=comparison, one_sided=one_sided, reach=reach)
     if config.gate.max_latency_ratio is not None:
         x, _ = first_batch(_test(pair.pruned, config.gate.latency_batch))
         times = compare_latency(pair.dense.network.module, pair.pruned.network.module, x, progress)
-        found = replace(found, latency=times)
-    return found
+        measured = replace(measured, latency=times)
+    return measured
 
 
-def _judge(pair: Pair, found: _Measured) -> list[Check]:
+def _judge(pair: Pair, measured: _Measured) -> list[Check]:
     """Every limit that is set, drops first."""
     gate, checks = pair.pruned.config.gate, []
     if gate.max_drop is not None:
-        if found.one_sided is not None:
-            checks.append(limits.metric_drop(found.metric, found.one_sided, found.samples, gate.max_drop, found.reach))
+        if measured.one_sided is not None:
+            checks.append(
+                limits.metric_drop(measured.metric, measured.one_sided, measured.samples, gate.max_drop, measured.reach)
+            )
         else:
-            assert found.flips is not None  # opening a job refuses top1 where there are no classes
-            checks.append(limits.accuracy_drop(found.flips, gate.max_drop))
+            assert measured.comparison.flips is not None  # opening a job refuses top1 where there are no classes
+            checks.append(limits.accuracy_drop(measured.comparison.flips, gate.max_drop))
     if gate.max_class_drop is not None:
-        checks.append(limits.class_drop(found.classes, gate.max_class_drop))
+        checks.append(limits.class_drop(measured.comparison.classes, gate.max_class_drop))
     if gate.min_sparsity is not None:
         checks.append(limits.sparsity(*_removed(pair), gate.min_sparsity))
     if gate.max_size is not None:
         checks.append(limits.file_size(_file(pair.pruned).size, gate.max_size))
     if gate.max_flops is not None:
-        before, after = ((side.flops or 0, side.flops_nonzero or 0) for side in found.sides)
+        before, after = ((side.flops or 0, side.flops_nonzero or 0) for side in measured.sides)
         checks.append(limits.flops(before, after, gate.max_flops))
     if gate.max_latency_ratio is not None:
-        assert found.latency is not None
-        checks.append(limits.latency(found.latency, gate.max_latency_ratio))
+        assert measured.latency is not None
+        checks.append(limits.latency(measured.latency, gate.max_latency_ratio))
     return checks
 
 
-def _resampled(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progress) -> tuple[Drop, Drop]:
+def _resample(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progress) -> tuple[Drop, Drop]:
     """The drop of a metric that is no share of samples: with its two-sided interval, and with one-sided limits."""
     config = pair.pruned.config
     if config.gate.metric is None:  # a loss is better small: its rise is the drop
-        reach = _reach(dense, pruned)
-        both, one = (bootstrap_interval(-dense.losses, -pruned.losses, _generator(config), x, reach) for x in _LEVELS)
+        largest = largest_loss_change(dense, pruned)
+        both, one = (loss_rise(dense, pruned, config.seed, level=x, largest=largest) for x in _LEVELS)
         return both, one
     metric = load_metric(config.gate.metric)
     before, after = (all_outputs(job.network.module, _test(job))[0].cpu() for job in (pair.dense, pair.pruned))
@@ -202,21 +192,11 @@ def _resampled(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Prog
     return both, one
 
 
-def _reach(dense: Evaluation, pruned: Evaluation) -> float:
-    """How much the loss of a sample may rise or fall: by no more than either network could lose on these samples.
-
-    Two networks that answer alike to the last bit have nothing that could rise.
-    """
-    if torch.equal(dense.losses, pruned.losses):
-        return 0.0
-    assert dense.worst is not None  # both were measured just now
-    assert pruned.worst is not None
-    return max(dense.worst, pruned.worst)
-
-
-def _evaluated(job: Job) -> Evaluation:
+def _evaluate(job: Job, progress: Progress, phase: str) -> Evaluation:
     with use_memory_format(job, job.network.module):
-        return evaluate(job.network.module, _test(job), job.task)
+        evaluation = evaluate_on_test(job, job.network.module, progress, phase)
+    assert evaluation is not None  # whoever asks has samples
+    return evaluation
 
 
 def _test(job: Job, batch: int | None = None) -> Batches:
@@ -229,12 +209,8 @@ def _generator(config: Config) -> torch.Generator:
     return torch.Generator().manual_seed(config.seed)
 
 
-def _side(job: Job, found: Evaluation | None) -> NetworkStats:
-    parameters, nonzero = count(job.network.module)
-    work: tuple[int | None, int | None] = (None, None)
-    if job.samples is not None:
-        work = flops(job.network.module, first_batch(_test(job, 1))[0])
-    return NetworkStats(found.metrics if found else {}, parameters, nonzero, *work, _file(job).size)
+def _stats(job: Job, evaluation: Evaluation | None) -> NetworkStats:
+    return network_stats(job, job.network.module, evaluation, _file(job))
 
 
 def _file(job: Job) -> Checkpoint:

@@ -23,13 +23,14 @@ from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import glance, set_aside
+from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
 from prunetaylor.pipeline.choice_log import ChoiceLog
+from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.memory_plan import make_plan
-from prunetaylor.pipeline.run import hashes, training_split
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
+from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.closed_form import repair_by_obs
 from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, zero_count
 from prunetaylor.pipeline.validation import check_scoring
@@ -56,7 +57,7 @@ def run(job: Job, progress: Progress) -> Scores:
     if job.samples is None:
         raise UsageError("score needs samples to measure the error on", "name them with --data")
     job.choices += check_scoring(job.config)
-    set_aside(job, progress)
+    job = leave_out_outliers(job, progress)
     memory = make_plan(job, "score")
     training, _ = training_split(job)
     assert training is not None
@@ -68,7 +69,7 @@ def run(job: Job, progress: Progress) -> Scores:
         job.choices += notes
         for choice in (*job.choices, memory.describe(), Detail(memory.details())):
             progress.note(choice)
-        glance(job, progress)
+        check_quickly(job, progress)
         sampler = Sampler(job, setup.dense, training, generator, progress)
         setup = prepare(setup, sampler, single_step=True)
         levels, layers = _try_levels(setup, sampler.calibration, generator)
@@ -87,7 +88,7 @@ def run(job: Job, progress: Progress) -> Scores:
         seconds=time.perf_counter() - start,
         seed=job.config.seed,
         device=str(job.device),
-        hashes=hashes(job),
+        hashes=input_hashes(job),
         memory=memory.report,
         warnings=job.warnings,
     )

@@ -170,14 +170,14 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
 def test_sigterm_after_the_last_moment_leaves_a_finished_run(
     demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = pipeline._measure
+    measure = pipeline.evaluate_on_test
 
     def late(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
         if phase == "measure the pruned network":
             signal.raise_signal(signal.SIGTERM)
         return measure(job, module, progress, phase)
 
-    monkeypatch.setattr(pipeline, "_measure", late)
+    monkeypatch.setattr(pipeline, "evaluate_on_test", late)
     words = [str(demo_model), "--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.refine=none"]
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -263,7 +263,7 @@ def test_a_run_short_of_its_sparsity_is_kept_and_fails_each_time(inline, demo_mo
 def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
     inline, demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = pipeline._measure
+    measure = pipeline.evaluate_on_test
 
     def broken(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
         if phase == "measure the pruned network":
@@ -271,9 +271,9 @@ def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
         return measure(job, module, progress, phase)
 
     words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
-    monkeypatch.setattr(pipeline, "_measure", broken)
+    monkeypatch.setattr(pipeline, "evaluate_on_test", broken)
     code, _, errors = inline("prune", str(demo_model), *words)
-    monkeypatch.setattr(pipeline, "_measure", measure)
+    monkeypatch.setattr(pipeline, "evaluate_on_test", measure)
     assert code == 1
     assert "the loss is nan" in errors
     assert "other settings start the run anew: with --force, or in another folder than mine" in errors

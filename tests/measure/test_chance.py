@@ -147,7 +147,7 @@ def test_the_constant_answer_is_the_best_of_its_kind() -> None:
     assert found.metrics["loss"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=0.05)
 
 
-def test_a_glance_ends_where_a_network_is_plainly_better() -> None:
+def test_a_network_plainly_better_than_guessing_is_told_from_others() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(256, EVEN, g)
     assert plainly_better(answered(trained(y, g), y, "classification"), "classification")

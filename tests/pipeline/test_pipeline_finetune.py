@@ -98,7 +98,7 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
 def test_no_more_samples_are_kept_out_than_choosing_takes(
     settings: dict[str, float], held: int, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunetaylor.pipeline.run.ENOUGH", 5)
+    monkeypatch.setattr("prunetaylor.pipeline.sampling.validation_split.MAX_VALIDATION", 5)
     outcome = quick(conv, **CUT, finetune__epochs=1, **settings)
     assert f"validation: {held} of the 240 training samples, held out of calibration and fine-tuning" in outcome.choices
 

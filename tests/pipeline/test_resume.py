@@ -85,7 +85,7 @@ def pruned(
     config = from_values({**usual, **settings}).config
     samples = from_python(TRAIN, TEST, augment="flip")
     job = make_job(config, copy.deepcopy(network), samples, torch.device("cpu"), choices=[])
-    return run(job, Silent(), keeper, watch=watch)
+    return run(job, Silent(), keeper, monitor=watch)
 
 
 def assert_same(one: PruneResult, other: PruneResult) -> None:
@@ -359,7 +359,9 @@ def test_what_was_measured_of_the_dense_network_is_not_measured_again(
     with pytest.raises(Stopped):
         pruned(conv, CASES["fine-tuning with sgd"], keeper)
     seen = []
-    monkeypatch.setattr("prunetaylor.pipeline.run._measure", lambda job, module, progress, phase: seen.append(phase))
+    monkeypatch.setattr(
+        "prunetaylor.pipeline.run.evaluate_on_test", lambda job, module, progress, phase: seen.append(phase)
+    )
     pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
     assert seen == ["measure the pruned network"]
 

@@ -1,7 +1,7 @@
-"""The network and the training samples are looked at before any work.
+"""Checks of the dense network and the training samples before any work.
 
-A dense network at chance is no ground to prune, score or judge on, and a sample that dwarfs the others is none to learn
-from.
+A network that is no better than guessing is not worth pruning or scoring, and a sample that outweighs all others ruins
+every fit.
 """
 
 from __future__ import annotations
@@ -19,55 +19,57 @@ from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.outliers import Outliers, stored
 from prunetaylor.taylor.memory import current_chunks
 
-FIRST, MOST = 256, 2048
-"""Test samples that a glance takes: the first are enough for a network that is plainly better than guessing."""
+SAMPLE_SIZES = 256, 2048
+"""Test samples of a quick check: the first number is enough for a network that is plainly better than guessing."""
 
 
-def say_doubts(job: Job, found: Evaluation | None, progress: Progress) -> None:
-    """Warn of a network that is at chance on the test samples; ``found`` is its evaluation there."""
-    if found is None:
+def warn_if_at_chance(job: Job, evaluation: Evaluation | None, progress: Progress) -> None:
+    """Warn of a network that is no better than guessing on the test samples."""
+    if evaluation is None:
         return
-    said = job.checkpoint.metadata if job.checkpoint is not None else None
-    alert = doubt(found, job.task, pruned=said is not None and bool(said.masks))
+    metadata = job.checkpoint.metadata if job.checkpoint is not None else None
+    alert = doubt(evaluation, job.task, pruned=metadata is not None and bool(metadata.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)
 
 
-def set_aside(job: Job, progress: Progress) -> None:
-    """Leave out the training samples that are stored far larger than all others, and name them."""
+def leave_out_outliers(job: Job, progress: Progress) -> Job:
+    """Return the job without the training samples that are stored far larger than all others; a warning names them."""
     if job.samples is None or not len(job.samples.train):
-        return
+        return job
     train = job.samples.train
     rows, size = stored(train)
     if rows:
-        apart = set(rows)
-        kept = train.subset([row for row in range(len(train)) if row not in apart])
+        outliers = set(rows)
+        others = train.subset([row for row in range(len(train)) if row not in outliers])
         named = tuple(sorted(train.origin(row) for row in rows))
         job.warn(Outliers(named, size).alert("calibration and fine-tuning"), progress)
-        job.samples = replace(job.samples, train=kept)
+        job.samples = replace(job.samples, train=others)
+    return job
 
 
-def pruned_doubts(job: Job, found: Evaluation | None) -> list[Alert]:
-    """What is doubtful of the pruned network, for the result; ``found`` is its evaluation on the test samples.
+def pruned_alerts(job: Job, evaluation: Evaluation | None) -> list[Alert]:
+    """Return the alert of a pruned network that is no better than guessing on the test samples.
 
-    Beside a dense network that is at chance it goes without saying.
+    There is none beside a dense network that is no better itself.
     """
-    if found is None or any(alert.key in BROKEN for alert in job.warnings) or not at_chance(found, job.task):
+    if evaluation is None or any(alert.key in BROKEN for alert in job.warnings):
+        return []
+    if not at_chance(evaluation, job.task):
         return []
     return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
 
 
-def glance(job: Job, progress: Progress) -> None:
-    """The same from some of the test samples, for commands that do not measure the network on all of them."""
+def check_quickly(job: Job, progress: Progress) -> None:
+    """Warn of a network at chance by some of the test samples, where it is not measured on all of them."""
     if job.samples is None:
         return
-    progress.phase("look at the network")
+    progress.phase("check the network")
     test = job.samples.test
-    drawn = draw(test, MOST, torch.Generator().manual_seed(job.config.seed))
+    indices = draw(test, max(SAMPLE_SIZES), torch.Generator().manual_seed(job.config.seed))
     batch = max(1, job.config.data.batch_size // current_chunks().batch)
-    for taken in (FIRST, MOST):
-        some = test.subset(drawn[:taken])
-        found = evaluate(job.network.module, job.batches(some, batch_size=batch), job.task)
-        if plainly_better(found, job.task):
+    for size in SAMPLE_SIZES:
+        evaluation = evaluate(job.network.module, job.batches(test.subset(indices[:size]), batch_size=batch), job.task)
+        if plainly_better(evaluation, job.task):
             return
-    say_doubts(job, found, progress)
+    warn_if_at_chance(job, evaluation, progress)

@@ -22,7 +22,7 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.intervals import mean_interval, wilson_interval
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import say_doubts
+from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.resume import FolderStateStore
 from prunetaylor.pipeline.files.run_folder import REPORT, RunFolder
@@ -108,7 +108,7 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
     if split is not None:
         job.samples = split.samples
         job.choices.append(f"sweep {sweep.name}, trial {claimed.number}: {split.description}")
-        say_doubts(job, split.dense_reporting, progress)
+        warn_if_at_chance(job, split.dense_reporting, progress)
         write_description(context.folder, split.description, job.warnings)
     store = TrialStateStore(folder, job, split.description if split else "", progress)
     name = f"{sweep.name}-{folder.path.name}"
@@ -118,7 +118,7 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
     ):
         progress.trackers = trackers
         dense = split.dense_reporting if split else None
-        outcome = run(job, progress, store, dense_found=dense, watch=_EarlyStopper(sweep, claimed, job))
+        outcome = run(job, progress, store, dense_evaluation=dense, monitor=_EarlyStopper(sweep, claimed, job))
     ranked = _rank_evaluation(job, outcome, split)
     outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
     write_page(folder, document)

@@ -1,0 +1,47 @@
+"""Measurements of a network on the test samples. They are reported, and nothing is chosen by them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from prunetaylor.core.progress import Progress
+from prunetaylor.core.results.outcome import NetworkStats
+from prunetaylor.measure.cost import count, flops
+from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.network.checkpoint.read import Checkpoint
+from prunetaylor.network.checkpoint.write import model_bytes
+from prunetaylor.pipeline.checks.channels_last import use_memory_format
+from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
+from prunetaylor.pipeline.job import Job
+from prunetaylor.taylor.memory import current_chunks
+from prunetaylor.taylor.passes import first_batch
+
+
+def measure(job: Job, progress: Progress) -> NetworkStats:
+    """Measure the job's network as it is, and warn where it is no better than guessing."""
+    module = job.network.module
+    with use_memory_format(job, module):
+        evaluation = evaluate_on_test(job, module, progress, "measure")
+        warn_if_at_chance(job, evaluation, progress)
+    return network_stats(job, module, evaluation, job.checkpoint)
+
+
+def evaluate_on_test(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
+    """Evaluate a network on all test samples; None without data."""
+    if job.samples is None:
+        return None
+    progress.phase(phase)
+    batch = max(1, job.config.data.batch_size // current_chunks().batch)
+    return evaluate(module, job.batches(job.samples.test, batch_size=batch), job.task)
+
+
+def network_stats(
+    job: Job, module: nn.Module, evaluation: Evaluation | None, file: Checkpoint | None = None
+) -> NetworkStats:
+    """Return a network's metrics and sizes; ``file`` is the checkpoint that it was read from, if any."""
+    work: tuple[int | None, int | None] = (None, None)
+    if job.samples is not None:
+        example, _ = first_batch(job.batches(job.samples.test.subset([0])))
+        work = flops(module, example)
+    size = model_bytes(module) if file is None else file.size
+    return NetworkStats(evaluation.metrics if evaluation else {}, *count(module), *work, size)

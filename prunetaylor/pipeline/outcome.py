@@ -1,0 +1,112 @@
+"""The outcome of a run is put together from its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from prunetaylor.core.results.judgement import assess
+from prunetaylor.core.results.outcome import (
+    Drop,
+    Epoch,
+    LayerResult,
+    Memory,
+    NetworkStats,
+    PruneResult,
+    Sparsity,
+    Time,
+    Unfinished,
+)
+from prunetaylor.measure.chance import constant_answer
+from prunetaylor.measure.comparison import compare_networks, loss_rise
+from prunetaylor.measure.evaluate import Evaluation
+from prunetaylor.pipeline.checks.sanity import pruned_alerts
+from prunetaylor.pipeline.files.input_hashes import input_hashes
+from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.stages.loop import Stages
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A network's evaluation on the test samples, None without data, and its sizes."""
+
+    evaluation: Evaluation | None
+    stats: NetworkStats
+
+
+@dataclass(frozen=True)
+class FinetuningResult:
+    """What fine-tuning came to; a run without epochs has the default."""
+
+    epochs: list[Epoch]
+    choices: list[str]
+    unfinished: Unfinished | None = None
+
+
+def make_outcome(
+    job: Job,
+    stages: Stages,
+    finetuning: FinetuningResult,
+    dense: Measurement,
+    pruned: Measurement,
+    *,
+    seconds: dict[str, float],
+    memory: Memory,
+    time: Time,
+) -> PruneResult:
+    """Put the outcome together, and assess it."""
+    state = stages.state
+    comparison = compare_networks(dense.evaluation, pruned.evaluation)
+    outcome = PruneResult(
+        module=job.network.module,
+        masks=state.masks,
+        method=job.method,
+        metric=job.config.metric,
+        goal="min" if job.config.metric == "loss" else "max",
+        dense=dense.stats,
+        pruned=pruned.stats,
+        sparsity=_sparsity(job, state.removed),
+        drop=comparison.drop,
+        loss_rise=_loss_rise(job, dense.evaluation, pruned.evaluation),
+        stages=state.history,
+        first_order=stages.first_order,
+        layers=_layers(job, state.masks),
+        skipped=job.network.skipped,
+        epochs=finetuning.epochs,
+        choices=[*job.choices, *state.choices.lines, *finetuning.choices],
+        seconds=seconds,
+        seed=job.config.seed,
+        device=str(job.device),
+        hashes=input_hashes(job),
+        memory=memory,
+        time=time,
+        flips=comparison.flips,
+        classes=comparison.classes,
+        histogram=state.histogram,
+        unfinished=finetuning.unfinished,
+        warnings=[*job.warnings, *pruned_alerts(job, pruned.evaluation)],
+        constant={} if dense.evaluation is None else constant_answer(dense.evaluation, job.task).metrics,
+    )
+    training_samples = 0 if job.samples is None else len(job.samples.train)
+    return replace(outcome, verdict=assess(outcome, job.config, training_samples))
+
+
+def _sparsity(job: Job, removed: int) -> Sparsity:
+    prunable = job.network.prunable
+    return Sparsity(job.config.prune.sparsity, removed / prunable, prunable, removed)
+
+
+def _loss_rise(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Drop | None:
+    if dense is None or pruned is None or len(dense.losses) < 2:
+        return None
+    return loss_rise(dense, pruned, job.config.seed)
+
+
+def _layers(job: Job, masks: Mapping[str, Tensor]) -> list[LayerResult]:
+    layers = []
+    for layer in job.network.layers:
+        removed, weight = int((~masks[layer.parameter]).sum()), layer.weight
+        layers.append(LayerResult(layer.name, tuple(weight.shape), removed, removed / weight.numel()))
+    return layers
