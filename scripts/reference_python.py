@@ -13,7 +13,8 @@ from reference_text import HEAD, prose, table
 from torch import Tensor, nn
 
 import prunetaylor
-from prunetaylor.core.results.outcome import PruneResult, Scores
+from prunetaylor.core.results.outcome import PruneResult
+from prunetaylor.core.results.scores import Scores
 
 _FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = [^#]+?)?(?:  # (.*))?$", re.MULTILINE)
 

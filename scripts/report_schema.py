@@ -36,7 +36,7 @@ def report() -> Any:
         "believed_to": float | None,
         "prediction_check": of.Judgement | None,
         "first_order": of.FirstOrder | None,
-        "layers": list[of.LayerOutcome],
+        "layers": list[of.LayerResult],
         "skipped": list[of.Skipped],
         "epochs": list[of.Epoch],
         "choices": list[str],
