@@ -33,8 +33,9 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     if len(folders) < 2:
         raise UsageError("nothing to compare: name two runs or more", "prunetaylor compare runs/a-1 runs/a-2")
     documents = [read_report(folder) for folder in folders]
-    from prunetaylor.report.compare import compare as side_by_side
-    from prunetaylor.report.compare import compare_page, print_comparison
+    from prunetaylor.report.comparison import compare as side_by_side
+    from prunetaylor.report.html.comparison_page import compare_page
+    from prunetaylor.report.terminal.comparison import print_comparison
 
     from .support.console import console
 

@@ -37,7 +37,7 @@ def inspect(model: Path, as_json: bool) -> None:
 
         say_json(inspection_to_json(found))
         return
-    from prunetaylor.report.terminal.run import print_inspection
+    from prunetaylor.report.terminal.inspection import print_inspection
 
     from .support.console import console
 

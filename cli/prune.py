@@ -150,7 +150,9 @@ def prune(
     else:
         from prunetaylor.report.terminal.run import print_outcome
 
-        print_outcome(console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, said=notes)
+        print_outcome(
+            console(), outcome, _relative(document["files"]), verbose=state.verbosity > 0, known_choices=notes
+        )
     # a run that was finished before ends as it ended then
     code = int((document.get("gate") or {}).get("exit_code", 0))
     if verdict is not None:
@@ -173,7 +175,8 @@ def _say_next(config: Config, outcome: PruneResult, folder: str) -> None:
 
 def _announce(state: State, verdict: Verdict, as_json: bool) -> int:
     """Show the verdict where people and GitHub look; its exit code."""
-    from prunetaylor.report.terminal.verdict import conclusion, print_verdict
+    from prunetaylor.report.terminal.verdict import print_verdict
+    from prunetaylor.report.verdict_text import conclusion
 
     from .check import announce
 

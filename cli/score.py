@@ -103,4 +103,4 @@ def score(
         return
     from prunetaylor.report.terminal.scores import print_scores
 
-    print_scores(console(), scores, verbose=state.verbosity > 0, said=progress.notes)
+    print_scores(console(), scores, verbose=state.verbosity > 0, known_choices=progress.notes)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from prunetaylor.core.results.sweep import Trial
-from prunetaylor.report.terminal.sweep import ended, live
+from prunetaylor.report.terminal.sweep import ended, trial_table
 from prunetaylor.sweep.trial.files import current_phase, read_alerts
 
 from .console import console, one_line
@@ -60,7 +60,7 @@ class LiveTable:
             running = [trial.number for trial in trials if trial.state == "running"]
             phases = {number: current_phase(self._folder, number) for number in running}
             rows = max(4, min(_ROWS, self._console.height - 4))
-            self._live.update(live(trials, phases, self._objectives, rows), refresh=True)
+            self._live.update(trial_table(trials, phases, self._objectives, rows), refresh=True)
 
     def note(self, text: str) -> None:
         """Show a note, except where the table is quiet."""

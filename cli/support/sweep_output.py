@@ -78,8 +78,8 @@ def _print(outcome: SweepResult, folder: Path, form: Format, written: list[str])
     elif form == "path":
         say_path(str(folder))
     else:
-        from prunetaylor.report.terminal.run import print_list
         from prunetaylor.report.terminal.sweep import print_sweep
+        from prunetaylor.report.terminal.tables import print_list
 
         print_sweep(console(), outcome)
         print_list(console(), "written", written)

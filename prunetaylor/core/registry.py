@@ -105,7 +105,7 @@ def load(registry: Registry, interface: type[T], name: str) -> T:
 
 @cache
 def facts(registry: Registry, name: str) -> Facts:
-    """What a method states about itself, without importing it.
+    """Return what a method states about itself, without importing it.
 
     The facts are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
     sentence of the file's docstring, and for a method of another package that package's name.

@@ -1,4 +1,4 @@
-"""A run as one JSON object: report.json, and what ``--json`` prints. Units are those of ``core/results/outcome.py``."""
+"""A run as one JSON object: report.json, and what ``--json`` prints. core/results/outcome.py gives the units."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SCHEMA_VERSION = 1
 def to_json(
     outcome: PruneResult, files: Mapping[str, str], configuration: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The report of a run. A number that is not finite is null: JSON has no other word for it.
+    """Return the report of a run, with null for numbers that are not finite, as JSON has no other word for them.
 
-    ``files`` names what was written; ``configuration`` is the resolved one, nested.
+    ``files`` names the files that were written; ``configuration`` is the resolved one, nested.
     """
-    found = {
+    report = {
         "schema_version": SCHEMA_VERSION,
         "verdict": None if outcome.verdict is None else asdict(outcome.verdict),
         "warnings": [asdict(alert) for alert in outcome.warnings],
@@ -64,48 +64,48 @@ def to_json(
         "hashes": dict(outcome.hashes),
         "configuration": dict(configuration or {}),
     }
-    cleaned: dict[str, Any] = finite(found)
+    cleaned: dict[str, Any] = finite(report)
     return cleaned
 
 
 def side_to_json(
     side: NetworkStats, metric: str, seconds: float, device: str, warnings: Sequence[Alert] = ()
 ) -> dict[str, Any]:
-    """Return what ``eval --json`` prints of one network."""
-    told = {"metric": {"name": metric, "goal": goal(metric)}, "warnings": [asdict(alert) for alert in warnings]}
-    found = {"schema_version": SCHEMA_VERSION, **told, **asdict(side)}
-    cleaned: dict[str, Any] = finite({**found, "seconds": seconds, "device": device, "versions": versions()})
+    """Return one network's numbers as ``eval --json`` prints them."""
+    head = {"metric": {"name": metric, "goal": goal(metric)}, "warnings": [asdict(alert) for alert in warnings]}
+    fields = {"schema_version": SCHEMA_VERSION, **head, **asdict(side)}
+    cleaned: dict[str, Any] = finite({**fields, "seconds": seconds, "device": device, "versions": versions()})
     return cleaned
 
 
 def scores_to_json(scores: Scores, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``score --json`` prints; ``configuration`` is the resolved one, nested."""
-    found = {**asdict(scores), "versions": versions(), "configuration": dict(configuration)}
-    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **found})
+    """Return the scores as ``score --json`` prints them; ``configuration`` is the resolved one, nested."""
+    fields = {**asdict(scores), "versions": versions(), "configuration": dict(configuration)}
+    cleaned: dict[str, Any] = finite({"schema_version": SCHEMA_VERSION, **fields})
     return cleaned
 
 
 def verdict_to_json(verdict: Verdict, configuration: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what ``check --json`` prints (docs/reference/verdict.schema.json).
+    """Return the verdict as ``check --json`` prints it, by docs/verdict.schema.json.
 
     ``configuration`` is the resolved one, nested.
     """
-    found = asdict(verdict)
+    fields = asdict(verdict)
     checks = [{**asdict(check), "bound": check.bound} for check in verdict.checks]
     head = {"schema_version": SCHEMA_VERSION, "verdict": verdict.status, "exit_code": verdict.exit_code}
-    metric = {"name": found.pop("metric"), "goal": found.pop("goal")}
-    whole = {**head, **found, "metric": metric, "checks": checks, "versions": versions()}
+    metric = {"name": fields.pop("metric"), "goal": fields.pop("goal")}
+    whole = {**head, **fields, "metric": metric, "checks": checks, "versions": versions()}
     cleaned: dict[str, Any] = finite({**whole, "configuration": dict(configuration or {})})
     return cleaned
 
 
 def goal(metric: str) -> str:
-    """Which way a metric is better."""
+    """Return "min" or "max", the direction in which a metric improves."""
     return "min" if metric == "loss" else "max"
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that the numbers depend on; null for what is not installed."""
+    """Return the versions of everything that the numbers depend on; null for what is not installed."""
     return {
         "prunetaylor": __version__,
         "python": platform.python_version(),
@@ -122,7 +122,7 @@ def _version(package: str) -> str | None:
 
 
 def finite(value: Any) -> Any:
-    """A copy of nested plain values with null for NaN and the infinities, and lists for tuples."""
+    """Return a copy of nested plain values with null for NaN and the infinities, and lists for tuples."""
     if isinstance(value, Mapping):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -133,7 +133,7 @@ def finite(value: Any) -> Any:
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
-    """What ``inspect --json`` prints of a file."""
+    """Return a file's contents as ``inspect --json`` prints them."""
     tensors = [{**asdict(tensor), "sparsity": tensor.sparsity} for tensor in inspection.tensors]
     fields = {"said" if key == "metadata" else key: value for key, value in asdict(inspection).items()}
     fields |= {"path": str(inspection.path), "tensors": tensors, "sparsity": inspection.sparsity}

@@ -1,4 +1,4 @@
-"""Accuracy against what a network costs, with the Pareto front, as SVG and PNG."""
+"""Accuracy against cost with the Pareto front, as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LARGER_IS_CHEAPER = ("sparsity", "top1")
 
 @dataclass(frozen=True)
 class Point:
-    """A network: its cost, its accuracy with a 95 % interval (None: not known), and its name."""
+    """A network: its cost, its accuracy with a 95 % interval (None: unknown), and its name."""
 
     cost: float
     value: float
@@ -28,7 +28,9 @@ class Point:
 
 
 def pareto(points: Sequence[Point], sign: int, cost: str) -> list[Point]:
-    """The points that no other beats in cost and value, cheapest first; ``sign`` is 1 where more value is better."""
+    """Return the points that no other beats in both cost and value, cheapest first; ``sign`` is 1 if larger
+    is better.
+    """
     cheap = -1 if cost in _LARGER_IS_CHEAPER else 1
     front: list[Point] = []
     for point in sorted(points, key=lambda one: (cheap * one.cost, -sign * one.value)):
@@ -38,7 +40,7 @@ def pareto(points: Sequence[Point], sign: int, cost: str) -> list[Point]:
 
 
 def draw(points: Sequence[Point], *, value: str, sign: int, cost: str, title: str, files: Sequence[Path]) -> None:
-    """Draw the points into each of ``files``; the ending says the form."""
+    """Draw the points into each of ``files``; its suffix selects the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

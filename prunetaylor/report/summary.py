@@ -1,4 +1,4 @@
-"""A run in a few lines, for ``repr`` and for notebooks: the verdict, dense and pruned, the sparsity."""
+"""A run in a few lines, for ``repr`` and for notebooks: the verdict, the metrics and the sparsity."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor.core.text import neutral
+from prunetaylor.report.formats import metric, percent
 from prunetaylor.report.html.page import render
 from prunetaylor.report.html.run_page import facts, sides
-from prunetaylor.report.terminal.run import metric, percent
 
 if TYPE_CHECKING:
     from prunetaylor.core.results.outcome import PruneResult
 
 
 def outcome_lines(outcome: PruneResult) -> list[str]:
-    """The verdict, each metric before and after, the sparsity; names and values are safe to show."""
+    """Return lines with the verdict, each metric before and after, and the sparsity, safe to print."""
     cut, drop = outcome.sparsity, outcome.drop
     told = outcome.verdict.text if outcome.verdict is not None else "a finished run"
     lines = [f"<prunetaylor: {neutral(told)}>"]
@@ -29,7 +29,7 @@ def outcome_lines(outcome: PruneResult) -> list[str]:
 
 
 def notebook(document: Mapping[str, Any]) -> str:
-    """The top of a run's report as a piece of HTML that needs nothing else; ``document`` is its report.json."""
+    """Return the top of a run's report as self-contained HTML; ``document`` is its report.json."""
     return render(
         "notebook.html",
         verdict=document["verdict"],

@@ -1,4 +1,4 @@
-"""What the numbers of a result are called where people read them."""
+"""The names of a result's fields in columns and at axes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _AXES = {
 
 
 def title(field: str) -> str:
-    """The heading of a column: ``nonzero`` is "non-zero"; names that are somebody else's stay."""
+    """Return a column's heading: ``nonzero`` is "non-zero"; names that are not ours stay."""
     return _NAMES.get(field) or neutral(field, _LONGEST)
 
 
 def axis_title(field: str) -> str:
-    """What stands at an axis, with the unit."""
+    """Return an axis's label, with the unit."""
     return _AXES.get(field, title(field))

@@ -11,7 +11,7 @@ from prunetaylor.gate.limits import metric_drop
 from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.measure.paired import tango
 from prunetaylor.report.json_report import verdict_to_json
-from prunetaylor.report.terminal.verdict import interval, verdict_facts
+from prunetaylor.report.verdict_text import interval, verdict_facts
 from support.verdicts import assert_valid_json, verdict
 
 CODE = """

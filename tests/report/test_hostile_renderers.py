@@ -202,8 +202,8 @@ def rendered(function: Callable[..., Any], text: str) -> str:
             given[name] = _GIVEN[function.__name__][name]
         elif one.annotation == "Console":
             given[name] = console
-        elif function.__name__ == "print_comparison" and name == "found":
-            from prunetaylor.report.compare import compare
+        elif function.__name__ == "print_comparison" and name == "comparison":
+            from prunetaylor.report.comparison import compare
 
             given[name] = compare([text, text + "2"], known["Sequence[Document]"])
         elif one.default is inspect.Parameter.empty:

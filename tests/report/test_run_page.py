@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 
 from prunetaylor.core.results.outcome import ClassDrop, Drop, LayerResult, Skipped
-from prunetaylor.report.compare import compare, compare_page, differing, print_comparison
+from prunetaylor.report.comparison import compare, differing
 from prunetaylor.report.html import figures
+from prunetaylor.report.html.comparison_page import compare_page
 from prunetaylor.report.html.run_page import run_page
+from prunetaylor.report.terminal.comparison import print_comparison
 from support.documents import report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from prunetaylor.core.results.outcome import Drop, NetworkStats, PruneResult
-from prunetaylor.report.terminal.run import count, number, print_outcome, print_side, shorten, size
+from prunetaylor.report.formats import count, number, shorten, size
+from prunetaylor.report.terminal.run import print_outcome, print_side
 
 
 def _shown(outcome: PruneResult, **options: object) -> list[str]:
@@ -50,7 +51,7 @@ def test_few_layers_unless_verbose(outcome: PruneResult) -> None:
 
 def test_choices_that_were_read_already_are_not_said_again(outcome: PruneResult) -> None:
     assert f"  {outcome.choices[1]}" not in _shown(outcome), "only with -v"
-    lines = _shown(outcome, said=[outcome.choices[0]], verbose=True)
+    lines = _shown(outcome, known_choices=[outcome.choices[0]], verbose=True)
     assert f"  {outcome.choices[0]}" not in lines
     assert f"  {outcome.choices[1]}" in lines
 

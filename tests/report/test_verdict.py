@@ -19,7 +19,8 @@ from prunetaylor.report.ci.github import annotate, step_outputs, write_outputs, 
 from prunetaylor.report.ci.junit import to_junit
 from prunetaylor.report.ci.markdown import CLASSES, LAYERS, escape, to_markdown
 from prunetaylor.report.json_report import verdict_to_json
-from prunetaylor.report.terminal.verdict import conclusion, print_verdict
+from prunetaylor.report.terminal.verdict import print_verdict
+from prunetaylor.report.verdict_text import conclusion
 from support.verdicts import assert_valid_json, assert_valid_junit, checks, class_drop, verdict
 
 FAILED = verdict(checks(lost=300))
@@ -122,7 +123,7 @@ def test_the_summary_of_200_layers_and_1000_classes_is_under_60_kb() -> None:
     classes = [class_drop(i, 50, 3, 1) for i in range(1000)]
     text = to_markdown(verdict(layers=layers, classes=classes, notes=["n" * 5000] * 5))
     assert len(text.encode()) < 60_000
-    assert f"Sparsity of {LAYERS} layers; {200 - LAYERS} less pruned ones are left out" in text
+    assert f"Sparsity of {LAYERS} layers; {200 - LAYERS} layers with less sparsity are omitted" in text
     assert f"Classes that changed most ({CLASSES} of 1000)" in text
 
 

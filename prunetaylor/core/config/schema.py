@@ -93,6 +93,8 @@ class OneOf:
 
 
 class Section(BaseModel):
+    """A part of the configuration: strict, frozen, without unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 

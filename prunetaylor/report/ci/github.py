@@ -1,7 +1,7 @@
-"""What GitHub Actions shows of a verdict: the job's summary, outputs for later steps, annotations.
+"""A verdict for GitHub Actions: the job's summary, outputs for later steps, annotations.
 
-Each goes where the environment says that it may: GITHUB_STEP_SUMMARY, GITHUB_OUTPUT (files to append to) and
-GITHUB_ACTIONS (whether lines on the console are read).
+The environment says where each of them goes: GITHUB_STEP_SUMMARY, GITHUB_OUTPUT (files to append to) and GITHUB_ACTIONS
+(whether console lines are read).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from prunetaylor.core.files import append_text
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.core.text import neutral
 from prunetaylor.report.ci.markdown import to_markdown
-from prunetaylor.report.terminal.verdict import allowed, conclusion, shown
+from prunetaylor.report.verdict_text import allowed, conclusion, shown
 
 
 def write_summary(verdict: Verdict, environ: Mapping[str, str]) -> None:
-    """Append to the job's summary, where there is one. OutputError where it cannot be written."""
+    """Append to the job's summary, if there is one. OutputError if it cannot be written."""
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         _append(summary, to_markdown(verdict))
 
 
 def write_outputs(verdict: Verdict, environ: Mapping[str, str]) -> None:
-    """Append the step's outputs, where later steps may read them. OutputError where they cannot be written."""
+    """Append the step's outputs, if later steps can read them. OutputError if they cannot be written."""
     if outputs := environ.get("GITHUB_OUTPUT"):
         _append(
             outputs, "".join(f"{neutral(name)}={neutral(value)}\n" for name, value in step_outputs(verdict).items())
@@ -31,7 +31,7 @@ def write_outputs(verdict: Verdict, environ: Mapping[str, str]) -> None:
 
 
 def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
-    """A line for the console for each limit that is not held; none where nobody reads them."""
+    """Return a console line for each limit that does not pass; none outside of GitHub Actions."""
     if environ.get("GITHUB_ACTIONS") != "true":
         return []
     level = "error" if verdict.exit_code else "warning"
@@ -40,19 +40,19 @@ def annotate(verdict: Verdict, environ: Mapping[str, str]) -> list[str]:
 
 
 def step_outputs(verdict: Verdict) -> dict[str, str]:
-    """Names and values that later steps may read; plain numbers, without units."""
-    found = {"verdict": verdict.status, "exit-code": str(verdict.exit_code)}
+    """Return names and values that later steps may read, as plain numbers without units."""
+    outputs = {"verdict": verdict.status, "exit-code": str(verdict.exit_code)}
     if verdict.drop is not None:
-        found["drop"] = f"{verdict.drop.value:.4f}"
+        outputs["drop"] = f"{verdict.drop.value:.4f}"
     for check in verdict.checks:
         name = check.name.replace("_", "-")
-        found[f"{name}-verdict"] = check.status
-        found[f"{name}-value"] = f"{check.value:.6g}" if check.unit != "bytes" else str(int(check.value))
-    return found
+        outputs[f"{name}-verdict"] = check.status
+        outputs[f"{name}-value"] = f"{check.value:.6g}" if check.unit != "bytes" else str(int(check.value))
+    return outputs
 
 
 def _annotation(check: Check, verdict: Verdict) -> str:
-    """``::error title=...::message``: an error where it fails the job, else a warning."""
+    """Return ``::error title=...::message``, or a warning if the check does not fail the job."""
     level = "error" if verdict.exit_code and (check.status == "fail" or verdict.status != "fail") else "warning"
     text = f"{check.label} {shown(check.value, check)}, allowed {allowed(check)}: {check.why} ({conclusion(verdict)})"
     title = f"prunetaylor: {check.label} {check.status}"
@@ -60,7 +60,7 @@ def _annotation(check: Check, verdict: Verdict) -> str:
 
 
 def _escape(text: str, more: str = "") -> str:
-    """GitHub's own escapes: percent signs and line ends, and in a property what would end it."""
+    """Escape text as GitHub does: percent signs and line ends, and in a property the characters that end it."""
     text = neutral(text, 2000)
     for sign in ("%", "\r", "\n", *more):
         text = text.replace(sign, f"%{ord(sign):02X}")

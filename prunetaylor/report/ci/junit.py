@@ -1,4 +1,4 @@
-"""A verdict as JUnit XML, which every CI system shows: one test case a limit."""
+"""A verdict as JUnit XML, which every CI system shows: one test case for each limit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from xml.etree import ElementTree
 
 from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.report.terminal.verdict import allowed, conclusion, interval, shown, verdict_facts
+from prunetaylor.report.verdict_text import allowed, conclusion, interval, shown, verdict_facts
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold, not even escaped."""
 
 
 def to_junit(verdict: Verdict) -> str:
-    """The document, in the format that Jenkins' xunit plugin, GitLab and others read.
+    """Return the document in the format that Jenkins' xunit plugin, GitLab and others read.
 
-    A limit that is not held is a failure, and so is one that is inconclusive unless ``on_inconclusive`` says warn
-    (skipped, with the reason) or pass: the file agrees with the exit code.
+    A failed limit is a failure. An inconclusive one is too, unless ``on_inconclusive`` is warn (skipped, with the
+    reason) or pass: the file agrees with the exit code.
     """
     cases = [_case(check, verdict) for check in verdict.checks]
     counts = {

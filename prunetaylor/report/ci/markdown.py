@@ -1,15 +1,15 @@
-"""A verdict as Markdown, for the summary of a job or a comment. Text that comes from files is escaped."""
+"""A verdict as Markdown, for a job's summary or a comment. Text that comes from files is escaped."""
 
 from __future__ import annotations
 
 import re
 
 from prunetaylor.core.results.verdict import Verdict
-from prunetaylor.report.terminal.run import percent, shorten
-from prunetaylor.report.terminal.verdict import allowed, conclusion, interval, shown, verdict_facts
+from prunetaylor.report.formats import percent, shorten
+from prunetaylor.report.verdict_text import allowed, conclusion, interval, shown, verdict_facts
 
 LAYERS = 100
-"""Layers that are listed, the most pruned ones: a summary is read, and must stay under 60 kB."""
+"""Layers that are listed, the sparsest first: a summary must stay under 60 kB."""
 CLASSES = 10
 _NAME = 60
 _TEXT = 400
@@ -17,7 +17,7 @@ _SIGNS = {"pass": "\u2705", "fail": "\u274c", "inconclusive": "\u2754"}
 
 
 def to_markdown(verdict: Verdict) -> str:
-    """The verdict, its limits, what stands beside them; classes and layers folded away."""
+    """Return the verdict, its limits and facts, with classes and layers folded away."""
     lines = [f"### {_SIGNS[verdict.status]} prunetaylor check: {escape(conclusion(verdict))}", ""]
     lines += [f"> **warning: {escape(alert.text)}**\n" for alert in verdict.warnings]
     lines += ["| limit | measured | one-sided 95 % | allowed | verdict |", "| --- | ---: | ---: | ---: | --- |"]
@@ -34,7 +34,7 @@ def to_markdown(verdict: Verdict) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown and HTML take for nothing but itself, in one line of at most 400 characters."""
+    """Return text that Markdown and HTML show as it is, in one line of at most 400 characters."""
     text = " ".join(shorten(text, _TEXT).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_{}\[\]()#|~!]|:(?=//)|(?<=www)\.)", r"\\\1", text)
@@ -64,8 +64,8 @@ def _layers(verdict: Verdict) -> list[str]:
         for one in layers
     ]
     head = ["| layer | shape | removed | sparsity |", "| --- | ---: | ---: | ---: |"]
-    left = len(verdict.layers) - len(layers)
-    more = f"; {left} less pruned ones are left out" if left else ""
+    omitted = len(verdict.layers) - len(layers)
+    more = f"; {omitted} layers with less sparsity are omitted" if omitted else ""
     return _folded(f"Sparsity of {len(layers)} layers{more}", [*head, *rows])
 
 

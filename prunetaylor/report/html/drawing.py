@@ -1,7 +1,7 @@
-"""How figures become SVG that goes into a page: text stays text, colours are the page's own, for light and dark.
+"""Figures become SVG inside a page: text stays text, and the colours are the page's own, for light and dark.
 
 matplotlib draws in stand-in colours, which become the variables of the page's style sheet. Text from files is never
-taken for mathematics, and no axis shows what cannot be (a share beyond 100 %).
+read as mathematics, and no axis shows impossible values (a share beyond 100 %).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, MUTED, GRID, CARD = "#010101", "#020202", "#030303", "#070707"
-FIRST, SECOND, BAND = "#040404", "#050505", "#060606"
+PRIMARY, ACCENT, BAND = "#040404", "#050505", "#060606"
 _VARIABLES = {
     INK: "ink",
     MUTED: "muted",
     GRID: "grid",
     CARD: "card",
-    FIRST: "first",
-    SECOND: "second",
+    PRIMARY: "first",
+    ACCENT: "second",
     BAND: "band",
 }
 WIDTH, HEIGHT = 5.0, 3.1
@@ -56,7 +56,7 @@ Which = Literal["x", "y"]
 
 
 def svg(title: str, draw: Callable[..., None], height: float = HEIGHT, rows: int = 1) -> str:
-    """The figure that ``draw`` puts on ``rows`` axes, one above the other, which share their x-axis."""
+    """Return the figure that ``draw`` draws on ``rows`` axes, one above the other with a common x-axis."""
     # It tells about its font cache on stderr, which is the run's.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
@@ -76,15 +76,15 @@ def svg(title: str, draw: Callable[..., None], height: float = HEIGHT, rows: int
     return neutral_lines(_embedded(file.getvalue(), title))
 
 
-def within(axes: Axes, which: Which, low: float = 0.0, high: float = 100.0) -> None:
-    """Give the axis a little room about its data, and none beyond ``low`` and ``high``."""
+def limit_axis(axes: Axes, which: Which, low: float = 0.0, high: float = 100.0) -> None:
+    """Give the axis a small margin around its data, but none beyond ``low`` and ``high``."""
     start, end = getattr(axes.dataLim, f"interval{which}")
     room = 0.06 * (end - start) or 1.0
     getattr(axes, f"set_{which}lim")(max(min(low, start), start - room), min(max(high, end), end + room))
 
 
 def log_axis(axes: Axes, which: Which, ends: tuple[float, float]) -> None:
-    """Make the axis logarithmic from ``ends[0]`` to ``ends[1]``, with plain numbers at its ticks."""
+    """Make the axis logarithmic between the two ``ends``, with plain numbers at its ticks."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(axes, f"set_{which}scale")("log")
@@ -112,7 +112,7 @@ def power_axis(axes: Axes, which: Which) -> None:
 
 
 def plain(value: float) -> str:
-    """A number at a tick: 0.01, 200, 1e-6."""
+    """Return a number as a tick shows it: 0.01, 200, 1e-6."""
     mantissa, sign, power = f"{value:g}".partition("e")
     return f"{mantissa}e{int(power)}" if sign else mantissa
 
@@ -120,9 +120,9 @@ def plain(value: float) -> str:
 def labels(
     axes: Axes, points: Sequence[tuple[float, float, str]], inches: tuple[float, float] = (WIDTH, HEIGHT)
 ) -> None:
-    """Write names beside their points where there is room; those that would lie upon another are left out.
+    """Write names beside their points where they fit; names that would overlap are left out.
 
-    Call it when all else is drawn; ``inches`` is the size of the figure, at least.
+    Call it after everything else is drawn; ``inches`` is the least size of the figure.
     """
     axes.autoscale_view()
     width, height = 72 * inches[0] * 0.82, 72 * inches[1] * 0.75  # of the axes in points, about
@@ -148,7 +148,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _embedded(text: str, title: str) -> str:
-    """The figure without what only a file needs, its names its own, its size and colours the page's."""
+    """Return the figure for a page: without metadata, with ids of its own and the page's size and colours."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head, _, body = text.partition(">")

@@ -1,27 +1,27 @@
-"""The figures of reports. Each takes plain values of a report's JSON; None where it has nothing to show."""
+"""The figures of reports. Each takes plain values of a report's JSON, and returns None if there is nothing to draw."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.report.formats import shorten
 from prunetaylor.report.html.drawing import (
+    ACCENT,
     BAND,
     CARD,
-    FIRST,
     HEIGHT,
     INK,
     MUTED,
-    SECOND,
+    PRIMARY,
     count_axis,
     labels,
+    limit_axis,
     log_axis,
     power_axis,
     svg,
-    within,
 )
 from prunetaylor.report.pareto import Point, pareto
-from prunetaylor.report.terminal.run import shorten
 from prunetaylor.report.titles import axis_title
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Document = Mapping[str, Any]
 
 
 def sparsity_by_layer(layers: Sequence[Document]) -> str | None:
-    """A bar a layer; named where there are few."""
+    """Draw a bar for each layer, with its name if there are few."""
     if not layers:
         return None
     values = [100 * layer["sparsity"] for layer in layers]
@@ -44,14 +44,14 @@ def sparsity_by_layer(layers: Sequence[Document]) -> str | None:
 
     def draw(axes: Axes) -> None:
         if few:
-            axes.barh(range(len(layers)), values, color=FIRST)
+            axes.barh(range(len(layers)), values, color=PRIMARY)
             axes.set_yticks(range(len(layers)), [shorten(layer["name"], 22) for layer in layers])
             axes.set_ylim(max(len(layers), 4) - 0.4, -0.6)
             axes.set_xlim(0, 100)
             axes.set_xlabel("removed, %")
             axes.grid(axis="y", visible=False)
         else:
-            axes.bar(range(len(layers)), values, width=1.0, color=FIRST)
+            axes.bar(range(len(layers)), values, width=1.0, color=PRIMARY)
             axes.set_xlim(-0.5, len(layers) - 0.5)
             axes.set_ylim(0, 100)
             axes.set_xlabel("layer, in the order in which they run")
@@ -61,14 +61,14 @@ def sparsity_by_layer(layers: Sequence[Document]) -> str | None:
 
 
 def saliency(histogram: Document | None) -> str | None:
-    """Scores of the last stage, apart for what went and what stays, and the line between them."""
+    """Draw the scores of the last stage, separately for removed and kept weights, and the threshold."""
     if histogram is None:
         return None
     edges, threshold = histogram["edges"], histogram["threshold"]
 
     def draw(axes: Axes) -> None:
-        axes.stairs(histogram["removed"], edges, fill=True, color=SECOND, alpha=0.75, label="removed")
-        axes.stairs(histogram["kept"], edges, fill=True, color=FIRST, alpha=0.75, label="kept")
+        axes.stairs(histogram["removed"], edges, fill=True, color=ACCENT, alpha=0.75, label="removed")
+        axes.stairs(histogram["kept"], edges, fill=True, color=PRIMARY, alpha=0.75, label="kept")
         if threshold is not None:
             axes.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="largest removed")
         axes.set_xlabel("score")
@@ -81,9 +81,9 @@ def saliency(histogram: Document | None) -> str | None:
 
 
 def predictions(stages: Sequence[Document]) -> str | None:
-    """The measured change since the dense network against the predicted one after each stage, and who is off.
+    """Draw measured against predicted change since the dense network after each stage, and mark those that are off.
 
-    The prediction check is of these; a report from before them has each stage's own change.
+    These are the values of the prediction check; an older report has each stage's own change.
     """
     points = [(_since(stage), _fate(stage)) for stage in stages]
     shown = [((x, y), fate) for (x, y), fate in points if (x or 0) > 0 and (y or 0) > 0]
@@ -95,11 +95,11 @@ def predictions(stages: Sequence[Document]) -> str | None:
         ends = (min(numbers) / 2.5, max(numbers) * 2.5)
         axes.fill_between(ends, [x / 2 for x in ends], [x * 2 for x in ends], color=BAND, label="within a factor of 2")
         axes.plot(ends, ends, color=MUTED, linewidth=1)
-        marks = {"stage": ("o", FIRST, FIRST), "off": ("X", SECOND, SECOND), "taken back": ("o", FIRST, CARD)}
+        marks = {"stage": ("o", PRIMARY, PRIMARY), "off": ("X", ACCENT, ACCENT), "taken back": ("o", PRIMARY, CARD)}
         for label, (mark, color, face) in marks.items():
-            found = [pair for pair, fate in shown if fate == label]
-            if found:
-                x, y = zip(*found, strict=True)
+            pairs = [pair for pair, fate in shown if fate == label]
+            if pairs:
+                x, y = zip(*pairs, strict=True)
                 axes.plot(x, y, mark, color=color, markerfacecolor=face, markersize=5, linestyle="none", label=label)
         log_axis(axes, "x", ends)
         log_axis(axes, "y", ends)
@@ -111,46 +111,49 @@ def predictions(stages: Sequence[Document]) -> str | None:
 
 
 def _since(stage: Document) -> tuple[Any, Any]:
-    """(predicted, measured) change since the dense network, or where that was not kept, of the stage."""
+    """Return (predicted, measured) change since the dense network, or of the stage if that is not in the report."""
     if stage.get("cumulative_predicted") is None:
         return stage["predicted_change"], stage["measured_change"]
     return stage["cumulative_predicted"], stage.get("cumulative_measured")
 
 
 def _fate(stage: Document) -> str:
-    """As the prediction check counts it."""
+    """Return the stage's class in the prediction check."""
     if not stage["accepted"]:
         return "taken back"
     return "off" if stage.get("believed") is False else "stage"
 
 
 def metric_by_stage(document: Document) -> tuple[str | None, str]:
-    """The metric against sparsity on ONE kind of samples, and which: held-out ones by stage, else the test samples."""
+    """Draw the metric against sparsity on one kind of samples, and return a caption that names it.
+
+    Held-out samples are used by stage, else the test samples.
+    """
     name = document["metric"]["name"]
     stages = [s for s in document["stages"] if s.get("metric") is not None and s["accepted"]]
     test = [(document[side]["metrics"].get(name)) for side in ("dense", "pruned")]
     if len(stages) > 1:
         points = [(100 * s["sparsity"], s["metric"]) for s in stages]
-        said = "Measured after each stage, before fine-tuning, on held-out calibration samples."
+        caption = "Measured after each stage, before fine-tuning, on held-out calibration samples."
     elif None not in test:
         points = [(0.0, test[0]), (100 * document["sparsity"]["obtained"], test[1])]
-        said = "The dense and the pruned network on the test samples."
+        caption = "The dense and the pruned network on the test samples."
     else:
         return None, ""
 
     def draw(axes: Axes) -> None:
-        axes.plot(*zip(*points, strict=True), "o-", color=FIRST, markersize=5, clip_on=False, zorder=3)
-        within(axes, "x")
+        axes.plot(*zip(*points, strict=True), "o-", color=PRIMARY, markersize=5, clip_on=False, zorder=3)
+        limit_axis(axes, "x")
         if name == "top1":
-            within(axes, "y")
+            limit_axis(axes, "y")
         axes.set_xlabel("sparsity, %")
         axes.set_ylabel(axis_title(name))
 
-    return svg(f"{axis_title(name)} vs sparsity", draw), said
+    return svg(f"{axis_title(name)} vs sparsity", draw), caption
 
 
 def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
-    """The training loss and the validation metric of every epoch, and the sparsity where it changes."""
+    """Draw the training loss and the validation metric of every epoch, and the sparsity if it changes."""
     if not epochs:
         return None
     sparsities = [one.get("sparsity") for one in epochs]
@@ -160,15 +163,15 @@ def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
         from matplotlib.ticker import MaxNLocator
 
         numbers = [one["epoch"] for one in epochs]
-        drawn = [("training loss", [_number(one["loss"]) for one in epochs], SECOND)]
-        drawn.append((f"validation {axis_title(metric)}", [_number(one["validation"]) for one in epochs], FIRST))
+        drawn = [("training loss", [_number(one["loss"]) for one in epochs], ACCENT)]
+        drawn.append((f"validation {axis_title(metric)}", [_number(one["validation"]) for one in epochs], PRIMARY))
         if gradual:
             drawn.append(("sparsity, %", [100 * s for s in sparsities if s is not None], MUTED))
         for one, (title, values, colour) in zip(axes, drawn, strict=True):
             one.plot(numbers, values, "o-", color=colour, markersize=4, clip_on=False, zorder=3)
             one.set_ylabel(title.replace(" ", "\n", 1))
             if title.endswith("%"):
-                within(one, "y")
+                limit_axis(one, "y")
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes[-1].set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
@@ -178,13 +181,13 @@ def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
 
 
 def class_drops(classes: Sequence[Document]) -> str | None:
-    """The classes that lost most, each with its interval."""
+    """Draw the classes that lost most, each with its interval."""
     worst = [one for one in classes if one["lost"] or one["won"]][:_CLASSES]
     return _intervals("Drop by class", [(f"class {one['label']}", one["drop"]) for one in worst])
 
 
 def drops_of_runs(names: Sequence[str], documents: Sequence[Document]) -> str | None:
-    """Each run's drop with its interval, a row a run, the sparsest last."""
+    """Draw each run's drop with its interval in a row of its own, the sparsest last."""
     known = [(name, one) for name, one in zip(names, documents, strict=True) if one["drop_pp"] is not None]
     known.sort(key=lambda pair: pair[1]["sparsity"]["obtained"])
     rows = [(f"{shorten(name, 22)} ({100 * one['sparsity']['obtained']:.0f} %)", one["drop_pp"]) for name, one in known]
@@ -192,15 +195,15 @@ def drops_of_runs(names: Sequence[str], documents: Sequence[Document]) -> str | 
 
 
 def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cost: str) -> str | None:
-    """Every trial of a sweep with its number; joined are those that no other beats in both. As ``plot.draw``."""
+    """Draw every trial of a sweep with its number, and a line along the Pareto front, as ``pareto.draw`` does."""
     if not points:
         return None
     front = pareto(points, sign, cost)
     others = [one for one in points if one not in front]
 
     def draw(axes: Axes) -> None:
-        axes.plot([one.cost for one in front], [one.value for one in front], color=FIRST, linewidth=1)
-        for group, colour, name in ((front, FIRST, "Pareto front"), (others, MUTED, "other trials")):
+        axes.plot([one.cost for one in front], [one.value for one in front], color=PRIMARY, linewidth=1)
+        for group, colour, name in ((front, PRIMARY, "Pareto front"), (others, MUTED, "other trials")):
             if not group:
                 continue
             ends = [one.interval or (one.value, one.value) for one in group]
@@ -222,11 +225,11 @@ def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cos
                 clip_on=False,
             )
         if cost in ("sparsity", "top1"):
-            within(axes, "x", high=1.0 if cost == "sparsity" else 100.0)
+            limit_axis(axes, "x", high=1.0 if cost == "sparsity" else 100.0)
         elif cost != "loss":
             count_axis(axes, "x", {"bytes": "B", "seconds": "s"}.get(cost, ""))
         if value == "top1":
-            within(axes, "y")
+            limit_axis(axes, "y")
         axes.set_xlabel(axis_title(cost))
         axes.set_ylabel(axis_title(value))
         axes.legend()
@@ -236,7 +239,7 @@ def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cos
 
 
 def _intervals(title: str, rows: Sequence[tuple[str, Document]]) -> str | None:
-    """A row a drop: its value and its interval."""
+    """Draw the value and the interval of each drop in a row of its own."""
     if not rows:
         return None
 
@@ -244,7 +247,7 @@ def _intervals(title: str, rows: Sequence[tuple[str, Document]]) -> str | None:
         places = range(len(rows))
         values = [drop["value"] for _, drop in rows]
         errors = [[d["value"] - d["low"] for _, d in rows], [d["high"] - d["value"] for _, d in rows]]
-        axes.errorbar(values, places, xerr=errors, fmt="o", color=SECOND, ecolor=SECOND, capsize=3, markersize=5)
+        axes.errorbar(values, places, xerr=errors, fmt="o", color=ACCENT, ecolor=ACCENT, capsize=3, markersize=5)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(places, [name for name, _ in rows])
         axes.set_ylim(max(len(rows), 2) - 0.4, -0.6)

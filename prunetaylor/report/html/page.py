@@ -1,4 +1,4 @@
-"""Pages from templates: one self-contained file each, everything that comes from data escaped."""
+"""Pages from templates: one self-contained file each, with everything that comes from data escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from prunetaylor._version import __version__
 from prunetaylor.core.config.keys import dotted
 from prunetaylor.core.text import neutral_lines
-from prunetaylor.report.terminal import run as terminal
+from prunetaylor.report import formats
 
 _LONGEST = 2000
 
@@ -27,29 +27,29 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": terminal.number,
-        "count": terminal.count,
-        "size": terminal.size,
-        "percent": terminal.percent,
+        "number": formats.number,
+        "count": formats.count,
+        "size": formats.size,
+        "percent": formats.percent,
         "clip": clip,
     }
     return environment.get_template(template).render(version=__version__, **values)
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints: text without controls; what is markup already was made so by a template of ours."""
+    """Return what a template prints: text without control characters; markup comes from our own templates only."""
     return neutral_lines(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def figure(title: str, svg: str | None, note: str = "") -> tuple[str, Any, str]:
-    """A figure for a template. Only what drawing.py made comes here: it has escaped what comes from data."""
+    """Return a figure for a template. Only SVG of drawing.py may come here, which has escaped what comes from data."""
     from markupsafe import Markup
 
     return title, None if svg is None else Markup(svg), note
 
 
 def clip(value: Any, most: int = _LONGEST) -> str:
-    """Text that does not fill a page by itself."""
+    """Return text that is cut where it would fill a page by itself."""
     text = str(value)
     return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
 

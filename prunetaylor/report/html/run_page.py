@@ -1,4 +1,4 @@
-"""A run as one HTML file, from its report.json: of a run that is being written, and of one that was long ago."""
+"""The HTML page of a run, from its report.json: at the end of the run, or later."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.judgement import prediction_check, prediction_status
 from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
 from prunetaylor.core.results.verdict import Check
+from prunetaylor.report.formats import count, first_order, metric, number, percent, size
 from prunetaylor.report.html import figures
 from prunetaylor.report.html.page import clip, figure, flat, render
-from prunetaylor.report.terminal.run import count, first_order, number, percent, size
-from prunetaylor.report.terminal.verdict import allowed, interval, shown
 from prunetaylor.report.titles import title
+from prunetaylor.report.verdict_text import allowed, interval, shown
 
 Document = Mapping[str, Any]
 
@@ -25,8 +25,8 @@ _CLASSES = 50
 
 
 def run_page(document: Document, name: str) -> str:
-    """The page of a run called ``name``; ``document`` is its report.json. KeyError where it is none of ours."""
-    metric, cut = document["metric"]["name"], document["sparsity"]
+    """Return the page of a run called ``name``; ``document`` is its report.json, or KeyError is raised."""
+    metric_name, cut = document["metric"]["name"], document["sparsity"]
     classes = [one for one in document.get("classes", []) if one["lost"] or one["won"]]
     return render(
         "run.html",
@@ -34,13 +34,13 @@ def run_page(document: Document, name: str) -> str:
         name=name,
         verdict=_verdict(document),
         warnings=[one["text"] for one in document.get("warnings", [])],
-        tiles=_tiles(document, metric),
+        tiles=_tiles(document, metric_name),
         summary=f"Requested sparsity {percent(cut['asked'])}; the run took "
         f"{_total(document['seconds'].get('total'))} on {document['device']}.",
         gate=_gate(document.get("gate")),
         sides=sides(document),
         facts=facts(document),
-        drawn=_figures(document, metric),
+        drawn=_figures(document, metric_name),
         stages=[_stage(i, stage) for i, stage in enumerate(document["stages"], 1)],
         epochs=[
             (
@@ -57,7 +57,7 @@ def run_page(document: Document, name: str) -> str:
             for one in document["layers"][:_LAYERS]
         ],
         classes=[_class(one) for one in classes[:_CLASSES]],
-        classes_said=f"{len(classes)} of {len(document.get('classes', []))} classes changed",
+        classes_summary=f"{len(classes)} of {len(document.get('classes', []))} classes changed",
         skipped=[f"{one['name']}: {one['why']}" for one in document["skipped"]],
         choices=document["choices"],
         command=_command(document),
@@ -67,23 +67,25 @@ def run_page(document: Document, name: str) -> str:
 
 
 def _verdict(document: Document) -> dict[str, str]:
-    """The run's verdict in words; of a report from before there were any, how much was removed."""
-    found = document.get("verdict")
-    if not found:
+    """Return the run's verdict; for an old report without one, the share of removed weights."""
+    verdict = document.get("verdict")
+    if not verdict:
         return {"level": "", "text": f"{percent(document['sparsity']['obtained'])} of the weights removed"}
-    return {"level": found["level"] if found["level"] in LEVELS else "", "text": found["text"]}
+    return {"level": verdict["level"] if verdict["level"] in LEVELS else "", "text": verdict["text"]}
 
 
-def _tiles(document: Document, metric: str) -> list[tuple[str, str, str]]:
-    """(label, number, what stands under it) of what people ask first."""
+def _tiles(document: Document, metric_name: str) -> list[tuple[str, str, str]]:
+    """Return (label, number, note) for the numbers that people look for first."""
     dense, pruned, cut, drop = (document[key] for key in ("dense", "pruned", "sparsity", "drop_pp"))
     tiles = []
-    before, after = (side["metrics"].get(metric) for side in (dense, pruned))
+    before, after = (side["metrics"].get(metric_name) for side in (dense, pruned))
     if before is not None:
-        tiles.append((title(metric), _arrow(_metric(metric, before), _metric(metric, after)), "test samples"))
+        tiles.append(
+            (title(metric_name), _arrow(metric(metric_name, before), metric(metric_name, after)), "test samples")
+        )
     if drop is not None:
-        within = f"95 % interval {drop['low']:.2f} to {drop['high']:.2f} pp"
-        tiles.append(("drop", f"{drop['value']:.2f} pp", within))
+        bounds = f"95 % interval {drop['low']:.2f} to {drop['high']:.2f} pp"
+        tiles.append(("drop", f"{drop['value']:.2f} pp", bounds))
     tiles.append(("weights removed", percent(cut["obtained"]), f"{cut['removed']:,} of {cut['prunable']:,} prunable"))
     if dense["flops_nonzero"] and pruned["flops_nonzero"] is not None:
         work = _arrow(count(dense["flops_nonzero"]), count(pruned["flops_nonzero"]))
@@ -94,29 +96,24 @@ def _tiles(document: Document, metric: str) -> list[tuple[str, str, str]]:
 
 
 def _arrow(before: str, after: str) -> str:
-    """One number becomes another; neither is parted from its unit at the end of a line."""
+    """Return both numbers with an arrow between them, and no line break before a unit."""
     return " \u2192 ".join(text.replace(" ", "\u00a0") for text in (before, after))
 
 
 def sides(document: Document) -> list[tuple[str, ...]]:
+    """Return the rows of the table that compares the dense and the pruned network."""
     dense, pruned = document["dense"], document["pruned"]
     rows: list[tuple[str, ...]] = []
     for name in dense["metrics"]:
         before, after = dense["metrics"][name], pruned["metrics"].get(name)
         drop = document["drop_pp"] if name == "top1" else None
-        rows.append((title(name), _metric(name, before), _metric(name, after), _change(name, before, after, drop)))
+        rows.append((title(name), metric(name, before), metric(name, after), _change(name, before, after, drop)))
     for key, label in (("nonzero", "non-zero parameters"), ("parameters", "parameters")):
         rows.append((label, f"{dense[key]:,}", f"{pruned[key]:,}", _less(dense, pruned, key)))
     for key, label in (("flops", "FLOPs"), ("flops_nonzero", "FLOPs, non-zero")):
         rows.append((label, count(dense[key]), count(pruned[key]), _less(dense, pruned, key)))
     rows.append(("file", size(dense["bytes"]), size(pruned["bytes"]), ""))  # of two forms of files
     return rows
-
-
-def _metric(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
 
 
 def _change(name: str, before: float | None, after: float | None, drop: Document | None) -> str:
@@ -134,6 +131,7 @@ def _less(dense: Document, pruned: Document, key: str) -> str:
 
 
 def facts(document: Document) -> list[str]:
+    """Return sentences about the drop, the flips, the convergence and the predictions."""
     lines = []
     rise = document.get("loss_rise")
     if rise is not None and (document["drop_pp"] is None or document["metric"]["name"] == "loss"):
@@ -161,15 +159,15 @@ def facts(document: Document) -> list[str]:
             f"for a probe{first_order(first['kept'], first.get('labels', True))}."
         )
     if stages := document["stages"]:
-        said = prediction_check([_as_stage(stage) for stage in stages]).text
-        lines.append(f"{said[0].upper()}{said[1:]}.")
+        text = prediction_check([_as_stage(stage) for stage in stages]).text
+        lines.append(f"{text[0].upper()}{text[1:]}.")
     return lines
 
 
-def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
+def _figures(document: Document, metric_name: str) -> list[tuple[str, Any, str]]:
     against, samples = figures.metric_by_stage(document)
     return [
-        figure(f"{'Accuracy' if metric == 'top1' else metric} vs sparsity", against, samples),
+        figure(f"{'Accuracy' if metric_name == 'top1' else metric_name} vs sparsity", against, samples),
         figure("Sparsity by layer", figures.sparsity_by_layer(document["layers"][:_LAYERS])),
         figure("Scores of removed and kept weights (last stage)", figures.saliency(document.get("histogram"))),
         figure(
@@ -180,7 +178,7 @@ def _figures(document: Document, metric: str) -> list[tuple[str, Any, str]]:
         ),
         figure(
             "Fine-tuning",
-            figures.finetuning(document["epochs"], metric),
+            figures.finetuning(document["epochs"], metric_name),
             "The best epoch is chosen on validation samples.",
         ),
         figure(
@@ -210,20 +208,20 @@ def _class(one: Document) -> tuple[str, ...]:
     return (str(one["label"]), *counts, f"{drop['value']:.2f} pp", f"{drop['low']:.2f} to {drop['high']:.2f}")
 
 
-def _gate(found: Document | None) -> dict[str, Any] | None:
-    if not found:
+def _gate(gate: Document | None) -> dict[str, Any] | None:
+    if not gate:
         return None
-    checks = [Check(**{k: v for k, v in one.items() if k != "bound"}) for one in found["checks"]]
+    checks = [Check(**{k: v for k, v in one.items() if k != "bound"}) for one in gate["checks"]]
     return {
-        "verdict": found["verdict"] if found["verdict"] in ("pass", "fail") else "inconclusive",
-        "text": f"Gate: {found['verdict']}, exit code {found['exit_code']}",
+        "verdict": gate["verdict"] if gate["verdict"] in ("pass", "fail") else "inconclusive",
+        "text": f"Gate: {gate['verdict']}, exit code {gate['exit_code']}",
         "rows": [(one.label, shown(one.value, one), interval(one), allowed(one), one.status) for one in checks],
         "why": [f"{one.label}: {one.why}" for one in checks],
     }
 
 
 def _command(document: Document) -> str:
-    """The run's own configuration, given back: every setting and the seed stand in it."""
+    """Return a command that repeats the run with its own configuration and seed."""
     if (document["configuration"].get("model") or {}).get("checkpoint") is None:
         changed = _changed(document["configuration"], Config().model_dump())
         return f"prunetaylor.prune(model, train, test, settings={changed!r})"
@@ -231,12 +229,12 @@ def _command(document: Document) -> str:
     return f"prunetaylor prune -c {shlex.quote(config)} -o again"
 
 
-def _changed(found: Any, usual: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings that are not at their default, by dotted key."""
-    if not (isinstance(found, dict) and isinstance(usual, dict) and usual):
-        return {} if found == usual else {prefix: found}
-    parts = (_changed(value, usual.get(key), f"{prefix}.{key}".lstrip(".")) for key, value in found.items())
-    return {key: value for part in parts for key, value in part.items()}
+def _changed(value: Any, default: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the settings that differ from their default, by dotted key."""
+    if not (isinstance(value, dict) and isinstance(default, dict) and default):
+        return {} if value == default else {prefix: value}
+    parts = (_changed(inner, default.get(key), f"{prefix}.{key}".lstrip(".")) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def _origin(document: Document) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Progress of a run from Python: one line that is written over again, on stderr. Nothing but the standard library."""
+"""Progress of a run from Python: one line on stderr that is overwritten, with the standard library only."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from prunetaylor.core.text import duration, neutral
 
 _WIDE, _TEXT = 20, 76
 _EVERY = 0.2
-"""Seconds between two looks of the bar; a notebook keeps each of them."""
+"""Seconds between two updates of the line; a notebook keeps each of them."""
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a kernel of Jupyter, whose users look at what a cell prints while it runs."""
+    """Return whether this is a Jupyter kernel, whose users watch what a cell prints while it runs."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 class Bar:
-    """A bar for the phase at work; phases that took a second or more leave their line."""
+    """A progress bar for the current phase; the lines of finished phases stay."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -39,8 +39,8 @@ class Bar:
         self._phase.step()
         self._show(detail)
 
-    def part(self, done: int, total: int) -> None:
-        self._phase.part(done, total)
+    def part(self, completed: int, total: int) -> None:
+        self._phase.part(completed, total)
         self._show("")
 
     def note(self, text: str) -> None:
@@ -63,12 +63,12 @@ class Bar:
         now, whole = time.monotonic(), self._phase.total is not None and self._phase.steps >= self._phase.total
         if self._open and now - self._shown < _EVERY and not whole:
             return
-        self._shown, where, left = now, self._phase, self._phase.remaining()
-        full = int(_WIDE * where.share)
-        bar = f"[{'#' * full}{'.' * (_WIDE - full)}]" if where.total else ""
-        count = f"{int(where.completed)}/{where.total}" if where.total else ""
-        ends = f"{duration(left)} left" if left is not None and not whole else ""
-        words = [where.name.ljust(24)[:24], bar, count, ends, neutral(detail)]
+        self._shown, phase, remaining = now, self._phase, self._phase.remaining()
+        full = int(_WIDE * phase.share)
+        bar = f"[{'#' * full}{'.' * (_WIDE - full)}]" if phase.total else ""
+        count = f"{int(phase.completed)}/{phase.total}" if phase.total else ""
+        ends = f"{duration(remaining)} left" if remaining is not None and not whole else ""
+        words = [phase.name.ljust(24)[:24], bar, count, ends, neutral(detail)]
         line = " ".join(word for word in words if word)[:_TEXT]
         self._stream.write(f"\r{line.ljust(_TEXT)}")
         self._stream.flush()

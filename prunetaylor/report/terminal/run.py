@@ -1,4 +1,4 @@
-"""A run as aligned text that reads well in 80 columns, in a terminal and in a log."""
+"""A run as tables that fit 80 columns, in a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
-from rich.console import Console, JustifyMethod
-from rich.padding import Padding
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from prunetaylor.core.results.judgement import prediction_check, prediction_status
-from prunetaylor.core.text import neutral
+from prunetaylor.report.formats import count, first_order, flipped, metric, number, percent, shorten, size
+from prunetaylor.report.terminal.tables import new_table, pairs_table, print_alerts, print_list
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.inspection import Inspection
-    from prunetaylor.core.results.outcome import Alert, Flips, NetworkStats, PruneResult
+    from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult
 
-_NAME_WIDTH = 34
-_LINE = 2000
 BRIEF = 8
 JUDGED = {"ok": "bold green", "caution": "bold yellow", "bad": "bold red"}
 """Styles of verdicts, by their level."""
 
 
 def print_outcome(
-    console: Console, outcome: PruneResult, files: Mapping[str, str], *, verbose: bool = False, said: Iterable[str] = ()
+    console: Console,
+    outcome: PruneResult,
+    files: Mapping[str, str],
+    *,
+    verbose: bool = False,
+    known_choices: Iterable[str] = (),
 ) -> None:
-    """The verdict, dense against pruned, the stages, the layers, and what was chosen or left alone.
+    """Print the verdict, dense against pruned, the stages, the layers, the choices and the skipped layers.
 
-    ``verbose`` shows every layer; ``said`` are the choices that the user has read already.
+    ``verbose`` prints every layer and the automatic choices; ``known_choices`` have been read already and are left out.
     """
     if outcome.verdict is not None:
         # no line ends between a number and its unit
@@ -51,108 +53,17 @@ def print_outcome(
         console.print(_epochs(outcome))
     console.print()
     _print_layers(console, outcome, verbose)
-    heard = set(said)
+    known = set(known_choices)
     if verbose:
-        print_list(console, "automatic choices", [choice for choice in outcome.choices if choice not in heard])
+        print_list(console, "automatic choices", [choice for choice in outcome.choices if choice not in known])
     print_list(console, "skipped layers", [f"{one.name}: {one.why}" for one in outcome.skipped])
     print_list(console, "written", files.values())
 
 
 def print_side(console: Console, side: NetworkStats, warnings: Sequence[Alert] = ()) -> None:
-    """One network's numbers, and what is doubtful about them."""
+    """Print one network's numbers, and the warnings about it."""
     console.print(_sides({"": side}, {}))
     print_alerts(console, warnings)
-
-
-def print_alerts(console: Console, warnings: Iterable[Alert]) -> None:
-    """Each warning in red, after an empty line."""
-    for alert in warnings:
-        console.print()
-        console.print(Text(f"warning: {alert.text}", style="bold red"))
-
-
-def print_inspection(console: Console, found: Inspection) -> None:
-    """What is in a checkpoint: its form, what it says of itself, and every tensor."""
-    facts = pairs_table()
-    for label, value in inspection_facts(found):
-        facts.add_row(label, value)
-    console.print(facts)
-    console.print()
-    table = new_table("tensor", "shape", "type", "non-zero", "zeros")
-    for tensor in found.tensors:
-        note = f"same as {shorten(tensor.tied_to)}" if tensor.tied_to else percent(tensor.sparsity)
-        name, cells = shorten(tensor.name), (tensor.dtype, f"{tensor.nonzero:,}", note)
-        table.add_row(name, "x".join(map(str, tensor.shape)) or "scalar", *cells)
-    console.print(table)
-    bad = [f"{t.name}: {t.nonfinite:,} values are NaN or infinite" for t in found.tensors if t.nonfinite]
-    print_list(console, "not finite", bad)
-    print_list(console, "notes", found.notes)
-
-
-def inspection_facts(found: Inspection) -> list[tuple[str, str]]:
-    """Label and value of everything that stands above the table of tensors; what is empty is left out."""
-    said = found.metadata
-    facts = [
-        ("path", str(found.path)),
-        ("form", f"{found.form} ({found.container})" if found.container != found.form else found.form),
-        ("file", size(found.bytes)),
-        ("sha256", found.sha256),
-        ("prefix removed", found.prefix_removed),
-        ("tensors", f"{len(found.tensors):,} with {found.elements:,} values, {percent(found.sparsity)} of them zeros"),
-    ]
-    if said is None:
-        facts.append(("says", "nothing of its network or data"))
-    else:
-        facts += [("network", said.arch or ""), ("arguments", _flat(said.args)), ("data", _flat(said.data))]
-        facts.append(("removed", _removed(said.masks)))
-    return [(label, value) for label, value in facts if value]
-
-
-def _removed(masks: Mapping[str, Mapping[str, int]]) -> str:
-    size, kept = (sum(mask.get(key, 0) for mask in masks.values()) for key in ("size", "kept"))
-    return f"{size - kept:,} of {size:,} prunable weights ({percent(1 - kept / size)})" if size else ""
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """``digits`` significant ones; a dash for what is not known."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
-
-
-def count(value: int | None) -> str:
-    """1,234 up to a million, then 1.23 M and so on; a dash for what is not known."""
-    if value is None:
-        return "-"
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if value >= scale:
-            return f"{value / scale:.2f} {unit}"
-    return f"{value:,}"
-
-
-def size(value: int) -> str:
-    """Bytes in decimal units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{value / scale:.2f} {unit}"
-    return f"{value} B"
-
-
-def flipped(flips: Flips) -> str:
-    """What the pruned network lost and won, and how likely so uneven a split is by chance."""
-    return f"{flips.lost:,} lost, {flips.won:,} won; McNemar's exact p {number(flips.mcnemar_p, 3)}"
-
-
-def percent(fraction: float) -> str:
-    """A fraction in percent with two digits after the point."""
-    return f"{100 * fraction:.2f} %"
-
-
-def shorten(name: str, width: int = _NAME_WIDTH) -> str:
-    """A name in one line of at most ``width`` characters: the ends of a long one tell it from its neighbours."""
-    name = neutral(name, _LINE)
-    if len(name) <= width:
-        return name
-    tail = width * 2 // 3
-    return f"{name[: width - tail - 2]}..{name[-tail:]}"
 
 
 def _change(outcome: PruneResult) -> dict[str, str]:
@@ -193,18 +104,12 @@ def _metric_names(sides: Mapping[str, NetworkStats]) -> list[str]:
     return list(dict.fromkeys(name for side in sides.values() for name in side.metrics))
 
 
-def metric(name: str, value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
-
-
 def _facts(outcome: PruneResult, verbose: bool) -> Table:
     table = pairs_table()
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
         "sparsity",
-        f"{percent(cut.obtained)} (asked: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights",
+        f"{percent(cut.obtained)} (requested: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights",
     )
     if drop is not None:
         table.add_row("drop", f"{drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f} pp")
@@ -239,13 +144,6 @@ def _stages(outcome: PruneResult) -> Table:
     return table
 
 
-def first_order(kept: bool, labels: bool) -> str:
-    """What became of the error with labels' first-order term; ``labels``: whether that error was gone by."""
-    if not labels:
-        return " with labels, which are not used"
-    return ", kept" if kept else ", not kept"
-
-
 def _epochs(outcome: PruneResult) -> Table:
     table = new_table("epoch", "sparsity", "loss", "validation", "seconds")
     for epoch in outcome.epochs:
@@ -265,38 +163,3 @@ def _print_layers(console: Console, outcome: PruneResult, verbose: bool) -> None
     console.print(table)
     if len(shown) < len(layers):
         console.print(f"and {len(layers) - len(shown)} more layers (-v shows all; so does the report)", style="dim")
-
-
-def print_list(console: Console, title: str, lines: Iterable[str]) -> None:
-    lines = [neutral(line, _LINE) for line in lines]
-    if not lines:
-        return
-    console.print()
-    console.print(title, style="bold")
-    for line in lines:
-        # a path must stay in one piece; prose is wrapped
-        if " " in line:
-            console.print(Padding(Text(line), (0, 0, 0, 2)))
-        else:
-            console.print(Text(f"  {line}"), soft_wrap=True)
-
-
-def new_table(first: str, *others: str, padding: int = 3) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, padding, 0, 0), header_style="bold")
-    table.add_column(first, overflow="fold")
-    for name in others:
-        # a window that is too narrow breaks numbers, and loses none
-        justify: JustifyMethod = "left" if name in ("shape", "type", "verdict") else "right"
-        table.add_column(name, justify=justify, overflow="fold")
-    return table
-
-
-def pairs_table() -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    return table
-
-
-def _flat(mapping: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in mapping.items())

@@ -1,4 +1,4 @@
-"""How far a network can be pruned, as tables that read well in 80 columns."""
+"""The result of ``score`` as tables that fit 80 columns: how far a network can be pruned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from prunetaylor.report.terminal.run import BRIEF, new_table, number, percent, print_list, shorten
+from prunetaylor.report.formats import number, percent, shorten
+from prunetaylor.report.terminal.run import BRIEF
+from prunetaylor.report.terminal.tables import new_table, print_list
 
 if TYPE_CHECKING:
     from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
@@ -16,10 +18,10 @@ if TYPE_CHECKING:
 _NAME_WIDTH = 26
 
 
-def print_scores(console: Console, scores: Scores, *, verbose: bool = False, said: Iterable[str] = ()) -> None:
-    """The levels, what to believe of them, and the layers.
+def print_scores(console: Console, scores: Scores, *, verbose: bool = False, known_choices: Iterable[str] = ()) -> None:
+    """Print the levels, how far to trust them, and the layers.
 
-    ``verbose`` shows every layer; ``said`` are the choices that the user has read already.
+    ``verbose`` prints every layer; choices in ``known_choices`` have been read already and are left out.
     """
     console.print(f"change of the error ({scores.error})", style="bold")
     console.print(_levels(scores.levels))
@@ -39,16 +41,16 @@ def print_scores(console: Console, scores: Scores, *, verbose: bool = False, sai
         console.print(lines)
     if len(layers) < len(scores.layers):
         console.print(f"and {len(scores.layers) - len(layers)} more layers (-v shows all; so does --json)", style="dim")
-    heard = set(said)
-    print_list(console, "chosen", [choice for choice in scores.choices if choice not in heard])
+    known = set(known_choices)
+    print_list(console, "automatic choices", [choice for choice in scores.choices if choice not in known])
     print_list(console, "skipped", [f"{one.name}: {one.why}" for one in scores.skipped])
 
 
 def verdict(scores: Scores) -> str:
-    """How far the table can be believed, and what it does not tell."""
+    """Return how far the table can be trusted, and what it does not show."""
     beyond = [level.sparsity for level in scores.levels if not level.trusted]
     if not scores.levels:
-        return "As many weights are zero already as any of the sparsities would remove."
+        return "The network already has more zero weights than any of the sparsities would remove."
     if not beyond:
         text = f"The model is right within a factor of two up to {scores.levels[-1].sparsity:.0%}."
     elif scores.trusted_to is None:
@@ -70,7 +72,7 @@ def verdict(scores: Scores) -> str:
 
 
 def _levels(levels: Iterable[ScoreLevel]) -> object:
-    lines = new_table("sparsity", "predicted", "measured", "gain ratio", "class changed", "believe")
+    lines = new_table("sparsity", "predicted", "measured", "gain ratio", "class changed", "reliable")
     for level in levels:
         changed = "-" if level.changed_classes is None else percent(level.changed_classes)
         changes = (number(level.predicted_change, 3), number(level.measured_change, 3), number(level.gain_ratio, 3))

@@ -1,24 +1,19 @@
-"""A verdict as aligned text that reads well in 80 columns."""
+"""A gate's verdict as text that fits 80 columns."""
 
 from __future__ import annotations
-
-import math
 
 from rich.console import Console
 from rich.text import Text
 
-from prunetaylor.core.results.verdict import Check, Verdict
-from prunetaylor.report.terminal.run import new_table, number, pairs_table, percent, print_alerts, print_list, size
+from prunetaylor.core.results.verdict import Verdict
+from prunetaylor.report.terminal.tables import new_table, pairs_table, print_alerts, print_list
+from prunetaylor.report.verdict_text import allowed, conclusion, interval, shown, verdict_facts
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
-WORST = 3
-"""Classes that are shown."""
-LOUD = 0.005
-"""Classes whose drop is no larger than so many points are not worth a line."""
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
-    """What was asked, what was found, and what follows from it."""
+    """Print the limits with their measurements, the facts, the reasons, and the conclusion."""
     table = new_table("limit", "measured", "one-sided 95 %", "allowed", "verdict")
     for check in verdict.checks:
         cells = (shown(check.value, check), interval(check), allowed(check))
@@ -34,82 +29,3 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     print_alerts(console, verdict.warnings)
     console.print()
     console.print(Text(conclusion(verdict), style=f"bold {COLOURS[verdict.status]}"))
-
-
-def conclusion(verdict: Verdict) -> str:
-    """The verdict and the exit code in one line."""
-    told = {0: "passes", 3: "fails", 4: "is undecided"}[verdict.exit_code]
-    if verdict.baseless:
-        return (
-            f"{verdict.status}: the dense network cannot be a baseline (see the warning), exit code {verdict.exit_code}"
-        )
-    settled = verdict.status == "inconclusive" and verdict.on_inconclusive is not None
-    because = f" (gate.on_inconclusive is {verdict.on_inconclusive})" if settled else ""
-    return f"{verdict.status}: the gate {told}{because}, exit code {verdict.exit_code}"
-
-
-def verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
-    """Label and text of what stands beside the limits."""
-    facts = [("pruned", verdict.files["pruned"]), ("baseline", verdict.files["dense"])]
-    if verdict.data is not None:
-        facts.append(("samples", f"{verdict.samples:,} test samples of {verdict.data} (not used for pruning)"))
-    before, after = (side.metrics.get("top1") for side in (verdict.dense, verdict.pruned))
-    if before is not None and after is not None:
-        facts.append(("top1", f"{before:.2f} % dense, {after:.2f} % pruned"))
-    if verdict.drop is not None:
-        digits = "pp" if verdict.metric == "top1" else ""
-        drop = verdict.drop
-        low, high = (f"{value:.2f}" if digits else number(value) for value in (drop.low, drop.high))
-        value = f"{drop.value:.2f}" if digits else number(drop.value)
-        name = "drop" if verdict.goal == "max" else f"rise of {verdict.metric}"
-        limits = "no interval" if math.isinf(drop.high) else f"two-sided 95 % interval {low} to {high}"
-        facts.append((name, f"{value} {digits}".strip() + f", {limits}"))
-    if verdict.flips is not None:
-        flips = verdict.flips
-        facts.append(
-            ("flips", f"{flips.lost:,} lost, {flips.won:,} won; McNemar's exact p {number(flips.mcnemar_p, 3)}")
-        )
-    worst = worst_classes(verdict)
-    if worst:
-        facts.append(("worst classes", worst))
-    if verdict.latency is not None:
-        timed = verdict.latency
-        times = f"{number(timed.dense_ms, 3)} ms dense, {number(timed.pruned_ms, 3)} ms pruned"
-        how = f"on {timed.device}, batch {timed.batch}, {timed.rounds} rounds in turns, noise {timed.noise:.1%}"
-        facts.append(("latency", f"{times} {how}"))
-    facts.append(("time", f"{verdict.seconds:.1f} s on {verdict.device}, seed {verdict.seed}"))
-    return facts
-
-
-def worst_classes(verdict: Verdict) -> str:
-    """The classes that lost most, in one line; empty where none lost."""
-    lost = [one for one in verdict.classes if one.drop.value > LOUD][:WORST]
-    return ", ".join(f"{one.label}: {one.drop.value:.1f} pp of {one.samples:,}" for one in lost)
-
-
-def shown(value: float, check: Check) -> str:
-    """A value in the unit of its limit."""
-    if check.unit == "pp":
-        return f"{value:.2f} pp"
-    if check.unit == "fraction":
-        return percent(value)
-    if check.unit == "bytes":
-        return size(int(value))
-    return number(value, 3)
-
-
-def interval(check: Check) -> str:
-    if check.low is None or check.high is None or math.isinf(check.high):
-        return "-"
-    low, high = (shown(value, check).removesuffix(" pp") for value in (check.low, check.high))
-    return f"{low} to {high}"
-
-
-def allowed(check: Check) -> str:
-    """``<= 0.5 pp``, the limit as it was meant: not rounded to what is measured."""
-    sign = ">=" if check.bound == "min" else "<="
-    if check.unit == "fraction":
-        return f"{sign} {100 * check.limit:g} %"
-    if check.unit == "bytes":
-        return f"{sign} {size(int(check.limit))}"
-    return f"{sign} {check.limit:g}{' pp' if check.unit == 'pp' else ''}"

@@ -1,4 +1,4 @@
-"""A tracker that fails is reported once and asked no more: it never stops a run."""
+"""The trackers of a run. A tracker that fails is reported once and then ignored: it never stops a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _FAILURES = (Exception, SystemExit)
 
 
 class Tracker(Protocol):
-    """What a service is told."""
+    """The methods that a tracker's file provides for a run."""
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, after so many optimiser steps."""
+        """Record numbers by name, after ``step`` optimizer steps."""
 
     def close(self) -> None:
-        """The run is over."""
+        """End the record of the run."""
 
 
 @runtime_checkable
@@ -39,12 +39,12 @@ class Trackers:
     """All trackers of a run.
 
     Args:
-        folder: where they may write.
-        run: what the run is called.
-        settings: by dotted key.
-        note: told of each that fails, once.
+        folder: the folder that they may write to.
+        run: the name of the run.
+        settings: the configuration by dotted key.
+        note: called once with a line about each tracker that fails.
 
-    UsageError where the package of one is not installed.
+    Raises UsageError if the package of a tracker is not installed.
     """
 
     def __init__(

@@ -25,5 +25,5 @@ class _Run:
 
 
 def open(folder: Path, run: str, settings: Mapping[str, Any]) -> _Run:
-    """A run of this name, with the settings as its parameters."""
+    """Start a run of this name, with the settings as its parameters."""
     return _Run(run, settings)

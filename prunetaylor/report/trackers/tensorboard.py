@@ -24,5 +24,5 @@ class _Writer:
 
 
 def open(folder: Path, run: str, settings: Mapping[str, Any]) -> _Writer:
-    """Event files in ``folder``/tensorboard."""
+    """Open event files in ``folder``/tensorboard."""
     return _Writer(folder)

@@ -23,5 +23,5 @@ class _Run:
 
 
 def open(folder: Path, run: str, settings: Mapping[str, Any]) -> _Run:
-    """A run of this name, with the settings as its configuration."""
+    """Start a run of this name, with the settings as its configuration."""
     return _Run(folder, run, settings)
