@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .support.console import say_json
 from .support.options import (
     State,
     arch_option,
@@ -24,6 +23,7 @@ from .support.options import (
     verbosity_options,
     words,
 )
+from .terminal.console import say_json
 
 if TYPE_CHECKING:
     from prunetaylor.core.errors import OutputError
@@ -111,7 +111,7 @@ def check(
     from prunetaylor.gate.check import check as judge
     from prunetaylor.gate.check import require_limits
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     require_limits(resolved.config)
     with reporter(state) as shown:
@@ -124,7 +124,7 @@ def check(
     else:
         from prunetaylor.report.terminal.verdict import print_verdict
 
-        from .support.console import console
+        from .terminal.console import console
 
         print_verdict(console(), verdict)
     if failed:

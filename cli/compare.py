@@ -9,8 +9,8 @@ import click
 from prunetaylor.core.errors import UsageError
 
 from .report import read_report, shown, write_page
-from .support.console import say_json
 from .support.options import examples, json_option, verbosity_options
+from .terminal.console import say_json
 
 
 @click.command(
@@ -37,7 +37,7 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
     from prunetaylor.report.html.comparison_page import compare_page
     from prunetaylor.report.terminal.comparison import print_comparison
 
-    from .support.console import console
+    from .terminal.console import console
 
     names = _names(folders)
     for folder, name, document in zip(folders, names, documents, strict=True):

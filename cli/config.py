@@ -8,8 +8,8 @@ import click
 
 from prunetaylor.core.errors import UsageError
 
-from .support.console import say_json, say_lines
 from .support.options import config_option, examples, json_option, read_configuration, split_words, words
+from .terminal.console import say_json, say_lines
 
 
 @click.command(

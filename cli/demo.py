@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from .support.console import say, say_json
 from .support.options import State, examples, json_option, seed_option, verbosity_options
+from .terminal.console import say, say_json
 
 
 @click.command(
@@ -38,7 +38,7 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
     """
     from prunetaylor.core.config.resolve import resolve
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     number = resolve(None, {}, [], {"seed": seed}).config.seed
     from prunetaylor.pipeline.demo import make

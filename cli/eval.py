@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from .support.console import say_json
 from .support.multiprocess import nproc_option, together
 from .support.options import (
     State,
@@ -24,6 +23,7 @@ from .support.options import (
     verbosity_options,
     words,
 )
+from .terminal.console import say_json
 
 
 @click.command(
@@ -67,7 +67,7 @@ def evaluate(
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.measurement import measure
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     start = time.monotonic()
     with reporter(state) as shown:
@@ -84,6 +84,6 @@ def evaluate(
         return
     from prunetaylor.report.terminal.run import print_side
 
-    from .support.console import console
+    from .terminal.console import console
 
     print_side(console(), side, job.warnings)

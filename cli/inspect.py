@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .support.console import say_json
 from .support.options import examples, json_option, verbosity_options
+from .terminal.console import say_json
 
 
 @click.command(
@@ -39,6 +39,6 @@ def inspect(model: Path, as_json: bool) -> None:
         return
     from prunetaylor.report.terminal.inspection import print_inspection
 
-    from .support.console import console
+    from .terminal.console import console
 
     print_inspection(console(), found)

@@ -34,9 +34,9 @@ from .inspect import inspect
 from .prune import prune
 from .report import report
 from .score import score
-from .support.console import forget_stdout, say, with_own_stdout
 from .support.options import State, refuse_repeated
 from .sweep import sweep
+from .terminal.console import forget_stdout, say, with_own_stdout
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed,

@@ -15,7 +15,6 @@ from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.pipeline.files.signals import stop_at_checkpoints
 
-from .support.console import console, say, say_json, say_path
 from .support.multiprocess import nproc_option, together
 from .support.options import (
     State,
@@ -34,6 +33,7 @@ from .support.options import (
     verbosity_options,
     words,
 )
+from .terminal.console import console, say, say_json, say_path
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.code import Trust
@@ -166,7 +166,7 @@ def prune(
 
 def _say_next(config: Config, outcome: PruneResult, folder: str) -> None:
     """Print what to do next, as commands that can be pasted."""
-    from .support.next_steps import lines, relative, steps
+    from .terminal.next_steps import lines, relative, steps
 
     say("")
     for line in lines(steps(click.get_current_context(), config, outcome, relative(folder))):
@@ -200,7 +200,7 @@ def _run(
     """
     from prunetaylor.pipeline.files.run_folder import RunFolder
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     config = resolved.config
     folder = RunFolder.create(
@@ -308,7 +308,7 @@ def _follow(state: State, resolved: Resolved, trust: Trust) -> None:
     from prunetaylor.pipeline.run import run
     from prunetaylor.runtime.processes.exchange import from_main
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
@@ -331,7 +331,7 @@ def _dry_run(state: State, resolved: Resolved, trust: Trust, as_json: bool) -> N
     from prunetaylor.pipeline.run import rehearse
     from prunetaylor.pipeline.time_estimate import estimate
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     if limits := asked(resolved.config.gate):
         require_limits(resolved.config)

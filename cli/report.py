@@ -15,8 +15,8 @@ from prunetaylor.core.json_file import read_json
 from prunetaylor.core.text import first_line
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 
-from .support.console import say_json, say_path
 from .support.options import examples, json_option, verbosity_options
+from .terminal.console import say_json, say_path
 
 
 @click.command(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from .support.console import say, say_json
 from .support.multiprocess import nproc_option, together
 from .support.options import (
     State,
@@ -25,6 +24,7 @@ from .support.options import (
     verbosity_options,
     words,
 )
+from .terminal.console import say, say_json
 
 
 @click.command(
@@ -83,7 +83,7 @@ def score(
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.score import run
 
-    from .support.progress import Logged, reporter
+    from .terminal.progress import Logged, reporter
 
     with reporter(state) as shown:
         progress = Logged(shown, None)
@@ -96,7 +96,7 @@ def score(
 
         say_json(scores_to_json(scores, resolved.config.model_dump()))
         return
-    from .support.console import console
+    from .terminal.console import console
 
     if state.verbosity < 0:
         say("none" if scores.trusted_to is None else f"{100 * scores.trusted_to:g}%")

@@ -30,7 +30,7 @@ from .support.sweep_target import SweepTarget, command_to_continue, find_sweep
 if TYPE_CHECKING:
     from prunetaylor.sweep.engine_context import EngineFailed
 
-    from .support.live_table import LiveTable
+    from .terminal.live_table import LiveTable
 
 
 @click.command(
@@ -189,7 +189,7 @@ def _lead(
 @contextmanager
 def _display(state: State, target: SweepTarget, folder: Path, storage: str | None) -> Iterator[LiveTable]:
     """Show a sweep while it runs: notes first, then its trials; and how to continue it if it is interrupted."""
-    from .support.live_table import LiveTable
+    from .terminal.live_table import LiveTable
 
     sweep = target.sweep
     with LiveTable(folder, [one.name for one in sweep.objectives], state.verbosity) as table:

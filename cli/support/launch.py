@@ -23,7 +23,7 @@ from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.place import ALIVE, LISTEN, LOST
 from prunetaylor.runtime.python_process import python
 
-from .console import result_descriptor
+from ..terminal.console import result_descriptor
 
 GRACE = 30.0
 """Seconds to end in, after a signal or another process's failure."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from prunetaylor.core.errors import OutputError, TrialsFailed, UsageError
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 
-from .console import console, say, say_json, say_lines, say_path
+from ..terminal.console import console, say, say_json, say_lines, say_path
 from .sweep_target import command_to_continue
 
 if TYPE_CHECKING:

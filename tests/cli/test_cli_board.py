@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from prunetaylor.cli.support.live_table import LiveTable
+from prunetaylor.cli.terminal.live_table import LiveTable
 from prunetaylor.core.results.sweep import Trial
 
 _CODE = """
 from pathlib import Path
-from prunetaylor.cli.support.live_table import LiveTable
+from prunetaylor.cli.terminal.live_table import LiveTable
 from prunetaylor.core.results.sweep import Trial
 
 def trials(*states):

@@ -188,7 +188,7 @@ def _on_a_terminal(code: str, **variables: str) -> str:
 
 _PROGRESS = """
 from prunetaylor.cli.support.options import State
-from prunetaylor.cli.support.progress import reporter
+from prunetaylor.cli.terminal.progress import reporter
 with reporter(State()) as shown:
     shown.phase("calibrate", 3)
     for _ in range(3):

@@ -281,7 +281,7 @@ def test_a_sweep_is_read_led_and_ranked_without_torch() -> None:
     code = """
 import sys
 import prunetaylor.sweep.leader, prunetaylor.sweep.results, prunetaylor.sweep.worker
-import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.support.live_table
+import prunetaylor.report.terminal.sweep, prunetaylor.report.pareto, prunetaylor.cli.terminal.live_table
 from prunetaylor.core import registry
 from prunetaylor.sweep.engines import load_engine
 for name in registry.names(registry.ENGINES):

@@ -17,8 +17,8 @@ from prunetaylor.core.progress import Detail, PhaseProgress
 from prunetaylor.core.progress import Logged as Logged
 from prunetaylor.core.text import duration
 
+from ..support.options import State
 from . import console as screen
-from .options import State
 
 EVERY = 10.0
 """Seconds between two lines of one phase, where nothing moves in place."""

@@ -19,7 +19,7 @@ import click
 
 from prunetaylor.core.text import neutral, neutral_lines
 
-from .options import State
+from ..support.options import State
 
 if TYPE_CHECKING:
     from rich.console import Console

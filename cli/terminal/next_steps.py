@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import is_pair
+from ..support.options import is_pair
 
 if TYPE_CHECKING:
     from prunetaylor.core.config.schema import Config
