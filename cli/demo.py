@@ -37,8 +37,9 @@ def demo(state: State, output: Path, force: bool, seed: str | None, as_json: boo
     The file names its network and data, so that `prunetaylor prune model.pt` needs no other argument.
     """
     from prunetaylor.core.config.resolve import resolve
+    from prunetaylor.core.progress import Logged
 
-    from .terminal.progress import Logged, reporter
+    from .terminal.progress import reporter
 
     number = resolve(None, {}, [], {"seed": seed}).config.seed
     from prunetaylor.pipeline.demo import make

@@ -13,7 +13,7 @@ import click
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pipeline.files.signals import Terminated
 
-from .support.completion import of_words
+from .support.completion import complete_words
 from .support.options import (
     State,
     config_option,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--vary",
     multiple=True,
     metavar="KEY=V,V",
-    shell_complete=of_words,
+    shell_complete=complete_words,
     help="Try each of these values of a setting (with MODEL).",
 )
 @method_option

@@ -1,5 +1,5 @@
-"""Completion of a command line by the shell. It imports no torch and runs none of the user's code: networks' names are
-read from the sources of torchvision and timm, functions' names from the user's files.
+"""Completion by the shell. It imports no torch and runs none of the user's code: the names of networks are read from
+the sources of torchvision and timm, those of functions from the user's files.
 
 Switch it on with ``eval "$(_PRUNETAYLOR_COMPLETE=bash_source prunetaylor)"``, or with zsh_source or fish_source.
 """
@@ -18,12 +18,12 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 _REGISTERED = re.compile(r"@register_model\b(?:\((?:name=)?(?:[\"'](\w+)[\"'])?\))?.*?\bdef (\w+)", re.DOTALL)
-"""How torchvision and timm declare their networks."""
+"""The way in which torchvision and timm declare their networks."""
 _FILES = 'COMPREPLY+=($(compgen {} -- "$value"))\n            compopt -o filenames'
 
 
-def of_setting(key: str) -> Complete:
-    """The values of a setting, for the option that stands for it."""
+def complete_setting(key: str) -> Complete:
+    """Return a function that completes the values of a setting, for the option that stands for it."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return _values(key, incomplete)
@@ -31,8 +31,8 @@ def of_setting(key: str) -> Complete:
     return complete
 
 
-def of_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Sections, their keys, the values of one behind its equals sign (or the comma of a list), and files."""
+def complete_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete sections, keys, files and, after an equals sign or the comma of a list, values."""
     from prunetaylor.core.config.keys import leaves
 
     key, equals, value = incomplete.partition("=")
@@ -43,7 +43,7 @@ def of_words(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
             for one in _values(key, last)
         ]
     known = {f"{name}=": info.description or "" for name, info in leaves() if name.startswith(incomplete)}
-    if "." not in incomplete:  # eighty keys at once help nobody
+    if "." not in incomplete:  # a list of all eighty keys would be too long
         inner = {f"{word.partition('.')[0]}.": "settings" for word in known if "." in word}
         known = inner | {word: meaning for word, meaning in known.items() if "." not in word}
     return [*(CompletionItem(word, help=help) for word, help in known.items()), CompletionItem(incomplete, type="file")]
@@ -68,7 +68,7 @@ def _values(key: str, incomplete: str) -> list[CompletionItem]:
 
 
 def _specs(key: str, incomplete: str) -> list[CompletionItem]:
-    """Networks (``model.arch``) or samples (``data.source``)."""
+    """Complete the name of a network (``model.arch``) or of samples (``data.source``)."""
     scheme, colon, _ = incomplete.partition(":")
     if not colon:
         networks, samples = "torchvision: timm: builtin:", "digits none torchvision: folder: arrays:"
@@ -89,7 +89,7 @@ def _starting(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
 
 
 def _functions(incomplete: str, words: Iterable[str] = ()) -> list[CompletionItem]:
-    """Files, and behind the colon the functions and classes of a Python file, which is read and not run."""
+    """Complete files, and after a colon the functions and classes of a Python file, which is not run."""
     file, colon, _ = incomplete.rpartition(":")
     if not colon:
         return [*_starting(words, incomplete), CompletionItem(incomplete, type="file")]
@@ -102,7 +102,7 @@ def _functions(incomplete: str, words: Iterable[str] = ()) -> list[CompletionIte
 
 
 def _networks(package: str, folder: str) -> list[str]:
-    """Names of the networks that a package declares, where it is installed."""
+    """Return the names of the networks that a package declares; none where it is not installed."""
     root = _sources(package)
     texts = (
         (file.read_text(encoding="utf-8", errors="replace") for file in (root / folder).rglob("*.py")) if root else ()
@@ -111,7 +111,7 @@ def _networks(package: str, folder: str) -> list[str]:
 
 
 def _data_sets() -> list[str]:
-    """Names of torchvision's data sets."""
+    """Return the names of torchvision's data sets."""
     root = _sources("torchvision")
     text = (root / "datasets" / "__init__.py").read_text(encoding="utf-8") if root else ""
     exported = re.search(r"__all__ = \(([^)]*)\)", text)
@@ -119,15 +119,15 @@ def _data_sets() -> list[str]:
 
 
 def _sources(package: str) -> Path | None:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
 class _Bash(BashComplete):
-    """bash splits words at ``=`` and ``:``; here they are whole again, and only what follows the last sign goes back.
+    """Completion for bash, which splits words at ``=`` and ``:``: this joins them, and returns only the last part.
 
-    Nothing is put behind a word that something must follow. Files stand beside keys, not in place of them.
+    No blank follows a word that is incomplete. Files are offered beside keys, not in place of them.
     """
 
     source_template = (
@@ -146,7 +146,7 @@ class _Bash(BashComplete):
                 whole[-1] += word
             else:
                 whole.append(word)
-        # of --option=value click completes the value
+        # in --option=value click completes the value
         value = whole[-1].partition("=")[2] if whole[-1].startswith("--") else whole[-1]
         self._cut = max(value.rfind("="), value.rfind(":")) + 1
         return whole[:-1], whole[-1]

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they become."""
+"""Options that several commands share, and the configuration that they give."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import click
 
 from prunetaylor.core.errors import UsageError
 
-from .completion import of_setting, of_words
+from .completion import complete_setting, complete_words
 
 if TYPE_CHECKING:
-    from prunetaylor.core.config.code import Trust
     from prunetaylor.core.config.resolve import Resolved
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,52 +24,67 @@ _SETTING = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 @dataclass
 class State:
-    """What all commands and the error handler must know of a command line."""
+    """Facts about a command line that all commands and the error handler need."""
 
     verbosity: int = 0  # 0 is normal, -1 quiet, 2 shows tracebacks
-    remedy: str = ""  # of whatever ends the command
-    arguments: tuple[str, ...] = ()  # all words of it
-    last: bool = False  # whether the process ends with the command
-    main: bool = True  # whether this is the process that prints and writes, of several
+    remedy: str = ""  # shown with whatever error ends the command
+    arguments: tuple[str, ...] = ()  # all words of the command line
+    last: bool = False  # the process ends with the command
+    main: bool = True  # this process prints and writes, of several that share the work
+
+
+class Setting(click.Option):
+    """An option that stands for a setting of the configuration, ``key``."""
+
+    def __init__(self, names: Sequence[str], *, key: str, **attributes: Any) -> None:
+        super().__init__(names, shell_complete=complete_setting(key), **attributes)
+        self.key = key
+
+
+def setting_option(*names: str, key: str, metavar: str, help: str) -> Callable[[F], F]:
+    """Return a decorator that adds an option for the setting ``key``."""
+    return click.option(*names, cls=Setting, key=key, metavar=metavar, help=help)
 
 
 def words(metavar: str) -> Callable[[F], F]:
-    """MODEL and KEY=VALUE, in any order."""
-    return click.argument("words", cls=_Words, nargs=-1, metavar=metavar, shell_complete=of_words)
+    """Return a decorator that adds the arguments: MODEL and KEY=VALUE, in any order."""
+    return click.argument("words", cls=_Words, nargs=-1, metavar=metavar, shell_complete=complete_words)
 
 
 config_option = click.option(
     "-c", "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML file of settings."
 )
-arch_option = click.option(
+arch_option = setting_option(
     "--arch",
+    key="model.arch",
     metavar="SPEC",
-    shell_complete=of_setting("model.arch"),
     help="The network: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  "
     "[default: what the checkpoint names, else matched by its tensors]",
 )
-data_option = click.option(
+data_option = setting_option(
     "--data",
+    key="data.source",
     metavar="SPEC",
-    shell_complete=of_setting("data.source"),
     help="The samples: digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none.  "
     "[default: what the checkpoint names]",
 )
-method_option = click.option(
+method_option = setting_option(
     "--method",
+    key="prune.method",
     metavar="NAME",
-    shell_complete=of_setting("prune.method"),
     help="How weights are scored: exact_obs, obs, magnitude...; `prunetaylor config prune.method` lists all.  "
     "[default: auto]",
 )
-device_option = click.option(
+device_option = setting_option(
     "--device",
+    key="device",
     metavar="NAME",
-    shell_complete=of_setting("device"),
     help="cpu, cuda, cuda:1, mps.  [default: auto, the first available of cuda, mps, cpu]",
 )
-seed_option = click.option("--seed", metavar="N", help="Random seed.  [default: 0]")
-memory_option = click.option("--memory", metavar="SIZE", help="Maximum memory: 3GiB, 500MB.  [default: what is free]")
+seed_option = setting_option("--seed", key="seed", metavar="N", help="Random seed.  [default: 0]")
+memory_option = setting_option(
+    "--memory", key="memory", metavar="SIZE", help="Maximum memory: 3GiB, 500MB.  [default: the free memory]"
+)
 json_option = click.option(
     "--json",
     "as_json",
@@ -94,7 +108,7 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: int) -> in
 
 
 def verbosity_options(function: F) -> F:
-    """-q and -v; what they set is in State."""
+    """Add -q and -v, which set ``State.verbosity``."""
     quiet = click.option(
         "-q",
         "--quiet",
@@ -115,10 +129,10 @@ def verbosity_options(function: F) -> F:
 
 
 def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Sequence[str]) -> None:
-    """UsageError where an option that takes one value is given two different ones."""
+    """Raise UsageError where an option for one value is given two different ones."""
     once = [p for p in command.params if isinstance(p, click.Option) and not (p.multiple or p.is_flag or p.count)]
     for option in once:
-        option.multiple = True  # for this parser, which then collects all values
+        option.multiple = True  # so that this parser collects all values
     try:
         parser = command.make_parser(click.Context(command, parent=ctx, **command.context_settings))
     finally:
@@ -126,7 +140,7 @@ def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Seque
             option.multiple = False
     try:
         given, _, _ = parser.parse_args(args=list(arguments))
-    except click.UsageError:  # the command's own parser says it
+    except click.UsageError:  # the command's own parser will raise it
         return
     for option in once:
         values = list(dict.fromkeys(given.get(str(option.name)) or ()))
@@ -136,29 +150,29 @@ def refuse_repeated(command: click.Command, ctx: click.Context, arguments: Seque
 
 
 class _Model(str):
-    """A word that follows ``--``: it is MODEL, whatever it looks like."""
+    """A word after ``--``, which is MODEL even if it looks like KEY=VALUE."""
 
 
 class _Words(click.Argument):
-    """The words of a command line, those after ``--`` marked as what they are."""
+    """The arguments of a command line; those after ``--`` become ``_Model``."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
-        found: tuple[str, ...] = super().process_value(ctx, value) or ()
+        words: tuple[str, ...] = super().process_value(ctx, value) or ()
         state = ctx.find_object(State)
         given = () if state is None else state.arguments
         after = len(given) - given.index("--") - 1 if "--" in given else 0
-        after = min(after, len(found))
-        return (*found[: len(found) - after], *map(_Model, found[len(found) - after :]))
+        after = min(after, len(words))
+        return (*words[: len(words) - after], *map(_Model, words[len(words) - after :]))
 
 
 def examples(*lines: str, before: str = "") -> str:
-    """The end of a command's help: paragraphs whose lines click leaves as they are."""
+    """Return the examples at the end of a command's help, whose lines click does not rewrap."""
     shown = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
     return f"\b\n{before}\n\n{shown}" if before else shown
 
 
 def is_pair(word: str) -> bool:
-    """Return whether a word is KEY=VALUE: no name of a file that exists, and no word after ``--``."""
+    """Return whether a word is KEY=VALUE, and neither an existing file nor a word after ``--``."""
     return _SETTING.match(word) is not None and not isinstance(word, _Model) and not _exists(word)
 
 
@@ -170,12 +184,12 @@ def _exists(word: str) -> bool:
 
 
 def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
-    """MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` and what exists are files."""
+    """Return MODEL (None where there is none) and the KEY=VALUE words. ``./a=b.pt`` and existing paths are files."""
     pairs = [word for word in given if is_pair(word)]
     others = [word for word in given if not is_pair(word)]
     if len(others) > 1:
         raise UsageError(
-            f"unexpected argument {others[1]!r}: MODEL is {others[0]!r} already",
+            f"unexpected argument {others[1]!r}: MODEL is already {others[0]!r}",
             "give one MODEL, then settings as KEY=VALUE, such as prune.sparsity=0.8",
         )
     return (others[0] if others else None), pairs
@@ -184,7 +198,7 @@ def split_words(given: Sequence[str]) -> tuple[str | None, list[str]]:
 def read_configuration(
     given: Sequence[str], file: Path | None, flags: dict[str, str | None], *, model_needed: bool = True
 ) -> Resolved:
-    """The resolved configuration of a command line. UsageError where MODEL is named nowhere, or is no file."""
+    """Return the resolved configuration of a command line. UsageError where MODEL is missing, or is no file."""
     from prunetaylor.core.config.resolve import resolve
     from prunetaylor.network.checkpoint.paths import find_file
 
@@ -197,10 +211,3 @@ def read_configuration(
         command = click.get_current_context().command_path
         raise UsageError("no MODEL given", f"name the checkpoint: {command} model.pt (`prunetaylor demo` makes one)")
     return resolved
-
-
-def trusted(resolved: Resolved, trust_code: bool) -> Trust:
-    """Return the code that may be imported: what the user's own configuration names, or all with ``--trust-code``."""
-    from prunetaylor.core.config.code import Trust
-
-    return Trust.of(resolved.config.model_dump(), everything=trust_code)

@@ -1,120 +1,105 @@
-"""Progress on stderr: bars on a terminal; on a pipe, or with CI set, one plain line a phase."""
+"""Progress on stderr: bars on a terminal; on a pipe, or with CI set, one plain line per phase."""
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Task as Bar
 from rich.table import Column
 from rich.text import Text
 
 from prunetaylor.core import progress
 from prunetaylor.core.progress import Detail, PhaseProgress
-from prunetaylor.core.progress import Logged as Logged
 from prunetaylor.core.text import duration
 
 from ..support.options import State
-from . import console as screen
+from .console import console, one_line
 
-EVERY = 10.0
-"""Seconds between two lines of one phase, where nothing moves in place."""
-
-
-class Reporter(progress.Progress, Protocol):
-    """Progress that is shown while its context is open."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None
-    ) -> None: ...
+INTERVAL = 10.0
+"""Seconds between two lines of one phase."""
 
 
-def reporter(state: State) -> Reporter:
-    """What fits stderr and the verbosity (negative: nothing); of several processes one shows it."""
+def reporter(state: State) -> AbstractContextManager[progress.Progress]:
+    """Return the progress that suits stderr and the verbosity; of several processes only the main one shows any."""
     if not state.main:
-        return Quiet()
+        return nullcontext(progress.Silent())
     if state.verbosity < 0:
-        return Warnings()
-    console = screen.console(stderr=True)
-    bars = console.is_terminal and not os.environ.get("CI") and not console.is_dumb_terminal
-    shown = Bars(console) if bars else Lines()
-    shown.details = state.verbosity > 0
-    return shown
+        return nullcontext(Warnings())
+    terminal = console(stderr=True)
+    if terminal.is_terminal and not os.environ.get("CI") and not terminal.is_dumb_terminal:
+        return Bars(terminal, details=state.verbosity > 0)
+    return nullcontext(Lines(details=state.verbosity > 0))
 
 
-class Quiet(progress.Silent):
-    """Shows nothing."""
+class Warnings(progress.Silent):
+    """Shows warnings only: each once, and in red where the terminal has colours."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
-        pass
-
-
-class Warnings(Quiet):
-    """Shows warnings only: each once, and in red where there are colours. ``details``: notes for close looks too."""
-
-    details = False
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._warnings = console or screen.console(stderr=True, soft_wrap=True)
-        self._warned: set[str] = set()
+    def __init__(self, terminal: Console | None = None) -> None:
+        self._terminal = terminal or console(stderr=True, soft_wrap=True)
+        self._warnings: set[str] = set()
 
     def warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._warnings.print(Text(f"warning: {screen.one_line(text)}", style="bold red"))
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._terminal.print(Text(f"warning: {one_line(text)}", style="bold red"))
 
 
 class Lines(Warnings):
-    """One line when a phase starts, with the seconds since the beginning; one line a note; one every ten seconds while
-    a phase with a count goes on."""
+    """Prints lines: one when a phase starts, one for a note, and one every ten seconds of a phase with a known length.
 
-    def __init__(self) -> None:
+    Each line starts with the seconds since the start. ``details`` shows the notes for -v as well.
+    """
+
+    def __init__(self, *, details: bool) -> None:
         super().__init__()
-        self._console = screen.console(stderr=True, soft_wrap=True, no_color=True)
-        self._start = self._told = time.monotonic()
+        self._console = console(stderr=True, soft_wrap=True, no_color=True)
+        self._details = details
+        self._start = self._last_line = time.monotonic()
         self._phase = PhaseProgress()
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._phase = PhaseProgress(name, total)
-        self._line(name)
+        self._print(name)
 
     def step(self, detail: str = "") -> None:
         self._phase.step()
-        self._while()
+        self._print_share()
 
-    def part(self, done: int, total: int) -> None:
-        self._phase.part(done, total)
-        self._while()
+    def part(self, completed: int, total: int) -> None:
+        self._phase.part(completed, total)
+        self._print_share()
 
     def note(self, text: str) -> None:
-        if self.details or not isinstance(text, Detail):
-            self._line(f"note: {text}")
+        if self._details or not isinstance(text, Detail):
+            self._print(f"note: {text}")
 
-    def _while(self) -> None:
-        if self._phase.total and time.monotonic() - self._told >= EVERY:
-            left = self._phase.remaining()
-            said = f", about {duration(left)} left" if left is not None else ""
-            self._line(f"{self._phase.name}: {self._phase.share:.0%}{said}")
+    def _print_share(self) -> None:
+        if self._phase.total and time.monotonic() - self._last_line >= INTERVAL:
+            seconds = self._phase.remaining()
+            estimate = f", about {duration(seconds)} left" if seconds is not None else ""
+            self._print(f"{self._phase.name}: {self._phase.share:.0%}{estimate}")
 
-    def _line(self, text: str) -> None:
-        self._told = time.monotonic()
-        self._console.print(f"[{self._told - self._start:7.1f} s] {screen.one_line(text)}")
+    def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(f"[{self._last_line - self._start:7.1f} s] {one_line(text)}")
 
 
 class Bars(Warnings):
-    """A bar a phase; a finished phase leaves its line behind. Nothing is wider than the terminal."""
+    """Shows a bar for each phase, no wider than the terminal; a finished phase keeps its line.
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._console = console
+    ``details`` shows the notes for -v as well.
+    """
+
+    def __init__(self, terminal: Console, *, details: bool) -> None:
+        super().__init__(terminal)
+        self._console = terminal
+        self._details = details
         self._bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
             BarColumn(bar_width=16),
@@ -126,13 +111,13 @@ class Bars(Warnings):
                 markup=False,
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             ),
-            console=console,
+            console=terminal,
             expand=True,
         )
-        self._task: TaskID | None = None
+        self._bar: TaskID | None = None
         self._phase = PhaseProgress()
         self._detail = ""
-        self._ends: float | None = None  # when the run is expected to
+        self._expected_end: float | None = None  # of the whole run
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -141,58 +126,58 @@ class Bars(Warnings):
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, at: TracebackType | None) -> None:
         if err is None:
             self._finish()
-        elif self._task is not None:
-            self._bars.stop_task(self._task)
+        elif self._bar is not None:
+            self._bars.stop_task(self._bar)
         self._bars.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
         self._finish()
         self._phase, self._detail = PhaseProgress(name, total), ""
-        self._task = self._bars.add_task(f"{screen.one_line(name):<26.26}", total=total, detail="")
+        self._bar = self._bars.add_task(f"{one_line(name):<26.26}", total=total, detail="")
 
     def step(self, detail: str = "") -> None:
         self._phase.step()
-        self._detail = screen.one_line(detail) or self._detail
-        self._show()
+        self._detail = one_line(detail) or self._detail
+        self._update()
 
-    def part(self, done: int, total: int) -> None:
-        self._phase.part(done, total)
+    def part(self, completed: int, total: int) -> None:
+        self._phase.part(completed, total)
         if self._phase.total:
-            self._show()
+            self._update()
 
     def expect(self, seconds: float) -> None:
-        self._ends = time.monotonic() + seconds
+        self._expected_end = time.monotonic() + seconds
 
     def note(self, text: str) -> None:
-        if self.details or not isinstance(text, Detail):
-            self._console.print(Text(f"note: {screen.one_line(text)}"))
+        if self._details or not isinstance(text, Detail):
+            self._console.print(Text(f"note: {one_line(text)}"))
 
-    def _show(self) -> None:
-        if self._task is None:
+    def _update(self) -> None:
+        if self._bar is None:
             return
-        left, said = self._phase.remaining(), []
-        if left is not None:
-            said.append(f"{duration(left)} left")
-        if self._ends is not None:
-            run = max(self._ends - time.monotonic(), left or 0.0)
-            if run > 1.5 * (left or 0.0) + 1:
-                said.append(f"run {duration(run)}")
-        text = ", ".join([*said, *([self._detail] if self._detail else [])])
-        self._bars.update(self._task, completed=self._phase.completed, detail=text)
+        seconds, texts = self._phase.remaining(), []
+        if seconds is not None:
+            texts.append(f"{duration(seconds)} left")
+        if self._expected_end is not None:
+            run = max(self._expected_end - time.monotonic(), seconds or 0.0)
+            if run > 1.5 * (seconds or 0.0) + 1:
+                texts.append(f"run {duration(run)}")
+        text = ", ".join([*texts, *([self._detail] if self._detail else [])])
+        self._bars.update(self._bar, completed=self._phase.completed, detail=text)
 
     def _finish(self) -> None:
-        """A phase without a count is done with its one step; a bar that is full stops its clock."""
-        if self._task is None:
+        """Fill the bar of the phase and stop its clock; a phase without a count has one step."""
+        if self._bar is None:
             return
-        task = next(one for one in self._bars.tasks if one.id == self._task)
-        total = task.total or max(task.completed, 1)
-        self._bars.update(self._task, total=total, completed=total, detail="")
-        self._bars.stop_task(self._task)
-        self._task = None
+        bar = next(one for one in self._bars.tasks if one.id == self._bar)
+        total = bar.total or max(bar.completed, 1)
+        self._bars.update(self._bar, total=total, completed=total, detail="")
+        self._bars.stop_task(self._bar)
+        self._bar = None
 
 
 class _Count(ProgressColumn):
-    """Steps done of all; nothing where nobody knows how many there are."""
+    """Shows how many steps of all are done; nothing for a phase of unknown length."""
 
-    def render(self, task: Task) -> Text:
-        return Text(f"{int(task.completed)}/{int(task.total)}" if task.total else "", style="progress.download")
+    def render(self, bar: Bar) -> Text:
+        return Text(f"{int(bar.completed)}/{int(bar.total)}" if bar.total else "", style="progress.download")

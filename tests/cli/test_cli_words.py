@@ -49,7 +49,7 @@ def test_what_follows_two_dashes_is_the_model_though_it_is_not_there(here: Path,
     assert "no such file: prune.sparsity=0.5" in stderr
     code, _, stderr = inline("eval", "net.pt", *_NETWORK, "--", "seed=1")
     assert code == 2
-    assert "MODEL is 'net.pt' already" in stderr
+    assert "MODEL is already 'net.pt'" in stderr
 
 
 def test_near_names_ignore_case_and_are_never_the_name_itself(inline) -> None:
