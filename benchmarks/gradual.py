@@ -23,7 +23,7 @@ import torch
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
-from prunetaylor.pipeline.finetuning.loop import Finetuning
+from prunetaylor.pipeline.finetuning.epoch_selection import EpochSelector
 from prunetaylor.pipeline.job import open_job
 from prunetaylor.pipeline.run import run
 
@@ -77,7 +77,13 @@ def measure(checkpoint: str, data: str, goal: str, way: str, seed: int) -> None:
     }
     config = from_values(values | WAYS[way]).config
     job = open_job(config, trust=Trust(everything=True), progress=Silent())
-    with patch.object(Finetuning, "_look_before", lambda self: None) if way == TRAINED else nullcontext():
+    offer = EpochSelector.offer
+
+    def offer_epochs(self: EpochSelector, epoch: int, *rest: Any) -> None:
+        if epoch:
+            offer(self, epoch, *rest)
+
+    with patch.object(EpochSelector, "offer", offer_epochs) if way == TRAINED else nullcontext():
         outcome = run(job, Silent())
     [said] = [line for line in outcome.choices if line.startswith("validation: ")]
     row = {

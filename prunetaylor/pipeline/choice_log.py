@@ -20,6 +20,10 @@ class ChoiceLog:
             self.lines.append(text)
             self._progress.note(text)
 
+    def record(self, text: str) -> None:
+        """Add a line that the user is told of by a warning."""
+        self.lines.append(text)
+
     def state_dict(self) -> list[str]:
         return list(map(str, self.lines))
 

@@ -10,20 +10,19 @@ from torch import Tensor
 from prunetaylor.core.results.judgement import assess
 from prunetaylor.core.results.outcome import (
     Drop,
-    Epoch,
     LayerResult,
     Memory,
     NetworkStats,
     PruneResult,
     Sparsity,
     Time,
-    Unfinished,
 )
 from prunetaylor.measure.chance import constant_answer
 from prunetaylor.measure.comparison import compare_networks, loss_rise
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.pipeline.checks.sanity import pruned_alerts
 from prunetaylor.pipeline.files.input_hashes import input_hashes
+from prunetaylor.pipeline.finetuning.loop import FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.stages.loop import Stages
 
@@ -34,15 +33,6 @@ class Measurement:
 
     evaluation: Evaluation | None
     stats: NetworkStats
-
-
-@dataclass(frozen=True)
-class FinetuningResult:
-    """What fine-tuning came to; a run without epochs has the default."""
-
-    epochs: list[Epoch]
-    choices: list[str]
-    unfinished: Unfinished | None = None
 
 
 def make_outcome(

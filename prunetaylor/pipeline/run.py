@@ -19,11 +19,12 @@ from prunetaylor.network.state import copied, fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers, warn_if_at_chance
 from prunetaylor.pipeline.files.resume import restoring
-from prunetaylor.pipeline.finetuning.loop import Finetuning, gradual_levels
+from prunetaylor.pipeline.finetuning.gradual import gradual_levels
+from prunetaylor.pipeline.finetuning.loop import Finetuning, FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
 from prunetaylor.pipeline.memory_plan import Plan, make_plan
-from prunetaylor.pipeline.outcome import FinetuningResult, Measurement, make_outcome
+from prunetaylor.pipeline.outcome import Measurement, make_outcome
 from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pipeline.time_estimate import estimate
@@ -147,10 +148,9 @@ class _Run:
 
     def _finetune(self) -> FinetuningResult:
         if self.finetuning is None:
-            return FinetuningResult([], [])
+            return FinetuningResult()
         with self.clock.time("fine-tune"):
-            epochs = self.finetuning.run(self.saved.get("finetuning"))
-        return FinetuningResult(epochs, self.finetuning.choices, self.finetuning.unfinished)
+            return self.finetuning.run(self.saved.get("finetuning"))
 
     def _measure_pruned(self) -> Measurement:
         job, module = self.job, self.job.network.module

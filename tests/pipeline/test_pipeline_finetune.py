@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,11 @@ from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
 from prunetaylor.data.samples import BatchShard, draw
-from prunetaylor.network.state import snapshot
-from prunetaylor.pipeline.finetuning.loop import Finetuning
+from prunetaylor.pipeline.finetuning.epoch_selection import EpochSelector
 from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import Average, Rates
-from prunetaylor.pruning.training.train import Training, TrainState
 from support.networks import ConvNet, mlp, trained
 from support.runs import TRAIN, assert_truthful, quick, same_bits, top1
 from support.samples import Pair, curve, quadrants
@@ -55,20 +54,32 @@ def test_fine_tuning_wins_back_what_pruning_lost_and_zeros_stay(conv: nn.Module,
     assert cut.epochs == []
 
 
+def without_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only epochs be chosen, not the network before them."""
+    offer = EpochSelector.offer
+
+    def offer_epochs(self: EpochSelector, epoch: int, *rest: Any) -> None:
+        if epoch:
+            offer(self, epoch, *rest)
+
+    monkeypatch.setattr(EpochSelector, "offer", offer_epochs)
+
+
 def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation samples that contradict the training make the first epoch the best, whatever the test says; better
-    still is the network before it, which is left out here."""
-    before = Finetuning._look_before
-    monkeypatch.setattr(Finetuning, "_look_before", lambda self: None)
+    """Validation samples that contradict the training make the first epoch the best, and the network before it still
+    better, whatever the test samples tell."""
     x, y = quadrants(80, 5)
     against = (x, (y + 1) % 4)
+    outcome = quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4)
+    same_bits(outcome, quick(conv, **CUT))
+    assert any("no epoch improved the network" in c for c in outcome.choices)
+    without_start(monkeypatch)
     outcome = quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4)
     values = [epoch.validation for epoch in outcome.epochs]
     assert values == sorted(values)
     assert values[0] < values[-1]
     assert mean_loss(outcome.module, against) == pytest.approx(values[0], rel=1e-5)
-    monkeypatch.setattr(Finetuning, "_look_before", before)
-    same_bits(quick(conv, **CUT, validation=against, metric="loss", finetune__epochs=4), quick(conv, **CUT))
+    monkeypatch.undo()
     for_it = quick(conv, **CUT, validation=(x, y), metric="top1", finetune__epochs=4)
     values = [epoch.validation for epoch in for_it.epochs]
     assert top1(for_it.module, (x, y)) == pytest.approx(max(values))
@@ -77,7 +88,7 @@ def test_the_best_epoch_on_the_validation_samples_is_restored(conv: nn.Module, m
 def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Finetuning, "_look_before", lambda self: None)  # nothing is left to choose between
+    without_start(monkeypatch)  # nothing is left to choose between
     train = from_python(TRAIN).train
     order = draw(train, len(train), torch.Generator().manual_seed(0))
     held, used = order[:24], order[24:]  # a tenth
@@ -150,20 +161,20 @@ def test_training_that_diverges_at_once_leaves_the_network_before_it(conv: nn.Mo
 def test_training_that_diverges_before_the_sparsity_asked_for_is_reached_keeps_what_it_had(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reach, before = Finetuning._reach, {}
+    offer, before = EpochSelector.offer_incomplete, {}
 
-    def telling(self: Finetuning, epoch: int) -> None:
-        reach(self, epoch)
-        before[epoch] = snapshot(self.job.network.module)
+    def telling(self: EpochSelector, epoch: int, *rest: Any) -> None:
+        offer(self, epoch, *rest)
+        before[epoch] = self.fallback
 
-    monkeypatch.setattr(Finetuning, "_reach", telling)
+    monkeypatch.setattr(EpochSelector, "offer_incomplete", telling)
     how = {"sparsity": 0.5, "prune__schedule": "linear", "prune__stages": 2, "data__batch_size": 32}
     outcome = quick(conv, **how, **WILD)
     assert outcome.sparsity.removed == round(0.25 * outcome.sparsity.prunable)
     assert outcome.epochs == []
     [stage] = outcome.stages
     assert stage.accepted
-    torch.testing.assert_close(dict(outcome.module.state_dict()), before[0], rtol=0, atol=0)
+    torch.testing.assert_close(dict(outcome.module.state_dict()), dict(before[0].weights), rtol=0, atol=0)
     short = outcome.unfinished
     assert short is not None
     assert re.match(
@@ -179,18 +190,18 @@ def test_of_a_gradual_schedule_the_last_good_epoch_is_kept_with_its_masks(
 ) -> None:
     how = {"sparsity": 0.6, "prune__schedule": "linear", "prune__stages": 6, "data__batch_size": 32}
     how |= {"finetune__epochs": 4, "prune__during": 4.0, "prune__method": "magnitude", "finetune__lr": 0.01}
-    ends = {}
-    end = Finetuning._end_epoch
+    offer, ends = EpochSelector.offer_incomplete, {}
 
-    def telling(self: Finetuning, training: Training, state: TrainState) -> None:
-        end(self, training, state)
-        ends[state.epoch] = snapshot(self.job.network.module), self.stages.removed
+    def telling(self: EpochSelector, epoch: int, *rest: Any) -> None:
+        offer(self, epoch, *rest)
+        ends[epoch] = self.fallback
 
-    monkeypatch.setattr(Finetuning, "_end_epoch", telling)
+    monkeypatch.setattr(EpochSelector, "offer_incomplete", telling)
     rate = Rates.__call__
     monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 17 else 1e30)
     outcome = quick(conv, **how)  # six steps an epoch; a stage comes after every fourth
-    weights, removed = ends[2]
+    weights, masks = dict(ends[2].weights), ends[2].masks
+    removed = sum(int((~mask).sum()) for mask in masks.values())
     assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]
     assert outcome.sparsity.removed == removed == sum(int((~mask).sum()) for mask in outcome.masks.values())
     torch.testing.assert_close(dict(outcome.module.state_dict()), weights, rtol=0, atol=0)
@@ -198,20 +209,6 @@ def test_of_a_gradual_schedule_the_last_good_epoch_is_kept_with_its_masks(
     assert outcome.histogram is None  # of the last stage, which does not stand
     assert outcome.unfinished is not None
     assert any("; epoch 2 is kept; " in line for line in outcome.choices)
-
-
-def test_a_result_no_better_than_an_answer_that_never_changes_is_said(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = {"prune__schedule": "linear", "prune__stages": 2, "data__batch_size": 32, "finetune__epochs": 2}
-
-    def said() -> list[str]:
-        choices = quick(conv, sparsity=0.5, **how).choices
-        return [line for line in choices if "that of an answer which never changes, 1e-06; lower finetune.lr" in line]
-
-    assert said() == []
-    monkeypatch.setattr(Training, "worst", property(lambda self: 1e-6))
-    assert len(said()) == 1
 
 
 def test_training_that_diverges_later_leaves_the_last_good_epoch(
@@ -325,42 +322,18 @@ def test_steps_that_training_follows_are_ranked_by_the_error_alone(
     assert said == [False, False]
 
 
-def test_where_training_makes_things_worse_the_network_before_it_stays(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = iter([80.0, 70.0])
-    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: next(seen))
-    monkeypatch.setattr(Finetuning, "_gain", lambda self, value: value if value in (80.0, 70.0) else 90.0)
-    outcome = quick(conv, **CUT, finetune__epochs=2)
-    same_bits(outcome, quick(conv, **CUT))
-    assert [epoch.validation for epoch in outcome.epochs] == [80.0, 70.0]
-    assert any("no epoch improved the network" in c for c in outcome.choices)
-
-
 def test_a_divergence_after_epochs_that_made_things_worse_leaves_the_network_before_them(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = Rates.__call__
-    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 14 else 1e30)
-    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: 70.0)
-    monkeypatch.setattr(Finetuning, "_gain", lambda self, value: value if value == 70.0 else 90.0)
-    outcome = quick(conv, **CUT, finetune__epochs=4, finetune__distill__weight=0.0)  # 6 steps an epoch
+    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 18 else 1e30)
+    x, y = quadrants(80, 5)
+    how = {**CUT, "validation": (x, (y + 1) % 4), "metric": "loss", "finetune__distill__weight": 0.0}
+    outcome = quick(conv, **how, finetune__epochs=4)  # 7 steps an epoch
     same_bits(outcome, quick(conv, **CUT))
     assert len(outcome.epochs) == 2
     [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
     assert "; the network before fine-tuning, better than any epoch, is kept; to continue" in said
-
-
-def test_the_epoch_that_is_kept_has_the_sparsity_asked_for(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    rate = Rates.__call__
-    monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 20 else 1e30)
-    seen = iter([90.0, 80.0, 70.0])  # the first epoch, with too many weights, is the best
-    monkeypatch.setattr(Finetuning, "_validate", lambda self, epoch: next(seen))
-    how = {"prune__schedule": "linear", "prune__stages": 2, "prune__during": 2.5, "finetune__distill__weight": 0.0}
-    outcome = quick(conv, **{**CUT, **how, "finetune__epochs": 4})
-    assert [epoch.sparsity < 0.85 - 1e-2 for epoch in outcome.epochs] == [True, False, False]
-    [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
-    assert "epoch 2 is kept" in said
 
 
 def test_an_average_with_a_removed_weight_in_it_is_an_error(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ _OF_NO_RESULT = (
     "track",
 )
 """Settings that may change: no result depends on them. The checkpoint, data and code are known by their hashes."""
-_FORM = 3
+_FORM = 4
 """Of what a state holds: raised with it, so that states from before are refused by name."""
 _SHOWN = 8
 

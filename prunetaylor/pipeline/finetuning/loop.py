@@ -1,30 +1,32 @@
-"""Fine-tuning after the last stage, or between the stages of a gradual schedule; the best epoch stays."""
+"""Fine-tuning after the last stage, or between the stages of a gradual schedule; the best epoch is kept."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunetaylor.core.errors import NumericsError, UsageError
+from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
 from prunetaylor.core.results.outcome import Alert, Epoch, Unfinished
 from prunetaylor.data import augment
-from prunetaylor.data.samples import Batches, Split
+from prunetaylor.data.samples import Split
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.state import restore, snapshot
+from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.files.resume import restoring
+from prunetaylor.pipeline.finetuning.epoch_selection import Candidate, EpochSelector
+from prunetaylor.pipeline.finetuning.gradual import GradualPruning, gradual_levels
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sampling.calibration import answered
+from prunetaylor.pipeline.sampling.calibration import pseudo_labelled
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.repair.masks import check_masks
-from prunetaylor.pruning.selection.schedule import gradual, pruning_steps, sparsities
 from prunetaylor.pruning.training.distillation import distillation_share
 from prunetaylor.pruning.training.divergence import LOOK_EVERY, Diverged
 from prunetaylor.pruning.training.optimizer import peak_lr, precision
@@ -32,15 +34,24 @@ from prunetaylor.pruning.training.train import Training, TrainState
 from prunetaylor.taylor.objective import Objective
 
 
+@dataclass(frozen=True)
+class FinetuningResult:
+    """The epochs of fine-tuning and the lines for the report; ``unfinished``: why the sparsity was not reached."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    unfinished: Unfinished | None = None
+
+
 class Finetuning:
-    """Trains what is left of ``job.network`` in place, and prunes it between steps where the schedule is gradual.
+    """Trains the kept weights of ``job.network`` in place, and prunes between steps where the schedule is gradual.
 
     Args:
-        dense: the network as it was, which teaches.
-        training: what is trained on.
-        validation: chooses between the epochs that have the sparsity asked for.
-        moment: called wherever the state may be kept.
-        watch: told what each epoch came to.
+        dense: the network as it was; it teaches where distillation is on.
+        training: the samples that are trained on.
+        validation: the samples that choose between the epochs that have the sparsity asked for.
+        checkpoint_point: called wherever the state may be saved.
+        monitor: told the result of each epoch.
     """
 
     def __init__(
@@ -52,24 +63,15 @@ class Finetuning:
         validation: Split,
         progress: Progress,
         checkpoint_point: Callable[[], None],
-        watch: ProgressMonitor = no_monitor,
+        monitor: ProgressMonitor = no_monitor,
     ) -> None:
-        self._watch = watch
-        self.job, self.stages, self.dense, self.progress, self.checkpoint_point = (
-            job,
-            stages,
-            dense,
-            progress,
-            checkpoint_point,
-        )
+        self.job, self.stages, self.dense, self.progress = job, stages, dense, progress
+        self._checkpoint_point, self._monitor = checkpoint_point, monitor
         self.epochs: list[Epoch] = []
-        self.choices: list[str] = []
-        # (how good, the epoch, its weights)
-        self._best: tuple[float, int, dict[str, Tensor]] | None = None
-        # While nothing has the sparsity asked for, the last that training came to: (epoch, weights, masks, stages).
-        self._reached: tuple[int, dict[str, Tensor], dict[str, Tensor], int] | None = None
-        self._ending = False
-        self.unfinished: Unfinished | None = None
+        self.choices = ChoiceLog(progress)
+        self._selector = EpochSelector(job.config.metric)
+        self._epoch_is_ending = False
+        self._unfinished: Unfinished | None = None
         self.options = job.config.finetune
         if not job.labelled:
             alone = self.options.distill.model_copy(update={"weight": 1.0})
@@ -79,187 +81,168 @@ class Finetuning:
         _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
         if not validation.labelled:
-            self._choose(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
-        self._chooser = job.batches(answered(job, dense, validation))
-        self._levels = gradual_levels(job, self._batches)
+            self.choices(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
+        self._validation = job.batches(pseudo_labelled(job, dense, validation))
+        self._gradual = GradualPruning(stages, gradual_levels(job, self._batches))
         self._objective_loss = self._loss()
         self.training: Training | None = None
 
-    def run(self, left: Mapping[str, Any] | None = None) -> list[Epoch]:
-        """Train, prune and choose; from ``left``, a state, on."""
-        if left is not None:
+    def run(self, saved: Mapping[str, Any] | None = None) -> FinetuningResult:
+        """Train, prune and choose the best epoch, or go on from a ``saved`` state."""
+        if saved is not None:
             with restoring():
-                self.choices = list(left["choices"])
+                self.choices.load_state_dict(saved["choices"])
         self._say_choices()
-        if left is None:
+        if saved is None:
             self._prune_at(0)
-            self._look_before()
-            self.checkpoint_point()
-        training = self._training()
-        if left is not None:
-            with restoring():
-                self.epochs = [Epoch(**epoch) for epoch in left["epochs"]]
-                self._best, self._reached = left["best"], left["reached"]
-                training.load_state_dict(left["training"], again=left["ending"])
-        self.training = training
+            self._validate_start()
+            self._checkpoint_point()
+        self.training = training = self._make_training()
+        if saved is not None:
+            self._load(training, saved)
         if self.stages.state.unfinished:
             self._prune_at(self.stages.state.train_steps)
-            self.checkpoint_point()
+            self._checkpoint_point()
         self.progress.phase("fine-tune", training.steps)
-        for _ in range(self.stages.state.train_steps - (left is not None and left["ending"])):
+        for _ in range(self.stages.state.train_steps - (saved is not None and saved["ending"])):
             self.progress.step()
-        self._start = time.perf_counter()
+        self._epoch_start = time.perf_counter()
         try:
             for state in training.run():
-                self._after(training, state)
+                self._follow(training, state)
         except Diverged as error:
-            self._stop_at(error)
-        if self._best is not None:
-            restore(self.job.network.module, self._best[2])
-            if self._best[1] == 0 and len(self.epochs) == self.job.epochs:
-                self._choose(
-                    "fine-tuning: no epoch improved the network, so it is kept as it was; try a lower finetune.lr"
-                )
-            self._say_no_better(training)
-        return self.epochs
+            self._stop(error)
+        if self._selector.best is not None:
+            self._finish(training, self._selector.best)
+        return FinetuningResult(self.epochs, self.choices.lines, self._unfinished)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """All that the steps to come depend on, at a ``checkpoint_point``; None where training has not begun."""
+        """Plain values and tensors; None before training has begun."""
         if self.training is None:
             return None
         return {
             "training": self.training.state_dict(),
             "epochs": [asdict(epoch) for epoch in self.epochs],
-            "best": self._best,
-            "reached": self._reached,
-            "ending": self._ending,
-            "choices": list(map(str, self.choices)),
+            "selection": self._selector.state_dict(),
+            "ending": self._epoch_is_ending,
+            "choices": self.choices.state_dict(),
         }
 
-    def _after(self, training: Training, state: TrainState) -> None:
-        """What is done between this step and the next."""
+    @restoring()
+    def _load(self, training: Training, saved: Mapping[str, Any]) -> None:
+        self.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        self._selector.load_state_dict(saved["selection"])
+        training.load_state_dict(saved["training"], again=saved["ending"])
+
+    def _follow(self, training: Training, state: TrainState) -> None:
+        """Report a step, end the epoch, and prune where the schedule says so."""
         self.stages.state.train(state.step)
         detail = f"epoch {state.epoch} of {self.job.epochs}"
-        if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):  # else training ends at its next look
+        # A loss that is not finite ends training at its next check.
+        if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):
             speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
             self.progress.measured(state.step, speed)
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")
         if state.epoch_done:
-            self._ending = True  # a state now, before the pass over what chooses, is of before it
-            self.checkpoint_point()
-            self._ending = False
+            self._epoch_is_ending = True  # a run that resumes from here evaluates the epoch again
+            self._checkpoint_point()
+            self._epoch_is_ending = False
             self._end_epoch(training, state)
-            self._watch("epoch", state.epoch, self.epochs[-1].validation)
+            self._monitor("epoch", state.epoch, self.epochs[-1].validation)
         if self._prune_at(state.step):
             self.progress.phase("fine-tune", training.steps - state.step)
-        self.checkpoint_point()
+        self._checkpoint_point()
 
-    def _look_before(self) -> None:
-        """What training starts from is a result too, where it has the sparsity asked for: epochs may be worse."""
+    def _validate_start(self) -> None:
+        """Offer the network before training as a result, as epochs may be worse."""
         if not self.stages.finished:
-            self._reach(0)
+            self._offer_incomplete(0)
             return
         try:
-            value = evaluate(self.job.network.module, self._chooser, self.job.task).metrics[self.job.config.metric]
+            value = self._metric()
         except NumericsError:  # training may repair what removal broke
             return
         self.progress.note(f"before fine-tuning: validation {self.job.config.metric} {value:.2f}")
-        self._best = self._gain(value), 0, snapshot(self.job.network.module)
+        self._selector.offer(0, value, self._weights)
 
     def _end_epoch(self, training: Training, state: TrainState) -> None:
-        config, module = self.job.config, self.job.network.module
+        pruning, metric = self.stages.state, self.job.config.metric
         with training.averaged():
-            check_masks(module, self.stages.state.masks)  # of an average; the network's own are checked by the training
+            check_masks(self.job.network.module, pruning.masks)  # of an average; training checks the network's own
             value = self._validate(state.epoch)
-            gain = self._gain(value)
-            # An epoch with more weights than asked for is no result.
-            finished = self.stages.finished
-            # As good as before training is good enough: what was trained may be surer of it.
-            if finished and (self._best is None or gain > self._best[0] or (gain, 0) == self._best[:2]):
-                self._best, self._reached = (gain, state.epoch, snapshot(module)), None
-            if not finished:
-                self._reach(state.epoch)
-        sparsity = self.stages.state.removed / self.job.network.prunable
-        seconds = time.perf_counter() - self._start
+            if self.stages.finished:
+                self._selector.offer(state.epoch, value, self._weights)
+            else:
+                self._offer_incomplete(state.epoch)
+        sparsity = pruning.removed / self.job.network.prunable
+        seconds = time.perf_counter() - self._epoch_start
         self.epochs.append(Epoch(state.epoch, state.epoch_loss, value, seconds, sparsity, state.lr))
-        self.progress.measured(
-            state.step,
-            {"epoch/loss": state.epoch_loss, f"validation/{config.metric}": value, "epoch/sparsity": sparsity},
-        )
-        at = f"{sparsity:.2%} removed, " if self._levels else ""
+        numbers = {"epoch/loss": state.epoch_loss, f"validation/{metric}": value, "epoch/sparsity": sparsity}
+        self.progress.measured(state.step, numbers)
+        removed = f"{sparsity:.2%} removed, " if self._gradual.levels else ""
         self.progress.note(
-            f"epoch {state.epoch}: {at}loss {state.epoch_loss:.4f}, validation {config.metric} {value:.2f}, "
+            f"epoch {state.epoch}: {removed}loss {state.epoch_loss:.4f}, validation {metric} {value:.2f}, "
             f"{state.samples_per_second:,.0f} samples/s"
         )
-        self._start = time.perf_counter()
+        self._epoch_start = time.perf_counter()
 
-    def _reach(self, epoch: int) -> None:
+    def _weights(self) -> dict[str, Tensor]:
+        return snapshot(self.job.network.module)
+
+    def _offer_incomplete(self, epoch: int) -> None:
         state = self.stages.state
-        self._reached = epoch, snapshot(self.job.network.module), dict(state.masks), len(state.history)
+        self._selector.offer_incomplete(epoch, self._weights, state.masks, len(state.history))
 
-    def _say_no_better(self, training: Training) -> None:
-        """Where no epoch's loss was better than that of an answer which is the same for all samples.
-
-        Of one epoch it says little: its first steps repair what removal broke.
-        """
-        best = min((epoch.loss for epoch in self.epochs), default=math.nan)
-        if len(self.epochs) > 1 and training.worst is not None and best > training.worst:
-            self._choose(
-                f"fine-tuning: no epoch's training loss, {best:.4g} at best, was better than that of an answer which "
-                f"never changes, {training.worst:.4g}; lower finetune.lr, or prune in smaller steps"
-            )
-
-    def _gain(self, value: float) -> float:
-        """The metric with its sign such that more is better."""
-        return value if self.job.config.metric != "loss" else -value
+    def _metric(self) -> float:
+        return evaluate(self.job.network.module, self._validation, self.job.task).metrics[self.job.config.metric]
 
     def _validate(self, epoch: int) -> float:
-        """The metric on the samples that choose. What is not finite now was made so by training: the dense one ran."""
+        """Return the metric after an epoch. Values that are not finite come from training: the dense network ran."""
         try:
-            return evaluate(self.job.network.module, self._chooser, self.job.task).metrics[self.job.config.metric]
+            return self._metric()
         except NumericsError as error:
             raise Diverged(
                 f"after epoch {epoch} of fine-tuning {error.cause}", "lower finetune.lr, or lengthen finetune.warmup"
             ) from error
 
-    def _stop_at(self, error: Diverged) -> None:
-        """Training came to nothing: the last good epoch is the result, or what it started from.
+    def _finish(self, training: Training, best: Candidate) -> None:
+        """Restore the best weights, and say where training gained nothing."""
+        restore(self.job.network.module, best.weights)
+        if best.epoch == 0 and len(self.epochs) == self.job.epochs:
+            self.choices("fine-tuning: no epoch improved the network, so it is kept as it was; try a lower finetune.lr")
+        if (text := describe_poor_loss([epoch.loss for epoch in self.epochs], training.worst)) is not None:
+            self.choices(text)
 
-        While a gradual schedule has not reached the sparsity asked for, that is the last epoch, with what it had.
-        """
-        if self._best is None and self._reached is None:
+    def _stop(self, error: Diverged) -> None:
+        """Training failed: the best epoch is the result, or the fallback while the sparsity is not reached."""
+        best, fallback = self._selector.best, self._selector.fallback
+        if best is None and fallback is None:
             raise error
-        epoch = self._best[1] if self._best is not None else self._go_back(error)
-        better = ", better than any epoch," if self.epochs and self._best is not None else ""
-        kept = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
-        text = f"fine-tuning stopped: {error.cause}; {kept} is kept; to continue, {error.remedy}"
-        self.choices.append(text)
+        epoch = best.epoch if best is not None else self._fall_back(error)
+        better = ", better than any epoch," if self.epochs and best is not None else ""
+        network = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
+        text = f"fine-tuning stopped: {error.cause}; {network} is kept; to continue, {error.remedy}"
+        self.choices.record(text)
         self.job.warn(Alert("finetuning_stopped", text), self.progress)
 
-    def _go_back(self, error: Diverged) -> int:
-        """To the last epoch, at its sparsity: its number. Stages since then are as if they had been taken back."""
-        assert self._reached is not None
-        state, (epoch, weights, masks, count) = self.stages.state, self._reached
-        restore(self.job.network.module, weights)
-        state.revert(masks, count)
+    def _fall_back(self, error: Diverged) -> int:
+        """Return to the last epoch, with its masks, and return its number."""
+        state, fallback = self.stages.state, self._selector.fallback
+        assert fallback is not None
+        restore(self.job.network.module, fallback.weights)
+        state.revert(fallback.masks, fallback.stages)
         removed, asked = state.removed / self.job.network.prunable, self.job.config.prune.sparsity
         cause = f"{removed:.2%} are removed where {asked:.2%} were asked for, as {error.cause}"
-        self.unfinished = Unfinished(cause, error.remedy)
-        return epoch
+        self._unfinished = Unfinished(cause, error.remedy)
+        return fallback.epoch
 
     def _prune_at(self, step: int) -> bool:
-        """Prune where the schedule says so, after ``step`` steps."""
-        if step not in self._levels:
-            return False
-        if self.training is not None:
-            self.training.check()  # what is not finite now was made so by training, not by pruning
-        self.stages.prune_to(self._levels[step])
-        if self.training is not None:
-            self.training.prune(self.stages.state.masks)
-        self._start = time.perf_counter()
-        return True
+        pruned = self._gradual.prune_at(step, self.training)
+        if pruned:
+            self._epoch_start = time.perf_counter()
+        return pruned
 
-    def _training(self) -> Training:
+    def _make_training(self) -> Training:
         share = distillation_share(self.options.distill)
         return Training(
             self.job.network.module,
@@ -272,8 +255,8 @@ class Finetuning:
             teacher=self.dense if share else None,
             device=self.job.device,
             generator=self._generator,
-            starts=[*self._levels] if self.options.rewind and self._levels else (0,),
-            note=self._choose,
+            starts=[*self._gradual.levels] if self.options.rewind and self._gradual.levels else (0,),
+            note=self.choices,
         )
 
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -289,53 +272,33 @@ class Finetuning:
         kind, kind_reason = precision(config, self.job.device)
         share = distillation_share(config.distill)
         if not self.job.labelled:
-            self._choose("distillation: weight 1 (there are no labels; teacher: the dense network)")
+            self.choices("distillation: weight 1 (there are no labels; teacher: the dense network)")
         if share and config.distill.weight == "auto":
-            self._choose(f"distillation: weight {share:g} (teacher: the dense network)")
-        self._choose(f"learning rate {lr:g}: {lr_reason}")
-        self._choose(f"precision {str(kind).removeprefix('torch.')}: {kind_reason}")
-        if self._levels:
+            self.choices(f"distillation: weight {share:g} (teacher: the dense network)")
+        self.choices(f"learning rate {lr:g}: {lr_reason}")
+        self.choices(f"precision {str(kind).removeprefix('torch.')}: {kind_reason}")
+        if self._gradual.levels:
             each = -(-len(self._batches) // config.accumulate)
-            steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._levels.items())
-            self._choose(f"schedule {self.job.config.prune.schedule}: {steps}")
-            if config.rewind and len(self._levels) == 1:
-                self._choose("no effect: finetune.rewind (there is only one pruning step)")
-
-    def _choose(self, text: str) -> None:
-        if text not in self.choices:
-            self.choices.append(text)
-            self.progress.note(text)
-
-
-def gradual_levels(job: Job, batches: Batches) -> dict[int, float]:
-    """The sparsity that is pruned to, by the number of steps done before; empty where all is pruned beforehand.
-
-    UsageError where the stages do not fit into the epochs.
-    """
-    config, each = job.config.prune, -(-len(batches) // job.config.finetune.accumulate)
-    if config.schedule == "one-shot":
-        return {}
-    during = config.during if config.during != "auto" else job.epochs * 2 / 3
-    if during > job.epochs:
-        raise UsageError(
-            f"prune.during={during:g} is more than the {job.epochs} epochs of fine-tuning",
-            "lower prune.during, or give more --epochs",
-        )
-    if isinstance(config.stages, list):
-        levels = sparsities(config.sparsity, config.stages, True)
-    else:
-        usual = len(sparsities(config.sparsity, "auto", True))
-        levels = gradual(config.sparsity, config.schedule, usual if config.stages == "auto" else config.stages)
-    if len(levels) > (room := max(1, int(during * each))):  # the first one comes before any step
-        if config.stages != "auto":
-            raise UsageError(
-                f"{len(levels)} stages do not fit into prune.during={during:g} epochs of {each} steps",
-                "lower prune.stages, or raise prune.during",
-            )
-        levels = gradual(config.sparsity, config.schedule, room)
-    return dict(zip(pruning_steps(len(levels), during * each), levels, strict=True))
+            steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._gradual.levels.items())
+            self.choices(f"schedule {self.job.config.prune.schedule}: {steps}")
+            if config.rewind and len(self._gradual.levels) == 1:
+                self.choices("no effect: finetune.rewind (there is only one pruning step)")
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds) if math.isfinite(seconds) else 0, 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def describe_poor_loss(losses: Sequence[float], constant_loss: float | None) -> str | None:
+    """Say that no epoch's training loss was better than that of answering all samples alike.
+
+    A single epoch says little: its first steps repair what removal broke.
+    """
+    best = min(losses, default=math.nan)
+    if len(losses) < 2 or constant_loss is None or not best > constant_loss:
+        return None
+    return (
+        f"fine-tuning: no epoch's training loss, {best:.4g} at best, was better than that of an answer which never "
+        f"changes, {constant_loss:.4g}; lower finetune.lr, or prune in smaller steps"
+    )

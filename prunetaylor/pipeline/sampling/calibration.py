@@ -57,7 +57,7 @@ class Part:
         batches = job.batches(decode_sharded(split), batch_size=size)
         outputs, targets = all_outputs(dense, batches, seen.watch, lambda batch: seen.add(batch.x, batch.targets))
         if not split.labelled:
-            targets = _answers(job, outputs)
+            targets = _pseudo_labels(job, outputs)
             inputs, _ = batches.split.fetch(range(batches.samples))
             batches = job.batches(TensorSplit(inputs, targets.cpu()), batch_size=size)
         return cls(batches, outputs, targets)
@@ -173,14 +173,14 @@ def _of_a_kind(
     return fit.without(job, at_fit), holdout.without(job, held), Outliers(tuple(sorted(origins)), size)
 
 
-def answered(job: Job, dense: nn.Module, split: Split) -> Split:
-    """The split with the dense network's answers in place of labels that it does not have."""
+def pseudo_labelled(job: Job, dense: nn.Module, split: Split) -> Split:
+    """Return the split with the dense network's answers as labels, if it has none of its own."""
     if split.labelled:
         return split
     outputs, _ = all_outputs(dense, job.batches(split))
-    return WithTargets(split, _answers(job, outputs).cpu())
+    return WithTargets(split, _pseudo_labels(job, outputs).cpu())
 
 
-def _answers(job: Job, outputs: Tensor) -> Tensor:
-    """What the network says, in the form of targets."""
+def _pseudo_labels(job: Job, outputs: Tensor) -> Tensor:
+    """Return the targets that the network's outputs (N, K) amount to."""
     return loss_of(job.task).divergence_loss.predictions(outputs)
