@@ -34,9 +34,14 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
+def hints(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; those of torch are imported for type checks alone where they stand."""
+    return typing.get_type_hints(kind, localns={"nn": nn, "Tensor": Tensor})
+
+
 def parts_of(kind: Any) -> Iterator[type]:
     """Yield the dataclasses that the fields of a dataclass hold, and those that theirs hold."""
-    for annotation in typing.get_type_hints(kind, localns={"nn": nn, "Tensor": Tensor}).values():
+    for annotation in hints(kind).values():
         for part in (annotation, *typing.get_args(annotation)):
             if inspect.isclass(part) and dataclasses.is_dataclass(part):
                 yield part

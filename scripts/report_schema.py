@@ -7,9 +7,9 @@ import re
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, create_model
-from reference_python import parts_of
+from reference_python import hints, parts_of
 
-from prunetaylor.core.results import outcome as of
+from prunetaylor.core.results.outcome import PruneResult
 
 _COMMENT = re.compile(r"^    (\w+): [^#]+  # (.+)$", re.MULTILINE)
 
@@ -20,39 +20,23 @@ def _metric() -> Any:
 
 def report() -> Any:
     """Return the type of the whole report: its keys and what each holds."""
+    of = hints(PruneResult)
     kinds: dict[str, Any] = {
         "schema_version": Literal[1],
-        "verdict": of.Judgement | None,
-        "warnings": list[of.Alert],
-        "method": str,
+        **{key: of[key] for key in ("verdict", "warnings", "method")},
         "metric": _metric(),
-        "dense": of.NetworkStats,
-        "pruned": of.NetworkStats,
-        "constant": dict[str, float],
-        "sparsity": of.Sparsity,
-        "drop_pp": of.Drop | None,
-        "loss_rise": of.Drop | None,
-        "stages": list[of.Stage],
+        **{key: of[key] for key in ("dense", "pruned", "constant", "sparsity")},
+        "drop_pp": of["drop"],
+        **{key: of[key] for key in ("loss_rise", "stages")},
         "believed_to": float | None,
-        "prediction_check": of.Judgement | None,
-        "first_order": of.FirstOrder | None,
-        "layers": list[of.LayerResult],
-        "skipped": list[of.Skipped],
-        "epochs": list[of.Epoch],
-        "choices": list[str],
-        "seconds": dict[str, float],
-        "memory": of.Memory | None,
-        "time": of.Time | None,
-        "flips": of.Flips | None,
-        "classes": list[of.ClassDrop],
-        "histogram": of.Histogram | None,
-        "unfinished": of.Unfinished | None,
+        "prediction_check": of["verdict"],
+        **{key: of[key] for key in ("first_order", "layers", "skipped", "epochs", "choices", "seconds", "memory")},
+        **{key: of[key] for key in ("time", "flips", "classes", "histogram", "unfinished")},
         "gate": dict[str, Any] | None,
         "files": dict[str, str],
-        "seed": int,
-        "device": str,
+        **{key: of[key] for key in ("seed", "device")},
         "versions": dict[str, str | None],
-        "hashes": dict[str, str],
+        "hashes": of["hashes"],
         "configuration": dict[str, Any],
     }
     return create_model("Report", **{key: (kind, ...) for key, kind in kinds.items()})
@@ -61,7 +45,7 @@ def report() -> Any:
 def report_schema() -> dict[str, Any]:
     """Return the schema. A number that is not finite is null in JSON, and nothing is left out."""
     schema: dict[str, Any] = TypeAdapter(report()).json_schema(mode="serialization")
-    for kind in parts_of(of.PruneResult):
+    for kind in parts_of(PruneResult):
         _describe(schema["$defs"][kind.__name__], kind)
     for one in [schema, *schema["$defs"].values()]:
         one |= {"required": list(one["properties"]), "additionalProperties": False}

@@ -206,7 +206,7 @@ class _Planner:
         )
         repair = usual if asked == "auto" else asked
         predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
-        fit = {"curvature": max(phase.parts.get("curvature", 0) for phase in scored)}
+        fit = {"curvature": max((phase.parts.get("curvature", 0) for phase in scored), default=0)}
         if self.command == "score":
             # The fit stays while steps are tried.
             step = [obs_update.memory(sizes)] if repair in ("least-squares", "obs") else []

@@ -29,7 +29,7 @@ def test_the_registry_finds_sources_without_torch():
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["arrays", "code", "digits", "folder", "torchvision"]
+    assert {"arrays", "code", "digits", "folder", "torchvision"} <= set(done.stdout.split())
     for name in registry.names(registry.SOURCES):
         assert callable(load_source(name).read)
 

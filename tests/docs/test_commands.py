@@ -116,7 +116,9 @@ class Reader:
     def follow(self) -> None:
         for block in blocks(self.page):
             if block.title is not None:
-                (self.here / block.title).write_text(block.text)
+                file = self.here / block.title
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(block.text)
             elif block.mark == "not run":
                 continue
             elif block.language == "python":
