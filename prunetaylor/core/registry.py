@@ -125,6 +125,12 @@ def facts(registry: Registry, name: str) -> Facts:
     return Facts(**stated)
 
 
+def forget_packages() -> None:
+    """Read the installed packages' entry points again at the next call, as after an installation in a notebook."""
+    _plugins.cache_clear()
+    facts.cache_clear()
+
+
 @cache
 def _own(folder: str) -> tuple[str, ...]:
     return tuple(m.name for m in pkgutil.iter_modules([str(_ROOT / folder)]) if not m.name.startswith("_"))

@@ -87,8 +87,8 @@ class Criterion(ABC):
         return 0.0
 
     def memory(self, sizes: Sizes) -> list[Phase]:
-        """Return what is held in memory while it scores or solves (see ``prunetaylor.taylor.memory``)."""
-        return []
+        """Return what is held in memory while it scores or solves, by default the scores alone."""
+        return [Phase("scores", {"scores": sizes.wide * sizes.weights})]
 
 
 @dataclass(frozen=True)
