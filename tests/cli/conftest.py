@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from prunetaylor.cli.main import run as run_command_line
+from prunetaylor.core.progress import Silent
+from prunetaylor.pipeline import demo
+from support.commands import write_model
 
 Inline = Callable[..., tuple[int, str, str]]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,19 +60,19 @@ def inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 @pytest.fixture(scope="session")
-def demo_model(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """The file that `prunetaylor demo` makes."""
+def small_model(conv: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The words that name model.pt of a small network, its code and its samples: a run takes a second."""
+    return write_model(conv, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like that of `prunetaylor demo`, from training of a third as long."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     path = tmp_path_factory.mktemp("demo") / "model.pt"
-    done = subprocess.run(
-        [sys.executable, "-m", "prunetaylor.cli.main", "demo", "-o", str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "EPOCHS", 5)
+        demo.make(path, seed=0, force=False, progress=Silent())
     return path
 
 

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,10 +12,21 @@ from prunetaylor import load
 from prunetaylor.pipeline.demo import check_path
 
 
-def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cli) -> None:
-    content = torch.load(demo_model, weights_only=True)
-    assert content["format"] == "prunetaylor"
-    document = json.loads(cli("inspect", str(demo_model), "--json").stdout)
+def test_the_demo_makes_a_good_network_and_replaces_only_its_own_file(inline, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"mine")
+    code, _, stderr = inline("demo")
+    assert code == 2
+    assert "was not made by" in stderr
+    assert "--force" in stderr
+    assert path.read_bytes() == b"mine"
+    code, stdout, stderr = inline("demo", "--force", "--seed", "1")
+    assert code == 0, stderr
+    assert stdout.splitlines()[-1] == "next: prunetaylor prune model.pt"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt"]
+    check_path(path, force=False)  # the demo's own file now
+    assert torch.load(path, weights_only=True)["format"] == "prunetaylor"
+    document = json.loads(inline("inspect", "model.pt", "--json")[1])
     assert document["said"]["arch"] == "builtin:digits"
     assert document["said"]["data"]["source"] == "digits"
     assert document["said"]["extra"]["top1"] > 97
@@ -22,21 +34,7 @@ def test_the_demo_makes_a_good_network_that_says_what_it_is(demo_model: Path, cl
     assert document["tensors"][0]["name"] == "conv1.weight"
     assert document["tensors"][0]["shape"] == [32, 1, 3, 3]
     assert len(document["sha256"]) == 64
-    assert isinstance(load(demo_model), nn.Module)
-
-
-def test_the_demo_replaces_its_own_file_only(inline, tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(b"mine")
-    code, _, stderr = inline("demo")
-    assert code == 2
-    assert "was not made by" in stderr
-    assert "--force" in stderr
-    assert (tmp_path / "model.pt").read_bytes() == b"mine"
-    code, stdout, stderr = inline("demo", "--force", "--seed", "1")
-    assert code == 0, stderr
-    assert stdout.splitlines()[-1] == "next: prunetaylor prune model.pt"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.pt"]
-    check_path(tmp_path / "model.pt", force=False)  # its own now
+    assert isinstance(load(path), nn.Module)
 
 
 def test_the_demo_wants_a_file_in_a_folder_that_is_there(inline, tmp_path: Path) -> None:
@@ -47,14 +45,15 @@ def test_the_demo_wants_a_file_in_a_folder_that_is_there(inline, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inspect_prints_a_table_in_80_columns(demo_model: Path, cli) -> None:
-    done = cli("inspect", demo_model.name, cwd=demo_model.parent)
-    assert done.returncode == 0
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    rows = [line.split() for line in done.stdout.splitlines()]
+def test_inspect_prints_a_table_in_80_columns(demo_model: Path, inline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo_model.parent)
+    code, stdout, stderr = inline("inspect", demo_model.name)
+    assert code == 0, stderr
+    assert max(map(len, stdout.splitlines())) <= 80
+    rows = [line.split() for line in stdout.splitlines()]
     assert ["network", "builtin:digits"] in rows
     assert ["conv2.weight", "64x32x3x3", "float32", "18,432", "0.00", "%"] in rows
-    assert "\x1b" not in done.stdout
+    assert "\x1b" not in stdout
 
 
 class _Bomb:

@@ -1,4 +1,4 @@
-"""The real command, killed at random moments and resumed, on the demo's network."""
+"""The real command, killed at random moments and resumed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _EVERY = ["checkpoint.every=0"]
 
 
 @pytest.fixture(scope="module")
-def command(demo_model: Path, environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+def command(small_model: list[str], environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
     def start(folder: Path, *more: str, every: int = 0) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", str(demo_model), "-o", str(folder)]
+        words = [sys.executable, "-m", "prunetaylor.cli.main", "prune", *small_model, "-o", str(folder)]
         return subprocess.Popen(
             [*words, *_RUN, f"checkpoint.every={every}", *more],
             env=environment,
@@ -82,10 +82,13 @@ def assert_same(folder: Path, whole: Path) -> None:
 
 def test_kill_9_three_times_changes_nothing(command, whole: Path, tmp_path: Path) -> None:
     folder, chance = tmp_path / "run", random.Random(7)
+    codes = []
     for _ in range(3):
-        killed = kill(command(folder, "--resume"), folder, chance.randint(12, 24), signal.SIGKILL, chance.random())
-        assert killed in (-signal.SIGKILL, 0)
-    assert killed == 0 or (folder / ".partial" / "state.pt").exists()
+        code = kill(command(folder, "--resume"), folder, chance.randint(8, 16), signal.SIGKILL, 0.1 * chance.random())
+        assert code in (-signal.SIGKILL, 0)
+        codes.append(code)
+    assert -signal.SIGKILL in codes
+    assert codes[-1] == 0 or (folder / ".partial" / "state.pt").exists()
     done = command(folder, "--resume")
     _, errors = done.communicate(timeout=240)
     assert done.returncode == 0, errors
@@ -111,7 +114,7 @@ def test_kill_9_twenty_times_changes_nothing(command, tmp_path: Path, schedule: 
 
 
 def test_sigterm_keeps_the_state_and_says_how_to_go_on(
-    command, inline, demo_model: Path, whole: Path, tmp_path: Path
+    command, inline, small_model: list[str], whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     process = command(folder, every=1000)
@@ -134,7 +137,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     two["identity"]["version of torch"] = "1.0"
     two["identity"]["form of the state"] = 1
     torch.save(two, state)
-    words = ["prune", str(demo_model), "-o", str(folder), *_RUN, *_EVERY]
+    words = ["prune", *small_model, "-o", str(folder), *_RUN, *_EVERY]
     code, _, errors = inline(*words, "--resume", "finetune.lr=0.01", "seed=3")
     state.write_bytes(kept)
     assert code == 2
@@ -168,7 +171,7 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
 
 
 def test_sigterm_after_the_last_moment_leaves_a_finished_run(
-    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = pipeline.evaluate_on_test
 
@@ -178,7 +181,7 @@ def test_sigterm_after_the_last_moment_leaves_a_finished_run(
         return measure(job, module, progress, phase)
 
     monkeypatch.setattr(pipeline, "evaluate_on_test", late)
-    words = [str(demo_model), "--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.refine=none"]
+    words = [*small_model, "--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.refine=none"]
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert run(["prune", *words, "-q", "-o", str(tmp_path / "run")]) == 143
@@ -188,9 +191,9 @@ def test_sigterm_after_the_last_moment_leaves_a_finished_run(
     assert not (tmp_path / "run" / ".partial").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(inline, demo_model: Path, whole: Path) -> None:
+def test_a_finished_run_is_left_as_it_is(inline, small_model: list[str], whole: Path) -> None:
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in whole.iterdir()}
-    words = ["prune", str(demo_model), "-o", str(whole), *_RUN, *_EVERY, "--resume"]
+    words = ["prune", *small_model, "-o", str(whole), *_RUN, *_EVERY, "--resume"]
     code, out, errors = inline(*words, "--json")
     assert code == 0, errors
     assert json.loads(out) == json.loads((whole / "report.json").read_text())
@@ -232,8 +235,8 @@ def test_force_and_resume_are_one_or_the_other(inline) -> None:
     assert "give one of them" in errors
 
 
-def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) -> None:
-    words = ["prune", str(demo_model), "calibration.samples=60", "prune.stages=1", "prune.refine=none", "--resume"]
+def test_resume_without_a_folder_takes_the_last_run(inline, small_model: list[str]) -> None:
+    words = ["prune", *small_model, "calibration.samples=60", "prune.stages=1", "prune.refine=none", "--resume"]
     assert inline(*words)[0] == 0
     folder = Path("runs/model-1")
     before = (folder / "report.json").read_text()
@@ -244,8 +247,8 @@ def test_resume_without_a_folder_takes_the_last_run(inline, demo_model: Path) ->
     assert [path.name for path in Path("runs").iterdir()] == ["model-1"]
 
 
-def test_a_run_short_of_its_sparsity_is_kept_and_fails_each_time(inline, demo_model: Path) -> None:
-    words = ["prune", str(demo_model), "-o", "mine", "--epochs", "1", "calibration.samples=60"]
+def test_a_run_short_of_its_sparsity_is_kept_and_fails_each_time(inline, small_model: list[str]) -> None:
+    words = ["prune", *small_model, "-o", "mine", "--epochs", "1", "calibration.samples=60"]
     words += ["prune.method=magnitude"]
     words += ["prune.schedule=linear", "prune.stages=2", "finetune.lr=1e6"]  # diverges before the second stage
     for more in ([], ["--resume"]):
@@ -261,7 +264,7 @@ def test_a_run_short_of_its_sparsity_is_kept_and_fails_each_time(inline, demo_mo
 
 
 def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
-    inline, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+    inline, small_model: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = pipeline.evaluate_on_test
 
@@ -272,14 +275,14 @@ def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
 
     words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
     monkeypatch.setattr(pipeline, "evaluate_on_test", broken)
-    code, _, errors = inline("prune", str(demo_model), *words)
+    code, _, errors = inline("prune", *small_model, *words)
     monkeypatch.setattr(pipeline, "evaluate_on_test", measure)
     assert code == 1
     assert "the loss is nan" in errors
     assert "other settings start the run anew: with --force, or in another folder than mine" in errors
     assert "go on with" not in errors
     assert Path("mine/.partial/state.pt").exists()
-    code, _, errors = inline("prune", str(demo_model), *words, "--force")
+    code, _, errors = inline("prune", *small_model, *words, "--force")
     assert code == 0, errors
     assert not Path("mine/.partial").exists()
 
