@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS = [
     "prunetaylor/core",
+    "prunetaylor/data",
     "prunetaylor/report",
 ]
 """Rooms that hold the rule; the others follow."""

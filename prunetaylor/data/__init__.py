@@ -1,1 +1,1 @@
-"""Name -> samples. Sources are files of ``sources/``; everything after them sees splits, samples and batches."""
+"""A name becomes samples: sources read splits, and everything after them sees splits, samples and batches."""

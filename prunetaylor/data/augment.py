@@ -12,21 +12,21 @@ from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.transforms import Named, chain
 
 Augment = Callable[[Tensor, RowRandom], Tensor]
-"""(raw inputs of the rows that are drawn for, draws) -> the same rows, changed."""
+"""A function of (raw inputs of some rows, their random numbers) that returns the rows changed."""
 
 
 def flip(x: Tensor, draws: RowRandom) -> Tensor:
-    """Each image of x (B, C, H, W), any dtype, mirrored left to right with probability 1/2."""
+    """Return x (B, C, H, W), of any dtype, with each image mirrored left to right with probability 1/2."""
     mirrored = draws.integers(2, x.device).bool()
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
 def crop_flip(x: Tensor, draws: RowRandom) -> Tensor:
-    """Each image of x (B, C, H, W), any dtype, shifted at random, mirrored at the edges, and flipped as by ``flip``.
+    """Return x (B, C, H, W), of any dtype, with each image shifted at random, mirrored at its edges, and flipped.
 
-    By up to 4 pixels for images up to 64 pixels, the usual recipe of CIFAR, and an eighth of the side above. What comes
-    in at an edge is the image mirrored there: filled up with zeros, statistics of activations are further from those of
-    images as they are, which short fine-tuning pays for (benchmarks/README.md).
+    The shift is at most 4 pixels for images of up to 64 pixels, the usual recipe for CIFAR, and an eighth of the side
+    above. The edges are filled with the mirrored image: zeros would move the statistics of activations away from those
+    of real images, which short fine-tuning pays for.
     """
     count, channels, height, width = x.shape
     rows = _shifted(height, draws, x.device)
@@ -38,19 +38,18 @@ def crop_flip(x: Tensor, draws: RowRandom) -> Tensor:
 
 
 def _shifted(side: int, draws: RowRandom, device: torch.device) -> Tensor:
-    """(B, side) indices of a side from a random shift on, mirrored at both ends without repeating the edge."""
+    """Return (B, side) indices from a random shift on, mirrored at both ends without repeating the edge."""
     most = min(4 if side <= 64 else side // 8, side - 1)
     at = draws.integers(2 * most + 1, device)[:, None] + torch.arange(-most, side - most, device=device)
     return (side - 1) - ((side - 1) - at.abs()).abs()
 
 
 def cut_mix(x: Tensor, draws: RowRandom) -> Tensor:
-    """Each image of x (B, C, H, W), any dtype, with probability 1/2 with a box of another one of the batch in it.
+    """Return x (B, C, H, W), of any dtype, where half of the images contain a box of another image of the batch.
 
-    ``x`` is the whole batch: whoever wants some of its rows takes them from the result.
-
-    The box has the image's shape and a share of its area that is uniform in [0, 1] (CutMix: Yun et al. 2019, section
-    3.1). Labels do not follow: for whoever asks a network what is in the result.
+    ``x`` is the whole batch; select rows from the result. The box has the image's shape and a share of its area that is
+    uniform in [0, 1] (CutMix: Yun et al. 2019, section 3.1). Labels do not follow, since the result is only shown to a
+    teacher.
     """
     count, _, height, width = x.shape
     side = (1 - draws.uniform(x.device)).sqrt() * draws.integers(2, x.device)
@@ -60,8 +59,8 @@ def cut_mix(x: Tensor, draws: RowRandom) -> Tensor:
         length = (side * size).round()
         first = (draws.uniform(x.device) * (size - length + 1)).floor()
         at = torch.arange(size, device=x.device)
-        within = (at >= first.unsqueeze(1)) & (at < (first + length).unsqueeze(1))  # (B, size)
-        inside = inside & within.view(count, 1, *(size if d == dim else 1 for d in (2, 3)))
+        covered = (at >= first.unsqueeze(1)) & (at < (first + length).unsqueeze(1))  # (B, size)
+        inside = inside & covered.view(count, 1, *(size if d == dim else 1 for d in (2, 3)))
     return torch.where(inside, x[other], x)
 
 
@@ -69,11 +68,11 @@ _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": cr
 
 
 def resolve(name: str | Named | Callable[[Tensor], Tensor], sample: Tensor) -> tuple[str | Named, Augment | None]:
-    """The augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
+    """Return the augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
-    "auto" is crop-flip for colour images (3 channels, 8 pixels or more a side) and none otherwise; a list names
-    transforms of torchvision, or has them; one by itself is a list of one. UsageError for an unknown name, and for
-    flips or crops of what is no image.
+    "auto" is crop-flip for colour images (3 channels, at least 8 pixels a side) and none otherwise; a list contains
+    transforms of torchvision or their names; a single transform counts as a list of one. Raises UsageError for an
+    unknown name, and for flips or crops of inputs that are not images.
     """
     if not isinstance(name, str):
         steps = [name] if callable(name) else name

@@ -1,8 +1,8 @@
-"""Batches: ready inputs and targets on the device, in a fixed order or a fresh random one.
+"""Batches are ready inputs and targets on the device, in a fixed order or a fresh random one.
 
-Several processes share them out: ``own`` gives a process its part of the samples in their order, for sums over all of
-them, ``shares`` its rows of every batch, for training. Everything random is drawn for whole batches, the same on each
-process; samples are fetched by those that need them.
+Several processes divide them: ``own`` gives a process its part of the samples in their order, for sums over all of
+them; ``shards`` gives it its rows of every batch, for training. Random numbers are drawn for whole batches, identically
+on every process; each sample is fetched only by the processes that need it.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.runtime.processes.group import mine
 
 Part = tuple[Tensor, Tensor]
-Plan = list[tuple[int, range | list[int]]]
+FetchPlan = list[tuple[int, range | list[int]]]
 #: raw samples up to this many bytes stay on a CUDA device between epochs
 RESIDENT = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """This process's rows of a batch of ``of`` samples: x (B, ...) and y (B, ...), B = 0 where there are too few."""
+    """This process's rows of a batch of ``batch_size`` samples: x (B, ...) and y (B, ...); B may be 0."""
 
     x: Tensor
     y: Tensor
-    of: int
+    batch_size: int
 
     @property
     def weight(self) -> float:
-        """What the mean over these rows counts in the mean over the batch."""
-        return len(self.x) / self.of
+        """Return the weight of the mean over these rows in the mean over the batch."""
+        return len(self.x) / self.batch_size
 
 
 class Batches:
-    """Iterating gives (x, y) on ``device``: x preprocessed (B, ...), y as the split has it (int64 (B,) class ids).
+    """An iterable of (x, y) on ``device``: x preprocessed (B, ...), y as the split has it (int64 (B,) class ids).
 
-    That is all of them, on every process; see :meth:`own` and :meth:`shares` for one's part.
+    Iterating gives all batches on every process; :meth:`own` and :meth:`shards` give a process its part.
 
-    Without ``shuffle`` every iteration gives the same batches. With it, each draws a fresh permutation, and fresh
-    random transforms of the data set, from ``generator``. ``augment`` changes raw inputs on the device, drawing from
-    ``generator`` too; ``mix`` then puts the inputs of a whole batch into one another. ``workers`` processes decode data
-    that is read on the fly (on Linux); other splits are sliced in this process. Nothing depends on their number.
-    ``drop_last`` leaves out a last batch that is not full, unless it is the only one.
+    Without ``shuffle`` every iteration gives the same batches. With it, each iteration draws a fresh permutation, and
+    fresh random transforms of the data set, from ``generator``. ``augment`` changes raw inputs on the device and draws
+    from ``generator`` too; ``mix`` then mixes the inputs of a whole batch. ``workers`` processes decode lazy data (on
+    Linux); other splits are sliced in this process. Their number changes no result. ``drop_last`` omits a last batch
+    that is not full, unless it is the only one.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class Batches:
             yield ready
 
     def own(self, edges: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(index of the first sample, x, y) of this process's part of the samples, in their order; all of them where it
-        is alone.
+        """Yield (index of the first sample, x, y) for this process's part of the samples, in their order.
 
-        With ``edges`` (0, ..., N), the boundaries of groups of samples, whole groups.
+        A single process gets all of them. With ``edges`` (0, ..., N), the boundaries of groups of samples, groups stay
+        whole.
         """
         if self.shuffle or self.augment is not None or self.mix is not None:
-            raise ValueError("batches that are shuffled or changed are shared out row by row: see shares")
+            raise ValueError("batches that are shuffled or changed are divided row by row: see shards")
         edges = range(self.samples + 1) if edges is None else edges
         part = mine(len(edges) - 1)
         spans = self._spans(edges[part.start], edges[part.stop])
@@ -120,35 +120,35 @@ class Batches:
             yield start, *self._ready(raw, y, end - start, range(end - start))
 
     def own_count(self) -> int:
-        """The number of batches that :meth:`own` gives; it may be 0."""
+        """Return the number of batches that :meth:`own` yields, which may be 0."""
         return -(-len(mine(self.samples)) // self.batch_size)
 
-    def shares(self) -> Iterator[BatchShard]:
-        """This process's rows of every batch, for the same number of batches on every process."""
+    def shards(self) -> Iterator[BatchShard]:
+        """Yield this process's rows of every batch; the number of batches is the same on every process."""
         whole = self._spans(0, self.samples)
         parts = [mine(end - start) for start, end in whole]
         mixed = self.mix is not None
-        spans = whole if mixed else [_of_share(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
+        spans = whole if mixed else [_fetched_rows(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
         for index, (raw, y) in self._walk(spans):
             start, end = whole[index]
-            share = BatchShard(*self._ready(raw, y, end - start, parts[index]), end - start)
+            shard = BatchShard(*self._ready(raw, y, end - start, parts[index]), end - start)
             self._given = index + 1
-            yield share
+            yield shard
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration over all batches, or this process's shares of them, stands between two of them."""
+        """Return the position between two batches, of an iteration over all batches or over shards."""
         now = None if self.generator is None else self.generator.get_state()
         return {"start": self._start, "given": self._given, "now": now}
 
     def load_state_dict(self, state: Mapping[str, Any], *, finished: bool = False) -> None:
-        """The next iteration goes on from there; where that one was ``finished``, the one after it begins."""
+        """Let the next iteration continue from ``state``, or start the one after it if that one was ``finished``."""
         if not finished:
             self._resumed = state
         elif self.generator is not None:
             self.generator.set_state(state["now"])
 
     def _walk(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Part]]:
-        """(a batch's number, its raw samples), from where a loaded state says on."""
+        """Yield (a batch's number, its raw samples), from the position of a loaded state on."""
         resumed, self._resumed = self._resumed, None
         if self.generator is not None:
             if resumed is not None:
@@ -164,27 +164,27 @@ class Batches:
     def _spans(self, low: int, high: int) -> list[tuple[int, int]]:
         return [(start, min(start + self.batch_size, high)) for start in range(low, high, self.batch_size)]
 
-    def _ready(self, raw: Tensor, y: Tensor, of: int, rows: range) -> Part:
-        """The ``rows`` of a batch of ``of`` samples, from its raw samples: of the whole batch where they are mixed."""
+    def _ready(self, raw: Tensor, y: Tensor, batch_size: int, rows: range) -> Part:
+        """Return the ``rows`` of a batch from its raw samples, which are the whole batch if inputs are mixed."""
         x, y = raw.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         if self.mix is None:
             x, y = x[: len(rows)], y[: len(rows)]
-        drawn = range(of) if self.mix is not None else rows
+        drawn = range(batch_size) if self.mix is not None else rows
         if self.augment is not None and self.generator is not None:
-            x = self.augment(x, RowRandom(self.generator, of, drawn))
+            x = self.augment(x, RowRandom(self.generator, batch_size, drawn))
         if self.mix is not None and self.generator is not None:
-            x = self.mix(x, RowRandom(self.generator, of))[rows.start : rows.stop]
+            x = self.mix(x, RowRandom(self.generator, batch_size))[rows.start : rows.stop]
             y = y[rows.start : rows.stop]
         return self.preprocess(x), y
 
-    def _raw(self, plan: Plan) -> Iterator[Part]:
+    def _raw(self, plan: FetchPlan) -> Iterator[Part]:
         if self._workers and plan:
             return self._decoded_by_workers(plan)
         source = self._on_device() if self.device.type == "cuda" else self.split
         return (source.fetch(indices, variant) for variant, indices in plan)
 
-    def _plan(self, spans: Sequence[tuple[int, int]]) -> Plan:
-        """What to fetch for each batch of one iteration: the variant of random transforms, and the indices."""
+    def _plan(self, spans: Sequence[tuple[int, int]]) -> FetchPlan:
+        """Return (variant of random transforms, indices) to fetch for each batch of one iteration."""
         if not self.shuffle or self.generator is None:
             return [(0, range(start, end)) for start, end in spans]
         device = self.generator.device
@@ -193,13 +193,13 @@ class Batches:
         return [(variant, order[start:end]) for start, end in spans]
 
     def _on_device(self) -> Split:
-        """The raw samples themselves, moved once, where they are small: slices then cost no transfer."""
+        """Return the split, or a copy on the device if it is small, which saves a transfer for each batch."""
         size = self.split.nbytes()
         if self._resident is None and not self.split.lazy and size is not None and size <= RESIDENT:
             self._resident = self.split.in_memory().to(self.device)
         return self.split if self._resident is None else self._resident
 
-    def _decoded_by_workers(self, plan: Plan) -> Iterator[Part]:
+    def _decoded_by_workers(self, plan: FetchPlan) -> Iterator[Part]:
         self._sampler.plan = plan
         if self._loader is None:
             self._loader = DataLoader(
@@ -224,15 +224,15 @@ class Batches:
             yield part
 
 
-def _of_share(start: int, rows: range) -> tuple[int, int]:
-    """What to fetch for these rows of a batch; without rows one sample, to see what there is none of."""
+def _fetched_rows(start: int, rows: range) -> tuple[int, int]:
+    """Return the span to fetch for these rows of a batch; without rows one sample, which shows the shape."""
     return (start + rows.start, start + rows.stop) if rows else (start, start + 1)
 
 
 class _Planned:
-    """A DataLoader's sampler whose plan is another one for each iteration."""
+    """A DataLoader's sampler whose plan changes with each iteration."""
 
-    plan: Plan
+    plan: FetchPlan
 
     def __iter__(self) -> Iterator[tuple[int, range | list[int]]]:
         return iter(self.plan)
@@ -242,7 +242,7 @@ class _Planned:
 
 
 class _Fetched(torch.utils.data.Dataset[Any]):
-    """Whole batches by their plan. Errors travel as values: a worker would fold cause and remedy into a traceback."""
+    """Whole batches by plan. Errors travel as values: a worker would fold cause and remedy into a traceback."""
 
     def __init__(self, split: Split) -> None:
         self._split = split

@@ -1,4 +1,4 @@
-"""What a user's Python gives as a data set -> a split."""
+"""Conversion of Python objects (tensors, arrays, data sets, DataLoaders) into splits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _REMEDY = (
 
 
 def as_split(value: Any, name: str) -> Split:
-    """A split from a split, a map-style data set, a DataLoader of one, or a pair (x, y) of tensors or arrays.
+    """Return a split of a split, a map-style data set, a DataLoader of one, or a pair (x, y) of tensors or arrays.
 
-    Inputs alone (x, (x, None), or a data set of inputs) are samples without labels. Of a DataLoader the data set and a
-    ``collate_fn`` of its own are taken; order and batch size are not.
-    DataError, which calls the value ``name``, for anything else and for an empty one.
+    Inputs alone (x, (x, None), or a data set of inputs) are samples without labels. From a DataLoader only the data set
+    and a custom ``collate_fn`` are used, not its order or batch size. Raises DataError, which calls the value ``name``,
+    for anything else and for an empty data set.
     """
     split = _convert(value, name)
     if len(split) == 0:
@@ -64,7 +64,10 @@ def _dataset(dataset: Any, name: str, collate: Any) -> Split:
 
 
 def tensor(array: Tensor | np.ndarray[Any, Any], name: str) -> Tensor:
-    """The array as a tensor; float64 becomes float32. DataError for types that torch does not have (objects, text)."""
+    """Return the array as a tensor, float64 as float32.
+
+    Raises DataError for types that torch does not have (objects, text).
+    """
     if isinstance(array, np.ndarray):
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name} has the type {array.dtype}, not numbers", "save it as uint8, int64 or float32")
@@ -74,7 +77,7 @@ def tensor(array: Tensor | np.ndarray[Any, Any], name: str) -> Tensor:
 
 
 def target(values: Tensor) -> Tensor:
-    """Whole numbers as int64, and (N, 1) of them as (N,); anything else as it is."""
+    """Return whole numbers as int64, (N, 1) of them as (N,), and anything else unchanged."""
     if values.is_floating_point() or values.is_complex():
         return values
     return values.long().flatten() if values.ndim == 2 and values.shape[1] == 1 else values.long()

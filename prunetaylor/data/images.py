@@ -1,4 +1,4 @@
-"""Image files as a split: decoded when they are first needed, by a few threads, and kept where they are small."""
+"""Image files as a split: a few threads decode them when they are first needed, and small sets stay in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _GRAY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 @dataclass(frozen=True)
 class Images:
-    """Images that can be opened by index; ``name`` is what an error calls one of them. ``targets`` is int64 (N,)."""
+    """Images that are opened by index; ``name`` is how errors call one. ``targets`` is int64 (N,)."""
 
     open: Callable[[int], Image.Image]
     name: Callable[[int], str]
@@ -38,12 +38,13 @@ class Images:
 
     @classmethod
     def of_files(cls, paths: Sequence[str], targets: Tensor) -> Images:
+        """Return the images in files."""
         return cls(lambda index: Image.open(paths[index]), lambda index: paths[index], targets, paths)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What every image of a data set becomes: uint8 (channels, height, width), resized and cropped or as it is."""
+    """The form of every image of a data set: uint8 (channels, height, width), resized and cropped or as it is."""
 
     channels: int
     height: int
@@ -52,15 +53,15 @@ class Form:
 
 
 def image_splits(parts: Sequence[Images], size: int | None) -> list[Split]:
-    """One split for each part, all of one form. The parts' images together decide whether they are kept in memory.
+    """Return one split for each part, all of one form; their common size decides whether they stay in memory.
 
-    Images of equal size stay as they are. Where sizes differ, or ``size`` is given, they are resized and cropped to
-    ``size`` (224). They are RGB unless all that are looked at (up to 4096 a part, evenly spaced) are grey.
+    Images of equal size stay as they are. If sizes differ, or ``size`` is given, they are resized and cropped to
+    ``size`` (224). They are RGB unless all probed images (up to 4096 a part, evenly spaced) are grey.
     """
     form = _form(parts, size)
     images = sum(len(part.targets) for part in parts)
-    keep = images * form.channels * form.height * form.width <= MEMORY
-    return [ImageSplit(part, form, keep=keep) for part in parts]
+    fits = images * form.channels * form.height * form.width <= MEMORY
+    return [ImageSplit(part, form, in_memory=fits) for part in parts]
 
 
 def _bytes(path: str) -> int:
@@ -73,14 +74,14 @@ def _bytes(path: str) -> int:
 class ImageSplit(Split):
     """Images of one form; inputs are uint8 (B, C, H, W), targets int64 (B,)."""
 
-    def __init__(self, images: Images, form: Form, *, keep: bool) -> None:
+    def __init__(self, images: Images, form: Form, *, in_memory: bool) -> None:
         self._images = images
         self._form = form
-        self.lazy = not keep
+        self.lazy = not in_memory
         self._cores = cores.available()
         count = len(images.targets)
         self._kept: Tensor | None = None
-        if keep:
+        if in_memory:
             # Pages of an empty tensor cost nothing until they are written.
             self._kept = torch.empty((count, form.channels, form.height, form.width), dtype=torch.uint8)
             self._decoded = torch.zeros(count, dtype=torch.bool)
@@ -183,7 +184,7 @@ def _form(parts: Sequence[Images], size: int | None) -> Form:
 
 
 def _pixels(image: Image.Image, form: Form) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """uint8 (C, H, W) of an opened image."""
+    """Return an opened image as uint8 (C, H, W)."""
     if image.mode.startswith("I"):
         # 16 bits a pixel: PIL's own conversion clips at 255 instead of scaling.
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -197,17 +198,18 @@ def _pixels(image: Image.Image, form: Form) -> np.ndarray[tuple[int, ...], np.dt
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to 8/7 of ``size`` (256 for 224; to ``size`` itself up to 64 pixels), bilinear; then the centre.
+    """Resize the shorter side to 8/7 of ``size`` (256 for 224; to ``size`` itself up to 64 pixels), then crop the
+    centre.
 
-    The rounding is that of torchvision's Resize and CenterCrop, which networks are usually evaluated with.
+    It is bilinear, and rounds as torchvision's Resize and CenterCrop, with which networks are usually evaluated.
     """
     shorter = size if size <= 64 else round(size * 8 / 7)
     width, height = image.size
     scaled = int(shorter * max(width, height) / min(width, height))
     target = (shorter, scaled) if width <= height else (scaled, shorter)
     image = image.resize(target, Image.Resampling.BILINEAR)
-    left, top = round((target[0] - size) / 2.0), round((target[1] - size) / 2.0)
-    return image.crop((left, top, left + size, top + size))
+    x, y = (round((length - size) / 2.0) for length in target)
+    return image.crop((x, y, x + size, y + size))
 
 
 def _unreadable(name: str, error: BaseException) -> DataError:

@@ -1,4 +1,4 @@
-"""The data section of a configuration, or a user's own objects -> ``Samples``."""
+"""The data section of a configuration, or a user's own objects, become ``Samples``."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.group import local_world
 
 PYTHON = "python"
-"""The source of samples that were given as objects."""
+"""The source of samples that were given as Python objects."""
 _NO_DATA = ("/dev/", "/proc/", "/sys/", "/net/")
-"""Folders in which nothing is a file like another: devices, processes, machines that are mounted when one looks."""
+"""Folders without ordinary files: devices, processes, machines that are mounted on access."""
 _WAYS = "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none"
 
 
 def load_samples(
-    cfg: DataSection, *, said: Mapping[str, Any] | None = None, trust: Trust = NOBODY, seed: int
+    cfg: DataSection, *, recorded: Mapping[str, Any] | None = None, trust: Trust = NOBODY, seed: int
 ) -> Samples | None:
-    """The samples that ``cfg`` names, or else what the checkpoint says of itself (``said``); None for "none".
+    """Return the samples that ``cfg`` names, or else those that the checkpoint recorded; None for "none".
 
-    ``said`` may hold source, root, size, normalize and augment; it may name what lies on this machine, and code only if
-    ``trust`` covers that. UsageError where no source is known or it cannot be meant, CheckpointRefused for what the
-    checkpoint may not ask for, DataError where the samples are bad.
+    ``recorded`` may have source, root, size, normalize and augment. It may name files of this machine, and code only if
+    ``trust`` covers that. Raises UsageError if no source is known or it is invalid, CheckpointRefused for what a
+    checkpoint may not ask for, and DataError for bad samples.
     """
-    said = said or {}
-    spec, cfg = _source(cfg, said)
+    recorded = recorded or {}
+    spec, cfg = _source(cfg, recorded)
     if spec == "none":
         return None
     name, argument = split_spec(spec)
     if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
         raise CheckpointRefused(
-            f"the checkpoint gets its data from the code {argument!r}, and reading them would run that",
+            f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
             f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
         )
     raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
-    preprocess, choices = _preprocess(cfg, said, raw, spec)
+    preprocess, choices = _preprocess(cfg, recorded, raw, spec)
     preprocess.check(first[None].shape)
-    augment, choice = _augment(cfg, said, raw, first)
+    augment, choice = _augment(cfg, recorded, raw, first)
     return Samples(
         source=spec,
         train=raw.train,
@@ -76,14 +76,15 @@ def from_python(
     normalize: str | Mapping[str, Any] | None = None,
     augment: str | Named | Callable[[Tensor], Tensor] = "none",
 ) -> Samples:
-    """Samples from map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
+    """Return samples of map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
 
-    ``normalize`` is a known name, {"mean": [...], "std": [...]} or None, for inputs that are ready (uint8 is scaled to
-    [0, 1] either way). Without ``test`` the training samples report. DataError for what is no data set, or empty.
+    ``normalize`` is a known name, {"mean": [...], "std": [...]}, or None for inputs that are ready (uint8 is scaled to
+    [0, 1] in any case). Without ``test`` results are measured on the training samples. Raises DataError for anything
+    that is not a data set, or is empty.
     """
     splits = [as_split(train, "train"), as_split(train if test is None else test, "test")]
-    held = None if validation is None else as_split(validation, "validation")
-    raw = RawSource(splits[0], splits[1], held, None)
+    held_out = None if validation is None else as_split(validation, "validation")
+    raw = RawSource(splits[0], splits[1], held_out, None)
     first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)
     preprocess.check(first[None].shape)
@@ -91,18 +92,18 @@ def from_python(
         source=PYTHON,
         train=raw.train,
         test=raw.test,
-        validation=held,
+        validation=held_out,
         classes=None,
         preprocess=preprocess,
         augment=augmentation.resolve(augment, first)[0],
-        fingerprint=fingerprint(raw.train, held, raw.test),
+        fingerprint=fingerprint(raw.train, held_out, raw.test),
     )
 
 
 def workers(cfg: DataSection) -> int:
-    """Processes that decode data which is read on the fly: what is asked for, else the cores, 8 at most.
+    """Return the number of processes that decode lazy data: as configured, or else one per core, 8 at most.
 
-    Those of the machine are shared out among the processes of a run.
+    The processes of a run share the cores of the machine.
     """
     if cfg.workers != "auto":
         return int(cfg.workers)
@@ -110,7 +111,7 @@ def workers(cfg: DataSection) -> int:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Name and argument of a source: "folder:DIR" -> ("folder", "DIR"), "a.py:f" -> ("code", "a.py:f")."""
+    """Return name and argument of a source: "folder:DIR" -> ("folder", "DIR"), "a.py:f" -> ("code", "a.py:f")."""
     head, _, argument = spec.partition(":")
     known = registry.names(registry.SOURCES)
     if head in known:
@@ -124,17 +125,17 @@ def split_spec(spec: str) -> tuple[str, str]:
 
 
 def _is_no_module(head: str) -> bool:
-    """Whether nothing can be imported: "torchvsion:CIFAR10" has the form of code too."""
+    """Return whether nothing can be imported: "torchvsion:CIFAR10" has the form of code too."""
     top = head.partition(".")[0]
     here = Path(top).exists() or Path(f"{top}.py").exists()
     return not head.endswith(".py") and not here and importlib.util.find_spec(top) is None
 
 
-def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection]:
-    """The source's spec, and the section completed by where the checkpoint says that its own source lies."""
+def _source(cfg: DataSection, recorded: Mapping[str, Any]) -> tuple[str, DataSection]:
+    """Return the source's spec, and the section completed by the place that the checkpoint recorded."""
     if cfg.source is not None:
         return cfg.source, cfg
-    spec = said.get("source")
+    spec = recorded.get("source")
     if not isinstance(spec, str) or not spec:
         raise UsageError(
             "no data given, and the checkpoint names none",
@@ -142,13 +143,13 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
         )
     if spec == PYTHON:
         raise UsageError(
-            "the samples of this run were given from Python, so its folder cannot name them",
+            "this run got its samples from Python, so its folder does not name them",
             f"name them with --data: {_WAYS}",
         )
     filled: dict[str, Any] = {}
     for key, kind in (("root", str), ("size", int)):
-        if getattr(cfg, key) is None and isinstance(said.get(key), kind) and said[key]:
-            filled[key] = said[key]
+        if getattr(cfg, key) is None and isinstance(recorded.get(key), kind) and recorded[key]:
+            filled[key] = recorded[key]
     if "root" in filled and cfg.download:
         raise UsageError(
             f"data.download would write {spec} into {filled['root']}, a folder that the checkpoint chose",
@@ -157,20 +158,21 @@ def _source(cfg: DataSection, said: Mapping[str, Any]) -> tuple[str, DataSection
     for text in (spec, filled.get("root", "")):
         if _elsewhere(text):
             raise CheckpointRefused(
-                f"the checkpoint's data lie at {text!r}, not on this machine", "name the data yourself with --data"
+                f"the checkpoint's data are not on this machine: {text!r}",
+                "name the data yourself with --data",
             )
     return spec, cfg.model_copy(update=filled)
 
 
 def _elsewhere(text: str) -> bool:
-    """Whether opening what ``text`` names could ask another machine, or is no plain file at all."""
+    """Return whether opening ``text`` could reach another machine, or something that is no plain file."""
     path = text.partition(":")[2] if text.startswith(("folder:", "arrays:")) else text
     slashed = path.replace("\\", "/")
     return "://" in path or slashed.startswith("//") or "\0" in path or slashed.startswith(_NO_DATA)
 
 
 def _checked(raw: RawSource, spec: str) -> Tensor:
-    """The first training input (...); DataError for empty splits, and for inputs that differ in shape or type."""
+    """Return the first training input; raise DataError for empty splits and inputs of different shape or type."""
     parts: dict[str, Split | None] = {"training": raw.train, "test": raw.test, "validation": raw.validation}
     first: Tensor | None = None
     for name, split in parts.items():
@@ -191,14 +193,14 @@ def _checked(raw: RawSource, spec: str) -> Tensor:
 
 
 def _preprocess(
-    cfg: DataSection, said: Mapping[str, Any], raw: RawSource, spec: str
+    cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, spec: str
 ) -> tuple[Preprocess, tuple[str, ...]]:
     if isinstance(cfg.normalize, Normalization):
         return Preprocess.from_json(cfg.normalize.model_dump()), ()
     if cfg.normalize != "auto":
         return Preprocess.from_json(cfg.normalize), ()
-    if "normalize" in said and said["normalize"] != "auto":
-        return Preprocess.from_json(said["normalize"]), ("normalization: from the checkpoint",)
+    if "normalize" in recorded and recorded["normalize"] != "auto":
+        return Preprocess.from_json(recorded["normalize"]), ("normalization: from the checkpoint",)
     return Preprocess.from_json(raw.normalize), (
         f"normalization: {raw.normalize} (default for {spec.partition(':')[0]}; set data.normalize if you trained with "
         "another)",
@@ -206,11 +208,11 @@ def _preprocess(
 
 
 def _augment(
-    cfg: DataSection, said: Mapping[str, Any], raw: RawSource, first: Tensor
+    cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, first: Tensor
 ) -> tuple[str | Named, tuple[str, ...]]:
     if cfg.augment != "auto":
         return augmentation.resolve(cfg.augment, first)[0], ()
-    named = said.get("augment")
+    named = recorded.get("augment")
     if isinstance(named, str | list) and named != "auto":
         _require_small(named, first)
         return augmentation.resolve(named, first)[0], (Detail("augmentation: from the checkpoint"),)
@@ -219,12 +221,12 @@ def _augment(
 
 
 def _require_small(named: Any, first: Tensor) -> None:
-    """CheckpointRefused where the numbers of a file's transforms add up to images that fill the memory: Pad, Resize."""
-    sizes, left = 0.0, [named]
-    while left:
-        value = left.pop()
+    """Raise CheckpointRefused if the sizes in a file's transforms (Pad, Resize) would fill the memory."""
+    sizes, pending = 0.0, [named]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict | list | tuple):
-            left += value.values() if isinstance(value, dict) else value
+            pending += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int | float):
             sizes += abs(value)
     if sizes > max(4096, 16 * max(first.shape)):

@@ -1,4 +1,4 @@
-"""From raw samples to what the network takes: scaling and normalisation."""
+"""Raw samples become inputs of the network: scaling and normalisation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """``(x / 255 if uint8 - mean) / std`` over dimension 1, in float32, on the device that x is on.
+    """A callable that computes ``(x / 255 if uint8 - mean) / std`` over dimension 1, in float32, on the device of x.
 
-    Floating-point inputs are not scaled; whole numbers other than uint8 (token ids) pass through as they are.
-    ``mean`` and ``std`` have an entry a channel, or one for all.
+    Floating-point inputs are not scaled; whole numbers other than uint8 (token ids) pass unchanged. ``mean`` and
+    ``std`` have one entry a channel, or one for all.
     """
 
     mean: tuple[float, ...] | None = None
@@ -51,10 +51,10 @@ class Preprocess:
             return x
         self.check(x.shape)
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - _constant(self.mean, x.device).view(shape)) / _constant(self.std, x.device).view(shape)
+        return (x - _on_device(self.mean, x.device).view(shape)) / _on_device(self.std, x.device).view(shape)
 
     def check(self, shape: torch.Size) -> None:
-        """DataError where inputs of this shape (B, C, ...) have another number of channels than the means."""
+        """Raise DataError if inputs of this shape (B, C, ...) do not have as many channels as the means."""
         if self.mean is not None and (len(shape) < 2 or len(self.mean) not in (1, shape[1])):
             channels = shape[1] if len(shape) > 1 else "no"
             raise DataError(
@@ -63,11 +63,12 @@ class Preprocess:
             )
 
     def to_json(self) -> dict[str, list[float]] | None:
+        """Return mean and std as lists, or None without normalisation."""
         return None if self.mean is None or self.std is None else {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, value: Any) -> Preprocess:
-        """From what ``to_json`` gives, or the name of a known normalisation; UsageError for anything else."""
+        """Return the preprocessing of ``to_json``'s value or of a known name; UsageError for anything else."""
         if value is None:
             return cls()
         if isinstance(value, str):
@@ -84,7 +85,7 @@ class Preprocess:
 
 
 @lru_cache(maxsize=32)
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     # An inference tensor could not take part in a later backward pass.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)

@@ -1,4 +1,4 @@
-"""Random numbers for the rows of a batch, whoever has which of them."""
+"""Random numbers for the rows of a batch, independent of which process has which rows."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowRandom:
-    """Random numbers for some rows of a batch, one a row: drawn for the whole batch of ``of`` samples, so that they are
-    the same whoever asks for which rows. ``rows`` are those asked for; all of them by default.
+    """One random number for each of some rows of a batch.
+
+    They are drawn for the whole batch of ``batch_size`` samples, so that a row's number does not depend on the ``rows``
+    asked for; by default these are all.
     """
 
     generator: torch.Generator
-    of: int
+    batch_size: int
     rows: range | None = None
 
     def integers(self, bound: int, device: torch.device) -> Tensor:
-        """Whole numbers in [0, bound), drawn where the generator lives."""
+        """Return whole numbers in [0, bound), drawn on the generator's device."""
         return self._own(
-            torch.randint(bound, (self.of,), generator=self.generator, device=self.generator.device), device
+            torch.randint(bound, (self.batch_size,), generator=self.generator, device=self.generator.device), device
         )
 
     def uniform(self, device: torch.device) -> Tensor:
-        """Numbers in [0, 1)."""
-        return self._own(torch.rand(self.of, generator=self.generator, device=self.generator.device), device)
+        """Return numbers in [0, 1)."""
+        return self._own(torch.rand(self.batch_size, generator=self.generator, device=self.generator.device), device)
 
     def order(self, device: torch.device) -> Tensor:
-        """Another row of the batch for each, all of them once."""
-        return self._own(torch.randperm(self.of, generator=self.generator, device=self.generator.device), device)
+        """Return another row of the batch for each row, as a permutation of them all."""
+        return self._own(
+            torch.randperm(self.batch_size, generator=self.generator, device=self.generator.device), device
+        )
 
     def _own(self, drawn: Tensor, device: torch.device) -> Tensor:
         return (drawn if self.rows is None else drawn[self.rows.start : self.rows.stop]).to(device)

@@ -1,4 +1,4 @@
-"""Samples as the rest of the package sees them: raw splits, and what is known of them. One place to import from."""
+"""Samples as the rest of the package sees them: raw splits and the facts about them. Import them from here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RawSource:
-    """What a source reads: splits as they are, and what is usual for it."""
+    """The result of a source: raw splits, and the source's usual normalisation and augmentation."""
 
     train: Split
     test: Split
@@ -49,31 +49,31 @@ class RawSource:
 
 @dataclass(frozen=True)
 class Samples:
-    """A data set ready for a run. Splits are raw; ``preprocess`` makes them inputs of the network."""
+    """A data set that is ready for a run. Splits are raw; ``preprocess`` makes them inputs of the network."""
 
-    source: str  # as --data says it
+    source: str  # as given to --data
     train: Split
-    test: Split  # reports only; nothing is chosen on it
+    test: Split  # for reporting only; nothing is chosen on it
     validation: Split | None  # the source's own
     classes: int | None
     preprocess: Preprocess
-    augment: str | Named  # what augment.resolve knows, never "auto"
+    augment: str | Named  # a name or list for augment.resolve, never "auto"
     fingerprint: str  # sha256, hexadecimal
     choices: tuple[str, ...] = ()  # automatic choices with their reasons, a line each
 
 
 def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:
-    """``n`` distinct indices in random order, without replacement; all of them where fewer exist."""
+    """Return ``n`` distinct indices in random order; all of them if there are fewer."""
     order = torch.randperm(len(split), generator=generator, device=generator.device)
     return [int(index) for index in order[:n].tolist()]
 
 
 Check = Callable[[Tensor, str, Sequence[int] | None], None]
-"""(targets, what they are called, the samples' indices or None for all) -> DataError where they are wrong."""
+"""A function of (targets, their name, the samples' indices or None for all) that raises DataError if they are wrong."""
 
 
 class Checked(Split):
-    """A split whose targets are checked as they are read, where they are not known without decoding.
+    """A split that checks targets as they are read, because they are unknown until then.
 
     ``check(targets, name, indices)`` raises DataError.
     """
@@ -101,14 +101,14 @@ class Checked(Split):
         return self._parent.nbytes()
 
     @property
-    def held(self) -> bool:
-        return self._parent.held
+    def is_in_memory(self) -> bool:
+        return self._parent.is_in_memory
 
 
 def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices: Sequence[int] | None = None) -> None:
-    """Class ids (any shape) must be whole numbers in [0, outputs); DataError names the first that is not, and where.
+    """Raise DataError unless class ids (any shape) are whole numbers in [0, outputs); it names the first wrong one.
 
-    ``indices`` says where they come from, where they are not all of a split's.
+    ``indices`` are the samples' indices in the split, if the targets are not those of all samples.
     """
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise DataError(
@@ -126,14 +126,14 @@ def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices:
         )
 
 
-_TOGETHER = 1024
-"""Samples that are hashed at a time: what is fetched is a copy."""
+_CHUNK = 1024
+"""Samples that are hashed at a time, since fetching copies them."""
 
 
 def fingerprint(*splits: Split | None, probes: int = 16) -> str:
-    """sha256 over each split's size, targets (where known without decoding), sizes of files and inputs.
+    """Return the sha256 of each split's size, targets (if known without decoding), file sizes and inputs.
 
-    Of inputs that are in memory it sees all, of those that must be decoded or asked for ``probes``, evenly spaced.
+    It covers all inputs that are in memory, and ``probes`` evenly spaced ones of those that must be decoded.
     """
     digest = hashlib.sha256()
     for split in splits:
@@ -146,11 +146,11 @@ def fingerprint(*splits: Split | None, probes: int = 16) -> str:
         for known in (targets, split.sizes()):
             if known is not None:
                 _update(digest, known)
-        taken = count if split.held else min(count, probes)
-        for first in range(0, taken, _TOGETHER):
-            inputs, answers = split.fetch([i * count // taken for i in range(first, min(first + _TOGETHER, taken))])
-            _update(digest, inputs)
-            _update(digest, answers)
+        probed = count if split.is_in_memory else min(count, probes)
+        for first in range(0, probed, _CHUNK):
+            indices = [i * count // probed for i in range(first, min(first + _CHUNK, probed))]
+            for tensor in split.fetch(indices):
+                _update(digest, tensor)
     return digest.hexdigest()
 
 

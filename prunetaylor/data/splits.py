@@ -1,8 +1,8 @@
-"""A split is raw samples by index: a tensor in memory, a view of another split, or anybody's map-style data set.
+"""A split is raw samples by index: a tensor in memory, a view of another split, or any map-style data set.
 
-``fetch`` gives the same content for the same indices every time, random transforms of a data set included: they draw
-from generators seeded by ``variant`` and the index, so that calibration and measuring see fixed samples, and an epoch
-of training asks for a variant of its own.
+``fetch`` returns the same content for the same indices every time, even with random transforms of a data set: they draw
+from generators seeded by ``variant`` and the index. So calibration and measuring see fixed samples, and each epoch of
+training asks for its own variant.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from prunetaylor.runtime.processes.group import mine
 
 
 class Split(ABC):
-    """Samples by index, not yet preprocessed: inputs (B, ...) uint8 or float, targets (B, ...), both on the CPU."""
+    """Samples by index before preprocessing: inputs (B, ...) uint8 or float, targets (B, ...), both on the CPU."""
 
-    #: decoding costs so much that worker processes pay, and nothing is kept
+    #: decoding is so expensive that worker processes help, and nothing is kept in memory
     lazy: bool = False
 
     @abstractmethod
@@ -34,40 +34,40 @@ class Split(ABC):
 
     @abstractmethod
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
-        """Inputs (B, ...) and targets (B, ...) in the order of ``indices``; DataError names a sample that fails."""
+        """Return inputs (B, ...) and targets (B, ...) in the order of ``indices``; DataError names a bad sample."""
 
     @property
     def labelled(self) -> bool:
-        """Whether there are answers; without, targets are zeros that stand for none."""
+        """Return whether the samples have targets; without labels, targets are zeros."""
         return True
 
     def targets(self) -> Tensor | None:
-        """Targets of all samples (N, ...) where they are known without decoding, else None."""
+        """Return the targets of all samples (N, ...) if they are known without decoding, else None."""
         return None
 
     def nbytes(self) -> int | None:
-        """Bytes of all inputs once they are in memory, where that is known without decoding."""
+        """Return the bytes of all inputs once in memory, if that is known without decoding, else None."""
         return None
 
     def sizes(self) -> Tensor | None:
-        """Bytes of each sample's file (N,), where each has one: what tells changed ones without decoding."""
+        """Return the bytes of each sample's file (N,), which reveal changes without decoding, or None."""
         return None
 
     @property
-    def held(self) -> bool:
-        """Whether all inputs are in memory already: to fetch one decodes nothing."""
+    def is_in_memory(self) -> bool:
+        """Return whether all inputs are in memory, so that fetching one decodes nothing."""
         return False
 
     def subset(self, indices: Sequence[int]) -> Split:
-        """A view of these samples in this order; nothing is copied."""
+        """Return a view of these samples in this order, without a copy."""
         return Subset(self, indices)
 
     def origin(self, index: int) -> int:
-        """Where a sample stands in what its source reads."""
+        """Return the sample's index in the source."""
         return index
 
     def in_memory(self) -> TensorSplit:
-        """All samples, decoded once."""
+        """Return all samples, decoded once."""
         return TensorSplit(*self.fetch(range(len(self))))
 
 
@@ -104,18 +104,19 @@ class TensorSplit(Split):
         return self.inputs.nbytes
 
     @property
-    def held(self) -> bool:
+    def is_in_memory(self) -> bool:
         return True
 
     def in_memory(self) -> TensorSplit:
         return self
 
     def to(self, device: torch.device) -> TensorSplit:
+        """Return the split on another device."""
         return TensorSplit(self.inputs.to(device), self._targets.to(device) if self.labelled else None)
 
 
 class WithTargets(Split):
-    """The inputs of another split with targets (N, ...) of their own, or without labels."""
+    """The inputs of another split with other targets (N, ...), or without labels."""
 
     def __init__(self, parent: Split, targets: Tensor, labelled: bool = True) -> None:
         self._parent, self._targets, self._labelled = parent, targets, labelled
@@ -144,12 +145,12 @@ class WithTargets(Split):
         return self._parent.sizes()
 
     @property
-    def held(self) -> bool:
-        return self._parent.held
+    def is_in_memory(self) -> bool:
+        return self._parent.is_in_memory
 
 
 def decode_sharded(split: Split) -> TensorSplit:
-    """All samples in memory, on every process of a run, each of which decodes its part of what is read on the fly."""
+    """Return all samples in memory on every process of a run; each process decodes its part of lazy data."""
     if not split.lazy:
         return split.in_memory()
     own = mine(len(split))
@@ -191,17 +192,17 @@ class Subset(Split):
         return None if whole is None else whole[torch.tensor(self._indices, dtype=torch.long)]
 
     @property
-    def held(self) -> bool:
-        return self._parent.held
+    def is_in_memory(self) -> bool:
+        return self._parent.is_in_memory
 
 
 Collate = Callable[[list[Any]], Any]
 
 
 class DatasetSplit(Split):
-    """Any map-style data set whose items are (input, target), or inputs alone; the items' own transforms are kept.
+    """Any map-style data set of (input, target) pairs, or of inputs alone, with its own transforms.
 
-    ``collate`` puts a list of items together (a DataLoader's ``collate_fn``); by default items are stacked.
+    ``collate`` combines a list of items (a DataLoader's ``collate_fn``); by default items are stacked.
     """
 
     lazy = True
@@ -217,7 +218,7 @@ class DatasetSplit(Split):
             ) from error
         self._name = name
         self._collate = collate or _stack
-        self._labelled: bool | None = True if collate else None  # None: nobody looked
+        self._labelled: bool | None = True if collate else None  # None: not known yet
 
     def __len__(self) -> int:
         return self._length
@@ -268,7 +269,7 @@ class DatasetSplit(Split):
 
 
 def _is_input(item: Any) -> bool:
-    """Whether an item is an input without a target."""
+    """Return whether an item is an input without a target."""
     return isinstance(item, Tensor | np.ndarray) or hasattr(item, "getbands")
 
 
@@ -279,7 +280,7 @@ def _stack(items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def _from_pil(value: Any) -> Any:
-    """A PIL image as uint8 (C, H, W); anything else as it is."""
+    """Return a PIL image as uint8 (C, H, W), and anything else unchanged."""
     if not hasattr(value, "getbands"):
         return value
     array = np.array(value)
@@ -298,7 +299,7 @@ def _as_tensor(value: Any, name: str) -> Tensor:
 
 
 def _as_target(targets: Tensor) -> Tensor:
-    """Whole numbers as int64; float64, which Python's floats become, as float32."""
+    """Return whole numbers as int64, and float64, which Python's floats become, as float32."""
     if targets.is_floating_point():
         return targets.float()
     return targets.long()
@@ -306,7 +307,7 @@ def _as_target(targets: Tensor) -> Tensor:
 
 @contextmanager
 def _own_randomness() -> Iterator[Callable[[int], None]]:
-    """A function that seeds torch's CPU, Python's and numpy's generators; their states come back afterwards."""
+    """Yield a function that seeds torch's CPU, Python's and numpy's generators; restore their states afterwards."""
     states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
 
     def seed(value: int) -> None:

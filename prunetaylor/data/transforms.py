@@ -15,7 +15,7 @@ from prunetaylor.runtime.torchvision_import import import_torchvision
 
 Entry = str | Mapping[str, Mapping[str, Any]] | Callable[[Tensor], Tensor]
 Named = Sequence[Entry]
-"""Such as ["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}]; from Python transforms themselves too.
+"""A list such as ["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}], or of transforms themselves.
 
 Transforms of transforms, such as RandomApply, have a list of this kind as their argument ``transforms``.
 """
@@ -23,16 +23,16 @@ _LABELLED = ("MixUp", "CutMix")
 
 
 def chain(named: Named, sample: Tensor) -> Callable[[Tensor, RowRandom], Tensor]:
-    """The transforms one after another, image by image, as a function of a batch's rows and draws.
+    """Return the transforms as one function of a batch's rows and random numbers; it applies them image by image.
 
-    They draw from torch's global state, which is seeded anew for each image and put back.
+    They draw from torch's global state, which is seeded anew for each image and restored.
 
     Args:
-        sample: a raw image (C, H, W); what comes of it must have its shape and type.
+        sample: a raw image (C, H, W); the results must have its shape and type.
 
     Raises:
-        UsageError: an unknown name, arguments that it does not take, a result of another shape or type: at once, or
-            from the function, for what a transform does to some images only.
+        UsageError: for an unknown name, arguments that it does not accept, or a result of another shape or type. The
+            function raises it too, for transforms that change only some images.
     """
     steps = [_make(entry) for entry in named]
 

@@ -47,7 +47,7 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
     words = [one.metadata for one in (pruned, dense) if one.metadata is not None]
     said = next((one.data for one in words if one.data), None)
-    samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
+    samples = load_samples(config.data, recorded=said, trust=trust, seed=config.seed)
     config, jobs = with_loss(config, pruned, dense), {}
     for file, found in _networks(config, dense, pruned, trust):
         jobs[file.path] = make_job(

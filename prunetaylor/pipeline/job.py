@@ -176,7 +176,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     checkpoint = read(config.model.checkpoint)
     found = resolve(config.model.arch, config.model.args, checkpoint, trust=trust)
     said = checkpoint.metadata.data if checkpoint.metadata else None
-    samples = load_samples(config.data, said=said, trust=trust, seed=config.seed)
+    samples = load_samples(config.data, recorded=said, trust=trust, seed=config.seed)
     config = with_loss(config, checkpoint)
     choices = [f"network: {found.reason}", f"device: {device} ({reason})", *checkpoint.notes]
     wide = next(found.module.parameters()).dtype

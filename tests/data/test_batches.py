@@ -277,7 +277,7 @@ def test_batches_that_are_changed_have_no_own_parts():
     generator = torch.Generator()
     for how in ({"shuffle": True}, {"augment": augment.flip}, {"mix": augment.cut_mix}):
         batches = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu", generator=generator, **how)
-        with pytest.raises(ValueError, match="see shares"):
+        with pytest.raises(ValueError, match="see shards"):
             next(batches.own())
 
 
@@ -299,7 +299,7 @@ def test_shares_of_all_processes_are_the_batches_of_one(monkeypatch, change, mix
             DatasetSplit(Images()), Preprocess(), batch_size=5, device="cpu", augment=change, mix=mix,
             generator=generator, shuffle=True, workers=workers,
         )  # fmt: skip
-        return [list(batches.shares()) for _ in range(2)]
+        return [list(batches.shards()) for _ in range(2)]
 
     fetched = []
     wanted = epochs(0, 1)
@@ -312,19 +312,19 @@ def test_shares_of_all_processes_are_the_batches_of_one(monkeypatch, change, mix
             assert len(fetched) == 2 * (2 + 2 + 1 if rank < 2 else 1 + 1 + 1)
         fetched.clear()
     for epoch in range(2):
-        assert [share.of for share in wanted[epoch]] == [5, 5, 1]
+        assert [share.batch_size for share in wanted[epoch]] == [5, 5, 1]
         for i, whole in enumerate(wanted[epoch]):
             shares = [part[epoch][i] for part in parts]
             torch.testing.assert_close(torch.cat([share.x for share in shares]), whole.x, rtol=0, atol=0)
             assert torch.cat([share.y for share in shares]).tolist() == whole.y.tolist()
-            assert {share.of for share in shares} == {len(whole.x)}
+            assert {share.batch_size for share in shares} == {len(whole.x)}
             assert all(share.x.shape[1:] == whole.x.shape[1:] for share in shares)
             assert sum(share.weight for share in shares) == pytest.approx(1)
 
 
 def test_one_process_has_whole_batches_as_shares():
     plain = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu")
-    for (x, y), share in zip(plain, plain.shares(), strict=True):
+    for (x, y), share in zip(plain, plain.shards(), strict=True):
         torch.testing.assert_close(share.x, x)
         assert share.y.tolist() == y.tolist()
-        assert (share.of, share.weight) == (len(x), 1.0)
+        assert (share.batch_size, share.weight) == (len(x), 1.0)

@@ -175,7 +175,7 @@ def test_layouts_that_are_none(tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         _load(tmp_path / "missing")
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="no train/ with a val/ or test/ beside it; it holds images"):
+    with pytest.raises(DataError, match="no train/ with a val/ or test/ beside it; it contains images"):
         _load(tmp_path)
     _tree(tmp_path)
     (tmp_path / "test" / "dog" / "notes.txt").write_text("not an image")
@@ -183,7 +183,7 @@ def test_layouts_that_are_none(tmp_path):
         file.unlink()
     (tmp_path / "train" / "emu").mkdir()
     (tmp_path / "test" / "emu").mkdir()
-    with pytest.raises(DataError, match="train/emu holds no images"):
+    with pytest.raises(DataError, match="train/emu contains no images"):
         _load(tmp_path)
     with pytest.raises(UsageError, match="needs a folder"):
         load_samples(DataSection(source="folder:"), seed=0)

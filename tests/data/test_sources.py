@@ -19,8 +19,8 @@ from prunetaylor.data.samples import Preprocess, TensorSplit
 from prunetaylor.data.sources import load_source
 
 
-def _load(source=None, said=None, trust=NOBODY, **options):
-    return load_samples(DataSection(source=source, **options), said=said, trust=trust, seed=0)
+def _load(source=None, recorded=None, trust=NOBODY, **options):
+    return load_samples(DataSection(source=source, **options), recorded=recorded, trust=trust, seed=0)
 
 
 def test_the_registry_finds_sources_without_torch():
@@ -235,7 +235,7 @@ def test_code_that_fails_is_named(tmp_path, body, message):
 def test_a_checkpoints_code_is_run_only_when_trusted(tmp_path):
     spec = _code(tmp_path, "d = torch.rand(4, 2), torch.zeros(4).long(); return d, d")
     for said in (spec, f"code:{spec}"):
-        with pytest.raises(CheckpointRefused, match=r"would run that(?s:.*)--trust-code"):
+        with pytest.raises(CheckpointRefused, match=r"would run it(?s:.*)--trust-code"):
             _load(said={"source": said})
         assert len(_load(said={"source": said}, trust=Trust(everything=True)).train) == 4
 
@@ -248,17 +248,17 @@ def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path
         "normalize": {"mean": [0.5], "std": [0.25]},
         "augment": "flip",
     }
-    samples = _load(said=said)
+    samples = _load(recorded=said)
     assert samples.source == "torchvision:MNIST"
     assert samples.preprocess == Preprocess((0.5,), (0.25,))
     assert samples.augment == "flip"
     assert all("checkpoint" in line for line in samples.choices)
-    told = _load(said=said, normalize=Normalization(mean=[0.1], std=[0.2]), augment="none")
+    told = _load(recorded=said, normalize=Normalization(mean=[0.1], std=[0.2]), augment="none")
     assert told.preprocess == Preprocess((0.1,), (0.2,))
     assert told.augment == "none"
     assert told.choices == ()
-    assert _load(said=said, normalize="none").preprocess == Preprocess()
-    assert len(_load("digits", said=said).train) > 1000
+    assert _load(recorded=said, normalize="none").preprocess == Preprocess()
+    assert len(_load("digits", recorded=said).train) > 1000
     hostile = {"source": "digits", "root": ["x"], "size": "big", "augment": 3}
     assert _load(said=hostile).augment == "none"
 

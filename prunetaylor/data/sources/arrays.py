@@ -61,15 +61,15 @@ def _load(path: Path) -> dict[str, Array]:
                 raise DataError(f"{path} holds one array, not an .npz archive of several", _SAVE)
             _require_plausible(archive, file)
             present = list(archive.files)
-            wanted = [*_NEEDED, *(_OPTIONAL if set(_OPTIONAL) & set(present) else ())]
+            needed = [*_NEEDED, *(_OPTIONAL if set(_OPTIONAL) & set(present) else ())]
             # Labels that are there under another name are not left out without a word.
             if "y_train" in present or close_match("y_train", set(present) - {*_NEEDED, *_OPTIONAL}):
-                wanted.insert(1, "y_train")
-            for name in wanted:
+                needed.insert(1, "y_train")
+            for name in needed:
                 if name not in present:
-                    found = ", ".join(present[:8]) or "none"
-                    raise DataError(f"{path} has no array {name}{close_match(name, present)} (it has {found})", _SAVE)
-            return {name: _member(archive, name, path) for name in wanted}
+                    listed = ", ".join(present[:8]) or "none"
+                    raise DataError(f"{path} has no array {name}{close_match(name, present)} (it has {listed})", _SAVE)
+            return {name: _member(archive, name, path) for name in needed}
     except PruneTaylorError:
         raise
     except Exception as error:  # foreign bytes can raise anything

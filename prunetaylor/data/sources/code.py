@@ -35,8 +35,8 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
             f"{argument} failed: {type(error).__name__}: {error}", "mend the function; it is called without arguments"
         ) from error
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
-        found = f"{len(parts)} values" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
-        raise DataError(f"{argument} returned {found}", "return (train, test) or (train, validation, test) data sets")
+        kind = f"{len(parts)} values" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
+        raise DataError(f"{argument} returned {kind}", "return (train, test) or (train, validation, test) data sets")
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
     splits = {n: as_split(part, f"{n} of {argument}") for n, part in zip(names, parts, strict=True)}
     return RawSource(

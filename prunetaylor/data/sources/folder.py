@@ -18,7 +18,7 @@ from prunetaylor.data.images import Images, image_splits
 from prunetaylor.data.samples import RawSource, WithTargets
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_LAYOUT = "the layout is DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/, or both)"
+_STRUCTURE = "use DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/, or both)"
 
 
 def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
@@ -27,11 +27,11 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         raise UsageError("the source folder needs a folder", "use folder:DIR")
     root = Path(argument).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder", _LAYOUT)
+        raise DataError(f"{root} is not a folder", _STRUCTURE)
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" not in parts or len(parts) < 2:
-        found = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
-        raise DataError(f"{root} has no train/ with a val/ or test/ beside it; it holds {found}", _LAYOUT)
+        contents = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
+        raise DataError(f"{root} has no train/ with a val/ or test/ beside it; it contains {contents}", _STRUCTURE)
     labelled = any(map(_is_class, parts["train"].iterdir())) or not _files(parts["train"])
     sorted_in = parts["train"] if labelled else next(part for name, part in parts.items() if name != "train")
     classes = _classes(sorted_in)
@@ -63,37 +63,37 @@ def _is_class(path: Path) -> bool:
 def _classes(part: Path) -> list[str]:
     names = sorted(p.name for p in part.iterdir() if _is_class(p))
     if not names:
-        raise DataError(f"{part} holds no class folders", _LAYOUT)
+        raise DataError(f"{part} contains no class folders", _STRUCTURE)
     return names
 
 
-def _check_classes(expected: list[str], found: list[str], first: str, second: str) -> None:
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+def _check_classes(expected: list[str], actual: list[str], reference: str, other: str) -> None:
+    missing, extra = sorted(set(expected) - set(actual)), sorted(set(actual) - set(expected))
     if missing or extra:
-        only = [f"only {first} has {', '.join(missing[:5])}"] if missing else []
-        only += [f"only {second} has {', '.join(extra[:5])}"] if extra else []
-        counts = f"{len(expected)} and {len(found)} classes"
-        cause = f"{first} and {second} do not agree ({counts}): {'; '.join(only)}"
+        only = [f"only {reference} has {', '.join(missing[:5])}"] if missing else []
+        only += [f"only {other} has {', '.join(extra[:5])}"] if extra else []
+        counts = f"{len(expected)} and {len(actual)} classes"
+        cause = f"{reference} and {other} do not agree ({counts}): {'; '.join(only)}"
         raise DataError(cause, "give both the same folders; a class without images there is an empty folder")
 
 
 def _images(part: Path, classes: list[str], *, all_needed: bool) -> Images:
-    """The images of a split; a class without any is an empty folder, but for one that is learned from."""
+    """Return the images of a split; a class may have none (an empty folder), except in the training set."""
     paths: list[str] = []
     targets: list[int] = []
     for number, name in enumerate(classes):
-        found = _files(part / name)
-        if not found and all_needed:
-            raise DataError(f"{part / name} holds no images", f"images end in {', '.join(EXTENSIONS)}")
-        paths += found
-        targets += [number] * len(found)
+        files = _files(part / name)
+        if not files and all_needed:
+            raise DataError(f"{part / name} contains no images", f"images end in {', '.join(EXTENSIONS)}")
+        paths += files
+        targets += [number] * len(files)
     if not paths:
-        raise DataError(f"{part} holds no images", f"images end in {', '.join(EXTENSIONS)}")
+        raise DataError(f"{part} contains no images", f"images end in {', '.join(EXTENSIONS)}")
     return Images.of_files(paths, torch.tensor(targets, dtype=torch.long))
 
 
 def _files(folder: Path) -> list[str]:
-    """All images beneath it, in order."""
+    """Return all images beneath the folder, in order."""
     return sorted(
         os.path.join(where, file)
         for where, _, files in os.walk(folder, followlinks=True)

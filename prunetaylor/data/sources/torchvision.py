@@ -100,9 +100,9 @@ def _open(kind: Any, name: str, cfg: DataSection, arguments: _Arguments) -> Any:
     except ModuleNotFoundError as error:
         raise UsageError(f"torchvision's {name} needs a package: {error}", install_hint(str(error.name))) from error
     except Exception as error:
-        said = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         raise DataError(
-            f"torchvision:{name} cannot be read from {cfg.root}: {type(error).__name__}: {said}",
+            f"torchvision:{name} cannot be read from {cfg.root}: {type(error).__name__}: {message}",
             "set data.root to the folder that torchvision keeps it in, or add data.download=true to fetch it there",
         ) from error
 
@@ -115,18 +115,18 @@ def _splits(parts: list[Any], cfg: DataSection) -> list[Split]:
 
 
 def _targets(part: Any) -> Tensor | None:
-    """Class ids (N,), under any of the names that torchvision gives them."""
+    """Return class ids (N,), under any of the names that torchvision gives them."""
     for name in ("targets", "labels", "_labels", "y"):
         values = getattr(part, name, None)
         if values is not None and len(values) == len(part):
-            found = torch.as_tensor(np.asarray(values))
-            if found.ndim == 1 and not found.is_floating_point():
-                return found.long()
+            ids = torch.as_tensor(np.asarray(values))
+            if ids.ndim == 1 and not ids.is_floating_point():
+                return ids.long()
     return None
 
 
 def _tensors(part: Any) -> TensorSplit | None:
-    """Of a set that torchvision holds as uint8 arrays: (N, H, W), (N, H, W, 3) or (N, 3, H, W)."""
+    """Return a set that torchvision keeps as uint8 arrays: (N, H, W), (N, H, W, 3) or (N, 3, H, W); None for others."""
     data, targets = getattr(part, "data", None), _targets(part)
     if not isinstance(data, Tensor | np.ndarray) or targets is None:
         return None

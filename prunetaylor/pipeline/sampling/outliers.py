@@ -121,7 +121,7 @@ def stored(split: Split) -> tuple[list[int], float]:
 
     Only numbers in memory are looked at: bytes cannot be so large, and images would have to be decoded.
     """
-    if not split.held or not split.fetch([0])[0].is_floating_point():
+    if not split.is_in_memory or not split.fetch([0])[0].is_floating_point():
         return [], 1.0
     rows = []
     for start in range(0, len(split), _TOGETHER):

@@ -142,7 +142,7 @@ class Matching:
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
                 for part in torch.split(share.x, self._chunk) if len(share.x) else ():
-                    _backward(self.module, self.dense, part, pull, towards, self._scale, len(part) / share.of)
+                    _backward(self.module, self.dense, part, pull, towards, self._scale, len(part) / share.batch_size)
                 sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
@@ -292,7 +292,7 @@ def _watched(module: nn.Module, layers: Sequence[Layer], intercepts: Mapping[str
 def _endless(batches: Batches, steps: int) -> Iterator[BatchShard]:
     done = 0
     while done < steps:
-        for share in batches.shares():
+        for share in batches.shards():
             done += 1
             yield share
             if done == steps:  # before another is drawn: a run that goes on after the last step draws none either

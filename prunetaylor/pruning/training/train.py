@@ -262,7 +262,7 @@ class Training:
         self.module.train()
         new, busy, start = 0, 0.0, time.perf_counter()
         for group in _groups(self.batches, self._options.accumulate):
-            count, lr = sum(share.of for share in group), rates(self._step)
+            count, lr = sum(share.batch_size for share in group), rates(self._step)
             value = self._do(group, count, lr)
             self._step += 1
             self._seen, new = self._seen + count, new + count
@@ -362,7 +362,7 @@ def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **ho
 def _groups(batches: Batches, size: int) -> Iterator[list[BatchShard]]:
     """This process's rows of ``size`` batches at a time, of fewer at the end."""
     group: list[BatchShard] = []
-    for share in batches.shares():
+    for share in batches.shards():
         group.append(share)
         if len(group) == size:
             yield group

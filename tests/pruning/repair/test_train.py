@@ -342,7 +342,7 @@ def test_same_seed_same_bits_on_a_gpu():
 def test_steps_do_not_wait_for_the_gpu():
     module = network().cuda()
     masks = half_masks(module)
-    data = list(batches(torch.device("cuda")).shares())
+    data = list(batches(torch.device("cuda")).shards())
 
     class Ready:
         """Batches that are on the device already."""
