@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,11 @@ from prunetaylor.core.errors import DataError
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext, Structure
 from prunetaylor.pruning.selection.budget import Budget, masks_after, select
-from support.pages import blocks
+from support.pages import ROOT, blocks, spans
 from support.samples import rand
 from support.taylor_models import taylor
+
+PAGES = sorted((ROOT / "docs" / "contributing").glob("*.md"))
 
 
 def written(page: str) -> ModuleType:
@@ -65,3 +68,16 @@ def test_the_structure() -> None:
     for mask in after.values():
         rows = mask.flatten(1)
         assert bool((rows.all(1) | ~rows.any(1)).all())
+
+
+NEW = {"criteria/wanda.py", "sources/csv.py", "structures/row.py", "test_wanda.py", "test_source_csv.py"}
+"""Files that a reader of the pages writes."""
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/contributing/{path.name}" for path in PAGES)])
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    for span in spans(page):
+        if not re.fullmatch(r"[\w./]+(/|\.py|\.sh|\.md)", span) or any(span.endswith(new) for new in NEW):
+            continue
+        homes = [ROOT, ROOT / "prunetaylor", *(ROOT / "prunetaylor").iterdir()]
+        assert any((home / span).exists() for home in homes) or any((ROOT / "tests").rglob(span)), span
