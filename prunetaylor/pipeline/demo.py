@@ -1,4 +1,4 @@
-"""The embedded default: a small convolutional network trained on the digits in seconds, and the file it becomes."""
+"""The demo: a small convolutional network is trained on the digits in seconds and written to a file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Demo:
 
 
 def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
-    """Train ``builtin:digits`` on the CPU and write it to ``path``, with what it says of its network and data.
+    """Train ``builtin:digits`` on the CPU and write it to ``path``, with its network and data in the metadata.
 
     OutputPlaceError where ``path`` is somebody else's file and ``force`` is not set, OutputError where it cannot be
     written.
@@ -57,7 +57,7 @@ def make(path: Path, *, seed: int, force: bool, progress: Progress) -> Demo:
 
 
 def check_path(path: Path, *, force: bool) -> None:
-    """OutputPlaceError where ``make`` would refuse to write."""
+    """Raise OutputPlaceError where ``make`` would refuse to write."""
     if path.is_dir():
         raise OutputPlaceError(f"{path} is a folder", "name the file to write with -o/--output")
     if not path.parent.is_dir():
@@ -65,10 +65,10 @@ def check_path(path: Path, *, force: bool) -> None:
     if not path.exists() or force:
         return
     try:
-        said = open_file(path).metadata
+        metadata = open_file(path).metadata
     except PruneTaylorError:
-        said = None
-    if said is None or said.extra.get("made_by") != _MADE_BY:
+        metadata = None
+    if metadata is None or metadata.extra.get("made_by") != _MADE_BY:
         raise OutputPlaceError(
             f"{path} exists, and was not made by `prunetaylor demo`",
             "name another file with -o/--output, or replace it with --force",

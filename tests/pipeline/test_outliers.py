@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.samples import TensorSplit
-from prunetaylor.pipeline.sampling.outliers import FAR, Energies, find, stored
+from prunetaylor.pipeline.sampling.outliers import FAR, Energies, find_outliers, find_stored_outliers
 from support.networks import ConvNet, trained
 from support.runs import TRAIN, quick
 
@@ -74,10 +74,10 @@ def test_training_does_not_see_them_either_drawn_for_calibration_or_not(
 def test_targets_that_are_values_are_looked_at_and_bytes_are_not() -> None:
     x, targets = torch.rand(60, 4), torch.rand(60, 1)
     targets[13] = 1e9
-    assert stored(TensorSplit(x, targets))[0] == [13]
+    assert find_stored_outliers(TensorSplit(x, targets))[0] == [13]
     bytes_ = torch.zeros(60, 4, dtype=torch.uint8)
     bytes_[5] = 255
-    assert stored(TensorSplit(bytes_, torch.zeros(60, dtype=torch.long))) == ([], 1.0)
+    assert find_stored_outliers(TensorSplit(bytes_, torch.zeros(60, dtype=torch.long))) == ([], 1.0)
 
 
 def test_a_constant_image_and_a_moderate_one_are_samples_like_any_other(conv: nn.Module) -> None:
@@ -114,7 +114,7 @@ def test_healthy_samples_are_never_left_out(count: int, seed: int, kind: str) ->
         x = -torch.log(x)
     if kind == "sparse":
         x = x * (x > 0.98)
-    assert find(x.square().mean(1, keepdim=True))[0] == []
+    assert find_outliers(x.square().mean(1, keepdim=True))[0] == []
 
 
 @given(st.integers(20, 300), st.integers(0, 2**31), st.floats(2.5, 30), st.floats(0.001, 0.09))
@@ -124,7 +124,7 @@ def test_up_to_a_tenth_that_outweigh_the_rest_are_found(count: int, seed: int, p
     x = torch.rand(count, 20, generator=generator, dtype=torch.float64) + 0.1
     rows = sorted(torch.randperm(count, generator=generator)[: max(1, int(share * count))].tolist())
     x[rows] *= 10**power
-    found, size = find(x.square().mean(1, keepdim=True))
+    found, size = find_outliers(x.square().mean(1, keepdim=True))
     assert found == rows
     assert size > FAR**0.5
 
@@ -145,9 +145,9 @@ def test_a_layer_may_be_where_they_show() -> None:
     x[11, 0] = 1e-6
     module = Blows()
     seen = Energies(module)
-    handles = [m.register_forward_hook(lambda _, i, y, w=w: w(0, 40, i[0], y)) for m, w in seen.watch.items()]
+    handles = [m.register_forward_hook(lambda _, i, y, w=w: w(0, 40, i[0], y)) for m, w in seen.hooks.items()]
     module(x)
     seen.add(x, torch.zeros(40, dtype=torch.long))
     for handle in handles:
         handle.remove()
-    assert find(seen.all())[0] == [11]
+    assert find_outliers(seen.all())[0] == [11]

@@ -1,4 +1,4 @@
-"""In which order a network's weights lie in memory: as its passes are fastest, where the network bears that."""
+"""The memory format of a network's convolutions: channels last, which is fastest, where the network supports it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from prunetaylor.network.state import channels_last, copied
 from prunetaylor.pipeline.job import Job
 from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs, first_batch
 
-_APART = 0.05
-"""Of the outputs' norm: rounding in half precision moves them by less, values read in another order by far more."""
+_TOLERANCE = 0.05
+"""Relative to the outputs' norm: rounding in half precision moves them by less, values read in another order by far
+more."""
 
 
 @contextmanager
 def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
-    """Inside, the convolutions' weights of ``modules``, copies of one network, lie with channels last.
+    """Store the weights of the convolutions of ``modules``, copies of one network, with channels last inside the block.
 
-    Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs then lie so too, and a
-    network may well not bear that: it reads them with ``view``. Then all stays plain, and what is given says why.
+    Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs are then stored so too, and
+    some networks do not support that: they read them with ``view``. Then the weights stay as they are, and the notes
+    that this yields say why.
     """
-    reason = _reason(job, modules[0])
+    reason = _obstacle(job, modules[0])
     with ExitStack() as stack:
         if reason is None:
             for module in modules:
@@ -32,56 +34,53 @@ def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
         yield [Detail(f"memory layout: plain (with channels last, which is faster, {reason})")] if reason else []
 
 
-def _reason(job: Job, module: nn.Module) -> str | None:
-    """As :func:`trial`, on test samples; empty too where nothing is to be gained."""
+def _obstacle(job: Job, module: nn.Module) -> str | None:
+    """Call :func:`find_obstacle` on test samples; return the empty string too where nothing would be faster."""
     if job.samples is None or job.device.type not in ("cpu", "cuda") or all(p.dim() != 4 for p in module.parameters()):
         return ""
     test = job.samples.test
     x, _ = first_batch(job.batches(test.subset(range(min(2, len(test)))), workers=0))
-    return trial(module, x)
+    return find_obstacle(module, x)
 
 
-def trial(module: nn.Module, x: Tensor) -> str | None:
-    """Why ``module`` cannot lie with channels last; None where it can, empty where it cannot run at all.
+def find_obstacle(module: nn.Module, x: Tensor) -> str | None:
+    """Return why ``module`` does not support channels last; None where it does, empty where it does not run at all.
 
-    A copy goes through all kinds of passes over ``x`` that a run may take, in both layouts: with gradients in
-    evaluation mode, where the outputs must be the same, with forward-mode derivatives, and with gradients in training
-    mode, as there may be branches for that alone. What fails in either layout is not the layout's fault.
+    A copy makes all kinds of passes over ``x`` that a run may need, in both formats: with gradients in evaluation mode,
+    where the outputs must be the same, with forward-mode derivatives, and with gradients in training mode, as there may
+    be branches for that alone. A pass that fails in either format does not count against channels last.
     """
-    copy, last = copied(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    copy, x_last = copied(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        wanted = _tried(_with_gradients, copy.eval(), x)
-        if isinstance(wanted, Exception):
-            return ""  # for whoever needs its outputs to say
+        expected = _attempt(_run_backward, copy.eval(), x)
+        if isinstance(expected, Exception):
+            return ""  # reported by whoever needs its outputs
         with channels_last(copy):
-            for inputs in (x, last):
-                found = _tried(_with_gradients, copy, inputs)
-                if isinstance(found, Exception):
-                    return _failed(found)
-                if found.shape != wanted.shape or not _close(found, wanted):
+            for inputs in (x, x_last):
+                outputs = _attempt(_run_backward, copy, inputs)
+                if isinstance(outputs, Exception):
+                    return _describe(outputs)
+                if outputs.shape != expected.shape or not _is_close(outputs, expected):
                     return "the network puts out something else"
-        for passed, training in ((_with_derivatives, False), (_with_gradients, True)):
+        for run, training in ((_run_forward_mode, False), (_run_backward, True)):
             with channels_last(copy):
-                found = _tried(passed, copy.train(training), last)
-            if isinstance(found, Exception) and isinstance(_tried(passed, copy, x), Tensor):
-                return _failed(found)
+                outputs = _attempt(run, copy.train(training), x_last)
+            if isinstance(outputs, Exception) and isinstance(_attempt(run, copy, x), Tensor):
+                return _describe(outputs)
     return None
 
 
-Pass = Callable[[nn.Module, Tensor], Tensor]
-
-
-def _tried(passed: Pass, module: nn.Module, x: Tensor) -> Tensor | Exception:
-    """The outputs, or what it failed with: the network's code may raise anything."""
+def _attempt(run: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor | Exception:
+    """Return the outputs, or the exception: the network's code may raise anything."""
     try:
-        return passed(module, x)
+        return run(module, x)
     except Exception as error:
         return error
 
 
-def _with_gradients(module: nn.Module, x: Tensor) -> Tensor:
+def _run_backward(module: nn.Module, x: Tensor) -> Tensor:
     with torch.enable_grad():
         outputs = compute_outputs(module, x).float()
         if outputs.requires_grad:
@@ -90,18 +89,18 @@ def _with_gradients(module: nn.Module, x: Tensor) -> Tensor:
     return outputs.detach()
 
 
-def _with_derivatives(module: nn.Module, x: Tensor) -> Tensor:
-    """Along the weights themselves."""
+def _run_forward_mode(module: nn.Module, x: Tensor) -> Tensor:
+    """Differentiate along the weights themselves."""
     weights = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
     return differentiate_outputs(module, x, weights, weights)[0]
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    same = torch.isfinite(found) == torch.isfinite(wanted)
-    found, wanted = found.nan_to_num(0, 0, 0), wanted.nan_to_num(0, 0, 0)
-    return bool(same.all()) and float((found - wanted).norm()) <= _APART * float(wanted.norm())
+def _is_close(outputs: Tensor, expected: Tensor) -> bool:
+    same = torch.isfinite(outputs) == torch.isfinite(expected)
+    outputs, expected = outputs.nan_to_num(0, 0, 0), expected.nan_to_num(0, 0, 0)
+    return bool(same.all()) and float((outputs - expected).norm()) <= _TOLERANCE * float(expected.norm())
 
 
-def _failed(error: Exception) -> str:
-    """In one line."""
+def _describe(error: Exception) -> str:
+    """Describe the error in one line."""
     return f"the network fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

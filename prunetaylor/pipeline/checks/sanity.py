@@ -16,7 +16,7 @@ from prunetaylor.data.samples import draw
 from prunetaylor.measure.chance import at_chance, doubt, plainly_better
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sampling.outliers import Outliers, stored
+from prunetaylor.pipeline.sampling.outliers import Outliers, find_stored_outliers
 from prunetaylor.taylor.memory import current_chunks
 
 SAMPLE_SIZES = 256, 2048
@@ -38,7 +38,7 @@ def leave_out_outliers(job: Job, progress: Progress) -> Job:
     if job.samples is None or not len(job.samples.train):
         return job
     train = job.samples.train
-    rows, size = stored(train)
+    rows, size = find_stored_outliers(train)
     if rows:
         outliers = set(rows)
         others = train.subset([row for row in range(len(train)) if row not in outliers])

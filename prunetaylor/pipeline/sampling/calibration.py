@@ -1,4 +1,4 @@
-"""The calibration samples of a stage: what the Taylor model is fitted to, and what it is held against."""
+"""The calibration samples of a stage: those that the Taylor model is fitted to, and those that it is tested on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find
+from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Task, loss_of
@@ -29,13 +29,13 @@ SMALL_ELEMENTS = 1 << 18
 """
 
 FEWEST_FITTED = 4
-"""Samples below which nothing is fitted: least squares of a handful follows each of them wherever it lies."""
+"""Nothing is fitted to fewer samples: least squares of a handful follows each of them wherever it lies."""
 _SOLVING = ("least-squares", "obs")
 """Repairs that are fitted to samples."""
 
 
 def chunk(elements: int, batch_size: int) -> int:
-    """Samples of ``elements`` values in a batch, fewer where memory is short."""
+    """Return how many samples of ``elements`` values make a batch; fewer where memory is short."""
     usual = max(min(batch_size, CHUNK_ELEMENTS // max(1, elements)), min(1024, SMALL_ELEMENTS // max(1, elements)))
     return max(1, usual // current_chunks().batch)
 
@@ -49,13 +49,15 @@ class Part:
     targets: Tensor
 
     @classmethod
-    def of(cls, job: Job, dense: nn.Module, split: Split, size: int, seen: Energies) -> Part:
-        """All samples of a split, in batches of ``size``; what has no labels gets the dense network's answers.
+    def of(cls, job: Job, dense: nn.Module, split: Split, size: int, energies: Energies) -> Part:
+        """Run the dense network on all samples of a split, in batches of ``size``.
 
-        ``seen`` is told each sample's size.
+        Samples without labels get its answers as labels. ``energies`` collects each sample's size.
         """
         batches = job.batches(decode_sharded(split), batch_size=size)
-        outputs, targets = all_outputs(dense, batches, seen.watch, lambda batch: seen.add(batch.x, batch.targets))
+        outputs, targets = all_outputs(
+            dense, batches, energies.hooks, lambda batch: energies.add(batch.x, batch.targets)
+        )
         if not split.labelled:
             targets = _pseudo_labels(job, outputs)
             inputs, _ = batches.split.fetch(range(batches.samples))
@@ -63,23 +65,24 @@ class Part:
         return cls(batches, outputs, targets)
 
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
+        """Return the error of ``module`` on these samples."""
         return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
 
     def without(self, job: Job, rows: Collection[int]) -> Part:
-        """The part without some of its samples."""
+        """Return the part without some of its samples."""
         if not rows:
             return self
-        kept = [row for row in range(self.batches.samples) if row not in rows]
-        if not kept:
+        others = [row for row in range(self.batches.samples) if row not in rows]
+        if not others:
             raise DataError(
-                f"all {len(rows)} samples that {job.method} would be held against, or fitted to, dwarf the others",
-                "look at how the training samples are stored and scaled",
+                f"all {len(rows)} samples that {job.method} would be fitted to, or tested on, are outliers",
+                "check how the training samples are stored and scaled",
             )
-        batches = job.batches(self.batches.split.subset(kept), batch_size=self.batches.batch_size)
-        return Part(batches, self.dense_outputs[kept], self.targets[kept])
+        batches = job.batches(self.batches.split.subset(others), batch_size=self.batches.batch_size)
+        return Part(batches, self.dense_outputs[others], self.targets[others])
 
     def changed_anew(self, job: Job, dense: nn.Module, generator: torch.Generator) -> Part:
-        """The same samples after fresh random changes (data.augment), which are free: no new sample is seen."""
+        """Return the same samples after fresh random changes (data.augment); no new sample is used."""
         assert job.samples is not None
         x, targets = self.batches.split.fetch(range(self.batches.samples))
         _, change = augment.resolve(job.samples.augment, x[0])
@@ -92,7 +95,7 @@ class Part:
 
     @classmethod
     def joined(cls, job: Job, parts: Sequence[Part]) -> Part:
-        """One part of several, in their order."""
+        """Join several parts in their order."""
         if len(parts) == 1:
             return parts[0]
         samples = [part.batches.split.fetch(range(part.batches.samples)) for part in parts]
@@ -111,35 +114,36 @@ class Calibration:
 
     @classmethod
     def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
-        """Fresh samples from ``pool``, split into those that are fitted and those that are held out.
+        """Draw samples from ``pool`` and split them into those that are fitted to and those that are held out.
 
-        Where every stage draws anew, those come from two parts of the pool, the same ones each time: what one stage is
-        held against, no stage before it was fitted to.
+        If every stage draws anew, the two come from two parts of the pool, the same ones each time: no stage is tested
+        on a sample that an earlier one was fitted to.
         """
         cfg = job.config.calibration
         samples = min(cfg.samples, len(pool))
-        held = max(1, round(cfg.holdout * samples))
-        check_enough(job, samples - held)
+        holdout_count = max(1, round(cfg.holdout * samples))
+        fit_count = samples - holdout_count
+        check_enough(job, fit_count)
         if cfg.resample:
             order = draw(pool, len(pool), torch.Generator().manual_seed(job.config.seed))
-            apart = max(held, round(cfg.holdout * len(pool)))
-            parts = pool.subset(order[apart:]), pool.subset(order[:apart])
-            drawn = [draw(s, n, generator) for s, n in zip(parts, (samples - held, held), strict=True)]
-            chosen = [s.subset(some) for s, some in zip(parts, drawn, strict=True)]
+            border = max(holdout_count, round(cfg.holdout * len(pool)))
+            pools = pool.subset(order[border:]), pool.subset(order[:border])
+            drawn = [draw(s, n, generator) for s, n in zip(pools, (fit_count, holdout_count), strict=True)]
+            splits = [s.subset(indices) for s, indices in zip(pools, drawn, strict=True)]
         else:
             order = draw(pool, samples, generator)
-            chosen = [pool.subset(order[held:]), pool.subset(order[:held])]
-        size = chunk(chosen[0].fetch([0])[0].numel(), job.config.data.batch_size)
-        seen = [Energies(dense) for _ in chosen]
-        fit, holdout = (Part.of(job, dense, split, size, one) for split, one in zip(chosen, seen, strict=True))
-        fit, holdout, outliers = _of_a_kind(job, (fit, holdout), chosen, [one.all() for one in seen])
+            splits = [pool.subset(order[holdout_count:]), pool.subset(order[:holdout_count])]
+        size = chunk(splits[0].fetch([0])[0].numel(), job.config.data.batch_size)
+        energies = [Energies(dense) for _ in splits]
+        fit, holdout = (Part.of(job, dense, split, size, e) for split, e in zip(splits, energies, strict=True))
+        fit, holdout, outliers = _without_outliers(job, (fit, holdout), splits, [e.all() for e in energies])
         check_deterministic(dense, fit.batches)
         return cls(fit, holdout, outliers)
 
     def spread(self, task: Task) -> float:
-        """The divergence of one answer for all samples, the mean of the dense network's, from each of its answers.
+        """Return the mean divergence of the best constant answer from the dense network's answers.
 
-        What the error of a network of this kind on such samples is large by, whatever the number of outputs.
+        It is the scale of the error for networks of this kind on such samples, whatever the number of outputs.
         """
         objective = Objective(task, "divergence")
         z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
@@ -148,7 +152,7 @@ class Calibration:
 
 
 def check_enough(job: Job, fitted: int) -> None:
-    """UsageError where so few samples are left to fit to that nothing can be fitted."""
+    """Raise UsageError if ``fitted`` samples are too few to fit to."""
     criterion, repair = load_criterion(job.method), job.config.prune.repair
     fits = criterion.needs != "nothing" or (criterion.default_repair if repair == "auto" else repair) in _SOLVING
     if fitted < (FEWEST_FITTED if fits else 1):
@@ -159,18 +163,18 @@ def check_enough(job: Job, fitted: int) -> None:
         )
 
 
-def _of_a_kind(
-    job: Job, parts: tuple[Part, Part], chosen: Sequence[Split], energies: Sequence[Tensor]
+def _without_outliers(
+    job: Job, parts: tuple[Part, Part], splits: Sequence[Split], energies: Sequence[Tensor]
 ) -> tuple[Part, Part, Outliers | None]:
-    """The parts without samples that dwarf the rest of both, and which those are."""
+    """Return the parts without the outliers among the samples of both, and the outliers."""
     fit, holdout = parts
-    rows, size = find(torch.cat(list(energies)))
+    rows, size = find_outliers(torch.cat(list(energies)))
     if not rows:
         return fit, holdout, None
     count = fit.batches.samples
-    at_fit, held = [row for row in rows if row < count], [row - count for row in rows if row >= count]
-    origins = [split.origin(row) for split, which in zip(chosen, (at_fit, held), strict=True) for row in which]
-    return fit.without(job, at_fit), holdout.without(job, held), Outliers(tuple(sorted(origins)), size)
+    in_fit, in_holdout = [row for row in rows if row < count], [row - count for row in rows if row >= count]
+    origins = [split.origin(row) for split, some in zip(splits, (in_fit, in_holdout), strict=True) for row in some]
+    return fit.without(job, in_fit), holdout.without(job, in_holdout), Outliers(tuple(sorted(origins)), size)
 
 
 def pseudo_labelled(job: Job, dense: nn.Module, split: Split) -> Split:

@@ -1,9 +1,10 @@
-"""Samples that dwarf the rest: one that is scaled wrongly ruins every least-squares fit, and nothing else shows it.
+"""Outliers: samples that are so large that they outweigh all others together.
 
-A sum of squares belongs to whoever is largest. The size of a sample is the norm of what a layer reads of it in the
-dense network (of the network's inputs, and of targets that are values, too). Some samples are left out of calibration
-where each of them is far above the ninth decile and all of them together outweigh the others. Samples that show it as
-they are stored are left out of all training too, whose first step towards one of them ends it.
+One sample that is scaled wrongly ruins every least-squares fit, as the largest terms dominate a sum of squares, and no
+other check shows it. The size of a sample is the norm of its inputs, of its targets if they are values, and of the
+inputs that it gives to each layer of the dense network. Samples are left out of calibration if each of them is far
+above the ninth decile and together they outweigh the others. If their stored values alone show it, they are left out
+of fine-tuning too, which the first step towards such a sample would end.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ FAR = 1e3
 """Times the ninth decile's energy: samples some thirty times as large as nearly all others."""
 _DECILE = 0.9
 _FEWEST = 3
-"""Samples of which none can be told to be unusual."""
-_REACHED = 0.25
-"""Share of the samples that a layer must read something of: what a nearly dead one reads is odd anyway."""
+"""Samples below which none counts as an outlier."""
+_MIN_ACTIVE = 0.25
+"""Share of the samples that must be non-zero at a layer: the inputs of a nearly dead one are odd anyway."""
 _NAMED = 5
-"""Samples that are named, at most."""
+"""Samples that the warning names, at most."""
 
 
 class Energies:
@@ -40,33 +41,34 @@ class Energies:
         self._now: dict[nn.Module, Tensor] = {}
 
     @property
-    def watch(self) -> Mapping[nn.Module, ForwardHook]:
-        return {module: self._watcher(module) for module in self._places}
+    def hooks(self) -> Mapping[nn.Module, ForwardHook]:
+        """The forward hooks that measure each layer's inputs."""
+        return {module: self._hook(module) for module in self._places}
 
     def add(self, x: Tensor, targets: Tensor) -> None:
-        """A batch is done: its inputs (B, ...) and targets."""
+        """Add a batch that the network has run on, with its inputs (B, ...) and targets."""
         none = torch.zeros(len(x), dtype=torch.float64)
-        wanted = _energy(targets, len(x)) if targets.is_floating_point() else none
+        target = _energy(targets, len(x)) if targets.is_floating_point() else none
         read = [self._now.get(module, none) for module in self._places]
-        self.rows.append(torch.stack([_energy(x, len(x)), wanted, *read], 1))
+        self.rows.append(torch.stack([_energy(x, len(x)), target, *read], 1))
         self._now = {}
 
     def all(self) -> Tensor:
-        """Of all processes' samples, (N, places)."""
+        """Return the energies (N, places) of the samples of all processes."""
         none = torch.empty((0, 2 + len(self._places)), dtype=torch.float64)
         return gather_rows(torch.cat([none, *self.rows]))
 
-    def _watcher(self, module: nn.Module) -> ForwardHook:
-        def look(start: int, samples: int, x: Tensor, y: Tensor) -> None:
+    def _hook(self, module: nn.Module) -> ForwardHook:
+        def add_energy(start: int, samples: int, x: Tensor, y: Tensor) -> None:
             if len(x) % samples == 0:  # rows that belong to no sample have no size of one
                 energy = _energy(x, samples)
                 self._now[module] = self._now[module] + energy if module in self._now else energy
 
-        return look
+        return add_energy
 
 
 def _energy(x: Tensor, samples: int) -> Tensor:
-    """The mean square of each sample (samples,); not a number for one that is not finite itself: others refuse it."""
+    """Return the mean square of each sample (samples,); NaN for a sample with values that are not finite."""
     rows = x.detach().float().reshape(samples, -1)
     energy = rows.square().mean(1)
     if bool(energy.isfinite().all()):
@@ -77,12 +79,13 @@ def _energy(x: Tensor, samples: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Outliers:
-    """``samples``: their indices; ``size``: how many times as large the largest is as the others' median."""
+    """``samples`` are the outliers' indices; ``size`` is the size of the largest, relative to the median."""
 
     samples: tuple[int, ...]
     size: float
 
     def alert(self, left_out_of: str) -> Alert:
+        """Return the warning that names the samples."""
         count, named = len(self.samples), ", ".join(map(str, self.samples[:_NAMED]))
         if count == 1:
             what = f"training sample {named} is {self.size:.2g} times as large as a typical one"
@@ -97,35 +100,38 @@ class Outliers:
         )
 
 
-def find(energies: Tensor) -> tuple[list[int], float]:
-    """Rows of (N, places) that dwarf the rest at any place; how many times as large the largest is as the median."""
-    found, size = torch.zeros(len(energies), dtype=torch.bool), 1.0
+def find_outliers(energies: Tensor) -> tuple[list[int], float]:
+    """Return the rows of ``energies`` (N, places) that are outliers at any place, and the size of the largest.
+
+    The size is relative to the median.
+    """
+    outliers, size = torch.zeros(len(energies), dtype=torch.bool), 1.0
     for column in energies.T:
         known = column[column.isfinite() & (column > 0)].sort().values
-        if len(known) < max(_FEWEST, _REACHED * len(energies)):
+        if len(known) < max(_FEWEST, _MIN_ACTIVE * len(energies)):
             continue
         bound = FAR * known[int(_DECILE * (len(known) - 1))]
         far = column > bound
         if bool(far.any()) and bool(column[far].sum() > known[known <= bound].sum()):
-            found |= far
+            outliers |= far
             size = max(size, float((column[far].max() / known[(len(known) - 1) // 2]).sqrt()))
-    return found.nonzero().flatten().tolist(), size
+    return outliers.nonzero().flatten().tolist(), size
 
 
-_TOGETHER = 1024
-"""Samples that are looked at together."""
+_BATCH = 1024
+"""Samples that are read at once."""
 
 
-def stored(split: Split) -> tuple[list[int], float]:
-    """Samples that dwarf the rest by their values as they are stored, and by how much, as ``find`` returns them.
+def find_stored_outliers(split: Split) -> tuple[list[int], float]:
+    """Return what :func:`find_outliers` finds in the samples' stored values.
 
-    Only numbers in memory are looked at: bytes cannot be so large, and images would have to be decoded.
+    Only floating-point numbers in memory are searched: bytes cannot be so large, and images would have to be decoded.
     """
     if not split.is_in_memory or not split.fetch([0])[0].is_floating_point():
         return [], 1.0
     rows = []
-    for start in range(0, len(split), _TOGETHER):
-        x, targets = split.fetch(range(start, min(start + _TOGETHER, len(split))))
-        wanted = targets if targets.is_floating_point() else torch.zeros(len(x))
-        rows.append(torch.stack([_energy(x, len(x)), _energy(wanted, len(x))], 1))
-    return find(torch.cat(rows))
+    for start in range(0, len(split), _BATCH):
+        x, targets = split.fetch(range(start, min(start + _BATCH, len(split))))
+        values = targets if targets.is_floating_point() else torch.zeros(len(x))
+        rows.append(torch.stack([_energy(x, len(x)), _energy(values, len(x))], 1))
+    return find_outliers(torch.cat(rows))
