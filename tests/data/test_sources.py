@@ -236,8 +236,8 @@ def test_a_checkpoints_code_is_run_only_when_trusted(tmp_path):
     spec = _code(tmp_path, "d = torch.rand(4, 2), torch.zeros(4).long(); return d, d")
     for said in (spec, f"code:{spec}"):
         with pytest.raises(CheckpointRefused, match=r"would run it(?s:.*)--trust-code"):
-            _load(said={"source": said})
-        assert len(_load(said={"source": said}, trust=Trust(everything=True)).train) == 4
+            _load(recorded={"source": said})
+        assert len(_load(recorded={"source": said}, trust=Trust(everything=True)).train) == 4
 
 
 def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path):
@@ -260,12 +260,12 @@ def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path
     assert _load(recorded=said, normalize="none").preprocess == Preprocess()
     assert len(_load("digits", recorded=said).train) > 1000
     hostile = {"source": "digits", "root": ["x"], "size": "big", "augment": 3}
-    assert _load(said=hostile).augment == "none"
+    assert _load(recorded=hostile).augment == "none"
 
 
 def test_none_is_none_and_nothing_is_an_error():
     assert _load("none") is None
-    assert _load(said={"source": "none"}) is None
+    assert _load(recorded={"source": "none"}) is None
     with pytest.raises(UsageError, match=r"no data given(?s:.*)--data"):
         _load()
 
