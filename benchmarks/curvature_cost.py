@@ -29,7 +29,7 @@ from torch import nn
 
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
-from prunetaylor.network.checkpoint.architecture.resolve import build
+from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.sampling.calibration import CHUNK_ELEMENTS
 from prunetaylor.taylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal, output_sensitivity

@@ -25,7 +25,7 @@ from curvature_cost import HERE, _set_batch_norm, machine, peak
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
-from prunetaylor.network.checkpoint.architecture.resolve import build
+from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
 from prunetaylor.runtime.torchvision_import import import_torchvision

@@ -18,7 +18,7 @@ from prunetaylor.core.config.schema import DataSection, FinetuneSection
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches
 from prunetaylor.measure.evaluate import evaluate
-from prunetaylor.network.checkpoint.architecture.resolve import build
+from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.write import write_pt
 from prunetaylor.pruning.training.train import train
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
-from prunetaylor.network.checkpoint.architecture.resolve import build
+from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import channels_last
 from prunetaylor.pruning.training.train import Training

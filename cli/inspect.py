@@ -26,9 +26,9 @@ def inspect(model: Path, as_json: bool) -> None:
     MODEL is a file (.pt, .pth, .safetensors...) or the folder of a run. None of its code is run; a pickled module is
     refused (exit code 5).
     """
-    from prunetaylor.network.checkpoint.paths import find_file
+    from prunetaylor.network.checkpoint.paths import find_checkpoint
 
-    find_file(model)  # a wrong path is reported before torch is imported
+    find_checkpoint(model)  # a wrong path is reported before torch is imported
     from prunetaylor.network.checkpoint.inspect import inspect_file
 
     found = inspect_file(model)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     "prunetaylor/core",
     "prunetaylor/data",
+    "prunetaylor/network/checkpoint",
     "prunetaylor/report",
 ]
 """Rooms that hold the rule; the others follow."""

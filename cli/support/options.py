@@ -200,13 +200,13 @@ def read_configuration(
 ) -> Resolved:
     """Return the resolved configuration of a command line. UsageError where MODEL is missing, or is no file."""
     from prunetaylor.core.config.resolve import resolve
-    from prunetaylor.network.checkpoint.paths import find_file
+    from prunetaylor.network.checkpoint.paths import find_checkpoint
 
     model, pairs = split_words(given)
     resolved = resolve(file, os.environ, pairs, {"model.checkpoint": model, **flags})
     named = resolved.config.model.checkpoint
     if named:
-        find_file(named)  # a wrong path is reported before torch is imported
+        find_checkpoint(named)  # a wrong path is reported before torch is imported
     elif model_needed:
         command = click.get_current_context().command_path
         raise UsageError("no MODEL given", f"name the checkpoint: {command} model.pt (`prunetaylor demo` makes one)")

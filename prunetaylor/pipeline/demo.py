@@ -15,7 +15,7 @@ from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
 from prunetaylor.measure.evaluate import evaluate
-from prunetaylor.network.checkpoint.architecture.resolve import build
+from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.read import open_file
 from prunetaylor.network.checkpoint.write import write_pt
 from prunetaylor.network.state import channels_last

@@ -19,7 +19,8 @@ from prunetaylor.core.results.outcome import Alert, removed_at
 from prunetaylor.core.text import first_line
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Check, Checked, Samples, Split, WithTargets, check_targets
-from prunetaylor.network.checkpoint.architecture.resolve import known_network, resolve
+from prunetaylor.network.checkpoint.architecture.factory import known_network
+from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present, evaluating

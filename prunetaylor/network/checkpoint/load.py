@@ -1,4 +1,4 @@
-"""``prunetaylor.load``: a run's folder, or any checkpoint, as the network that it is."""
+"""``prunetaylor.load``: the network in a run's folder or in any checkpoint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def load(
     trust_code: bool = False,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """The network in ``path`` (a run's folder or a checkpoint), in eval mode on ``device``.
+    """Return the network in ``path`` (a run's folder or a checkpoint), in eval mode on ``device``.
 
-    ``arch`` and ``args`` name it where the file does not: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or
-    ``package.module:FACTORY``. Code that only the file names is imported with ``trust_code=True`` alone.
+    ``arch`` and ``args`` name it if the file does not: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or
+    ``package.module:FACTORY``. Code that only the file names is imported only with ``trust_code=True``.
 
-    Raises UsageError (nothing there, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
+    Raises UsageError (no such file, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
     """
     return resolve(arch, args, read(path), trust=Trust(everything=trust_code)).module.to(device)

@@ -1,4 +1,4 @@
-"""The file that a user means by a path. It imports no torch, so that a wrong path is reported at once."""
+"""The checkpoint file that a user's path means. No torch is imported, so that a wrong path is reported at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prunetaylor.core.text import neutral
 RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
 
 
-def find_file(path: str | Path) -> Path:
-    """The file that ``path`` means; UsageError for a missing file and for a directory that holds no run."""
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the file that ``path`` means; UsageError if it is missing, or a directory without a run."""
     file = Path(path)
     try:
         file.stat()
     except FileNotFoundError:
-        pass  # said below, with what is there
+        pass  # reported below, with similar names
     except (OSError, ValueError) as error:  # a name that no file can have, or a folder that may not be entered
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot read {neutral(str(file))}: {why}", "name an existing checkpoint") from error

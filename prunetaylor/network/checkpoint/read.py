@@ -1,4 +1,4 @@
-"""A checkpoint's bytes become named tensors. What the file is is found from its content, and none of its code runs."""
+"""A checkpoint's bytes become named tensors. The content shows what the file is, and none of its code runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.core.json_file import read_json
 from prunetaylor.core.results.inspection import CheckpointMetadata
 from prunetaylor.network.checkpoint.metadata import FORMAT, decode
-from prunetaylor.network.checkpoint.paths import RUN_FILE, find_file
-from prunetaylor.network.checkpoint.refusal import refusing, require_room
+from prunetaylor.network.checkpoint.paths import RUN_FILE, find_checkpoint
+from prunetaylor.network.checkpoint.refusal import refuse_failures, require_room
 from prunetaylor.network.checkpoint.torch_format.descriptions import DTYPES, MOST_DIMENSIONS
 from prunetaylor.network.checkpoint.torch_format.torch_file import LEGACY, TorchFile
 from prunetaylor.network.checkpoint.unwrap import plain_names, unwrap
 
-RUN_REPORT = "report.json"  # what the run says of it
-MODEL_HASH = "model"  # the key of the file's hash there
+RUN_REPORT = "report.json"
+MODEL_HASH = "model"  # the key of the file's hash in the report
 
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "fetch the file: git lfs pull"),
@@ -39,7 +39,7 @@ _SAVE = "save the network's weights with torch.save(model.state_dict(), PATH), o
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Named tensors on the CPU and where they came from. Tied names of our own files share one tensor."""
+    """Named tensors on the CPU and their origin. Tied names in our own files share one tensor."""
 
     path: Path
     form: str  # "state_dict", "training dict", "safetensors" or "prunetaylor"
@@ -56,8 +56,8 @@ class Checkpoint:
 def read(path: str | Path) -> Checkpoint:
     """Read a checkpoint file, or the one in a run's folder.
 
-    Raises UsageError (no such file, a directory without a run, not readable) and CheckpointRefused (code, damage,
-    no weights, several networks, tensors that are quantised, NaN or infinite).
+    Raises UsageError (no such file, a directory without a run, not readable) and CheckpointRefused (code, damage, no
+    weights, several networks, tensors that are quantised, NaN or infinite).
     """
     checkpoint = open_file(path)
     for name, tensor in checkpoint.state.items():
@@ -73,28 +73,28 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def open_file(path: str | Path) -> Checkpoint:
-    """``read`` without the check for NaN and infinite values, for looking at a file."""
-    file = find_file(path)
+    """Read a file without the check for NaN and infinite values, for inspection."""
+    file = find_checkpoint(path)
     container = _container(file)
-    with refusing(file), file.open("rb") as stream:
+    with refuse_failures(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         parts = _open_safetensors(file, size) if container == "safetensors" else _open_torch(file, stream, size)
         if not parts["state"]:
             raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
         digest = sha256(file)
     if Path(path).is_dir():
-        parts["notes"] = (*parts.get("notes", ()), *_of_its_run(Path(path), digest))
+        parts["notes"] = (*parts.get("notes", ()), *_check_run(Path(path), digest))
     return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's bytes, hexadecimal."""
+    """Return the hash of a file's bytes in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _of_its_run(folder: Path, digest: str) -> list[str]:
-    """A note where the folder cannot tell; CheckpointRefused where its run wrote another file than the one there."""
+def _check_run(folder: Path, digest: str) -> list[str]:
+    """Return a note if the folder has no readable report; CheckpointRefused if its run wrote another file."""
     try:
         report = read_json(folder / RUN_REPORT)
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def _of_its_run(folder: Path, digest: str) -> list[str]:
 
 
 def nonfinite(tensor: Tensor) -> int:
-    """How many values are NaN or infinite. An attention mask (0 and -inf only) is as it should be and counts none."""
+    """Return the number of NaN or infinite values; an attention mask (0 and -inf only) counts as none."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return 0
     values = tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 2 else tensor
@@ -149,7 +149,7 @@ def _container(file: Path) -> str:
 
 def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
     file = TorchFile(path, stream, size)
-    contents, metadata = file.held, None
+    contents, metadata = file.contents, None
     if isinstance(contents, Mapping) and contents.get("format") == FORMAT:
         metadata = decode({k: v for k, v in contents.items() if k != "state_dict"})
         contents = {"state_dict": contents.get("state_dict")}
@@ -176,7 +176,7 @@ def _open_torch(path: Path, stream: IO[bytes], size: int) -> dict[str, Any]:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A copy in which every truth value is 0 or 1: the bytes of a file may be others, which torch does not expect."""
+    """Return a copy in which every truth value is 0 or 1; a file's bytes may be others, which torch does not expect."""
     return tensor.view(torch.uint8).ne(0) if tensor.dtype == torch.bool else tensor.clone()
 
 

@@ -1,4 +1,4 @@
-"""The one boundary of what reads checkpoints: whatever foreign bytes raise becomes a refusal."""
+"""The boundary around everything that reads checkpoints: whatever foreign bytes raise becomes a refusal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from prunetaylor.network.checkpoint.torch_format.pickle_machine import MOST_STEP
 from prunetaylor.runtime.free_memory import free_bytes
 
 _LOOKED_AT = 1 << 20
-_LITTLE = 1 << 28  # bytes that are there without a look
-_TRUSTED = "where you trust the file, save its weights alone and prune those with --arch: "
+_LITTLE = 1 << 28  # bytes that are available without a check
+_TRUSTED = "if you trust the file, save only its weights and prune those with --arch: "
 _OF_MODULE = (
     "m = torch.load({name!r}, weights_only=False); "
     "m = next(v for v in m.values() if isinstance(v, torch.nn.Module)) if isinstance(m, dict) else m; "
@@ -28,8 +28,8 @@ _OF_TENSORS = (
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
-    """CheckpointRefused for all that reading ``path`` raises; refusals pass as they are."""
+def refuse_failures(path: Path) -> Iterator[None]:
+    """Raise CheckpointRefused for everything that reading ``path`` raises; refusals pass unchanged."""
     try:
         yield
     except PruneTaylorError:
@@ -40,7 +40,7 @@ def refusing(path: Path) -> Iterator[None]:
         raise CheckpointRefused(
             f"{path} describes what it holds in more than {MOST_STEPS:,} steps, as no network's weights need "
             "(the history of a training may)",
-            _TRUSTED + _alone(_OF_TENSORS, path),
+            _TRUSTED + _one_liner(_OF_TENSORS, path),
         ) from error
     except MemoryError as error:
         raise CheckpointRefused(
@@ -51,7 +51,7 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def require_room(path: Path, need: int) -> None:
-    """CheckpointRefused where ``need`` bytes are more than this process has free."""
+    """Raise CheckpointRefused if this process does not have ``need`` bytes free."""
     free = free_bytes(torch.device("cpu")) if need > _LITTLE else None
     if free is not None and need > free:
         raise CheckpointRefused(
@@ -61,27 +61,27 @@ def require_room(path: Path, need: int) -> None:
 
 
 def damaged(path: Path, error: BaseException | str) -> CheckpointRefused:
-    """The refusal of a file whose bytes do not add up."""
+    """Return the refusal of a file whose bytes are inconsistent."""
     return CheckpointRefused(
         f"{path} is truncated or damaged: {first_line(error)}",
         "copy or download it again, and compare its size with the original's",
     )
 
 
-def _code(path: Path, wanted: str) -> CheckpointRefused:
+def _code(path: Path, name: str) -> CheckpointRefused:
     module = _looks_like_module(path)
-    cause = f"{path} is a pickle that asks to run code ({wanted[:100]}); it was not run"
+    cause = f"{path} is a pickle that asks to run code ({name[:100]}); it was not run"
     if module:
-        cause = f"{path} is a pickled module ({wanted[:100]}), and opening it would run code; it was not run"
-    return CheckpointRefused(cause, _TRUSTED + _alone(_OF_MODULE if module else _OF_TENSORS, path))
+        cause = f"{path} is a pickled module ({name[:100]}), and opening it would run code; it was not run"
+    return CheckpointRefused(cause, _TRUSTED + _one_liner(_OF_MODULE if module else _OF_TENSORS, path))
 
 
-def _alone(way: str, path: Path) -> str:
+def _one_liner(way: str, path: Path) -> str:
     return f"import torch; {way.format(name=str(path))}"
 
 
 def _looks_like_module(path: Path) -> bool:
-    """Whether an nn.Module's own attributes are named near the file's beginning, where its pickle is."""
+    """Return whether an nn.Module's own attributes are named near the file's beginning, where its pickle is."""
     try:
         with path.open("rb") as stream:
             head = stream.read(_LOOKED_AT)

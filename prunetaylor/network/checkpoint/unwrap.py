@@ -1,4 +1,4 @@
-"""Where the weights are in what a checkpoint holds: nested dictionaries, EMA copies, wrappers' prefixes."""
+"""The state_dict inside a checkpoint's contents: in nested dictionaries, EMA copies, and under wrappers' prefixes."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Unwrapped:
+    """A state_dict with plain names, and how it was found."""
+
     state: dict[str, Described]
     path: tuple[str, ...]  # keys that lead to the state_dict; empty for a plain one
     prefix_removed: str  # wrappers' names taken off the parameter names, e.g. "module._orig_mod."
     notes: tuple[str, ...]  # choices that were made
 
 
-def unwrap(found: Any) -> Unwrapped:
-    """The one state_dict in ``found``, with plain names.
+def unwrap(contents: Any) -> Unwrapped:
+    """Return the one state_dict in ``contents``, with plain names.
 
-    Raises CheckpointRefused: nothing that holds tensors by name, or several networks of equal standing.
+    Raises CheckpointRefused if nothing holds tensors by name, or if several networks have equal standing.
     """
-    path, holder = _search(found, ())
+    path, holder = _search(contents, ())
     notes = []
     if path:
-        others = _others(found, path)
+        others = _others(contents, path)
         notes.append(f"weights taken from {_at(path)!r}" + (f", not from {', '.join(others)}" if others else ""))
     state = {k: v for k, v in holder.items() if isinstance(k, str) and isinstance(v, Described)}
-    left = [str(k) for k in holder if k not in state]
-    if left:
-        notes.append(f"entries without a tensor left out: {_some(left)}")
+    omitted = [str(k) for k in holder if k not in state]
+    if omitted:
+        notes.append(f"entries without a tensor left out: {_some(omitted)}")
     state, prefix = plain_names(state)
     if prefix:
         notes.append(f"prefix {prefix!r} removed from the names")
@@ -51,7 +53,7 @@ def unwrap(found: Any) -> Unwrapped:
 
 
 def plain_names(state: Mapping[str, T]) -> tuple[dict[str, T], str]:
-    """Names without what DataParallel, torch.compile and their like add, and what was removed."""
+    """Return the state under names without the prefixes of DataParallel, torch.compile and others, and the prefix."""
     names, removed = {k: k for k in state}, ""
     counter = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its module
     if counter in names and len(names) > 1 and all(k.startswith("module.") for k in names if k != counter):
@@ -74,14 +76,14 @@ def plain_names(state: Mapping[str, T]) -> tuple[dict[str, T], str]:
     return plain, removed
 
 
-def _search(found: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
-    if isinstance(found, Mapping):
-        hit = _find(found, path, set())
+def _search(contents: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
+    if isinstance(contents, Mapping):
+        hit = _find(contents, path, set())
         if hit is not None:
             return hit
-    kind = "a Tensor" if isinstance(found, Described) else f"a {type(found).__name__}"
-    if isinstance(found, Mapping):
-        kind = f"a dict with {_some(map(str, found))}" if found else "an empty dict"
+    kind = "a Tensor" if isinstance(contents, Described) else f"a {type(contents).__name__}"
+    if isinstance(contents, Mapping):
+        kind = f"a dict with {_some(map(str, contents))}" if contents else "an empty dict"
     raise CheckpointRefused(
         f"no weights in the file: it holds {kind}",
         "save the network's weights with torch.save(model.state_dict(), PATH)",
@@ -89,18 +91,20 @@ def _search(found: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapping
 
 
 def _find(
-    found: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
+    mapping: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
 ) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
-    """The first holder of tensors; ``seen``, by identity, ends the search in dictionaries that hold each other."""
-    if len(path) > _DEEPEST or id(found) in seen:
+    """Return the first dictionary of tensors; ``seen``, by identity, ends the search in dictionaries that hold each
+    other.
+    """
+    if len(path) > _DEEPEST or id(mapping) in seen:
         return None
-    seen.add(id(found))
-    nested = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Mapping)}
+    seen.add(id(mapping))
+    nested = {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Mapping)}
     for name in _WEIGHTS:
         if name in nested and (hit := _find(nested[name], (*path, name), seen)) is not None:
             return hit
-    if any(isinstance(k, str) and isinstance(v, Described) for k, v in found.items()):
-        return path, found
+    if any(isinstance(k, str) and isinstance(v, Described) for k, v in mapping.items()):
+        return path, mapping
     for name in _AVERAGED:
         if name in nested and (hit := _find(nested[name], (*path, name), seen)) is not None:
             return hit
@@ -114,12 +118,12 @@ def _find(
     return hits[0] if hits else None
 
 
-def _others(found: Any, path: tuple[str, ...]) -> list[str]:
-    """Other entries beside the chosen one that could have been meant."""
+def _others(mapping: Any, path: tuple[str, ...]) -> list[str]:
+    """Return other entries beside the chosen one that could have been meant."""
     for name in path[:-1]:
-        found = found[name]
-    known = [k for k in (*_WEIGHTS, *_AVERAGED) if k != path[-1] and isinstance(found.get(k), Mapping)]
-    return [repr(_at((*path[:-1], k))) for k in known if _find(found[k], (), set()) is not None]
+        mapping = mapping[name]
+    known = [k for k in (*_WEIGHTS, *_AVERAGED) if k != path[-1] and isinstance(mapping.get(k), Mapping)]
+    return [repr(_at((*path[:-1], k))) for k in known if _find(mapping[k], (), set()) is not None]
 
 
 def _at(path: tuple[str, ...]) -> str:

@@ -1,4 +1,6 @@
-"""A network becomes a file that says what it is: safetensors, or a torch file without code. Whole, or not at all."""
+"""A network becomes a file with metadata: safetensors, or a torch file without code, written completely or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,16 @@ def write_model(
     extra: Mapping[str, Any] | None = None,
     named: bool = True,
 ) -> int:
-    """Write ``module`` as safetensors with its description in the metadata; returns the file's bytes.
+    """Write ``module`` as safetensors with its metadata, and return the file's size in bytes.
 
-    Tied tensors are stored once and named in the description. ``masks`` (True = keep) are recorded as counts: the
+    Tied tensors are stored once and named in the metadata. ``masks`` (True = keep) are recorded as counts, as the
     removed weights are the zeros. ``named``: the user named the path, which may then be a link.
 
-    Raises OutputError (cannot be written; nothing is left behind) and UsageError (a description that is not JSON).
+    Raises OutputError (the file cannot be written; nothing remains) and UsageError (metadata that is not JSON).
     """
     tensors, tied = _stored(module)
-    words = encode(arch=arch, args=args, data=data, masks=masks, tied=tied, extra=extra)
-    metadata = {"format": "pt", FORMAT: json.dumps(words)}
+    description = encode(arch=arch, args=args, data=data, masks=masks, tied=tied, extra=extra)
+    metadata = {"format": "pt", FORMAT: json.dumps(description)}
 
     def write(temporary: Path) -> None:
         safetensors.torch.save_file(tensors, temporary, metadata)
@@ -49,9 +51,9 @@ def write_model(
 
 
 def _order_metadata(file: Path) -> None:
-    """The same network gives the same bytes: the library writes metadata in an order that changes with the process.
+    """Order the metadata, so that the same network gives the same bytes: the library's order changes with the process.
 
-    A safetensors file begins with 8 bytes, the length of its JSON header, in which space at the end means nothing.
+    A safetensors file begins with 8 bytes, the length of its JSON header, in which trailing spaces mean nothing.
     """
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -72,17 +74,17 @@ def write_pt(
     data: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> int:
-    """The same as a file of torch.save that ``torch.load(path, weights_only=True)`` opens; returns the file's bytes."""
+    """Write a file that ``torch.load(path, weights_only=True)`` opens, and return its size in bytes."""
     # Detached tensors, ties kept: torch.save stores a shared storage once.
     state = {k: v.detach().cpu() for k, v in _tensors(module).items()}
-    words = encode(arch=arch, args=args, data=data, masks=None, tied={}, extra=extra)
-    document = {**words, "state_dict": state}
+    description = encode(arch=arch, args=args, data=data, masks=None, tied={}, extra=extra)
+    document = {**description, "state_dict": state}
     # to a stream: torch's own writer does not say why it fails
     return write_stream(Path(path), lambda stream: torch.save(document, stream), named=True, failures=_FAILURES)
 
 
 def model_bytes(module: nn.Module) -> int:
-    """Bytes of ``module`` as a safetensors file without a description."""
+    """Return the size in bytes of ``module`` as a safetensors file without metadata."""
     return len(safetensors.torch.save(_stored(module)[0], {"format": "pt"}))
 
 
@@ -91,7 +93,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _stored(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors to write, none sharing memory, and the tied names: {name left out: name that is stored}."""
+    """Return the tensors to write, none of which share memory, and {tied name: name that is stored}."""
     stored: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

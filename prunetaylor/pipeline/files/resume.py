@@ -14,7 +14,7 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import CheckpointRefused, PruneTaylorError, UsageError
 from prunetaylor.core.text import first_line
 from prunetaylor.network.checkpoint.read import MODEL_HASH
-from prunetaylor.network.checkpoint.refusal import refusing
+from prunetaylor.network.checkpoint.refusal import refuse_failures
 from prunetaylor.network.checkpoint.torch_format.torch_file import TorchFile
 from prunetaylor.pipeline.files.run_folder import RunFolder
 
@@ -112,7 +112,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         if not file.is_file():
             raise UnreadableState(f"{file} is no regular file", "start over with --force")
-        with refusing(file), file.open("rb") as stream:
+        with refuse_failures(file), file.open("rb") as stream:
             kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
             found = kept.values()
             kept.check_rest()

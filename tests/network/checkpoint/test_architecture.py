@@ -11,7 +11,8 @@ from torch import nn
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.network.checkpoint.architecture.builtin import NETWORKS
-from prunetaylor.network.checkpoint.architecture.resolve import build, resolve
+from prunetaylor.network.checkpoint.architecture.factory import build
+from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.architecture.torchvision_match import Match, _reference, match
 from prunetaylor.network.checkpoint.inspect import inspect_file
 from prunetaylor.network.checkpoint.load import load

@@ -122,7 +122,7 @@ def test_dictionaries_that_hold_each_other_end(tmp_path):
 def test_more_instructions_than_any_network_has(tmp_path):
     with pytest.raises(CheckpointRefused, match="steps") as caught:
         inspect_file(zipped(tmp_path / "a.pt", b"\x80\x02" + b"N" * (MOST_STEPS + 1) + b"."))
-    assert "save its weights alone" in caught.value.remedy
+    assert "save only its weights" in caught.value.remedy
 
 
 def quietly(make):

@@ -10,7 +10,7 @@ from prunetaylor import load
 from prunetaylor.core.errors import CheckpointRefused
 from prunetaylor.data.load import _require_small
 from prunetaylor.network.checkpoint.architecture.builtin import Digits
-from prunetaylor.network.checkpoint.architecture.size_limit import built_within
+from prunetaylor.network.checkpoint.architecture.size_limit import build_bounded
 from prunetaylor.network.checkpoint.read import read, sha256
 from prunetaylor.network.checkpoint.write import write_model
 
@@ -41,10 +41,10 @@ def test_a_factory_stops_at_its_first_tensor_over_the_limit():
         return nn.Sequential(small, nn.Linear(100_000, 1000))
 
     with pytest.raises(CheckpointRefused, match="far larger"):
-        built_within(make, {"w": torch.zeros(4, 4)}, "x", {}, known=True)
+        build_bounded(make, {"w": torch.zeros(4, 4)}, "x", {}, known=True)
     assert made == [1, 1, 2]
     assert (
-        built_within(lambda: nn.Linear(4, 4), {"w": torch.zeros(4, 4)}, "x", {}, known=False).weight.device.type
+        build_bounded(lambda: nn.Linear(4, 4), {"w": torch.zeros(4, 4)}, "x", {}, known=False).weight.device.type
         == "cpu"
     )
 

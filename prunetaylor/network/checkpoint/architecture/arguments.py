@@ -1,4 +1,4 @@
-"""The arguments that a file gives for its network's factory: plain values, nothing that could be fetched or opened."""
+"""The arguments that a file gives to its network's factory: plain values that name nothing to fetch or open."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FETCHING = frozenset(
 )
 """Arguments by which the known networks fetch or open weights of their own."""
 
-# Names by which factories of anybody's ask for a file, an address or somebody's weights, whatever the value.
+# Names by which any factory may ask for a file, an address or other weights, whatever the value.
 _LOADING = re.compile(r"pretrain|download|checkpoint|ckpt", re.IGNORECASE)
-# The same where the value is a word or a yes; a number beneath such a name is a size, a scale or a seed.
+# The same for values that are text or true; a number under such a name is a size, a scale or a seed.
 _OPENING = re.compile(
     rf"{_LOADING.pattern}|weight|path|url|uri|"
     r"(?:^|_)(?:file|filename|dir|directory|folder|root|repo|repository|hub|cache|config|cfg|load|resume|cmd|command)s?"
@@ -37,30 +37,30 @@ _MOST = 1000
 
 
 def own_arguments(checkpoint: Checkpoint, given: Mapping[str, Any], trust: Trust) -> dict[str, Any]:
-    """Return the file's arguments that the user has not ``given``, each a plain value.
+    """Return the file's arguments that are not in ``given``, each a plain value.
 
-    Where the user trusts the code that a file names, its arguments are trusted with it. Raises CheckpointRefused for an
-    argument that could make a factory of the user's fetch or open something.
+    If the user trusts the code that a file names, its arguments are trusted too. Raises CheckpointRefused for an
+    argument that could make a user's factory fetch or open something.
     """
-    said = checkpoint.metadata
-    if said is None or said.arch is None:
+    metadata = checkpoint.metadata
+    if metadata is None or metadata.arch is None:
         return {}
-    own = {key: value for key, value in said.args.items() if key not in given}
-    known = not is_code(said.arch)
+    own = {key: value for key, value in metadata.args.items() if key not in given}
+    known = not is_code(metadata.arch)
     if trust.everything and not known:
         return own
     for key, value in own.items():
         if known and key in FETCHING:
-            continue  # refused to everybody, by whoever builds the network
+            continue  # refused for everybody when the network is built
         if _opens(key, value):
-            raise _refused(checkpoint, key, value, "by its name that could make the network fetch or open something")
+            raise _refused(checkpoint, key, value, "an argument of this name could fetch or open something")
         if not _is_plain(value, 0):
-            raise _refused(checkpoint, key, value, "a file may give numbers and plain words only")
+            raise _refused(checkpoint, key, value, "only numbers and plain words are accepted from a file")
     return own
 
 
 def _opens(key: str, value: Any) -> bool:
-    """Whether a factory could take the argument for something to fetch or open."""
+    """Return whether a factory could use the argument to fetch or open something."""
     if value is None or value is False:
         return False
     number = isinstance(value, int | float) and value is not True

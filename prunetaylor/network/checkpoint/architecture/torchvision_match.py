@@ -1,4 +1,4 @@
-"""torchvision's classifiers, found by the names and shapes of their tensors."""
+"""torchvision's classifiers, matched by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Match(NamedTuple):
+    """A network that fits, and the arguments of its factory."""
+
     spec: str
     args: dict[str, Any]
 
 
 def match(state: Mapping[str, Tensor], named: str | None = None) -> list[Match]:
-    """The classifiers of torchvision with exactly these names and shapes, but for the number of classes.
+    """Return the classifiers of torchvision with exactly these names and shapes, apart from the number of classes.
 
-    ``named``, a bare name found beside the weights, decides alone where it is one of them; else all are listed, in
-    torchvision's order. Nothing is allocated, and only the family whose names look alike is built (2 s or so).
+    ``named``, a bare name stored beside the weights, decides alone if it is among them; otherwise all are returned, in
+    torchvision's order. Nothing is allocated, and only the family with similar names is built (about 2 s).
     """
     given = _shapes(state)
     families: dict[str, list[str]] = {}
     models = import_torchvision().models
     for name in models.list_models(module=models):
         families.setdefault(models.get_model_builder(name).__module__, []).append(name)
-    found: list[Match] = []
+    matches: list[Match] = []
     for names in families.values():
         if _related(given, _reference(names[0], {})):
-            found += [Match(f"torchvision:{name}", args) for name in names for args in _fits(name, given)]
-    wanted = [m for m in found if m.spec == f"torchvision:{named}"]
-    return wanted or found
+            matches += [Match(f"torchvision:{name}", args) for name in names for args in _fits(name, given)]
+    preferred = [m for m in matches if m.spec == f"torchvision:{named}"]
+    return preferred or matches
 
 
 def _fits(name: str, given: Shapes) -> Iterator[dict[str, Any]]:
-    """The arguments with which ``name`` has the given names and shapes; none, mostly."""
+    """Yield the arguments with which ``name`` has the given names and shapes; usually none."""
     optional = {"aux_logits": False} if name in ("googlenet", "inception_v3") else None
     for args in [{}, *([optional] if optional else [])]:
         own = _reference(name, args)
@@ -57,7 +59,7 @@ def _fits(name: str, given: Shapes) -> Iterator[dict[str, Any]]:
 
 
 def _other_head(own: Shapes, given: Shapes, differing: Iterable[str]) -> int | None:
-    """The number of classes, if that alone tells the two apart."""
+    """Return the number of classes, if it is the only difference between the two."""
     sizes = set()
     for name in differing:
         if not given[name] or own[name][0] != _CLASSES or own[name][1:] != given[name][1:]:
@@ -75,7 +77,10 @@ def _reference(name: str, args: dict[str, Any]) -> Shapes:
 
 
 class Shapeless(TorchFunctionMode):
-    """Parameters are made on the meta device. The default device stays: some networks compute with small tensors."""
+    """A mode that puts new parameters on the meta device.
+
+    The default device stays, since some networks compute with small tensors.
+    """
 
     _makers: tuple[Callable[..., Tensor], ...] = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
 
@@ -97,6 +102,6 @@ def _shapes(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def _related(given: Iterable[str], own: Iterable[str]) -> bool:
-    """Whether half of the given names occur in another member of the family, layers' numbers apart."""
+    """Return whether half of the given names occur in another member of the family, ignoring layer numbers."""
     mine, theirs = ({re.sub(r"\d+", "#", name) for name in names} for names in (given, own))
     return 2 * len(mine & theirs) >= len(mine)

@@ -1,4 +1,4 @@
-"""Every tensor of a checkpoint into its place in a network, or an error that names those without one."""
+"""The tensors of a checkpoint are loaded into a network, or an error names those that do not fit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from prunetaylor.network.checkpoint.read import Checkpoint
 _COUNTER = "num_batches_tracked"  # of batch norms; checkpoints from before torch 0.4.1 have none
 
 
-def fit(module: nn.Module, checkpoint: Checkpoint, *, spec: str, head_argument: str | None = None) -> None:
+def load_weights(module: nn.Module, checkpoint: Checkpoint, *, spec: str, head_argument: str | None = None) -> None:
     """Load ``checkpoint.state`` into ``module`` strictly, in the module's own dtypes.
 
-    Names may differ by one leading component that all of one side share (``model.`` of a training framework, or
-    ``module.`` that reading took away); tensors tied in the module may be stored once.
+    Names may differ by one leading component that all names of one side share (``model.`` of a training framework, or a
+    ``module.`` that was removed); tensors that are tied in the module may be stored once.
 
-    Raises CheckpointRefused: missing or unexpected tensors, or shapes or kinds that differ, the first of them named.
+    Raises CheckpointRefused, which names the first tensors that are missing, unexpected, or of another shape or kind.
     """
     own = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     state = _with_tied(_renamed(checkpoint.state, own), own)
@@ -36,8 +36,8 @@ def fit(module: nn.Module, checkpoint: Checkpoint, *, spec: str, head_argument: 
 
 
 def _renamed(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    wanted = {k for k in own if not k.endswith(_COUNTER)}
-    if {k for k in state if not k.endswith(_COUNTER)} == wanted:
+    expected = {k for k in own if not k.endswith(_COUNTER)}
+    if {k for k in state if not k.endswith(_COUNTER)} == expected:
         return state
     for longer, shorter in ((state, own), (own, state)):
         heads = {k.partition(".")[0] for k in longer}
@@ -50,29 +50,29 @@ def _renamed(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _with_tied(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state, completed by names that share their storage in the module with a name that is there."""
+    """Return the state with every missing tensor that shares its storage in the module with one in the state."""
     places = {(own[k].data_ptr(), own[k].shape, own[k].stride()): k for k in state if k in own and own[k].numel()}
-    found = dict(state)
+    completed = dict(state)
     for name, tensor in own.items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if name not in found and tensor.numel() and place in places:
-            found[name] = state[places[place]]
-    return found
+        if name not in completed and tensor.numel() and place in places:
+            completed[name] = state[places[place]]
+    return completed
 
 
-def _alike(given: Tensor, wanted: Tensor, name: str) -> bool:
-    if given.shape != wanted.shape:
+def _alike(given: Tensor, expected: Tensor, name: str) -> bool:
+    if given.shape != expected.shape:
         # torch 0.3 and older stored what are scalars now with one element
-        return given.numel() == wanted.numel() == 1 and given.ndim <= 1 and wanted.ndim <= 1
+        return given.numel() == expected.numel() == 1 and given.ndim <= 1 and expected.ndim <= 1
     if name.endswith(_COUNTER):
         return True
-    return given.is_floating_point() == wanted.is_floating_point() and given.is_complex() == wanted.is_complex()
+    return given.is_floating_point() == expected.is_floating_point() and given.is_complex() == expected.is_complex()
 
 
 def _wrong_shapes(
     wrong: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor], spec: str, head_argument: str | None
 ) -> CheckpointRefused:
-    said = [
+    differences = [
         f"{k!r} is {_form(state[k], own[k])} in the file and {_form(own[k], state[k])} in {spec}" for k in wrong[:3]
     ]
     more = f"; {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -84,7 +84,7 @@ def _wrong_shapes(
         size = sizes.pop()
         argument = f"set model.args.{head_argument}={size}" if head_argument else f"build it with {size} outputs"
         remedy = f"the file's head has {size} outputs: {argument}, or name the right network with --arch"
-    return CheckpointRefused(f"tensors do not fit the network: {'; '.join(said)}{more}", remedy)
+    return CheckpointRefused(f"tensors do not fit the network: {'; '.join(differences)}{more}", remedy)
 
 
 def _wrong_names(checkpoint: Checkpoint, missing: list[str], unexpected: list[str], spec: str) -> CheckpointRefused:

@@ -1,4 +1,4 @@
-"""The zip archive of torch.save: every entry is what its directory and its checksum say."""
+"""The zip archive of torch.save: every entry must match its directory and its checksum."""
 
 from __future__ import annotations
 
@@ -18,55 +18,55 @@ _UNKNOWN = 0xFFFFFFFF  # the size is in an extra field
 
 
 class Archive:
-    """The entries of an open file, by name below the archive's root folder; the content is checked while it is read."""
+    """The entries of an open file, by name below the archive's root folder; content is checked as it is read."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
-        """Raises Malformed, and what ``zipfile`` raises; content is not read yet."""
+        """Read the directory only. Raises Malformed, and whatever ``zipfile`` raises."""
         self._file = file
         if _directory_bytes(file, size) > _MOST_DIRECTORY:
             raise Malformed("its directory is too large")
         with zipfile.ZipFile(file) as archive:
-            found = [one for one in archive.infolist() if not one.is_dir()]
+            entries = [one for one in archive.infolist() if not one.is_dir()]
             self._end = archive.start_dir
-        self.names = [one.filename for one in found]
+        self.names = [one.filename for one in entries]
         if len(set(self.names)) < len(self.names):
             raise Malformed("two entries have the same name")
-        if sum(one.compress_size for one in found) > size:
+        if sum(one.compress_size for one in entries) > size:
             raise Malformed("its entries overlap")
         roots = [name.removesuffix("data.pkl") for name in self.names if name.rpartition("/")[2] == "data.pkl"]
         if len(roots) > 1:
             raise Malformed("it holds several pickles")
         self._root = roots[0] if roots else ""
-        self._entries = {one.filename.removeprefix(self._root): one for one in found}
-        self.has_checksums = any(one.CRC for one in found) or not any(one.file_size for one in found)
+        self._entries = {one.filename.removeprefix(self._root): one for one in entries}
+        self.has_checksums = any(one.CRC for one in entries) or not any(one.file_size for one in entries)
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def size(self, name: str) -> int:
-        """Bytes of an entry. Malformed where there is none, or where it is compressed."""
+        """Return the bytes of an entry. Malformed if it is missing or compressed."""
         return self._entry(name).file_size
 
     def read(self, name: str) -> bytes:
-        """A whole entry: for the small ones."""
+        """Return a whole entry, which should be small."""
         content = bytearray(self.size(name))
         self.read_into(name, memoryview(content))
         return bytes(content)
 
     def read_into(self, name: str, content: memoryview) -> None:
-        """A whole entry into ``content``, which has its size. Malformed where it does not match its checksum."""
-        done = 0
-        for chunk in self._chunks(name, content):
-            done += len(chunk)
-        assert done == len(content)
+        """Read a whole entry into ``content``, which has its size. Malformed if its checksum differs."""
+        count = 0
+        for chunk in self._pieces(name, content):
+            count += len(chunk)
+        assert count == len(content)
 
     def check_rest(self) -> None:
-        """Read what was not read yet, for its checksum alone. Compressed entries, which nothing uses, are left out."""
+        """Verify the checksums of entries that were not read, except compressed ones, which nothing uses."""
         buffer = memoryview(bytearray(_CHUNK))
         for name, entry in self._entries.items():
             if self.has_checksums and name not in self._read and entry.compress_type == zipfile.ZIP_STORED:
-                for _ in self._chunks(name, buffer):
+                for _ in self._pieces(name, buffer):
                     pass
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
@@ -79,29 +79,29 @@ class Archive:
             raise Malformed(f"the entry {name!r} is encrypted")
         return entry
 
-    def _chunks(self, name: str, content: memoryview) -> Iterator[memoryview]:
-        """The entry, piece by piece, in ``content``: side by side where it has the room."""
+    def _pieces(self, name: str, content: memoryview) -> Iterator[memoryview]:
+        """Yield the entry piece by piece in ``content``, side by side if it has the entry's size."""
         entry = self._entry(name)
         start = self._start(entry)
         whole = len(content) == entry.file_size
-        done = checksum = 0
+        position = checksum = 0
         self._file.seek(start)
-        while done < entry.file_size:
-            at = done if whole else 0
-            piece = content[at : at + min(_CHUNK, entry.file_size - done)]
+        while position < entry.file_size:
+            at = position if whole else 0
+            piece = content[at : at + min(_CHUNK, entry.file_size - position)]
             count = self._file.readinto(piece)  # type: ignore[attr-defined]
             if not count:
                 raise Malformed(f"the entry {name!r} ends too early")
             checksum = zlib.crc32(piece[:count], checksum)
-            done += count
+            position += count
             yield piece[:count]
         if self.has_checksums and checksum != entry.CRC:
             raise Malformed(f"the entry {name!r} does not match its checksum")
-        self._descriptor(entry, start + done)
+        self._descriptor(entry, start + position)
         self._read.add(name)
 
     def _start(self, entry: zipfile.ZipInfo) -> int:
-        """Where the content begins, once the header before it says the same as the directory."""
+        """Return the offset of the content, after checking that its header agrees with the directory."""
         self._file.seek(entry.header_offset)
         header = self._file.read(30)
         if len(header) < 30:
@@ -123,19 +123,19 @@ class Archive:
     def _descriptor(self, entry: zipfile.ZipInfo, at: int) -> None:
         if entry.flag_bits & _DESCRIPTOR:
             self._file.seek(at)
-            found = self._file.read(8)
-            if found[:4] == b"PK\x07\x08" and found[4:] != struct.pack("<I", entry.CRC):
+            descriptor = self._file.read(8)
+            if descriptor[:4] == b"PK\x07\x08" and descriptor[4:] != struct.pack("<I", entry.CRC):
                 raise Malformed(f"the entry {entry.filename!r} and the directory disagree")
 
 
 def _directory_bytes(file: IO[bytes], size: int) -> int:
-    """Bytes of the archive's directory, as its end says; 0 where there is no end, which ``zipfile`` refuses."""
+    """Return the bytes of the archive's directory; 0 if it has no end record, which ``zipfile`` refuses."""
     length = min(size, 22 + 65535 + 76)
     file.seek(size - length)
     tail = file.read(length)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or at + 22 > len(tail):
         return 0
-    found = int.from_bytes(tail[at + 12 : at + 16], "little")
+    size32 = int.from_bytes(tail[at + 12 : at + 16], "little")
     large = tail.rfind(b"PK\x06\x06", 0, at)
-    return int.from_bytes(tail[large + 40 : large + 48], "little") if large >= 0 else found
+    return int.from_bytes(tail[large + 40 : large + 48], "little") if large >= 0 else size32

@@ -1,4 +1,4 @@
-"""Tensors as a file describes them, checked before a byte of them is read or a byte of memory is taken.
+"""Descriptions of the tensors in a file, checked before a byte of them is read or any memory is allocated.
 
 A pickle of torch names rebuild functions and gives them a storage, an offset, a size and strides. The functions here
 take the same arguments and return a description; one that no tensor can have raises Malformed. ``torch_file.py`` makes
@@ -26,7 +26,7 @@ DTYPES = frozenset(getattr(torch, name) for name in _NAMES.split() if hasattr(to
 
 
 class Malformed(ValueError):
-    """What a file says cannot be."""
+    """The contents of a file are inconsistent."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Bytes of the file, by their key; ``numel`` elements of ``dtype``, from element ``start`` on."""
+    """Bytes of the file by their key: ``numel`` elements of ``dtype``, from element ``start`` on."""
 
     key: str
     dtype: torch.dtype
@@ -64,12 +64,12 @@ class Dense:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, as if none shared memory."""
+        """Return the bytes of its elements, as if none shared memory."""
         return math.prod(self.size) * self.dtype.itemsize
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What is equal for tensors that are the same view of the same bytes."""
+        """Return a value that is equal for tensors that are the same view of the same bytes."""
         storage = self.storage
         return (
             storage.key,
@@ -85,29 +85,30 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """A sparse tensor: indices and values, which are dense, and the size that they claim."""
+    """A sparse tensor: its indices and values, which are dense, and its claimed size."""
 
-    layout: str
+    form: str  # torch's layout, "torch.sparse_coo"
     parts: tuple[Dense, ...]
     size: tuple[int, ...]
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the type of the values."""
         return self.parts[-1].dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the dense tensor that it stands for."""
+        """Return the bytes of the dense tensor that it stands for."""
         return math.prod(self.size) * self.dtype.itemsize
 
     @property
     def place(self) -> tuple[Any, ...]:
-        return (self.layout, self.size, *(part.place for part in self.parts))
+        return (self.form, self.size, *(part.place for part in self.parts))
 
 
 @dataclass(frozen=True, eq=False)
 class Unusable:
-    """A tensor that no network is made of; refused where it is a weight, ignored elsewhere."""
+    """A tensor that no network consists of; refused as a weight, ignored elsewhere."""
 
     why: str  # "is quantised"
     remedy: str
@@ -118,26 +119,27 @@ Described = Dense | Sparse | Unusable
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """An object beside the weights that nothing here uses: a script's arguments, a device."""
+    """An object beside the weights that is not used here: a script's arguments, a device."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A function of the table: nothing else in a pickle can be called."""
+    """A function of the table; nothing else in a pickle can be called."""
 
     function: Callable[..., Any]
 
 
 def whole(value: Any, what: str) -> int:
-    """``value`` if it is a whole number that a size can be."""
+    """Return ``value`` if it is a whole number that a size can be; Malformed otherwise."""
     if type(value) is not int or not 0 <= value < _LARGEST:
         raise Malformed(f"{what} is {_shown(value)}")
     return value
 
 
 def sizes(value: Any, what: str) -> tuple[int, ...]:
+    """Return ``value`` as a tuple of sizes; Malformed if it is something else, or has too many dimensions."""
     if not isinstance(value, tuple | list):
         raise Malformed(f"{what} is {_shown(value)}")
     if len(value) > MOST_DIMENSIONS:
@@ -178,17 +180,17 @@ def _dense(storage: Storage, dtype: torch.dtype, offset: Any, size: Any, stride:
     return Dense(storage, dtype, start, shape, steps, bool(marks.get("conj")), bool(marks.get("neg")))
 
 
-def _sparse(layout: Any, data: Any) -> Described:
+def _sparse(form: Any, data: Any) -> Described:
     known = {"torch.sparse_coo": 2, **{f"torch.sparse_{one}": 3 for one in ("csr", "csc", "bsr", "bsc")}}
-    if not isinstance(layout, str) or layout not in known or not isinstance(data, tuple):
+    if not isinstance(form, str) or form not in known or not isinstance(data, tuple):
         raise Malformed("a tensor with an unknown layout")
-    count = known[layout]
+    count = known[form]
     parts = data[:count]
     if any(isinstance(part, Unusable) for part in parts):
         return next(part for part in parts if isinstance(part, Unusable))
     if len(data) not in (count + 1, count + 2) or not all(isinstance(part, Dense) for part in parts):
         raise Malformed("a sparse tensor without its indices and values")
-    return Sparse(layout, parts, sizes(data[count], "a size"))
+    return Sparse(form, parts, sizes(data[count], "a size"))
 
 
 def _parameter(data: Any, *_: Any) -> Described:
@@ -198,18 +200,18 @@ def _parameter(data: Any, *_: Any) -> Described:
 
 
 def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Described:
-    """A tensor with attributes of its own, which are left out."""
+    """Return a tensor without the attributes of its class."""
     if not isinstance(function, Call) or not isinstance(args, tuple):
         raise Malformed("a tensor without a function that makes it")
     return _parameter(function.function(*args))
 
 
 def _from_cpu(data: Any, dtype: Any, *_: Any) -> Described:
-    """A tensor of another device (XLA), saved as one of the CPU."""
-    found = _parameter(data)
-    if isinstance(found, Dense) and found.dtype != dtype:
+    """Return a tensor of another device (XLA) that was saved as one of the CPU."""
+    tensor = _parameter(data)
+    if isinstance(tensor, Dense) and tensor.dtype != dtype:
         return Unusable("is stored in another type", "move the network to the CPU before it is saved")
-    return found
+    return tensor
 
 
 def _unusable(why: str, remedy: str) -> Call:
@@ -237,7 +239,7 @@ FROM_TYPE = Call(_from_type)
 
 
 def viewed(storage: Storage, offset: Any, size: Any) -> Storage:
-    """A part of a storage, in its elements."""
+    """Return a part of a storage, given in its elements."""
     start, numel = whole(offset, "an offset"), whole(size, "a size")
     if start + numel > storage.numel:
         raise Malformed("a view is larger than its storage")

@@ -1,9 +1,9 @@
-"""Pickles, read by a machine that cannot run code: it knows the instructions of data, and a closed table of names.
+"""A pickle machine that cannot run code: it knows the instructions for data, and a closed table of names.
 
-``pickletools`` takes the bytes apart. Whatever a pickle may ask for, only the functions of the table are called, and
-they make descriptions (``descriptions.py``): no class is imported, no attribute is set and no memory is taken for what
-the file only claims. How many instructions there may be is bounded, and dictionary keys are plain, since to hash a
-nested one can take for ever.
+``pickletools`` takes the bytes apart. Whatever a pickle asks for, only functions of the table are called, and they make
+descriptions (``descriptions.py``): no class is imported, no attribute is set, and no memory is allocated for mere
+claims of the file. The number of instructions is bounded, and dictionary keys are plain, since hashing a nested one can
+take forever.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class AsksForCode(Exception):
 
 
 class TooLong(Exception):
-    """The pickle has more instructions than are carried out."""
+    """The pickle has more instructions than are executed."""
 
 
 class _NumpyType:
-    """Stands for numpy's dtype: remembers its code and its byte order."""
+    """A stand-in for numpy's dtype, with its code and byte order."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code, self.order = code if isinstance(code, str) else "", "<"
@@ -60,49 +60,49 @@ class _NumpyType:
 
 
 def _number(dtype: Any, raw: Any) -> float | int | bool | None:
-    """The value of a numpy scalar, None for a kind that is no plain number."""
+    """Return the value of a numpy scalar, or None for a kind that is not a plain number."""
     codes = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
     code = codes.get(dtype.code) if isinstance(dtype, _NumpyType) else None
-    held = raw.encode("latin1") if isinstance(raw, str) else raw
-    if code is None or not isinstance(held, bytes) or struct.calcsize(f"<{code}") != len(held):
+    content = raw.encode("latin1") if isinstance(raw, str) else raw
+    if code is None or not isinstance(content, bytes) or struct.calcsize(f"<{code}") != len(content):
         return None
-    value: float | int | bool = struct.unpack(dtype.order + code, held)[0]
+    value: float | int | bool = struct.unpack(dtype.order + code, content)[0]
     return value
 
 
 def _mapping(pairs: Any = (), *_: Any) -> dict[Any, Any]:
-    """An OrderedDict or Counter, whose entries mostly come later; Python 2 gave them as a list of pairs."""
+    """Return an OrderedDict or Counter, whose entries mostly come later; Python 2 gave them as a list of pairs."""
     if isinstance(pairs, dict):
         return dict(pairs)
     if not isinstance(pairs, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-        raise Malformed("a dictionary that is none")
+        raise Malformed("a malformed dictionary")
     return {_key(k): v for k, v in pairs}
 
 
 def _bytes(text: Any = b"", encoding: Any = "latin1") -> bytes:
-    """Bytes, which protocol 2 writes as text."""
+    """Return bytes, which protocol 2 writes as text."""
     if isinstance(text, bytes):
         return text
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Malformed("bytes that are none")
+        raise Malformed("malformed bytes")
     return text.encode("latin1")
 
 
 def _set(items: Any = ()) -> set[Any]:
     if not isinstance(items, list | tuple):
-        raise Malformed("a set that is none")
+        raise Malformed("a malformed set")
     return {_key(one) for one in items}
 
 
 def _complex(*parts: Any) -> complex:
     if not all(isinstance(one, int | float) for one in parts):
-        raise Malformed("a complex number that is none")
+        raise Malformed("a malformed complex number")
     return complex(*parts)
 
 
-def _layout(name: Any) -> str:
+def _layout_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise Malformed("a layout that is none")
+        raise Malformed("a malformed layout")
     return name
 
 
@@ -114,12 +114,12 @@ _TENSOR_CLASSES = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
 
 
 def _table() -> dict[str, Any]:
-    """Everything that a pickle may name."""
-    found: dict[str, Any] = {
+    """Return everything that a pickle may name."""
+    table: dict[str, Any] = {
         "collections.OrderedDict": Call(_mapping),
         "collections.Counter": Call(_mapping),
         "_codecs.encode": Call(_bytes),
-        "torch.serialization._get_layout": Call(_layout),
+        "torch.serialization._get_layout": Call(_layout_name),
         "torch.Size": Call(lambda size=(): sizes(size, "a size")),
         "torch.device": _opaque("torch.device"),
         "argparse.Namespace": _opaque("argparse.Namespace"),
@@ -135,13 +135,13 @@ def _table() -> dict[str, Any]:
         "numpy._core.multiarray.scalar": Call(_number),
     }
     for module in ("builtins", "__builtin__"):
-        found |= {f"{module}.bytearray": Call(_bytes), f"{module}.set": Call(_set), f"{module}.complex": Call(_complex)}
-    found |= {f"torch._utils.{name}": call for name, call in REBUILDERS.items()}
-    found |= {str(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
-    found |= {str(one): Opaque(str(one)) for one in vars(torch).values() if isinstance(one, torch.qscheme)}
+        table |= {f"{module}.bytearray": Call(_bytes), f"{module}.set": Call(_set), f"{module}.complex": Call(_complex)}
+    table |= {f"torch._utils.{name}": call for name, call in REBUILDERS.items()}
+    table |= {str(one): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
+    table |= {str(one): Opaque(str(one)) for one in vars(torch).values() if isinstance(one, torch.qscheme)}
     for name in _TENSOR_CLASSES.split():
         for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse"):
-            found[f"{module}.{name}Tensor"] = Opaque(f"{module}.{name}Tensor")
+            table[f"{module}.{name}Tensor"] = Opaque(f"{module}.{name}Tensor")
     storages = {
         "Double": "float64",
         "Float": "float32",
@@ -159,9 +159,9 @@ def _table() -> dict[str, Any]:
     }
     for name, dtype in storages.items():
         for module in ("torch", "torch.cuda"):
-            found[f"{module}.{name}Storage"] = Kind(getattr(torch, dtype))
+            table[f"{module}.{name}Storage"] = Kind(getattr(torch, dtype))
     untyped = Kind(torch.uint8)
-    return {**found, "torch.storage.UntypedStorage": untyped, "torch.UntypedStorage": untyped}
+    return {**table, "torch.storage.UntypedStorage": untyped, "torch.UntypedStorage": untyped}
 
 
 _TABLE = _table()
@@ -171,18 +171,23 @@ _INERT = (Dense, Sparse, Unusable, Opaque, Storage, Kind, torch.dtype)
 
 
 class Stream(Protocol):
-    """What ``pickletools`` reads from."""
+    """A source of bytes for ``pickletools``."""
 
-    def read(self, count: int, /) -> bytes: ...
-    def readline(self) -> bytes: ...
-    def tell(self) -> int: ...
+    def read(self, count: int, /) -> bytes:
+        """Read at most ``count`` bytes."""
+
+    def readline(self) -> bytes:
+        """Read to the end of a line."""
+
+    def tell(self) -> int:
+        """Return the position."""
 
 
-def unpickled(stream: Stream, storage: Callable[[Any], Storage]) -> Any:
-    """The value of the next pickle in ``stream``, which is left behind its end.
+def unpickle(stream: Stream, storage: Callable[[Any], Storage]) -> Any:
+    """Return the value of the next pickle in ``stream``, which is left at its end.
 
-    ``storage`` makes a storage of a persistent id. Raises AsksForCode, TooLong, Malformed, and what
-    ``pickletools`` raises.
+    ``storage`` makes a storage of a persistent id. Raises AsksForCode, TooLong, Malformed, and whatever ``pickletools``
+    raises.
     """
     machine = _Machine(storage)
     source: Any = stream  # pickletools needs no more of it than Stream has
@@ -199,6 +204,8 @@ def unpickled(stream: Stream, storage: Callable[[Any], Storage]) -> Any:
 
 
 class _Machine:
+    """The stack and the memo of a pickle, and a method for each kind of instruction."""
+
     def __init__(self, storage: Callable[[Any], Storage]) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -210,23 +217,23 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
-            raise Malformed("the pickle takes what it has not put there")
+            raise Malformed("the pickle takes a value that it has not pushed")
         return self.stack.pop()
 
     def since_mark(self) -> list[Any]:
         at = next((i for i in range(len(self.stack) - 1, -1, -1) if self.stack[i] is _MARK), None)
         if at is None:
             raise Malformed("the pickle has no mark")
-        found = self.stack[at + 1 :]
+        values = self.stack[at + 1 :]
         del self.stack[at:]
-        return found
+        return values
 
     def last(self, count: int) -> tuple[Any, ...]:
         return tuple(reversed([self.pop() for _ in range(count)]))
 
     def top(self, kind: type | tuple[type, ...], what: str) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
-            raise Malformed(f"the pickle takes something else for {what}")
+            raise Malformed(f"the pickle uses something else as {what}")
         return self.stack[-1]
 
     def named(self, name: str) -> None:
@@ -237,7 +244,7 @@ class _Machine:
     def named_from_stack(self) -> None:
         module, name = self.last(2)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Malformed("a name that is no text")
+            raise Malformed("a name that is not text")
         self.named(f"{module}.{name}")
 
     def memorise(self, index: int | None) -> None:
@@ -247,13 +254,13 @@ class _Machine:
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
-            raise Malformed("the pickle recalls what it has not kept")
+            raise Malformed("the pickle recalls a value that it has not stored")
         self.push(self.memo[index])
 
     def call(self) -> None:
         function, arguments = self.last(2)
         if not isinstance(function, Call) or not isinstance(arguments, tuple):
-            raise Malformed("the pickle calls what is no function")
+            raise Malformed("the pickle calls something that is not a function")
         self._copied += sum(len(one) for one in arguments if isinstance(one, str | bytes))
         self._copied += sum(100 * len(one) for one in arguments if isinstance(one, tuple | list | dict))
         if self._copied > MOST_COPIED:
@@ -261,7 +268,7 @@ class _Machine:
         self.push(function.function(*arguments))
 
     def build(self) -> None:
-        """Attributes of an object: of no use, but for a numpy type's."""
+        """Set the state of a numpy type; the attributes of all other objects are ignored."""
         state = self.pop()
         target = self.top((dict, Opaque, _NumpyType, Dense, Sparse, Unusable), "an object")
         if isinstance(target, _NumpyType):
@@ -282,7 +289,7 @@ class _Machine:
 
 
 def _key(key: Any) -> Any:
-    """``key`` if its hash takes no time and few others can have the same, else an opaque object in its place."""
+    """Return ``key`` if hashing it is fast and collisions are rare, else an opaque object in its place."""
     flat = key if isinstance(key, tuple) and len(key) <= 8 else (key,)
     for one in flat:
         if not isinstance(one, (*_PLAIN, *_INERT)) or (type(one) is int and abs(one) >= 1 << 60):
