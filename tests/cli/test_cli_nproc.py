@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from prunetaylor import load
+from prunetaylor.cli.main import run
 from prunetaylor.cli.support.launch import environment_of
 from prunetaylor.core.errors import DataError
 from support.processes import free_port
@@ -55,16 +56,15 @@ def pruned(
     demo_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]
 ) -> tuple[Path, dict[str, object], dict[str, object]]:
     """The working directory of a run on two processes, its document, and that of a run on one."""
-    here = tmp_path_factory.mktemp("nproc")
-    documents = []
-    for more in (["--nproc", "2"], []):
-        words = ["prune", str(demo_model), "--json", *_QUICK, *more]
-        command = [sys.executable, "-m", "prunetaylor.cli.main", *words]
-        done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        documents.append(json.loads(done.stdout))  # one object, once
-        assert done.stderr.count("] calibrate") == 1
-    return here, *documents
+    here, words = tmp_path_factory.mktemp("nproc"), ["prune", str(demo_model), *_QUICK]
+    command = [sys.executable, "-m", "prunetaylor.cli.main", *words, "--json", "--nproc", "2"]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("] calibrate") == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert run([*words, "-q"]) == 0
+    return here, json.loads(done.stdout), json.loads((here / "runs" / "model-2" / "report.json").read_text())
 
 
 def test_two_processes_write_one_run_and_say_what_one_says(pruned) -> None:

@@ -78,12 +78,12 @@ print("torch" in sys.modules, file=sys.stderr)
     assert "plain,prune.sparsity=" in done.stdout
 
 
-def test_every_option_and_command_is_explained(cli) -> None:
+def test_every_option_and_command_is_explained(inline) -> None:
     for name in ["", *_OPTIONS]:
-        done = cli(*name.split(), "--help")
-        assert done.returncode == 0
-        assert max(map(len, done.stdout.splitlines())) <= 80
-    text = " ".join(cli("prune", "--help").stdout.split())
+        code, stdout, _ = inline(*name.split(), "--help")
+        assert code == 0
+        assert max(map(len, stdout.splitlines())) <= 80
+    text = " ".join(inline("prune", "--help")[1].split())
     for words in ("[default: 0.5]", "[default: 3 on a CUDA GPU, 0 elsewhere]", "0.8 or 80%", "[default: runs/NAME-N]"):
         assert words in text
 
@@ -115,24 +115,22 @@ def test_every_option_and_command_is_explained(cli) -> None:
         (["demo", "--seed", "-1"], "greater than or equal to 0"),
     ],
 )
-def test_usage_errors_exit_with_2_and_say_what_was_meant(cli, tmp_path, arguments: list[str], message: str) -> None:
-    done = cli(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_usage_errors_exit_with_2_and_say_what_was_meant(inline, tmp_path, arguments: list[str], message: str) -> None:
+    code, stdout, stderr = inline(*arguments)
+    assert code == 2, stderr
+    assert stdout == ""
+    assert stderr.startswith("error: ")
+    assert message in stderr
+    assert "Traceback" not in stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_bare_command_is_help_and_a_file_alone_is_told_what_to_run(cli, tmp_path) -> None:
-    bare = cli()
-    assert (bare.returncode, bare.stderr) == (0, "")
-    assert bare.stdout == cli("--help").stdout
+def test_the_bare_command_is_help_and_a_file_alone_is_told_what_to_run(inline, tmp_path) -> None:
+    assert inline() == inline("--help")
     (tmp_path / "my net.pt").write_bytes(b"")
-    done = cli("my net.pt")
-    assert done.returncode == 2
-    assert "prunetaylor prune 'my net.pt'" in done.stderr
+    code, _, stderr = inline("my net.pt")
+    assert code == 2
+    assert "prunetaylor prune 'my net.pt'" in stderr
 
 
 def test_the_package_runs_as_a_module(tmp_path) -> None:
@@ -144,21 +142,22 @@ def test_the_package_runs_as_a_module(tmp_path) -> None:
     assert run("prun").returncode == 2
 
 
-def test_the_traceback_comes_with_vv_only(cli) -> None:
-    assert "Traceback" not in cli("prune", "m.pt", "sead=1", "-v").stderr
-    assert "Traceback" in cli("prune", "m.pt", "sead=1", "-vv").stderr
+def test_the_traceback_comes_with_vv_only(inline) -> None:
+    assert "Traceback" not in inline("prune", "m.pt", "sead=1", "-v")[2]
+    assert "Traceback" in inline("prune", "m.pt", "sead=1", "-vv")[2]
 
 
-def test_config_prints_defaults_resolved_values_and_the_schema(cli, tmp_path) -> None:
-    defaults = cli("config").stdout
-    (tmp_path / "c.yaml").write_text(defaults)
-    resolved = cli("config", "-c", "c.yaml", "prune.sparsity=80%", env={"PRUNETAYLOR_SEED": "7"}).stdout
+def test_config_prints_defaults_resolved_values_and_the_schema(inline, tmp_path, monkeypatch) -> None:
+    (tmp_path / "c.yaml").write_text(inline("config")[1])
+    with monkeypatch.context() as patch:
+        patch.setenv("PRUNETAYLOR_SEED", "7")
+        resolved = inline("config", "-c", "c.yaml", "prune.sparsity=80%")[1]
     lines = [" ".join(line.split()) for line in resolved.splitlines()]
     assert "sparsity: 0.8 # command line" in lines
     assert "seed: 7 # environment PRUNETAYLOR_SEED" in lines
     assert any(line.startswith("metric: top1 # c.yaml:") for line in lines)
-    assert json.loads(cli("config", "--schema").stdout)["title"] == "prunetaylor configuration"
-    document = json.loads(cli("config", "--json", "seed=4").stdout)
+    assert json.loads(inline("config", "--schema")[1])["title"] == "prunetaylor configuration"
+    document = json.loads(inline("config", "--json", "seed=4")[1])
     assert document["configuration"]["seed"] == 4
     assert document["origins"]["seed"] == "command line"
 
