@@ -72,8 +72,8 @@ def whole_run(path: Path, *, force: bool, resume: bool) -> None:
         if folder.finished:
             return
         folder.log("phase", name="x")
-        folder.keep(lambda file: file.write(b"state"))
-        folder.keep(lambda file: file.write(b"a later state"))
+        folder.save_state(lambda file: file.write(b"state"))
+        folder.save_state(lambda file: file.write(b"a later state"))
         folder.stage(MODEL_FILE).write_bytes(b"weights")
         board = folder.stage("tensorboard")
         board.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
     from prunetaylor.gate.check import asked
     from prunetaylor.pipeline.files.input_hashes import input_hashes
     from prunetaylor.pipeline.files.outputs import write_page, write_run
-    from prunetaylor.pipeline.files.resume import FolderStateStore, identity, identity_of_report, refuse_changes
+    from prunetaylor.pipeline.files.resume import FolderStateStore, report_inputs, require_same_inputs, run_inputs
     from prunetaylor.pipeline.run import run
     from prunetaylor.report.json_report import versions
     from prunetaylor.report.trackers._trackers import Trackers
@@ -73,9 +73,9 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
 
     config = request.resolved.config
     job = open_checked(config, request.trust, progress)
-    inputs = identity(config, str(job.device), input_hashes(job))
+    inputs = run_inputs(config, str(job.device), input_hashes(job))
     if folder.finished:
-        refuse_changes(identity_of_report(folder.report()), inputs)
+        require_same_inputs(report_inputs(folder.report()), inputs)
         from_main(_FINISHED)
         return FinishedRun(folder.report(), progress.notes)
     folder.require(_REPORT_BYTES + sum(t.nbytes for t in job.network.module.state_dict().values()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prunetaylor.core.errors import OutputError, OutputPlaceError, UsageError, cannot_write
 from prunetaylor.core.files import open_own, write_text
-from prunetaylor.pipeline.files.run_folder import locked
+from prunetaylor.pipeline.files.lock import try_lock
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.study.study import JOURNAL, Study
@@ -96,7 +96,7 @@ def prepare_folder(sweep: Sweep, named: Path | None, *, resume: bool) -> Path:
 def lead_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of the one process that leads the sweep; UsageError where another process holds it."""
     with open_own(folder / _LEADER, "w") as file:
-        if not locked(file):
+        if not try_lock(file):
             raise UsageError(f"the sweep in {folder} is running", "to help it, add --worker")
         yield
 

@@ -18,7 +18,7 @@ from typing import IO, Self
 
 from prunetaylor.core.errors import OutputError
 from prunetaylor.core.files import open_own, own_folder
-from prunetaylor.pipeline.files.run_folder import locked
+from prunetaylor.pipeline.files.lock import try_lock
 
 INTERVAL = 5.0  # seconds
 PATIENCE = 60.0
@@ -45,7 +45,7 @@ class Heartbeat:
         own_folder(self.path.parent)
         hidden = self.path.with_name(f".{uuid.uuid4().hex}")
         self._file = open_own(hidden, "w")
-        locked(self._file)
+        try_lock(self._file)
         hidden.rename(self.path)  # a file that others see before it is locked would look like a dead worker's
         self._thread.start()
         return self
@@ -75,7 +75,7 @@ def is_alive(folder: Path, worker: str, *, reported_gone: bool = False) -> bool:
     try:
         with open_own(path, "r+") as file:
             if here or not reported_gone:
-                if not locked(file):
+                if not try_lock(file):
                     return True
                 if here:
                     return False

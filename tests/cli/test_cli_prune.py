@@ -200,7 +200,7 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
         (["MODEL", "--data", "digitz"], 2, "did you mean 'digits'"),
         (["MODEL", "--device", "gpu"], 2, "device"),
         (["MODEL", "prune.exclude=none*"], 2, "none*"),
-        (["MODEL", "-o", "taken"], 2, "not of a run"),
+        (["MODEL", "-o", "taken"], 2, "not belong to a run"),
         (["MODEL", "-o", "file/deeper"], 2, "cannot write"),
     ],
 )

@@ -133,9 +133,9 @@ def test_sigterm_keeps_the_state_and_says_how_to_go_on(
     state = folder / ".partial" / "state.pt"
     kept = state.read_bytes()
     two = torch.load(state, weights_only=True)
-    two["identity"]["processes"] = 2  # as if it had been started with --nproc 2
-    two["identity"]["version of torch"] = "1.0"
-    two["identity"]["form of the state"] = 1
+    two["inputs"]["processes"] = 2  # as if it had been started with --nproc 2
+    two["inputs"]["version of torch"] = "1.0"
+    two["inputs"]["form of the state"] = 1
     torch.save(two, state)
     words = ["prune", *small_model, "-o", str(folder), *_RUN, *_EVERY]
     code, _, errors = inline(*words, "--resume", "finetune.lr=0.01", "seed=3")

@@ -60,7 +60,7 @@ def saved(value: object) -> bytes:
 def test_what_a_state_does_not_hold_is_refused_as_the_states_fault() -> None:
     for wrong in (lambda: {}["chunks"], lambda: torch.zeros(2).copy_(torch.zeros(3)), lambda: [None][0] + 1):
         with (
-            pytest.raises(UnreadableState, match=r"not one of this run: \w+Error: [^\n]*\n.*--force") as caught,
+            pytest.raises(UnreadableState, match=r"does not belong to this run: \w+Error: [^\n]*\n.*--force") as caught,
             restoring(),
         ):
             wrong()
@@ -127,7 +127,7 @@ def test_a_run_that_was_killed_while_its_files_were_moved_up_goes_on(tmp_path: P
     (path / ".partial" / "log.jsonl").write_text("{}\n")
     (path / ".partial" / "report.json").write_text('{"schema_version": 1}')
     (path / "model.safetensors").write_text("new")
-    with pytest.raises(OutputError, match="not of a run"):
+    with pytest.raises(OutputError, match="not belong to a run"):
         RunFolder.create(path, "m")
     with RunFolder.create(path, "m", resume=True) as folder:
         assert not folder.finished

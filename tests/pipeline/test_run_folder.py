@@ -53,14 +53,14 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
 def test_a_run_that_ends_while_another_opens_its_folder_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    path, locked = tmp_path / "r", run_folder.locked
+    path, locked = tmp_path / "r", run_folder.try_lock
 
     def late(log: IO[str]) -> bool:
-        monkeypatch.setattr(run_folder, "locked", locked)
+        monkeypatch.setattr(run_folder, "try_lock", locked)
         _finish(path)
         return locked(log)
 
-    monkeypatch.setattr(run_folder, "locked", late)
+    monkeypatch.setattr(run_folder, "try_lock", late)
     if resume:
         with RunFolder.create(path, "m", resume=True) as folder:
             assert folder.finished
@@ -108,7 +108,7 @@ def test_a_run_is_replaced_only_with_force_and_only_when_complete(tmp_path: Path
 @pytest.mark.parametrize("force", [False, True])
 def test_files_of_others_are_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "model.safetensors").write_text("a dense network")
-    with pytest.raises(OutputError, match=r"holds files that are not of a run \(model.safetensors\)"):
+    with pytest.raises(OutputError, match=r"holds files that do not belong to a run \(model.safetensors\)"):
         RunFolder.create(tmp_path, "m", force=force)
     assert (tmp_path / "model.safetensors").read_text() == "a dense network"
 
@@ -179,7 +179,7 @@ def test_an_interrupt_waits_until_the_run_is_complete(tmp_path: Path, monkeypatc
 
 
 def _keep(folder: RunFolder, text: str) -> None:
-    folder.keep(lambda file: file.write(text.encode()))
+    folder.save_state(lambda file: file.write(text.encode()))
 
 
 def _interrupted(path: Path | None, *states: str, name: str = "m") -> None:
@@ -218,7 +218,7 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(tmp_path: Path) -> N
     with RunFolder.create(tmp_path / "r", "m") as folder:
         _keep(folder, "good")
         with pytest.raises(OutputError, match=r"No space left on device\n.*--resume"):
-            folder.keep(full)
+            folder.save_state(full)
     assert (tmp_path / "r" / ".partial" / "state.pt").read_text() == "good"
     assert not (tmp_path / "r" / ".partial" / "state.pt.new").exists()
 

@@ -24,7 +24,7 @@ from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.sources import arrays
 from prunetaylor.network.checkpoint.inspect import inspect_file
 from prunetaylor.network.checkpoint.read import read
-from prunetaylor.pipeline.files.resume import _read as read_state
+from prunetaylor.pipeline.files.resume import read_state
 from prunetaylor.report.comparison import compare
 from prunetaylor.report.html.comparison_page import compare_page
 from prunetaylor.taylor.curvature.cache import Cache

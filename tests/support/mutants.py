@@ -78,7 +78,7 @@ def seeds(folder: Path) -> dict[str, tuple[str, bytes]]:
         "our network": ("network", written(lambda path: write_model(path, digits, masks=masks, **said))),
         "our torch file": ("network", written(lambda path: write_pt(path, digits, **said))),
         "report": ("run", json.dumps(report()).encode()),
-        "run's state": ("state", saved({"identity": {"seed": 0, "device": "cpu"}, "run": run})),
+        "run's state": ("state", saved({"inputs": {"seed": 0, "device": "cpu"}, "run": run})),
         "cache entry": ("cache", (folder / "cache" / f"first-{CACHE_KEY}.safetensors").read_bytes()),
         "arrays": ("npz", arrays.getvalue()),
     }  # fmt: skip

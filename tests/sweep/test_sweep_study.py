@@ -13,7 +13,7 @@ from typing import IO
 import pytest
 
 from prunetaylor.core.errors import OutputError, UsageError
-from prunetaylor.pipeline.files.run_folder import locked
+from prunetaylor.pipeline.files.lock import try_lock
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.heartbeat import Heartbeat, is_alive, live_workers, new_worker_name
 from prunetaylor.sweep.study.study import GONE, JOURNAL, MAX_RETURNS, Stopped, Study
@@ -206,9 +206,9 @@ def test_a_worker_is_not_seen_before_it_holds_its_lock(tmp_path: Path, monkeypat
 
     def lock(file: IO[str]) -> bool:
         seen.append(live_workers(tmp_path))
-        return locked(file)
+        return try_lock(file)
 
-    monkeypatch.setattr("prunetaylor.sweep.heartbeat.locked", lock)
+    monkeypatch.setattr("prunetaylor.sweep.heartbeat.try_lock", lock)
     with Heartbeat(tmp_path, "here-1"):
         assert seen == [[]]
         assert [path.name for path in (tmp_path / "workers").iterdir()] == ["here-1"]

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 
 def write_run(
-    folder: RunFolder, resolved: Resolved, outcome: PruneResult, identity: Mapping[str, Any], extra: Mapping[str, Any]
+    folder: RunFolder,
+    resolved: Resolved,
+    outcome: PruneResult,
+    description: Mapping[str, Any],
+    extra: Mapping[str, Any],
 ) -> tuple[PruneResult, dict[str, Any]]:
-    """Stage the run's files. The outcome comes back with the size of the file that was really written.
+    """Stage the run's files. Return the outcome with the size of the file that was written, and the report.
 
-    ``identity`` is what the network's file says of itself (arch, args, data); ``extra`` is kept beside it.
+    ``description`` (arch, args, data) goes into the network's file, to rebuild it by, and ``extra`` beside it.
     """
     extra = {"seed": outcome.seed, **extra}
     written = write_model(
-        folder.stage(MODEL_FILE), outcome.module, **identity, masks=outcome.masks, extra=extra, named=False
+        folder.stage(MODEL_FILE), outcome.module, **description, masks=outcome.masks, extra=extra, named=False
     )
     hashes = {**outcome.hashes, MODEL_HASH: sha256(folder.stage(MODEL_FILE))}
     outcome = replace(outcome, pruned=replace(outcome.pruned, bytes=written), hashes=hashes)

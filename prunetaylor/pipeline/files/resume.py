@@ -1,4 +1,4 @@
-"""What a run keeps in its folder so that it can go on after it was killed, and whether it is the same run that does."""
+"""The saved state of a run in its folder, and the check that a resumed run has the same inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunetaylor.network.checkpoint.refusal import refuse_failures
 from prunetaylor.network.checkpoint.torch_format.torch_file import TorchFile
 from prunetaylor.pipeline.files.run_folder import RunFolder
 
-_OF_NO_RESULT = (
+_WITHOUT_EFFECT = (
     "model.checkpoint",
     "output",
     "memory",
@@ -29,44 +29,44 @@ _OF_NO_RESULT = (
     "data.download",
     "track",
 )
-"""Settings that may change: no result depends on them. The checkpoint, data and code are known by their hashes."""
-_FORM = 4
-"""Of what a state holds: raised with it, so that states from before are refused by name."""
+"""Settings that may change, as no result depends on them. Checkpoint, data and code are compared by their hashes."""
+_FORM = 5
+"""The form of a state; raised when its content changes, so that older states are refused with the reason."""
 _SHOWN = 8
 
 
 class UnreadableState(CheckpointRefused):
-    """There is a state, but nothing that one could go on from."""
+    """The saved state cannot be resumed from."""
 
 
 class OtherRun(UsageError):
-    """What was begun in the folder is not what is asked to go on."""
+    """The run in the folder has other inputs than the one that is to resume it."""
 
 
 class FolderStateStore:
-    """Keeps the state of a run in its folder, every so many seconds and whenever the run is asked to stop.
+    """Saves the state of a run in its folder, at regular times and whenever the run is asked to stop.
 
     Args:
-        every: seconds; 0: at every moment.
-        identity: what must be the same for the run to go on.
+        every: seconds between two states; 0: at every checkpoint.
+        inputs: everything that must be the same for the run to resume.
     """
 
-    def __init__(self, folder: RunFolder, every: float, identity: Mapping[str, Any]) -> None:
-        self._folder, self._every, self._identity = folder, every, {**identity, "form of the state": _FORM}
+    def __init__(self, folder: RunFolder, every: float, inputs: Mapping[str, Any]) -> None:
+        self._folder, self._every, self._inputs = folder, every, {**inputs, "form of the state": _FORM}
         self._last = time.monotonic()
         self.stop: type[BaseException] | None = None
-        """Raised after the next state is kept."""
+        """Raised after the next state is saved."""
         self.writing = False
-        """A state is on its way to the disk: what would end the run waits for it."""
+        """A state is being written; whoever would end the run waits for it."""
 
     def load(self) -> Mapping[str, Any] | None:
-        """The state of the run that goes on. OtherRun where it was another run's."""
+        """Return the state to resume from. OtherRun if it is another run's."""
         file = self._folder.state
         if file is None:
             return None
-        found = _read(file)
-        refuse_changes(found["identity"], self._identity)
-        state: Mapping[str, Any] = found["run"]
+        saved = read_state(file)
+        require_same_inputs(saved["inputs"], self._inputs)
+        state: Mapping[str, Any] = saved["run"]
         return state
 
     def due(self) -> bool:
@@ -76,11 +76,11 @@ class FolderStateStore:
         import torch
 
         def write(file: IO[bytes]) -> None:
-            torch.save({"identity": self._identity, "run": dict(state)}, file)
+            torch.save({"inputs": self._inputs, "run": dict(state)}, file)
 
         self.writing = True
         try:
-            self._folder.keep(write)
+            self._folder.save_state(write)
         finally:
             self.writing = False
         self._last = time.monotonic()
@@ -89,16 +89,16 @@ class FolderStateStore:
 
 
 class FollowerStateStore:
-    """In a process that follows the main one: reads the state that the main one goes on from, and keeps none."""
+    """Reads, in a process that follows the main one, the state that the main one resumes from, and saves none."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self.writing = False
         self.stop: type[BaseException] | None = None
-        """What a signal asks for; the main process, which got it too, ends the run at its next moment."""
+        """Set by a signal. The main process, which gets it too, ends the run at its next checkpoint."""
 
     def load(self) -> Mapping[str, Any] | None:
-        return None if self._file is None else _read(self._file)["run"]
+        return None if self._file is None else read_state(self._file)["run"]
 
     def due(self) -> bool:
         return False
@@ -107,59 +107,57 @@ class FollowerStateStore:
         pass
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What ``keep`` wrote. UnreadableState for a file that holds anything else, or that is damaged."""
+def read_state(file: Path) -> dict[str, Any]:
+    """Read a saved state. UnreadableState for a file that is damaged or holds anything else."""
     try:
         if not file.is_file():
             raise UnreadableState(f"{file} is no regular file", "start over with --force")
         with refuse_failures(file), file.open("rb") as stream:
-            kept = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
-            found = kept.values()
-            kept.check_rest()
-            if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("identity", "run")):
+            content = TorchFile(file, stream, os.fstat(stream.fileno()).st_size)
+            saved = content.values()
+            content.check_rest()
+            if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("inputs", "run")):
                 raise ValueError("it holds something else")
     except CheckpointRefused as err:
         raise UnreadableState(
             f"the state in {file.parent} cannot be read: {err.cause}",
             "start over with --force; several machines need a folder that all of them see",
         ) from err
-    return found
+    return saved
 
 
-def identity(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What a run's result depends on: its settings by dotted key, and hashes: checkpoint, data, code."""
-    return _identity(config.model_dump(), device, hashes)
+def run_inputs(config: Config, device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything that a run's result depends on: settings by dotted key, device, and hashes of its inputs."""
+    return _inputs(config.model_dump(), device, hashes)
 
 
-def identity_of_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a finished run. UnreadableState for a report that does not say it."""
+def report_inputs(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a finished run. UnreadableState for a report that lacks them."""
     settings, hashes = report.get("configuration"), report.get("hashes")
     if not isinstance(settings, dict) or not isinstance(hashes, dict) or not isinstance(report.get("device"), str):
         raise UnreadableState("the report in the folder does not identify its run", "start over with --force")
-    own = {name: value for name, value in hashes.items() if name != MODEL_HASH}  # what came of it is no part of it
-    return _identity(settings, report["device"], own)
+    own = {name: value for name, value in hashes.items() if name != MODEL_HASH}  # the result is no input
+    return _inputs(settings, report["device"], own)
 
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """Whatever taking up a state raises says that it is none of this run's: UnreadableState."""
+    """Turn every exception inside the block into an UnreadableState: the state does not fit this run."""
     try:
         yield
     except PruneTaylorError:
         raise
     except Exception as err:
         why = f"{type(err).__name__}: {first_line(err)}"
-        raise UnreadableState(
-            f"the state that was kept is not one of this run: {why}", "start over with --force"
-        ) from err
+        raise UnreadableState(f"the saved state does not belong to this run: {why}", "start over with --force") from err
 
 
-def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """OtherRun that names what differs."""
+def require_same_inputs(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise OtherRun that names the differences, if there are any."""
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not keys:
         return
-    shown = [f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}" for key in keys[:_SHOWN]]
+    shown = [f"{key} was {_shorten(then.get(key))} and is {_shorten(now.get(key))}" for key in keys[:_SHOWN]]
     more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     raise OtherRun(
         f"this is not the run that was begun here: {'; '.join(shown)}{more}",
@@ -167,11 +165,13 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     )
 
 
-def _identity(configuration: Mapping[str, Any], device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
-    kept = {key: value for key, value in dotted(configuration) if value != {} and not key.startswith(_OF_NO_RESULT)}
-    return {**kept, "device": device, **{f"hash of the {name}": value for name, value in hashes.items()}}
+def _inputs(configuration: Mapping[str, Any], device: str, hashes: Mapping[str, str]) -> dict[str, Any]:
+    settings = {
+        key: value for key, value in dotted(configuration) if value != {} and not key.startswith(_WITHOUT_EFFECT)
+    }
+    return {**settings, "device": device, **{f"hash of the {name}": value for name, value in hashes.items()}}
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."

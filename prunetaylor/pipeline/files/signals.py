@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from prunetaylor.pipeline.files.resume import FolderStateStore, FollowerStateStore
+from typing import Any, Protocol
 
 GRACE = 10.0
 """Seconds that a run has to reach its next checkpoint; after them it ends with the last state that was saved."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stoppable(Protocol):
+    """A state store that ends the run once its state is saved."""
+
+    stop: type[BaseException] | None
+    """Raised after the next state is saved; None as long as the run goes on."""
+    writing: bool
+    """A state is being written."""
 
 
 class Terminated(BaseException):
@@ -46,7 +53,7 @@ def first_signal_terminates(signals: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def stop_at_checkpoints(
-    store: FolderStateStore | FollowerStateStore,
+    store: Stoppable,
     signals: Sequence[signal.Signals] = STOP_SIGNALS,
     *,
     second_ends: bool = True,
@@ -81,3 +88,25 @@ def stop_at_checkpoints(
             signal.setitimer(signal.ITIMER_REAL, 0)
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        waiting.append(number)
+
+    kinds = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
+    before = {kind: signal.signal(kind, wait) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for number in waiting:
+            signal.raise_signal(number)

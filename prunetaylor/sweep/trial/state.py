@@ -11,7 +11,7 @@ import torch
 
 from prunetaylor.core.progress import Progress
 from prunetaylor.pipeline.files.input_hashes import input_hashes
-from prunetaylor.pipeline.files.resume import FolderStateStore, OtherRun, UnreadableState, identity
+from prunetaylor.pipeline.files.resume import FolderStateStore, OtherRun, UnreadableState, run_inputs
 from prunetaylor.pipeline.files.run_folder import STATE, FolderInUse, RunFolder
 from prunetaylor.pipeline.job import Job
 from prunetaylor.report.json_report import versions
@@ -26,7 +26,7 @@ class TrialStateStore(FolderStateStore):
 
     def __init__(self, folder: RunFolder, job: Job, ranking: str, progress: Progress) -> None:
         ran_on = {f"version of {name}": number for name, number in versions().items() if name != "python"}
-        known = {**identity(job.config, str(job.device), input_hashes(job)), "samples": ranking, **ran_on}
+        known = {**run_inputs(job.config, str(job.device), input_hashes(job)), "samples": ranking, **ran_on}
         super().__init__(folder, job.config.checkpoint.every, known)
         self._state: Mapping[str, Any] | None = None
         try:
