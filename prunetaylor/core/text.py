@@ -31,6 +31,16 @@ def first_line(error: BaseException | str) -> str:
     return lines[0][:_LINE] if lines else type(error).__name__
 
 
+def one_line(text: object) -> str:
+    """Return ``text`` in one line: line ends and runs of blanks become single spaces."""
+    return " ".join(_text(text).split())
+
+
+def error_line(error: BaseException, limit: int = 300) -> str:
+    """Return an error's class and its message in one line of at most ``limit`` characters, besides the class."""
+    return f"{type(error).__name__}: {one_line(error)[:limit]}"
+
+
 def duration(seconds: float) -> str:
     """Return rounded seconds, minutes or hours: 12 s, 3 min, 1.5 h."""
     if seconds < 90:

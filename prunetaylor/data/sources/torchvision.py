@@ -22,6 +22,7 @@ from torch import Tensor
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import DataError, UsageError, close_match
 from prunetaylor.core.requirements import install_hint
+from prunetaylor.core.text import one_line
 from prunetaylor.data.images import Images, image_splits
 from prunetaylor.data.samples import RawSource, Split, TensorSplit
 from prunetaylor.runtime.torchvision_import import import_torchvision
@@ -100,7 +101,7 @@ def _open(kind: Any, name: str, cfg: DataSection, arguments: _Arguments) -> Any:
     except ModuleNotFoundError as error:
         raise UsageError(f"torchvision's {name} needs a package: {error}", install_hint(str(error.name))) from error
     except Exception as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         raise DataError(
             f"torchvision:{name} cannot be read from {cfg.root}: {type(error).__name__}: {message}",
             "set data.root to the folder that torchvision keeps it in, or add data.download=true to fetch it there",

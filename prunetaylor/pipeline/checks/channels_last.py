@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.progress import Detail
+from prunetaylor.core.text import error_line
 from prunetaylor.network.state import channels_last, copied
 from prunetaylor.pipeline.job import Job
 from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs, first_batch
@@ -103,4 +104,4 @@ def _is_close(outputs: Tensor, expected: Tensor) -> bool:
 
 def _describe(error: Exception) -> str:
     """Describe the error in one line."""
-    return f"the network fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"the network fails: {error_line(error, 200)}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from prunetaylor.core import registry
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.requirements import install_hint
+from prunetaylor.core.text import one_line
 
 _FAILURES = (Exception, SystemExit)
 """A service's client may mean to end the program. Signals end it, whoever is at work."""
@@ -80,5 +81,5 @@ class Trackers:
 
     def _failed(self, name: str, error: BaseException) -> None:
         self._open.pop(name, None)
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         self._note(f"track {name}: {type(error).__name__}: {text}; the run continues without it")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prunetaylor.core.errors import PeerError, PruneTaylorError
-from prunetaylor.core.text import first_line
+from prunetaylor.core.text import error_line, first_line
 from prunetaylor.runtime.processes.place import LOST, Place
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ def _told(error: Exception) -> bool:
     if isinstance(error, PruneTaylorError):
         failure = error.cause, error.remedy, error.exit_code
     else:
-        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", "", 1
+        failure = error_line(error, 500), "", 1
     try:
         _swapped(pickle.dumps(failure), failed=True)
     except PeerError:

@@ -24,6 +24,7 @@ from typing import IO, Any
 from prunetaylor.core import registry
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.files import open_own
+from prunetaylor.core.text import error_line
 from prunetaylor.pipeline.files.signals import Terminated, first_signal_terminates
 from prunetaylor.runtime.parent_process import end_with_parent
 from prunetaylor.runtime.python_process import python
@@ -79,7 +80,7 @@ def main() -> int:
         return 1
     except Exception as err:
         traceback.print_exc()
-        text = f"{type(err).__name__}: {' '.join(str(err).split())[:300]}"
+        text = error_line(err)
         reporter.fail("EngineFailed", f"the engine {request['engine']} failed: {text}", "its log has the details")
         return 1
     return 0

@@ -23,6 +23,7 @@ from pydantic import Field
 from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.requirements import install_hint
+from prunetaylor.core.text import one_line
 from prunetaylor.runtime.cores import available
 from prunetaylor.sweep.engine_context import EngineContext, EngineMonitor
 from prunetaylor.sweep.engines import _driver
@@ -119,7 +120,7 @@ class _Tasks:
         except errors.WorkerCrashedError:
             return "a worker process of Ray was killed"
         except errors.RayError as error:
-            return f"a task of Ray failed: {' '.join(str(error).split())[-300:]}"
+            return f"a task of Ray failed: {one_line(error)[-300:]}"
         return f"a task of Ray was {reason}" if reason else None
 
     @property
@@ -168,7 +169,7 @@ def _check_address(address: str | None) -> None:
 
 def connection_error(error: Exception, address: str | None, log: str) -> UsageError:
     """Explain why the cluster at ``address`` cannot be used, and what to do; ``log`` is the text that Ray printed."""
-    text = " ".join(str(error).split())[:400]
+    text = one_line(error)[:400]
     where = f"the Ray cluster at {address}" if address else "Ray on this machine"
     if type(error).__name__ == "AuthenticationError" or re.search("Unauthenticated|InvalidAuthToken", text + log):
         return UsageError(f"{where} requires a token, and this process has none or another", _TOKEN)

@@ -19,6 +19,7 @@ from prunetaylor.core.config.schema import Section, Size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.files import own_folder
 from prunetaylor.core.requirements import install_hint
+from prunetaylor.core.text import one_line
 from prunetaylor.runtime.python_process import python, safe_path
 from prunetaylor.sweep.engine_context import EngineContext, EngineFailed, EngineMonitor
 from prunetaylor.sweep.engines import _driver
@@ -96,7 +97,7 @@ class _SlurmJobs:
             with safe_path():
                 handle = self.executor.submit(run_single_worker, replace(self.context, job=job), self.options.cpus)
         except Exception as error:  # submitit and sbatch have errors of their own
-            text = " ".join(str(error).split())[-400:]
+            text = one_line(error)[-400:]
             kind = EngineFailed if self.submitted else UsageError
             raise kind(f"Slurm refuses the job: {text}", "check partition, account and qos of the engine") from error
         self.submitted = True

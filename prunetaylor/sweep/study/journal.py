@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from prunetaylor.core.errors import OutputError, RunRefused
 from prunetaylor.core.files import open_own
+from prunetaylor.core.text import error_line
 
 _LOCK_PATIENCE = 10  # seconds after which the journal's lock is removed, as the process that held it is dead
 
@@ -33,7 +34,7 @@ def open_journal(path: Path) -> JournalStorage:
         raise OutputError(f"cannot write {path}: {err.strerror}", "choose another folder with -o/--output") from err
     except (ValueError, LookupError, TypeError, AssertionError) as err:  # Optuna raises these for damaged lines
         raise OutputError(
-            f"{path} is damaged ({type(err).__name__}: {' '.join(str(err).split())[:200]})",
+            f"{path} is damaged ({error_line(err, 200)})",
             "move it away: the same command then reads finished trials from their folders, and runs the rest",
         ) from err
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.sweep import Trial
+from prunetaylor.core.text import one_line
 from prunetaylor.sweep.definition import Sweep
 from prunetaylor.sweep.heartbeat import PATIENCE, is_alive, live_workers
 from prunetaylor.sweep.study.journal import open_journal
@@ -298,7 +299,7 @@ def _storage(folder: Path, url: str | None) -> BaseStorage:
         return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except Exception as err:  # each database has errors of its own
         scheme = url.partition("://")[0]  # the rest may hold a password
-        text = " ".join(str(err).split())[:300]
+        text = one_line(err)[:300]
         raise UsageError(
             f"cannot open the storage {scheme}://...: {text}",
             "give --storage a database URL that Optuna supports, such as postgresql://USER:PASSWORD@HOST/NAME",

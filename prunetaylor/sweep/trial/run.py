@@ -19,6 +19,7 @@ from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.core.json_file import read_json
 from prunetaylor.core.progress import Logged, Silent
 from prunetaylor.core.results.outcome import PruneResult
+from prunetaylor.core.text import error_line
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.intervals import mean_interval, wilson_interval
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
@@ -140,7 +141,7 @@ def explain(err: BaseException) -> str:
         return f"its code ended the process: sys.exit({'' if err.code is None else repr(err.code)})"
     if is_out_of_memory(err):
         return "out of memory: try a smaller data.batch_size, fewer --jobs, or a limit (memory: 3GiB beneath base)"
-    return f"{type(err).__name__}: {' '.join(str(err).split())[:300]}"
+    return error_line(err)
 
 
 def details(err: BaseException) -> str:

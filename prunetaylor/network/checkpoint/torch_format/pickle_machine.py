@@ -110,6 +110,21 @@ def _opaque(name: str) -> Call:
     return Call(lambda *_: Opaque(name))
 
 
+_STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+    **{name: name.lower() for name in ("QInt8", "QInt32", "QUInt8", "QUInt4x2", "QUInt2x4")},
+}
 _TENSOR_CLASSES = "BFloat16 Bool Byte Char Double Float Half Int Long Short"
 
 
@@ -142,22 +157,7 @@ def _table() -> dict[str, Any]:
     for name in _TENSOR_CLASSES.split():
         for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse"):
             table[f"{module}.{name}Tensor"] = Opaque(f"{module}.{name}Tensor")
-    storages = {
-        "Double": "float64",
-        "Float": "float32",
-        "Half": "float16",
-        "BFloat16": "bfloat16",
-        "Long": "int64",
-        "Int": "int32",
-        "Short": "int16",
-        "Char": "int8",
-        "Byte": "uint8",
-        "Bool": "bool",
-        "ComplexFloat": "complex64",
-        "ComplexDouble": "complex128",
-        **{name: name.lower() for name in ("QInt8", "QInt32", "QUInt8", "QUInt4x2", "QUInt2x4")},
-    }
-    for name, dtype in storages.items():
+    for name, dtype in _STORAGES.items():
         for module in ("torch", "torch.cuda"):
             table[f"{module}.{name}Storage"] = Kind(getattr(torch, dtype))
     untyped = Kind(torch.uint8)
