@@ -1,8 +1,8 @@
-"""How a network uses its layers: in which order, and whether each is what it is taken for.
+"""Check how a network uses its layers: in which order they run, and whether each computes W x + b.
 
-All that is fitted takes a layer for y = W x + b (``network/layer.py``), used as a module, with a part in the error. A
-module may do something else with its weight: scale what comes out, standardise it, be called through its weight
-alone, or feed another output than the one that the error is of. Such a layer is left alone, with the reason.
+Every fit assumes that a layer is y = W x + b (``network/layer.py``), called as a module, and that the error depends on
+it. A module may do something else: scale its output, standardise its weight, be used through its weight alone, or feed
+an output that the error ignores. Such a layer is skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.taylor.curvature.tape import alike, by_sample, recording, summed_gradients
 from prunetaylor.taylor.passes import ForwardHook, compute_outputs, first_batch, forward_all
 
-UNREACHED = "no calibration sample reaches it as a module of its own"
-NO_MATRIX = "its module does not put out W x + b"
-ELSEWHERE = "its weight is used elsewhere too, not through its module"
-MIXED = "layers do not read a batch sample by sample: what needs gradients of single samples passes them one at a time"
-NO_PART = "the error does not depend on it: it feeds another output, or is cut off from the gradient"
+UNREACHED = "no calibration sample reaches it through its own module"
+NO_MATRIX = "its module does not compute W x + b"
+ELSEWHERE = "its weight is also used outside its module"
+MIXED = "layers mix the samples of a batch: gradients of single samples are computed one sample at a time"
+NO_PART = "the error does not depend on it: it feeds another output, or is detached from the gradient"
 
 
 @dataclass
 class LayerReport:
-    """``order``: names of the layers that can be fitted, as they first run; ``why``: of the others."""
+    """The names of the layers that can be fitted, in running order, and the reasons why the others cannot."""
 
     order: list[str]
     why: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerReport:
-    """Look at the layers; where nothing is ``fitted`` to them, whether they run is all that matters."""
+    """Check the layers; without a criterion that is ``fitted`` to them they only have to run."""
     seen = _forward(network, batches)
     why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
-    said = []
-    # Whatever chooses, what removal costs is predicted by gradients: without any there is nothing to predict.
+    notes = []
+    # Every criterion's removals are predicted by gradients: without any there is nothing to predict.
     if seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
         why |= {layer.name: NO_PART for layer in network.layers if layer.name in seen.right}
     if fitted:
@@ -52,17 +52,17 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
         for x, names in seen.batches:
             some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
             why |= _backward(network.module, some, x)
-        taken = [layer for layer in network.layers if layer.name not in why]
-        if taken and not by_sample(network.module, taken, first_batch(batches)[0]):
-            said.append(MIXED)
+        fittable = [layer for layer in network.layers if layer.name not in why]
+        if fittable and not by_sample(network.module, fittable, first_batch(batches)[0]):
+            notes.append(MIXED)
     if seen.others > 0:
-        which = "the first of them, or of logits or out where they are called so"
-        said.append(f"the network returns {seen.others + 1} tensors: the error is that of {which}")
-    return LayerReport([name for name in seen.right if name not in why], why, said)
+        which = "the first, or logits or out if one has that name"
+        notes.append(f"the network returns {seen.others + 1} tensors; the error is computed from {which}")
+    return LayerReport([name for name in seen.right if name not in why], why, notes)
 
 
 def unreached(network: Network, batches: Batches) -> list[str]:
-    """Names of the layers that no sample reaches."""
+    """Return the names of the layers that no sample reaches."""
     seen = _forward(network, batches)
     return [layer.name for layer in network.layers if layer.name not in seen.right]
 
@@ -75,15 +75,15 @@ class _Seen:
 
 
 def _forward(network: Network, batches: Batches) -> _Seen:
-    """One batch says it, but for layers that it does not reach: then others, until all are or none is left."""
+    """Pass one batch; more batches follow only until every layer has been reached."""
     seen, where = _Seen(), Positions(batches.samples, 0)
 
     def watcher(layer: Layer, used: Prunable) -> ForwardHook:
-        def look(start: int, samples: int, x: Tensor, y: Any) -> None:
+        def check(start: int, samples: int, x: Tensor, y: Any) -> None:
             if seen.right.setdefault(layer.name, True):
                 seen.right[layer.name] = _is_matrix(layer, used, x, y, where, start, samples)
 
-        return look
+        return check
 
     def whole(start: int, samples: int, x: Tensor, y: Any) -> None:
         seen.others = _tensors(y) - 1
@@ -100,18 +100,18 @@ def _forward(network: Network, batches: Batches) -> _Seen:
 
 
 def _is_matrix(layer: Layer, used: Prunable, x: Tensor, y: Any, where: Positions, start: int, samples: int) -> bool:
-    """W x + b at the drawn positions of a call, as everything that is fitted reads them."""
+    """Return True if a call computed W x + b at the drawn positions, which are those that fits read."""
     if not isinstance(y, Tensor) or not fits(used, with_entries(used, x), with_entries(used, y)):
         return False
-    rows, found = (part.float() for part in sampled_rows(used, x, y, where, start, samples))
-    wanted = rows @ layer.matrix(used.weight.detach()).float().mT
+    rows, outputs = (part.float() for part in sampled_rows(used, x, y, where, start, samples))
+    expected = rows @ layer.matrix(used.weight.detach()).float().mT
     if used.bias is not None:
-        wanted += layer.rows(used.bias.detach().float()).unsqueeze(1)
-    return alike(found, wanted)
+        expected += layer.rows(used.bias.detach().float()).unsqueeze(1)
+    return alike(outputs, expected)
 
 
 def _tensors(result: Any) -> int:
-    """How many tensors a network returned."""
+    """Return the number of tensors that a network returned."""
     if isinstance(result, Tensor):
         return 1
     parts = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else ()
@@ -119,13 +119,13 @@ def _tensors(result: Any) -> int:
 
 
 def _depends(network: Network, x: Tensor) -> bool:
-    """Whether the outputs have a gradient in any of the weights."""
+    """Return True if the outputs have a gradient in any of the weights."""
     with evaluating(network.module), trainable([layer.weight for layer in network.layers]), torch.enable_grad():
         return compute_outputs(network.module, x).requires_grad
 
 
 def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, str]:
-    """Layers whose weights have another gradient than the calls of their modules make, or none, with the reason."""
+    """Return the reason for each layer whose gradient is missing or not the one that its module's calls explain."""
     if not layers:
         return {}
     weights = [layer.weight for layer in layers]

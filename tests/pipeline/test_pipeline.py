@@ -135,7 +135,7 @@ def test_a_transformer() -> None:
 def test_a_module_that_never_runs_is_left_alone_and_named(conv: nn.Module) -> None:
     outcome = quick(Unreached(conv), sparsity=0.5)
     assert {one.name: one.why for one in outcome.skipped} == {
-        "unreached": "no calibration sample reaches it as a module of its own"
+        "unreached": "no calibration sample reaches it through its own module"
     }
     assert "unreached.weight" not in outcome.masks
     alone = quick(conv, sparsity=0.5)

@@ -193,8 +193,8 @@ def test_settings_of_what_it_does_not_do_are_named(conv: nn.Module) -> None:
 def test_the_fit_serves_scoring_again_and_pruning(
     conv: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(cache, "WORTH_RATE", 1e30)
+    monkeypatch.setattr(cache, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "READ_RATE", 1e30)
     kept = {"cache.dir": str(tmp_path), "calibration.samples": 120, "data.workers": 0, "device": "cpu"}
     first, second = (score(conv, TRAIN, settings=kept) for _ in range(2))
     taken = "layer Grams of stage 1 taken from the cache"

@@ -135,7 +135,7 @@ def prepare(setup: StageSetup, sampler: Sampler, *, single_step: bool = False) -
     checked = check_layers(job.network, calibration.fit.batches, fitted=fitted)
     for network in (job.network, setup.dense):
         network.keep_only(checked.order, checked.why)
-    for text in checked.said:
+    for text in checked.notes:
         choices(text)
     nothing_to_prune = not single_step and has_target_sparsity(job)
     if nothing_to_prune:

@@ -62,10 +62,10 @@ class Quadratic:
     """``rows`` (n, p) are the samples' gradients, scaled in place; ``weights`` and ``gradient`` are (p,)."""
 
     def __init__(self, rows: Tensor, weights: Tensor, gradient: Tensor, ridge: float) -> None:
-        self.kind = accumulate_type(rows.device)
+        self.dtype = accumulate_type(rows.device)
         self.x = rows.mul_((len(rows) * ridge) ** -0.5)
         self.ridge = ridge
-        self.w = weights.to(self.kind)
+        self.w = weights.to(self.dtype)
         self.set_gradient(gradient)
         self.squares = self._by_weight(lambda x: x.square().sum(0))
         if not bool(torch.isfinite(self.w).all() & torch.isfinite(self.squares).all()):
@@ -73,7 +73,7 @@ class Quadratic:
 
     def set_gradient(self, gradient: Tensor) -> None:
         """Take another g (p,)."""
-        self.gradient = gradient.to(self.kind)
+        self.gradient = gradient.to(self.dtype)
         self.pull = self.gradient / self.ridge
         self.c = self.w - self.pull
 
@@ -93,7 +93,7 @@ class Quadratic:
 
     def times(self, vector: Tensor) -> Tensor:
         """X v (n,)."""
-        total = torch.zeros(len(self.x), dtype=self.kind, device=self.x.device)
+        total = torch.zeros(len(self.x), dtype=self.dtype, device=self.x.device)
         for part, x in self.columns():
             total += x @ vector[part]
         return total
@@ -104,7 +104,7 @@ class Quadratic:
 
     def support(self, keep: Tensor) -> Support:
         """The matrices of a support (p,), from all of its columns."""
-        eye = torch.eye(len(self.x), dtype=self.kind, device=self.x.device)
+        eye = torch.eye(len(self.x), dtype=self.dtype, device=self.x.device)
         empty = Support(torch.zeros_like(keep), eye, eye[0])
         all_of = self.changed(empty, keep.nonzero(), keep[:0].nonzero())
         # z = y - X_S c_S without the cancellation: exactly zero where all weights are kept and there is no gradient.
@@ -116,7 +116,7 @@ class Quadratic:
         for sign, which in ((1, joining.flatten()), (-1, leaving.flatten())):
             keep[which] = sign > 0
             for some in torch.split(which, max(1, _ELEMENTS // current_chunks().systems // len(self.x))):
-                x = self.x.index_select(1, some).to(self.kind)
+                x = self.x.index_select(1, some).to(self.dtype)
                 m.addmm_(x, x.mT, alpha=sign)
                 z -= sign * (x @ self.c[some])
         return Support(keep, m, z)
@@ -136,7 +136,7 @@ class Quadratic:
         """For every weight, the exact change of the least Q if it alone changes sides; h to the precision of X."""
         factor = self._factor(support)
         solved = torch.cholesky_solve(support.z.unsqueeze(1), factor).squeeze(1)
-        eye = torch.eye(len(factor), dtype=self.kind, device=factor.device)
+        eye = torch.eye(len(factor), dtype=self.dtype, device=factor.device)
         # |whiten x|^2 = x'M^-1 x. As M >= I its norm is at most one: nothing is lost in the type of X.
         whiten = torch.linalg.solve_triangular(factor, eye, upper=False).to(self.x.dtype)
         q, h = torch.empty_like(self.c), torch.empty_like(self.c)
@@ -152,7 +152,7 @@ class Quadratic:
         step = max(1, _ELEMENTS // current_chunks().systems // len(self.x))
         for low in range(0, self.x.shape[1], step):
             part = slice(low, min(self.x.shape[1], low + step))
-            yield part, self.x[:, part].to(self.kind)
+            yield part, self.x[:, part].to(self.dtype)
 
     def _by_weight(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         found = torch.empty_like(self.w)

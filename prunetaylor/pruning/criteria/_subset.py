@@ -107,7 +107,7 @@ def _swap(
 ) -> tuple[Support, float]:
     """Chains of swaps within a pool of weights, as long as they lower the value."""
     pool = torch.cat([kept, others])
-    x = model.x.index_select(1, pool).to(model.kind)
+    x = model.x.index_select(1, pool).to(model.dtype)
     g = x.mT @ torch.cholesky_solve(x, torch.linalg.cholesky(support.m))
     inside = support.keep[pool].clone()
     q = q[pool]

@@ -55,8 +55,8 @@ class BlockFisherOBS(Solver):
         displacement = {}
         for layer, rows in model.fisher_rows:
             fisher, stays = _fisher(model, layer, rows), masks[layer.parameter].flatten()
-            g = _gradient(model, layer).to(fisher.kind)
-            gone = layer.weight.detach().flatten().to(fisher.kind) * ~stays
+            g = _gradient(model, layer).to(fisher.dtype)
+            gone = layer.weight.detach().flatten().to(fisher.dtype) * ~stays
             move = fisher.inverse(stays, fisher.product(gone) - share * g)[1] - gone
             if not bool(torch.isfinite(move).all()):
                 raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")

@@ -1,4 +1,4 @@
-"""The Fisher information of one layer without what lies outside blocks of its flattened weight, and its inverse.
+"""The block-diagonal Fisher information of one layer, in blocks of its flattened weight, and its inverse.
 
     F_b = 1/n G'G + r I,        F_b^-1 = 1/r (I - G' (n r I + G G')^-1 G)         G: the rows (n, c) of one block
 
@@ -24,57 +24,59 @@ _ELEMENTS = 1 << 24  # of the matrices that are factorised together: 128 MiB in 
 _RAISES = 8
 
 
-def relative_ridge(mean_diagonal: float, damping: float, kind: torch.dtype) -> float:
-    """``damping`` x the mean diagonal, at least a tiny number where there is no curvature at all."""
-    least: float = torch.finfo(kind).tiny ** 0.5
+def relative_ridge(mean_diagonal: float, damping: float, dtype: torch.dtype) -> float:
+    """Return ``damping`` x the mean diagonal, at least a tiny number in case there is no curvature at all."""
+    least: float = torch.finfo(dtype).tiny ** 0.5
     return max(damping * mean_diagonal, least)
 
 
 def blocks_bytes(weights: int, samples: int, size: int, wide: int) -> int:
-    """What inverting the blocks of a layer takes: those that go together, five times over, and vectors."""
+    """Return the bytes that inverting a layer's blocks needs: five copies of those inverted at once, and vectors."""
     each = samples * size + min(samples, size) ** 2
-    together = min(-(-weights // size), max(1, _ELEMENTS // current_chunks().systems // each))
-    return wide * (5 * together * each + 6 * weights)
+    blocks = min(-(-weights // size), max(1, _ELEMENTS // current_chunks().systems // each))
+    return wide * (5 * blocks * each + 6 * weights)
 
 
 class BlockFisher:
-    """``rows`` (n, p) are one layer's; blocks of ``size`` consecutive weights, the last one the rest.
+    """The Fisher information of the gradient ``rows`` (n, p) of a layer in blocks of ``size`` consecutive weights.
 
-    Vectors (p,) in and out are in the widest type. ``name`` is for errors and notes.
+    The last block holds the remaining weights. Vectors (p,) are returned in the widest type. ``name`` is the layer's,
+    for errors and notes.
     """
 
     def __init__(self, rows: Tensor, size: int, damping: float, name: str, note: Note) -> None:
         self.rows, self.size, self.damping, self.name, self.note = rows, size, damping, name, note
-        self.kind = accumulate_type(rows.device)
-        norm = float(torch.linalg.vector_norm(rows, dtype=self.kind))  # no copy of the rows, unlike their squares
-        self.ridge = relative_ridge(norm**2 / rows.numel(), damping, self.kind)
+        self.dtype = accumulate_type(rows.device)
+        norm = float(torch.linalg.vector_norm(rows, dtype=self.dtype))  # no copy of the rows, unlike their squares
+        self.ridge = relative_ridge(norm**2 / rows.numel(), damping, self.dtype)
 
     def product(self, vector: Tensor) -> Tensor:
-        """F v without the ridge, (p,)."""
-        out = torch.zeros(vector.shape, dtype=self.kind, device=vector.device)
+        """Return F v without the ridge, (p,)."""
+        out = torch.zeros(vector.shape, dtype=self.dtype, device=vector.device)
         for part, g in self._blocks():
-            v = vector[part].to(self.kind).reshape(len(g), -1, 1)
+            v = vector[part].to(self.dtype).reshape(len(g), -1, 1)
             out[part] = (g.mT @ (g @ v)).flatten() / len(self.rows)
         return out
 
-    def inverse(self, keep: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """diag(F_KK^-1) and F_KK^-1 v_K, both (p,), with F_KK damped and restricted to the weights ``keep`` (p,) says.
+    def inverse(self, mask: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return diag(F_KK^-1) and F_KK^-1 v_K, both (p,), with F_KK damped and restricted to the kept weights.
 
-        Where not kept the diagonal is 1 and the solution 0. NumericsError where no ridge up to 10^8 times the one
-        asked for makes a block positive definite.
+        ``mask`` (p,) is True for kept weights; for the others the diagonal is 1 and the solution 0.
+
+        Raises NumericsError: no ridge up to 10^8 times the one asked for makes a block positive definite.
         """
-        diagonal = torch.ones(keep.shape, dtype=self.kind, device=keep.device)
+        diagonal = torch.ones(mask.shape, dtype=self.dtype, device=mask.device)
         solution = torch.zeros_like(diagonal)
         for part, g in self._blocks():
-            kept = keep[part].reshape(len(g), 1, -1)
-            v = vector[part].to(self.kind).reshape(len(g), -1, 1) * kept.mT
-            found, solved = self._invert(g * kept, v)
-            diagonal[part] = torch.where(kept.squeeze(1), found, 1).flatten()
+            kept = mask[part].reshape(len(g), 1, -1)
+            v = vector[part].to(self.dtype).reshape(len(g), -1, 1) * kept.mT
+            inverse, solved = self._invert(g * kept, v)
+            diagonal[part] = torch.where(kept.squeeze(1), inverse, 1).flatten()
             solution[part] = (solved * kept.mT).flatten()
         return diagonal, solution
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Where some blocks lie in the flattened weight, and their rows (blocks, n, c) in the widest type."""
+        """Yield the place of some blocks in the flattened weight, and their rows (blocks, n, c) in the widest type."""
         n, p = self.rows.shape
         size = min(self.size, p)
         some = max(1, _ELEMENTS // current_chunks().systems // (n * size + min(n, size) ** 2))
@@ -84,11 +86,11 @@ class BlockFisher:
         if whole < p:
             parts.append((whole, p, p - whole))
         for low, high, width in parts:
-            g = self.rows[:, low:high].to(self.kind).reshape(n, -1, width)
+            g = self.rows[:, low:high].to(self.dtype).reshape(n, -1, width)
             yield slice(low, high), g.transpose(0, 1)
 
     def _invert(self, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """diag of the inverses (blocks, c), and the inverses times v (blocks, c, 1), of rows (blocks, n, c)."""
+        """Return diag of the inverses (blocks, c), and the inverses times v (blocks, c, 1), of rows (blocks, n, c)."""
         n, c = g.shape[1:]
         if c <= n:
             factor, _ = self._factor(g.mT @ g / n, 1.0)
@@ -101,7 +103,7 @@ class BlockFisher:
         return diagonal, (v - z.mT @ (z @ v)) / ridge
 
     def _factor(self, matrices: Tensor, times: float) -> tuple[Tensor, float]:
-        """Cholesky factors of (blocks, m, m) with ``times`` the ridge added to their diagonals, and that ridge."""
+        """Return the Cholesky factors of (blocks, m, m) plus ``times`` the ridge on the diagonal, and that ridge."""
         ridge = self.ridge
         eye = torch.eye(matrices.shape[1], dtype=matrices.dtype, device=matrices.device)
         for _ in range(_RAISES + 1):

@@ -1,9 +1,9 @@
-"""Fitted curvatures on disk: what was fitted once for the same weights and samples is not fitted again.
+"""The cache of fitted curvatures on disk: a fit for the same weights and samples is not computed again.
 
 A fit is kept under the sha256 of everything that it is made of: the network's tensors as they are at that moment, its
 printed form and its outputs for the first batch (which tell apart code that names and shapes do not), the samples as
-they reach the network, batch by batch, what else the fit depends on (error, reference, seed, positions; what a loss of
-the user's says of the first batch, which tells apart what its file imports), and the arithmetic: this package's own
+they reach the network, batch by batch, what else the fit depends on (error, reference, seed, positions; a user's loss
+on the first batch, which distinguishes what its file imports), and the arithmetic: this package's own
 code, torch, the kind of device, its threads. A hit is therefore what fitting would have given, bit for bit, and "same
 checkpoint, samples and stage" needs no bookkeeping: a stage is the state it starts from. Settings that no fit depends
 on (sparsity, criterion, damping, repair) are not in the key.
@@ -50,16 +50,16 @@ from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.losses import CustomLoss
 from prunetaylor.taylor.passes import Risk, first_batch, forward_one
 
-WORTH_SECONDS = 0.02
-"""A fit that was quicker is not kept, and neither is one that reading back at WORTH_RATE would take longer than."""
-WORTH_RATE = 2e8
-"""Bytes a second: a slow disk, and the digest."""
+MIN_SECONDS = 0.02
+"""A fit is stored only if it took longer than this and longer than reading it back at READ_RATE would take."""
+READ_RATE = 2e8
+"""Bytes a second of a slow disk, with the digest."""
 _ABANDONED = 24 * 3600.0  # seconds after which another run's unfinished file is no longer being written
 _HEADER = "prunetaylor"
 
 
 def open_cache(config: CacheSection) -> Cache | None:
-    """The cache that the settings name; None where it is turned off. Nothing is made on disk yet."""
+    """Return the configured cache, or None if it is turned off. Nothing is created on disk yet."""
     if not config.enabled:
         return None
     if config.dir is not None:
@@ -71,7 +71,7 @@ def open_cache(config: CacheSection) -> Cache | None:
 
 
 class Cache:
-    """Fits in ``folder``, at most ``limit`` bytes of them; the least recently used go first."""
+    """Fits in ``folder``, at most ``limit`` bytes; the least recently used are removed first."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
@@ -86,17 +86,17 @@ class Cache:
         settings: Mapping[str, object],
         tensors: Iterable[Tensor] = (),
     ) -> str:
-        """sha256, hexadecimal, of all that a fit of this ``kind`` depends on at the network's state now.
+        """Return the sha256, hexadecimal, of all that a fit of this ``kind`` depends on at the network's current state.
 
-        ``module`` is the one whose code makes the fit. ``settings`` (as they print) and ``tensors`` are what it takes
-        besides the network, the layers and the inputs. Of several processes the main one looks things up; the others
-        have no key.
+        ``module`` names the module whose code computes the fit. ``settings`` (by their repr) and ``tensors`` are what
+        it depends on besides the network, the layers and the inputs. Only the main process looks things up; the others
+        get an empty key.
         """
         if not main_process():
             return ""
         if risk.batches not in self._samples:
             self._samples[risk.batches] = _digest(x for x, _ in risk.batches)
-        said = {
+        description = {
             "kind": kind,
             "code": [__version__, code_digest(module)],
             "arithmetic": _arithmetic(risk.batches.device),
@@ -111,34 +111,34 @@ class Cache:
         if isinstance(loss, CustomLoss) and "objective" in settings:  # the error enters the fit
             tensors = [*tensors, *loss.probe(outputs.float(), risk.reference[: len(outputs)])]
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
-        return hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([description, content], sort_keys=True).encode()).hexdigest()
 
     def get_or_fit(
         self, what: str, stage: int, key: str, device: torch.device, fit: Callable[[], dict[str, Tensor]], note: Note
     ) -> dict[str, Tensor]:
-        """What ``fit`` gives, by name, on ``device``: taken from the cache where it is there, else kept in it.
+        """Return the tensors of ``fit`` by name on ``device``: from the cache, or computed and stored there.
 
-        ``what`` and ``stage`` (from 1) are for the notes; stage 1 is what a run starts from.
+        ``what`` and ``stage`` (from 1) are for the notes; a run starts from stage 1.
         """
         path = self.folder / f"{'first' if stage == 1 else 'later'}-{key}.safetensors"
-        found = tensors_from_main(self._read(path, key, what, note) if main_process() else None)
-        if found is not None:
+        stored = tensors_from_main(self._read(path, key, what, note) if main_process() else None)
+        if stored is not None:
             note(Detail(f"curvature: {what} of stage {stage} taken from the cache (key {key[:12]})"))
-            return {name: tensor.to(device) for name, tensor in found.items()}
+            return {name: tensor.to(device) for name, tensor in stored.items()}
         start = time.perf_counter()
         tensors = fit()
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         size = sum(tensor.nbytes for tensor in tensors.values())
-        if main_process() and time.perf_counter() - start >= WORTH_SECONDS + size / WORTH_RATE:
-            self._keep(path, key, tensors, size, what, note)
+        if main_process() and time.perf_counter() - start >= MIN_SECONDS + size / READ_RATE:
+            self._store(path, key, tensors, size, what, note)
         return tensors
 
     def _read(self, path: Path, key: str, what: str, note: Note) -> dict[str, Tensor] | None:
-        """The file's tensors; None where there is none. One that is not what was written is removed."""
+        """Return the file's tensors, or None if there is no file. A file that was damaged is removed."""
         try:
             if path.exists() and not path.is_file():
-                raise ValueError("it is no regular file")
+                raise ValueError("it is not a regular file")
             with safe_open(path, "pt", device="cpu") as file:
                 header = json.loads((file.metadata() or {})[_HEADER])
                 # Copied: memory of its own, laid out as the fit made it, is summed in the same order.
@@ -162,7 +162,7 @@ class Cache:
             os.utime(path, follow_symlinks=False)
         return tensors
 
-    def _keep(self, path: Path, key: str, tensors: Mapping[str, Tensor], size: int, what: str, note: Note) -> None:
+    def _store(self, path: Path, key: str, tensors: Mapping[str, Tensor], size: int, what: str, note: Note) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # sums over somebody's samples: for them only
             if why_not := self._make_room(size, path):
@@ -171,9 +171,9 @@ class Cache:
             own = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
             strides = {name: list(tensor.stride()) for name, tensor in own.items()}
             header = {"key": key, "what": what, "strides": strides, "digest": _digest(own.values())}
-            stored, said = {n: t.contiguous() for n, t in own.items()}, {_HEADER: json.dumps(header)}
+            stored, metadata = {n: t.contiguous() for n, t in own.items()}, {_HEADER: json.dumps(header)}
             failures = (OSError, SafetensorError)
-            write_by_path(path, lambda file: save_file(stored, file, said), mode=0o600, failures=failures)
+            write_by_path(path, lambda file: save_file(stored, file, metadata), mode=0o600, failures=failures)
         except (OSError, OutputError) as error:
             note(
                 f"cache: {what} not kept, as {self.folder} cannot be written ({first_line(error)}); "
@@ -181,50 +181,50 @@ class Cache:
             )
 
     def _make_room(self, size: int, path: Path) -> str:
-        """Remove what was not used for longest until ``size`` bytes fit; why they never will, or an empty string."""
+        """Remove the least recently used fits until ``size`` bytes fit; return the reason if they cannot."""
         if size > shutil.disk_usage(self.folder).free / 2:
             return "the disk is nearly full"
         first = path.name.startswith("first-")
-        there = self._entries()
-        total = size + sum(entry[3] for entry in there)
+        entries = self._entries()
+        total = size + sum(entry[3] for entry in entries)
         # Later stages' first, then by the time of the last use.
-        for of_first, _, other, bytes_ in sorted(there):
+        for of_first, _, other, bytes_ in sorted(entries):
             if total <= self.limit:
                 break
             if of_first and not first:
-                return "the fits that runs start from take up the room of cache.limit"
+                return "the fits that runs start from fill cache.limit"
             with contextlib.suppress(OSError):
                 other.unlink()
             total -= bytes_
         return "" if total <= self.limit else f"larger than cache.limit={self.limit / 1e9:g} GB"
 
     def _entries(self) -> list[tuple[bool, float, Path, int]]:
-        """(of a first stage, time of the last use, file, bytes) of each fit; what was left unfinished is removed."""
-        found = []
+        """Return (of a first stage, time of the last use, file, bytes) of each fit; abandoned files are removed."""
+        entries = []
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):  # another run was faster
                 stat = path.stat()
                 if path.suffix == ".safetensors":
-                    found.append((path.name.startswith("first-"), stat.st_mtime, path, stat.st_size))
+                    entries.append((path.name.startswith("first-"), stat.st_mtime, path, stat.st_size))
                 elif path.suffix == PARTIAL and time.time() - stat.st_mtime > _ABANDONED:
                     path.unlink()
-        return found
+        return entries
 
 
 def _arithmetic(device: torch.device) -> list[str]:
-    """What the same sums depend on in their last bits."""
+    """Return the settings on which the last bits of a sum depend."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(torch.get_num_threads())
     return [torch.__version__, device.type, where, torch.get_float32_matmul_precision(), str(world())]
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer, those that no checkpoint holds included, under each of its names."""
+    """Return every parameter and buffer under each of its names, also those that a checkpoint omits."""
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return dict(named)
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
-    """sha256, hexadecimal, of types, shapes, layouts and values."""
+    """Return the sha256, hexadecimal, of types, shapes, strides and values."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}{tensor.stride()};".encode())
@@ -234,11 +234,11 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _dense(stored: Tensor, stride: object) -> list[int]:
-    """``stride`` if it lays the values out without gaps; ValueError for any other, which could claim any memory."""
+    """Return ``stride`` if it leaves no gaps; raise ValueError for any other, which could claim any memory."""
     if not isinstance(stride, list) or len(stride) != stored.ndim:
         raise ValueError("its strides are of another tensor")
     if not all(type(step) is int and step >= 0 for step in stride):
-        raise ValueError("its strides are no numbers")
+        raise ValueError("its strides are not numbers")
     last = sum((n - 1) * step for n, step in zip(stored.shape, stride, strict=True))
     if stored.numel() and last + 1 != stored.numel():
         raise ValueError("its strides leave gaps")

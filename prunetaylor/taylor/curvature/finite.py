@@ -1,4 +1,4 @@
-"""What is not finite, and where in the network it came from."""
+"""Errors for tensors that are not finite, with the layer where that began."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, hooked
 
 
-def check_finite(found: Mapping[str, Tensor], what: str) -> None:
-    """NumericsError, naming the first of the tensors that is not finite; ``found`` by name in running order.
+def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raise NumericsError, naming the first, if tensors are not finite; they are given by name in running order.
 
-    Going backwards, what is not finite makes all before it so: the last one is where it came from.
+    In a backward pass values that are not finite spread to all earlier layers: the last one is where they began.
     """
-    bad = [name for name, tensor in found.items() if not _finite(tensor)]
+    bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
     if bad:
         raise NumericsError(
             f"{bad[0]}: {what} is not finite",
@@ -31,9 +31,9 @@ def check_finite(found: Mapping[str, Tensor], what: str) -> None:
 def not_finite_along(
     risk: Risk, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor]
 ) -> NumericsError:
-    """What to say where a derivative along ``step`` is not finite: between which layers, by forward-mode products.
+    """Return the error for a derivative along ``step`` that is not finite, naming the layers between which that begins.
 
-    ``state`` and ``step`` by name, as :meth:`TaylorModel.predict` takes them.
+    They are found by forward-mode products. ``state`` and ``step`` are by name, as in :meth:`TaylorModel.predict`.
     """
     what = "the predicted change of the error is not finite"
     for name, moved in step.items():
@@ -52,14 +52,14 @@ def not_finite_along(
 def _between(what: str, before: str, after: str) -> NumericsError:
     return NumericsError(
         f"{what}: no finite derivative between {before} and {after}",
-        "look there for a square root, logarithm or division at zero; a small constant added to its argument mends it",
+        "look there for a square root, logarithm or division at zero, and add a small constant to its argument",
     )
 
 
 def _derivatives(
     module: nn.Module, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor], x: Tensor
 ) -> list[tuple[str, Tensor]]:
-    """(name, derivative of its outputs along the step) of each call of a layer, in the order of the calls."""
+    """Return (name, derivative of its outputs along the step) of each call of a layer, in the order of the calls."""
     calls: list[tuple[str, Tensor]] = []
     rest = {name: tensor for name, tensor in state.items() if name not in step}
 

@@ -1,4 +1,4 @@
-"""The Fisher information as what it is made of: one gradient a sample, the rows g_i of
+"""The Fisher information as the gradients of single samples, the rows g_i of
 
     F = 1/n sum_i g_i g_i'
 
@@ -26,13 +26,13 @@ from prunetaylor.taylor.objective import SampledFactors
 from prunetaylor.taylor.passes import Risk
 
 ROW_ELEMENTS = 1 << 28
-"""Of rows that are held at one time, 1 GiB; a layer that has more is held alone."""
+"""Elements of the rows that are in memory at one time, 1 GiB; a larger layer has a pass of its own."""
 
 
 def fisher_rows(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
-    """The rows (n, p) of each layer in float32, p its weight flattened, by parameter name: n x p values and no more.
+    """Return the rows (n, p) of each layer in float32, p its flattened weights, by parameter name.
 
-    A layer without part in the error has rows of zeros. NumericsError, naming it, where a row is not finite.
+    A layer that the error does not depend on has rows of zeros. Raises NumericsError: a row is not finite.
     """
     n = risk.batches.samples
     rows = {layer.parameter: layer.weight.new_zeros((n, layer.weight.numel()), dtype=torch.float32) for layer in layers}
@@ -49,18 +49,18 @@ def fisher_rows(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Ten
 
 @dataclass
 class FisherRows:
-    """The rows of all layers, to be gone through as often as needed: (layer, rows (n, p)) in the layers' order.
+    """An iterable over (layer, rows (n, p)) in the layers' order.
 
-    Layers whose rows fit ``elements`` together share a pass over the samples. Where all of them fit they are kept;
-    otherwise each time they are gone through costs all passes again.
+    Layers whose rows fit into ``elements`` share a pass over the samples. If all of them fit, the rows are kept;
+    otherwise each iteration repeats all passes.
     """
 
     risk: Risk
     layers: Sequence[Layer]
     seed: int
-    elements: int = ROW_ELEMENTS  # divided by the chunks that hold when they are made
-    note: Note | None = None  # told of layers whose rows are zeros
-    single: bool = False  # and of those of which single weights' are
+    elements: int = ROW_ELEMENTS  # divided by the current chunks
+    note: Note | None = None  # receives the names of layers whose rows are zero
+    single: bool = False  # and of those with single weights whose rows are zero
     _kept: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[tuple[Layer, Tensor]]:
@@ -83,13 +83,13 @@ class FisherRows:
             note(f"{name}: the gradient is zero on all samples for {count}, whose weights look free to remove")
 
     def passes(self) -> list[list[Layer]]:
-        """The layers of each pass."""
+        """Return the layers of each pass."""
         rows = [self.risk.batches.samples * layer.weight.numel() for layer in self.layers]
         return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // current_chunks().rows)]
 
 
 def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
-    """Indices of those that together have up to ``elements``, or are alone, in their order."""
+    """Return consecutive indices in groups: each has up to ``elements`` in all, or is a single index."""
     parts: list[list[int]] = []
     room = 0
     for i, need in enumerate(rows):
@@ -102,7 +102,7 @@ def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
 
 
 def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
-    """The rows of one pass of :class:`FisherRows`, at most, and what making them takes besides."""
+    """Return the bytes of the rows of one pass of :class:`FisherRows`, at most, and those needed to compute them."""
     rows = [sizes.samples * layer.weights for layer in sizes.layers]
     parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // current_chunks().rows)]
     # Whoever goes through them may still hold those of a layer when the next pass starts.
@@ -112,7 +112,7 @@ def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
 def _backward(
     risk: Risk, layers: Sequence[Layer], seed: int
 ) -> Iterator[tuple[Tape, Sequence[Tensor | None], int, int]]:
-    """(tape, gradients of its outputs, index of the first sample, samples) of each batch."""
+    """Yield (tape, gradients of its outputs, index of the first sample, samples) of each batch."""
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:

@@ -1,4 +1,4 @@
-"""The code that a fit is made by: the sources of its module and of all that this imports of the package.
+"""A digest of the code that makes a fit: the sources of its module and of the package's modules that it imports.
 
 They are found by reading import statements, from one module to the next, those inside functions included, so that a
 module that is moved, renamed or newly imported is followed without a list to keep. What only type checkers import
@@ -24,7 +24,7 @@ _FOLDER = Path(__file__).parents[2]
 def code_digest(module: str, folder: Path = _FOLDER) -> str:
     """Return the sha256, hexadecimal, of ``module`` and of all that it imports of the package in ``folder``.
 
-    Raises PruneTaylorError: the source of one of them is not there, so that nothing says which code makes the fit.
+    Raises PruneTaylorError: the source of one of them is missing.
     """
     digest = hashlib.sha256()
     for name, source in sorted(import_closure(module, folder).items()):
@@ -34,11 +34,11 @@ def code_digest(module: str, folder: Path = _FOLDER) -> str:
 
 def import_closure(module: str, folder: Path = _FOLDER) -> dict[str, bytes]:
     """Return the sources of ``module`` and of every module of the package that it imports, directly or not, by name."""
-    found: dict[str, bytes] = {}
+    sources: dict[str, bytes] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in sources:
             continue
         path = _source(name, folder)
         if path is None:
@@ -46,11 +46,11 @@ def import_closure(module: str, folder: Path = _FOLDER) -> dict[str, bytes]:
                 f"the code that a fit is made by is not complete: no source of {name} in {folder}",
                 f"install {PACKAGE} anew, with its sources, or set cache.enabled=false",
             )
-        found[name] = path.read_bytes()
-        waiting += _imports(name, found[name], folder)
+        sources[name] = path.read_bytes()
+        waiting += _imports(name, sources[name], folder)
         if "." in name:  # importing a module imports the packages that it lies in
             waiting.append(name.rpartition(".")[0])
-    return found
+    return sources
 
 
 def _source(name: str, folder: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""What backward passes tell: the mean gradient, its sampling noise, and diagonals of the Gauss-Newton matrix."""
+"""Backward passes give the mean gradient, its sampling noise, and diagonals of the Gauss-Newton matrix."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from prunetaylor.taylor.objective import SampledFactors
 from prunetaylor.taylor.passes import Risk
 
 EXACT_OUTPUTS = 16
-"""Up to so many outputs the sum over them is exact; beyond, labels drawn by the network itself stand for it."""
-DRAWS = 4
-"""Labels drawn a sample where the sum over outputs is not exact."""
-_GROUPS = 32  # of samples, whose summed gradients' scatter and squares are looked at
+"""Up to so many outputs the sum over them is exact; beyond, it is estimated with labels drawn from the network."""
+LABEL_DRAWS = 4
+"""Labels drawn for each sample if the sum over outputs is not exact."""
+_GROUPS = 32  # of samples; the scatter and squares of their summed gradients are taken
 
 
 def gradient_bytes(sizes: Sizes) -> tuple[int, int]:
-    """A value a weight, and what making it takes besides: a batch, and the batch's own gradients."""
+    """Return the bytes of the gradient, and those needed to compute it: a batch, and the batch's own gradients."""
     return FLOAT * sizes.weights, backward(sizes) + FLOAT * sizes.weights
 
 
 def norms_bytes(sizes: Sizes) -> int:
-    """What :func:`gradient_norms` takes: three sums in the widest type, a batch, and its gradients."""
+    """Return the bytes that :func:`gradient_norms` needs: three sums in the widest type, a batch, and its gradients."""
     return (3 * sizes.wide + FLOAT) * sizes.weights + sizes.wide * sizes.largest + backward(sizes)
 
 
 def diagonal_bytes(sizes: Sizes) -> tuple[int, int]:
-    """A value a weight, and what making it takes besides."""
+    """Return the bytes of the diagonal, and those needed to compute it."""
     return FLOAT * sizes.weights, sample_gradients(sizes)
 
 
 def sensitivity_bytes(sizes: Sizes) -> tuple[int, int]:
-    """A value an output of each layer, and what making them takes besides: a batch, and the squares of one output."""
+    """Return the bytes of the sensitivities, and those needed to compute them: a batch, and one layer's squares."""
     outputs = max(layer.outputs for layer in sizes.layers)
     return sizes.wide * sum(layer.groups * layer.rows for layer in sizes.layers), backward(
         sizes
@@ -48,26 +48,29 @@ def sensitivity_bytes(sizes: Sizes) -> tuple[int, int]:
 
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:
-    """The gradient of the mean error in each prunable weight, by parameter name. NumericsError where not finite."""
+    """Return the gradient of the mean error in each prunable weight, by parameter name.
+
+    Raises NumericsError: it is not finite.
+    """
     return parameter_gradient(risk, {layer.parameter: layer.weight for layer in layers})
 
 
 def parameter_gradient(risk: Risk, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The gradient of the mean error in any parameters, by name. NumericsError where not finite."""
+    """Return the gradient of the mean error in any parameters, by name. Raises NumericsError: it is not finite."""
     weights = list(parameters.values())
     total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in parameters.items()}
     for _, _, outputs, reference in risk.backward_batches(weights):
         value = risk.objective.values(outputs, reference).sum()
         _add(total.values(), torch.autograd.grad(value, weights, allow_unused=True))
-    found = {name: g / risk.batches.samples for name, g in all_sum(total).items()}
-    check_finite(found, "the gradient of the error")
-    return found
+    gradient = {name: g / risk.batches.samples for name, g in all_sum(total).items()}
+    check_finite(gradient, "the gradient of the error")
+    return gradient
 
 
 def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: int) -> dict[str, Tensor]:
-    """An unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name: one pass over the samples.
+    """Return an unbiased, noisy diagonal of the Gauss-Newton matrix in any parameters, by name, from one pass.
 
-    The squared gradients of sums over up to 32 groups of consecutive samples, the same groups however samples are
+    It sums the squared gradients over up to 32 groups of consecutive samples, the same groups however samples are
     batched, with labels that the network draws and random signs, whose cross terms have mean zero (Hutchinson 1990).
     """
     weights = list(parameters.values())
@@ -96,11 +99,12 @@ def _add(total: Iterable[Tensor], grads: Sequence[Tensor | None]) -> None:
 
 
 def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
-    """(norm of the mean gradient, the norm that sampling alone would give it) over the prunable weights.
+    """Return the norm of the mean gradient over the prunable weights, and the norm that sampling noise would give it.
 
     The noise is sqrt(tr Cov / n), from the scatter of the mean gradients of up to 32 groups of consecutive samples:
-    the same groups however samples are batched. Of one sample nothing scatters: all of its gradient may be noise.
-    NumericsError, naming the layer, where the gradient is not finite.
+    the same groups however samples are batched. A single sample does not scatter: all of its gradient may be noise.
+
+    Raises NumericsError: the gradient is not finite; it names the layer.
     """
     weights = [layer.weight for layer in layers]
     n = risk.batches.samples
@@ -136,7 +140,7 @@ def gradient_norms(risk: Risk, layers: Sequence[Layer]) -> tuple[float, float]:
 
 
 def _group_edges(samples: int) -> list[int]:
-    """0, ..., N: where groups of consecutive samples begin and end."""
+    """Return 0, ..., N: the boundaries of groups of consecutive samples."""
     groups = min(_GROUPS, samples)
     return [-(-g * samples // groups) for g in range(groups + 1)]
 
@@ -146,15 +150,19 @@ def _summed(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
-    """diag of J'HJ, a mean over samples, by parameter name: sum over k of the squared gradient of s_k'z, SS' = H.
+    """Return diag of J'HJ, a mean over samples, by parameter name: the squared gradients of s_k'z, summed over k.
 
-    Exact up to 16 outputs; beyond, 4 labels a sample drawn from the network's own distribution (Martens 2020, section
-    9: the true Fisher, not the empirical one, which is nearly empty where a network fits its samples). NumericsError,
-    naming the first layer, where it is not finite.
+    The s_k are the columns of S with SS' = H. The sum is exact up to 16 outputs; beyond, 4 labels are drawn for each
+    sample from the network's own distribution (Martens 2020, section 9: the true Fisher, not the empirical one, which
+    is nearly empty where a network fits its samples).
+
+    Raises NumericsError: it is not finite; it names the first layer.
     """
     total = {layer.parameter: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     # Seeds far apart: neighbouring ones are other runs'.
-    drawn = [SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(DRAWS)]
+    drawn = [
+        SampledFactors(risk.objective, risk.batches.samples, seed + 1_000_003 * draw) for draw in range(LABEL_DRAWS)
+    ]
     weights, cuts = [layer.weight for layer in layers], sample_cuts(risk, layers)
     with recording(layers) as tape:
         for start, x, outputs, reference in risk.backward_batches(weights, cuts):
@@ -171,10 +179,12 @@ def gauss_newton_diagonal(risk: Risk, layers: Sequence[Layer], seed: int) -> dic
 
 
 def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[str, Tensor]:
-    """(G, R) by layer name: the mean over samples of sum_p (dE'/dy_p)^2, with labels drawn by the network itself.
+    """Return (G, R) by layer name: the mean over samples of sum_p (dE'/dy_p)^2, with labels drawn from the network.
 
     With it, 1/2 sensitivity x mean_p (error of the output)^2 is the change of E that K-FAC's factors give (Martens &
-    Grosse 2015, with the output factor's diagonal). NumericsError, naming the first layer, where it is not finite.
+    Grosse 2015, with the output factor's diagonal).
+
+    Raises NumericsError: it is not finite; it names the first layer.
     """
     total: dict[str, Tensor] = {}
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
@@ -204,7 +214,7 @@ def _channels(squares: Tensor) -> Tensor:
 def _directions(
     risk: Risk, outputs: Tensor, reference: Tensor, start: int, drawn: Sequence[SampledFactors]
 ) -> Iterator[tuple[Tensor, float, bool]]:
-    """Vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
+    """Yield vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
     if outputs.shape[1] <= EXACT_OUTPUTS:
         factor = risk.objective.hessian_factor(outputs, reference)
         for k in range(factor.shape[2]):

@@ -1,4 +1,4 @@
-"""Layer Gram matrices: the curvature of a layer's own output error, shared by all its rows.
+"""Layer Gram matrices are the curvature of a layer's own output error, which all its rows share.
 
 For a layer y = W x the error of moving W by D, towards targets t = y (or another network's outputs), is
 
@@ -31,7 +31,7 @@ _BLOCK = 256  # rows of a large matrix at a time: 5 MiB in float32 for the large
 
 @dataclass
 class Moments:
-    """Mean products of a layer's inputs x (with a one appended) and targets t over ``rows`` samples of them.
+    """Mean products of a layer's inputs x, with a one appended, and its targets t over ``rows`` output positions.
 
     xx: (G, C+1, C+1),  tx: (G, R, C+1),  tt: (G, R); float64 (float32 on devices without it).
     """
@@ -43,28 +43,28 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Of the targets, (G, R)."""
+        """Return the variance of the targets, (G, R)."""
         return (self.tt - self.tx[..., -1].square()).clamp_min(0)
 
     def centred(self) -> tuple[Tensor, Tensor]:
-        """Covariances (G, C, C) of x and (G, R, C) of t with x: what is left when an intercept takes the means.
+        """Return the covariances (G, C, C) of x and (G, R, C) of t with x, for a layer whose intercept fits the means.
 
-        An input whose variance is no more than rounding is a constant: its covariances are exactly zero.
+        An input whose variance is mere rounding counts as constant: its covariances are exactly zero.
         """
-        second, mean = self.xx[..., :-1, :-1], self.xx[..., -1, :-1]
-        h = second - _outer(mean, mean)
+        products, mean = self.xx[..., :-1, :-1], self.xx[..., -1, :-1]
+        h = products - _outer(mean, mean)
         cross = self.tx[..., :-1] - self.tx[..., -1:] * mean.unsqueeze(1)
-        rounding = 100 * torch.finfo(h.dtype).eps * second.diagonal(dim1=-2, dim2=-1)
-        constant = (h.diagonal(dim1=-2, dim2=-1) <= rounding).unsqueeze(1)  # (G, 1, C)
-        return h.masked_fill(constant | constant.mT, 0), cross.masked_fill(constant, 0)
+        rounding = 100 * torch.finfo(h.dtype).eps * products.diagonal(dim1=-2, dim2=-1)
+        is_constant = (h.diagonal(dim1=-2, dim2=-1) <= rounding).unsqueeze(1)  # (G, 1, C)
+        return h.masked_fill(is_constant | is_constant.mT, 0), cross.masked_fill(is_constant, 0)
 
     def plain(self) -> tuple[Tensor, Tensor]:
-        """Second moments (G, C, C) and (G, R, C), for a layer that nothing gives an intercept to."""
+        """Return the second moments (G, C, C) and (G, R, C), for a layer without an intercept."""
         return self.xx[..., :-1, :-1], self.tx[..., :-1]
 
 
 def pack(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
-    """Moments by layer name as plain tensors by name, in the same order; :func:`unpack` is the inverse."""
+    """Return moments by layer name as plain tensors by name, in the same order."""
     return {
         f"{part}:{name}": tensor
         for name, m in moments.items()
@@ -73,40 +73,41 @@ def pack(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
-    found = {}
+    """Return the moments that :func:`pack` was given."""
+    moments = {}
     for name in [key.removeprefix("xx:") for key in tensors if key.startswith("xx:")]:
         xx, tx, tt, rows = (tensors[f"{part}:{name}"] for part in ("xx", "tx", "tt", "rows"))
-        found[name] = Moments(xx, tx, tt, int(rows))
-    return found
+        moments[name] = Moments(xx, tx, tt, int(rows))
+    return moments
 
 
 def moments_bytes(layer: LayerSize, wide: int) -> int:
-    """Of a layer's :class:`Moments`."""
+    """Return the bytes of a layer's :class:`Moments`."""
     columns = layer.columns + 1
     return wide * layer.groups * (columns**2 + layer.rows * columns + layer.rows)
 
 
 def centred_bytes(layer: LayerSize, wide: int) -> int:
-    """What :meth:`Moments.centred` takes, at most: the products of the means, the covariances, and them once more."""
+    """Return the bytes that :meth:`Moments.centred` needs at most: products of means, and covariances twice."""
     return 3 * wide * layer.groups * layer.columns**2
 
 
 def fitting_bytes(layer: LayerSize, sizes: Sizes) -> int:
-    """What adding a batch to a layer's moments takes: inputs by position three times over, outputs twice."""
+    """Return the bytes that adding a batch to a layer's moments needs: its inputs three times, its outputs twice."""
     count = sizes.batch * min(POSITIONS, layer.positions)
     values = layer.groups * (3 * (layer.columns + 1) + 2 * layer.rows) + layer.columns
     return FLOAT * (count * values + sizes.batch * layer.inputs + layer.groups * _BLOCK * (layer.columns + 1))
 
 
 def grams_bytes(sizes: Sizes) -> tuple[int, int]:
-    """All layers' moments, and what fitting them takes besides: a batch, or their copy on its way to the cache."""
-    held = sum(moments_bytes(layer, sizes.wide) for layer in sizes.layers)
+    """Return the bytes of all layers' moments, and those needed to fit them: a batch, or a copy for the cache."""
+    moments = sum(moments_bytes(layer, sizes.wide) for layer in sizes.layers)
     work = forward(sizes) + max(fitting_bytes(layer, sizes) for layer in sizes.layers)
-    return held, max(work, held if sizes.cached else 0)
+    return moments, max(work, moments if sizes.cached else 0)
 
 
 class Positions:
-    """Which output positions of which sample are looked at: the same ones in every pass, however samples are batched.
+    """The output positions drawn from each sample: the same ones in every pass, however samples are batched.
 
     Each sample's positions, turned by a random amount, are split into strata with one position drawn from each: they
     are distinct, and each is as likely as any other. The draw depends on the seed and on the sample's index alone.
@@ -119,7 +120,7 @@ class Positions:
         self.per_sample = per_sample
 
     def pick(self, start: int, samples: int, entries: int, each: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(entries, at) of the rows to take, for a tensor of ``entries`` x ``each`` positions of ``samples`` samples.
+        """Return (entries, at) of the rows drawn from a tensor of ``entries`` x ``each`` positions.
 
         A first dimension that is a multiple of the batch (windows, frames) counts as more positions of a sample.
         """
@@ -128,13 +129,13 @@ class Positions:
         else:
             total = entries // samples * each
             if total <= self.per_sample:
-                within = torch.arange(total).expand(samples, total)
+                offsets = torch.arange(total).expand(samples, total)
             else:
                 edges = torch.arange(self.per_sample + 1) * total // self.per_sample
                 low, size = edges[:-1], edges.diff()
                 drawn = low + (self.offsets[start : start + samples] * size).long()
-                within = (drawn + (self.turns[start : start + samples] * total).long()) % total
-            flat = (within + torch.arange(samples).unsqueeze(1) * total).flatten()
+                offsets = (drawn + (self.turns[start : start + samples] * total).long()) % total
+            flat = (offsets + torch.arange(samples).unsqueeze(1) * total).flatten()
         flat = flat.to(device)
         return flat // each, flat % each
 
@@ -142,7 +143,7 @@ class Positions:
 def sampled_rows(
     module: Prunable, x: Tensor, y: Tensor, where: Positions, start: int, samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
+    """Return inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
     x, y = with_entries(module, x), with_entries(module, y)
     at = where.pick(start, samples, len(x), positions(module, x, y), x.device)
     spatial = y.shape[2:] if not isinstance(module, nn.Linear) else torch.Size()
@@ -150,15 +151,15 @@ def sampled_rows(
 
 
 def accumulate_type(device: torch.device) -> torch.dtype:
-    """The widest type that a device can sum and factorise in."""
+    """Return the widest type that a device can sum and factorise in."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 class Accumulator:
     """Sums of products, turned into :class:`Moments` at the end.
 
-    Products are taken of x - s and t - r, with s and r the first row of each: those of values with means far from zero
-    would lose their covariances to rounding, and those of a constant are exactly zero.
+    Products are of x - s and t - r, with s and r the first row of each: values with means far from zero would lose
+    their covariances to rounding, and those of a constant input are exactly zero.
     """
 
     def __init__(self) -> None:
@@ -167,7 +168,7 @@ class Accumulator:
         self.rows = 0
 
     def add(self, x: Tensor, t: Tensor) -> None:
-        """Rows of inputs (G, P, C) and of targets (G, P, R)."""
+        """Add rows of inputs (G, P, C) and of targets (G, P, R)."""
         x, t, wide = x.float(), t.float(), accumulate_type(x.device)
         (groups, count, columns), rows = x.shape, t.shape[2]
         if self.shifts is None or self.sums is None:
@@ -190,7 +191,7 @@ class Accumulator:
         self.rows += count
 
     def _move(self, s: Tensor, r: Tensor) -> None:
-        """Take the products of x - s and t - r instead."""
+        """Change the sums to those of the products of x - s and t - r."""
         assert self.shifts is not None
         assert self.sums is not None
         xx, tx, tt = self.sums
@@ -204,7 +205,7 @@ class Accumulator:
         self.shifts = s, r
 
     def moments(self) -> Moments:
-        """The means. They take the sums' memory: nothing can be added any more."""
+        """Return the means. They reuse the memory of the sums, so nothing can be added afterwards."""
         assert self.shifts is not None
         assert self.sums is not None
         xx, tx, tt = (total.div_(self.rows) for total in self.sums)
@@ -222,9 +223,9 @@ class Accumulator:
 
 
 def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
-    """The Moments of what all processes have added, by name; the accumulators are used up.
+    """Return the moments over all processes by name; the accumulators cannot be used afterwards.
 
-    A name that a process has not must be another's.
+    A name that one process lacks must be in another's ``sums``.
     """
     if world() == 1:
         return {name: total.moments() for name, total in sums.items()}
@@ -236,26 +237,26 @@ def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
         mine |= {f"{i}{name}": total for i, total in enumerate(own.sums or ())}
         mine[f"n{name}"] = torch.tensor(own.rows)
     whole = all_sum(mine)
-    found = {}
+    moments = {}
     for name in [key[1:] for key in whole if key[0] == "n"]:
         total = Accumulator()
         total.shifts = common[f"s{name}"], common[f"r{name}"]
         total.sums = whole[f"0{name}"], whole[f"1{name}"], whole[f"2{name}"]
         total.rows = int(whole[f"n{name}"])
-        found[name] = total.moments()
-    return found
+        moments[name] = total.moments()
+    return moments
 
 
 def _blocks(total: Tensor) -> Iterator[slice]:
-    """Some of the rows of (G, R, C) at a time."""
+    """Yield slices of the rows of (G, R, C)."""
     for low in range(0, total.shape[1], _BLOCK):
         yield slice(low, low + _BLOCK)
 
 
-def _add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add (G, R, K) @ (G, K, C) in place; what is held besides is small."""
+def _add_products(total: Tensor, left_factor: Tensor, right_factor: Tensor) -> None:
+    """Add (G, R, K) @ (G, K, C) in place, in blocks that need little memory."""
     for some in _blocks(total):
-        total[:, some] += left[:, some] @ right
+        total[:, some] += left_factor[:, some] @ right_factor
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
@@ -263,9 +264,9 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 
 def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> dict[str, Moments]:
-    """The Moments of each layer with its own outputs as targets, by layer name, from one pass.
+    """Return the moments of each layer with its own outputs as targets, by layer name, from one pass.
 
-    Layers that no sample reaches have no entry. The order is that in which the layers run.
+    The order is that in which the layers run; layers that no sample reaches have no entry.
     """
     sums: dict[str, Accumulator] = {}
 

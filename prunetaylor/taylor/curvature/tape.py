@@ -1,8 +1,8 @@
-"""Gradients of single samples, from each layer's inputs and output gradients, caught by hooks.
+"""Gradients of single samples, computed from each layer's inputs and output gradients, which hooks record.
 
 For y = W x at positions p the gradient of one sample is sum_p dy_p x_p', a matrix product. Nothing is written into the
-user's ``p.grad``. Where a network does not keep its samples apart in the first dimension of what its layers read, they
-pass one at a time (:func:`sample_cuts`): one pass a sample always tells whose a gradient is.
+user's ``p.grad``. If the first dimension of a layer's input does not hold the samples one after another, samples pass
+one at a time (:func:`sample_cuts`), so that each gradient belongs to a known sample.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from prunetaylor.taylor.passes import ForwardHook, OutputHook, Risk, first_batch
 
 
 def chunk_elements(device: torch.device) -> int:
-    """Of the per-sample gradients and unfolded inputs that are made at a time.
+    """Return how many elements of per-sample gradients and unfolded inputs are computed at a time.
 
-    4 MiB on a CPU, which stay in its caches: 16 MiB take a third longer (ResNet-20). Elsewhere 256 MiB, for few
-    and large kernels.
+    On a CPU 4 MiB, which stay in its caches: 16 MiB take a third longer (ResNet-20). Elsewhere 256 MiB, for few and
+    large kernels.
     """
     return 1 << 20 if device.type == "cpu" else 1 << 26
 
@@ -41,26 +41,28 @@ class Call:
 
 @dataclass
 class Tape:
-    """Of one pass: what the layers are called for from :meth:`outputs` until :meth:`clear` is not recorded.
+    """The calls of layers in one pass. Calls between :meth:`outputs` and :meth:`clear` are not recorded.
 
-    A backward pass calls them once more where the network does not keep their activations.
+    They are those of a backward pass, which calls layers again if the network checkpoints their activations.
     """
 
     calls: list[Call] = field(default_factory=list)
     open: bool = True
 
     def outputs(self) -> list[GradientEdge]:
+        """Return the outputs of all calls, and stop recording."""
         self.open = False
         return [call.y for call in self.calls]
 
     def clear(self) -> None:
+        """Forget the calls, and record those of the next pass."""
         self.calls.clear()
         self.open = True
 
 
 @contextmanager
 def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
-    """Inputs and outputs of every call of the layers; clear it before each pass."""
+    """Record the input and output of every call of the layers; the tape is to be cleared before each pass."""
     tape = Tape()
 
     def record(layer: Layer, module: Prunable) -> OutputHook:
@@ -75,15 +77,15 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
         yield tape
 
 
-_ALIKE = 1e-2  # of the norm: what differs by less is the same up to rounding, that of TF32 among it
+_ROUNDING = 1e-2  # of the norm: smaller differences are rounding, such as that of TF32
 
 
 def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
-    """Where batches have to be split so that each layer's input has its rows sample by sample: nowhere, or everywhere.
+    """Return where batches must be split so that layers read their rows sample by sample: nowhere or everywhere.
 
-    A network may turn its batch round, (time, batch, features), pick the samples that a layer gets to see, or show it
-    rows that are no sample's. Tried on the first batch: its first and its last sample must have the rows in it that
-    they have in a pass of their own.
+    A network may transpose its batch, (time, batch, features), select the samples that a layer sees, or add rows that
+    belong to no sample. The first batch shows it: its first and its last sample must have the same rows in it as in a
+    pass of their own.
     """
     x, _ = first_batch(risk.batches)
     if not by_sample(risk.module, layers, x):
@@ -92,7 +94,7 @@ def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
 
 
 def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
-    """Whether each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
+    """Return True if each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
     if len(x) == 1:
         return True
     first, last = (_inputs(module, layers, x[i : i + 1]) for i in (0, len(x) - 1))
@@ -115,31 +117,31 @@ def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
 
 
 def _inputs(
-    module: nn.Module, layers: Sequence[Layer], x: Tensor, look: Callable[[Tensor], object] | None = None
+    module: nn.Module, layers: Sequence[Layer], x: Tensor, visit: Callable[[Tensor], object] | None = None
 ) -> list[Tensor]:
-    """What the layers read, call by call; with ``look`` it is shown instead of being kept."""
-    found: list[Tensor] = []
+    """Return the layers' inputs, call by call; with ``visit`` they are passed to it and not kept."""
+    inputs: list[Tensor] = []
 
     def watcher(used: Prunable) -> ForwardHook:
         def seen(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            (look or found.append)(with_entries(used, x))
+            (visit or inputs.append)(with_entries(used, x))
 
         return seen
 
     forward_one(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
-    return found
+    return inputs
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same up to rounding."""
+    """Return True if two tensors have the same shape and values, up to rounding."""
     if a.shape != b.shape:
         return False
     a, b = a.float(), b.float()
-    return bool((a - b).norm() <= _ALIKE * torch.maximum(a.norm(), b.norm()))
+    return bool((a - b).norm() <= _ROUNDING * torch.maximum(a.norm(), b.norm()))
 
 
 def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tuple[Layer, Tensor]]:
-    """(layer, the gradient (G, R, C) of all rows together), from the outputs' ``grads``."""
+    """Yield (layer, its gradient (G, R, C) summed over samples), from the outputs' ``grads``."""
     for layer, uses in _by_layer(tape, grads).values():
         yield layer, _sum_of_calls(uses, 0, 1, 1)[0]
 
@@ -147,39 +149,41 @@ def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tup
 def layer_gradients(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, int, Tensor]]:
     """(layer, index of the first sample, gradients (B, G, R, C) of B samples in turn), from the outputs' ``grads``.
 
-    The calls of one layer are summed. At least one sample at a time.
+    The calls of one layer are summed. Each chunk has at least one sample.
     """
     for layer, uses in _by_layer(tape, grads).values():
-        for low, high in _chunks(layer, uses, samples):
+        for low, high in _sample_ranges(layer, uses, samples):
             yield layer, low, _sum_of_calls(uses, low, high, samples)
 
 
 def layer_squares(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, Tensor]]:
-    """(layer, sum over samples of the squared gradients of single samples (G, R, C)), from the outputs' ``grads``.
+    """Yield (layer, sum over samples of the squared gradients of single samples (G, R, C)).
 
     Where a layer is called once with one position a sample, its gradient is the product of two vectors, and the sum of
     their squares is one matrix product. Otherwise gradients are made as in :func:`layer_gradients`.
     """
     for layer, uses in _by_layer(tape, grads).values():
-        for low, high in _chunks(layer, uses, samples):
-            first, second = _factors(*uses[0], low, high, samples)
-            if len(uses) == 1 and first.shape[3] == 1:
-                rows, columns = (part.squeeze(3).transpose(0, 1).square() for part in (first, second))  # (G, B, .)
+        for low, high in _sample_ranges(layer, uses, samples):
+            outs, inputs = _factors(*uses[0], low, high, samples)
+            if len(uses) == 1 and outs.shape[3] == 1:
+                rows, columns = (part.squeeze(3).transpose(0, 1).square() for part in (outs, inputs))  # (G, B, .)
                 yield layer, rows.mT @ columns
             else:
                 yield layer, _sum_of_calls(uses, low, high, samples).square_().sum(0)
 
 
 def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Layer, list[tuple[Call, Tensor]]]]:
-    """The calls that have a part in the error, by the name of the weight they use."""
-    found: dict[str, tuple[Layer, list[tuple[Call, Tensor]]]] = {}
+    """Return the calls that have a gradient, by the name of the weight they use."""
+    by_parameter: dict[str, tuple[Layer, list[tuple[Call, Tensor]]]] = {}
     for call, g in zip(tape.calls, grads, strict=True):
         if g is not None:
-            found.setdefault(call.layer.parameter, (call.layer, []))[1].append((call, with_entries(call.module, g)))
-    return found
+            by_parameter.setdefault(call.layer.parameter, (call.layer, []))[1].append(
+                (call, with_entries(call.module, g))
+            )
+    return by_parameter
 
 
-def _chunks(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iterator[tuple[int, int]]:
+def _sample_ranges(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iterator[tuple[int, int]]:
     largest = max(layer.weight.numel(), *(_row_elements(c, g, samples) for c, g in uses))
     step = max(1, chunk_elements(layer.weight.device) // largest)
     for low in range(0, samples, step):
@@ -187,19 +191,19 @@ def _chunks(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iter
 
 
 def _row_elements(call: Call, g: Tensor, samples: int) -> int:
-    """Elements of one sample's unfolded input; DataError where the rows of the input are no sample's own."""
+    """Return the elements of one sample's unfolded input. Raises DataError: rows cannot be assigned to samples."""
     entries = call.x.shape[0]
     if entries % samples:
         raise DataError(
-            f"{call.layer.name}: an input of {entries} rows for {samples} samples cannot be told apart by sample",
-            "leave it alone (prune.exclude), or choose a criterion that needs no gradients of single samples",
+            f"{call.layer.name}: the {entries} rows of its input cannot be assigned to {samples} samples",
+            "exclude it (prune.exclude), or choose a criterion that needs no gradients of single samples",
         )
     columns = call.layer.weight.numel() // g.shape[-1 if isinstance(call.module, nn.Linear) else 1]
     return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
 
 
 def _sum_of_calls(uses: list[tuple[Call, Tensor]], low: int, high: int, samples: int) -> Tensor:
-    """Gradients (B, G, R, C) of samples low..high, in memory of their own."""
+    """Return the gradients (B, G, R, C) of samples low..high, in memory of their own."""
     total: Tensor | None = None
     for call, g in uses:
         outs, inputs = _factors(call, g, low, high, samples)
@@ -210,7 +214,7 @@ def _sum_of_calls(uses: list[tuple[Call, Tensor]], low: int, high: int, samples:
 
 
 def _factors(call: Call, g: Tensor, low: int, high: int, samples: int) -> tuple[Tensor, Tensor]:
-    """What the gradients of samples low..high are products of: dy (B, G, R, L) and x (B, G, C, L), in float32."""
+    """Return the factors of the gradients of samples low..high: dy (B, G, R, L) and x (B, G, C, L), in float32."""
     per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
     x, y = call.x[low * per : high * per].float(), g[low * per : high * per].float()
     pair = output_columns(call.module, y), input_columns(call.module, x, y.shape[2:])

@@ -37,8 +37,8 @@ from support.taylor_models import FITS, taylor
 
 @pytest.fixture(autouse=True)
 def _everything_is_worth_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_of_cache, "WORTH_SECONDS", 0.0)
-    monkeypatch.setattr(module_of_cache, "WORTH_RATE", 1e30)
+    monkeypatch.setattr(module_of_cache, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(module_of_cache, "READ_RATE", 1e30)
 
 
 def model(folder: Path, network: str = "mlp", *, stage: int = 1) -> TaylorModel:
@@ -222,7 +222,7 @@ def test_an_error_of_the_fit_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_what_was_quick_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_of_cache, "WORTH_SECONDS", 1e9)
+    monkeypatch.setattr(module_of_cache, "MIN_SECONDS", 1e9)
     assert put(Cache(tmp_path, 10**9), "k") == []
     assert files(tmp_path) == []
 
@@ -252,7 +252,7 @@ def test_a_later_stage_never_pushes_out_a_first(tmp_path: Path) -> None:
     assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "later-d"]
     put(cache, "e")
     assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "first-e"]
-    assert "take up the room" in put(cache, "f", stage=2)[0]
+    assert "fill cache.limit" in put(cache, "f", stage=2)[0]
     assert [file.name[:7] for file in files(tmp_path)] == ["first-a", "first-c", "first-e"]
 
 
@@ -337,7 +337,7 @@ sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from pathlib import Path
 from prunetaylor.taylor.curvature import cache
-cache.WORTH_SECONDS, cache.WORTH_RATE = 0.0, 1e30
+cache.MIN_SECONDS, cache.READ_RATE = 0.0, 1e30
 notes = []
 for i in range(40):
     made = cache.Cache(Path({folder!r}), 3000)  # room for two: each throws out what the other has just kept

@@ -63,7 +63,7 @@ def test_inverse_diagonal_of_a_wide_layer_is_block_by_block(monkeypatch: pytest.
     keep[0] = True  # 9 columns in blocks of at most 4: three of three
     notes: list[str] = []
     found = inverse_diagonal(h, keep, 0.01, "features.3", notes.append)
-    assert notes == ["features.3: its 9 inputs are taken in 3 blocks; what joins one block to another is left out"]
+    assert notes == ["features.3: its 9 inputs are split into 3 blocks; correlations between blocks are ignored"]
     for part in (slice(0, 3), slice(3, 6), slice(6, 9)):
         block = h[part, part]
         for row in range(R):
@@ -143,7 +143,7 @@ def test_conjugate_gradients_stop_at_their_limit_with_something_better() -> None
     values = [objective(solved(n)) for n in range(C + 1)]
     for before, after in pairwise(values):
         assert bool((after < before).all())
-    assert notes[0] == "features.3: its least squares stopped after 0 steps, 1 of a right-hand side left"
+    assert notes[0] == "features.3: its least squares stopped after 0 steps, with a relative residual of 1"
     assert notes[2].startswith("features.3: its least squares stopped after 2 steps, 0.")
     assert len(notes) == C + 1
 
