@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from prunetaylor.measure.chance import doubt
-from prunetaylor.measure.evaluate import answered
+from prunetaylor.measure.chance import check_chance
+from prunetaylor.measure.evaluate import evaluate_outputs
 
 OUTPUT = Path(__file__).with_suffix(".jsonl")
 G = torch.Generator().manual_seed(0)
@@ -99,11 +99,12 @@ LARGE: list[tuple[str, str, Network, list[float]]] = [
 
 
 def rate(network: Network, samples: int, shares: list[float], trials: int) -> float:
-    said = 0
+    alerts = 0
     for _ in range(trials):
         y = torch.multinomial(torch.tensor(shares), samples, replacement=True, generator=G)
-        said += doubt(answered(network(y, len(shares)), y, "classification"), "classes") is not None
-    return said / trials
+        evaluation = evaluate_outputs(network(y, len(shares)), y, "classification")
+        alerts += check_chance(evaluation, "classification") is not None
+    return alerts / trials
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What a network is worth: metrics and their paired comparison, size and cost."""
+"""Measurements of a network: metrics and their paired comparison, size, operations and latency."""

@@ -1,8 +1,8 @@
 """Size and arithmetic cost of a network. A FLOP is one addition or one multiplication: a multiply-accumulate is two.
 
 Counted are the products of convolutions and matrix products, biases and element-wise work aside, and a convolution's
-padding counts as input: the conventions of torch.utils.flop_counter. What is skipped by zero weights is a number of
-products, not of seconds: no library skips them by itself.
+padding counts as input: the conventions of torch.utils.flop_counter. Zero weights save products, not seconds: no
+library skips them by itself.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _RECURRENT = {
 
 
 def count(module: nn.Module) -> tuple[int, int]:
-    """(parameters, those that are not zero). A tied tensor counts once; buffers do not count."""
+    """Return (parameters, those that are not zero). A tied tensor counts once; buffers do not count."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(int(p.detach().count_nonzero()) for p in parameters)
 
 
 def flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
-    """FLOPs of one sample's forward pass: (zeros counted as work, without the products by zero weights).
+    """Return the FLOPs of one sample's forward pass: (of all products, without the products by zero weights).
 
     Args:
         module: the network, on the example's device; run once, in evaluation mode, nothing of it changed.
@@ -86,8 +86,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _CONVOLUTION:
             self._convolution(args[0], args[1], result, transposed=args[6])
         elif func in _PRODUCTS:
-            left, right = (args[i] for i in _PRODUCTS[func])
-            self._product(left, right)
+            self._product(*(args[i] for i in _PRODUCTS[func]))
         elif func in _RECURRENT:
             self._recurrence(args[0], args[_RECURRENT[func]])
         return result
@@ -97,30 +96,30 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func is _CONVOLUTION or func in _PRODUCTS or func in _RECURRENT
 
     def _convolution(self, x: Tensor, weight: Tensor, y: Tensor, *, transposed: bool) -> None:
-        """Each weight meets one input at every position: of the output, or of the input where transposed."""
+        """Count one input for each weight at every position: of the output, or of the input if transposed."""
         spatial = (x if transposed else y).shape[2:]
         positions = x.shape[0] * spatial.numel()
         self.products += positions * weight.numel()
         self.nonzero += positions * int(weight.count_nonzero())
 
     def _recurrence(self, x: Tensor, weights: Any) -> None:
-        """Each entry of a weight matrix meets one value at every time step of every sequence, x (..., features)."""
+        """Count one value for each entry of a weight matrix at every time step of every sequence, x (..., features)."""
         steps = x.numel() // x.shape[-1]
         for weight in tree_leaves(weights):
             if weight.dim() == 2:
                 self.products += steps * weight.numel()
                 self.nonzero += steps * int(weight.count_nonzero())
 
-    def _product(self, left: Tensor, right: Tensor) -> None:
-        """left (..., M, K) times right (..., K, N): over K, rows of one meet columns of the other."""
-        left = left.unsqueeze(-2) if left.dim() == 1 else left
-        right = right.unsqueeze(-1) if right.dim() == 1 else right
-        self.products += left.numel() * right.shape[-1]
-        met = self._work(left, -2) * self._work(right, -1)  # (..., K)
+    def _product(self, a: Tensor, b: Tensor) -> None:
+        """Count a (..., M, K) times b (..., K, N): over K, rows of one meet columns of the other."""
+        a = a.unsqueeze(-2) if a.dim() == 1 else a
+        b = b.unsqueeze(-1) if b.dim() == 1 else b
+        self.products += a.numel() * b.shape[-1]
+        met = self._work(a, -2) * self._work(b, -1)  # (..., K)
         self.nonzero += int(met.sum())
 
     def _work(self, factor: Tensor, dim: int) -> Tensor:
-        """How many entries along ``dim`` are work: all of an activation's, those of a weight that are not zero."""
+        """Return the entries along ``dim`` that count: all of an activation's, the nonzero ones of a weight."""
         if factor.untyped_storage().data_ptr() in self._weights:
             return factor.count_nonzero(dim)
         shape = [n for i, n in enumerate(factor.shape) if i != factor.dim() + dim]
@@ -143,7 +142,7 @@ class _WeightsOfLinear(TorchFunctionMode):
 
 @contextmanager
 def _unfused() -> Iterator[None]:
-    """Attention as the matrix products that it is: fused kernels show none of them."""
+    """Compute attention by plain matrix products: fused kernels show none of them."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""Where two networks differ on the same samples: flips, an exact test of them, and the drop of each class."""
+"""Disagreements of two networks on the same samples: flips, an exact test of them, and the drop of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunetaylor.measure.paired import drop_interval
 
 
 def flips(dense_correct: Tensor, pruned_correct: Tensor) -> Flips:
-    """The disagreements of two networks; both (N,) boolean, in the same order."""
+    """Return the disagreements of two networks; both arguments are (N,) boolean, in the same order."""
     pruned_correct = pruned_correct.to(dense_correct.device)
     lost = int((dense_correct & ~pruned_correct).sum())
     won = int((~dense_correct & pruned_correct).sum())
@@ -20,7 +20,7 @@ def flips(dense_correct: Tensor, pruned_correct: Tensor) -> Flips:
 
 
 def mcnemar(b: int, c: int) -> float:
-    """McNemar's exact test: the two-sided p of ``b`` against ``c`` discordant pairs.
+    """Return the two-sided p of McNemar's exact test of ``b`` against ``c`` discordant pairs.
 
     McNemar (1947), Psychometrika 12:153-157, by the binomial distribution itself: where both networks are equally good
     each disagreement falls to either side with probability 1/2, so that with n = b + c, k = min(b, c)
@@ -42,12 +42,12 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def class_drops(dense_correct: Tensor, pruned_correct: Tensor, targets: Tensor) -> list[ClassDrop]:
-    """The drop of every class that has samples, the largest first; ``targets`` (N,) are class ids."""
+    """Return the drop of every class that has samples, the largest first; ``targets`` (N,) are class ids."""
     dense_correct, pruned_correct, targets = (t.cpu() for t in (dense_correct, pruned_correct, targets))
-    found = []
+    drops = []
     for label in torch.unique(targets).tolist():
-        of = targets == label
-        dense, pruned = dense_correct[of], pruned_correct[of]
+        in_class = targets == label
+        dense, pruned = dense_correct[in_class], pruned_correct[in_class]
         lost, won = int((dense & ~pruned).sum()), int((~dense & pruned).sum())
-        found.append(ClassDrop(int(label), len(dense), lost, won, drop_interval(dense, pruned)))
-    return sorted(found, key=lambda one: (-one.drop.value, one.label))
+        drops.append(ClassDrop(int(label), len(dense), lost, won, drop_interval(dense, pruned)))
+    return sorted(drops, key=lambda one: (-one.drop.value, one.label))

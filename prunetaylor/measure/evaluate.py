@@ -19,43 +19,47 @@ from prunetaylor.taylor.passes import all_outputs
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics``: top1 in percent (classes only) and loss, a mean over samples.
+    """The metrics of a network, and the sample values that they are means of.
 
-    ``losses`` (N,), ``targets`` (N, ...) and ``correct`` (N,) boolean, None where answers are not simply right or
-    wrong, are by sample. So are ``answers``: class ids (N,), or of yes or no (N, K); None where they are neither, or
-    nobody kept them. ``worst`` is the largest loss that these outputs could have cost; None where nobody looked.
+    Attributes:
+        metrics: ``loss``, and ``top1`` in percent if predictions are right or wrong.
+        losses: (N,) the loss of each sample.
+        correct: (N,) boolean, whether each prediction is right; None if it is not simply right or wrong.
+        targets: (N, ...) as the data set has them; class ids (N,) if ``correct`` is not None.
+        predictions: class ids (N,) or binary labels (N, K); None for values, or if they were not stored.
+        worst: the largest loss that these outputs could have had; None if it was not computed.
     """
 
     metrics: dict[str, float]
     losses: Tensor
     correct: Tensor | None
     targets: Tensor
-    answers: Tensor | None = None
+    predictions: Tensor | None = None
     worst: float | None = None
 
     @classmethod
     def from_losses(
-        cls, losses: Tensor, correct: Tensor | None, targets: Tensor, answers: Tensor | None = None
+        cls, losses: Tensor, correct: Tensor | None, targets: Tensor, predictions: Tensor | None = None
     ) -> Evaluation:
-        """Metrics from what was found of each sample."""
+        """Return the evaluation whose metrics are the means of these sample values."""
         loss = float(losses.double().mean() if losses.device.type != "mps" else losses.mean())
         if correct is None:
-            return cls({"loss": loss}, losses, None, targets, answers)
+            return cls({"loss": loss}, losses, None, targets, predictions)
         top1 = 100 * int(correct.sum()) / len(correct)
-        return cls({"top1": top1, "loss": loss}, losses, correct, targets, answers)
+        return cls({"top1": top1, "loss": loss}, losses, correct, targets, predictions)
 
     def part(self, indices: Sequence[int]) -> Evaluation:
-        """The same of some of the samples, in this order."""
+        """Return the evaluation of some of the samples, in this order."""
         at = torch.tensor(indices, dtype=torch.long, device=self.losses.device)
-        correct, answers = (None if one is None else one[at] for one in (self.correct, self.answers))
-        return Evaluation.from_losses(self.losses[at], correct, self.targets[at], answers)
+        correct, predictions = (None if one is None else one[at] for one in (self.correct, self.predictions))
+        return Evaluation.from_losses(self.losses[at], correct, self.targets[at], predictions)
 
 
 def evaluate(module: nn.Module, batches: Batches, task: Task) -> Evaluation:
-    """Metrics by name. NumericsError where the loss is not finite; it says what is to blame."""
+    """Evaluate a network on all samples. Raises NumericsError: the loss is not finite; it names the cause."""
     outputs, targets = all_outputs(module, batches)
-    found = answered(outputs, targets, task)
-    value = found.metrics["loss"]
+    evaluation = evaluate_outputs(outputs, targets, task)
+    value = evaluation.metrics["loss"]
     if not math.isfinite(value):
         check_values(module)
         check_outputs(module, batches, outputs)
@@ -63,15 +67,15 @@ def evaluate(module: nn.Module, batches: Batches, task: Task) -> Evaluation:
             f"the loss on {len(outputs)} samples is {value}, and the network's outputs are finite",
             "check the targets, and that the samples are normalised as in training (data.normalize)",
         )
-    return found
+    return evaluation
 
 
-def answered(outputs: Tensor, targets: Tensor, task: Task) -> Evaluation:
-    """What outputs (N, K) come to for their targets."""
+def evaluate_outputs(outputs: Tensor, targets: Tensor, task: Task) -> Evaluation:
+    """Evaluate outputs (N, K) that were computed before."""
     loss = loss_of(task)
-    correct, answers = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
-    if correct is not None:  # of one logit the targets may be any numbers
+    correct, predictions = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
+    if correct is not None:  # the targets of a single logit may be any numbers
         targets = targets.flatten().long()
-        answers = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
-    found = Evaluation.from_losses(loss.values(outputs, targets), correct, targets, answers)
-    return replace(found, worst=loss.worst(outputs, targets))
+        predictions = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
+    evaluation = Evaluation.from_losses(loss.values(outputs, targets), correct, targets, predictions)
+    return replace(evaluation, worst=loss.worst(outputs, targets))

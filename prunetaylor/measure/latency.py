@@ -1,9 +1,8 @@
-"""How long two networks take, measured against each other.
+"""Measure the latency of two networks against each other.
 
-Seconds on a machine that does other things too drift by more than pruning gains. So the networks take turns, dense,
-pruned, dense again, and what counts is each round's ratio: the pruned network's time over the mean of the two dense
-times around it, which cancels what drifts slowly. The two dense times of a round differ by noise alone; how much says
-whether the machine can be believed at all.
+On a shared machine times drift by more than pruning gains. The networks therefore take turns: dense, pruned, dense.
+The result of a round is the ratio of the pruned time to the mean of the two dense times around it, which cancels slow
+drift. The two dense times of a round differ by noise alone, which shows whether the machine is quiet enough.
 """
 
 from __future__ import annotations
@@ -24,15 +23,16 @@ ROUNDS = 40
 """Rounds of dense, pruned, dense."""
 WARM_UP = 3
 """Rounds before them, not counted: libraries choose kernels, caches fill, clocks rise."""
-SLICE = 0.02
+MIN_TIMING = 0.02
 """Seconds that one timing lasts at least: a forward pass of microseconds is repeated in it."""
-NOISE = 0.1
-"""Above this the rounds are too uneven to be judged."""
-LEVEL = 0.95
+MAX_NOISE = 0.1
+"""Above this the rounds are too uneven for a verdict."""
+CONFIDENCE = 0.95
+"""The one-sided confidence of each limit of the ratio."""
 
 
 def compare_latency(dense: nn.Module, pruned: nn.Module, example: Tensor, progress: Progress) -> Latency:
-    """Both networks' median milliseconds of one forward pass of ``example``, and their ratio with its limits.
+    """Return both networks' median milliseconds for one forward pass of ``example``, and their ratio with its limits.
 
     ``example`` is a batch of inputs, ready for the networks, on their device; both run in evaluation mode.
     """
@@ -48,10 +48,10 @@ def compare_latency(dense: nn.Module, pruned: nn.Module, example: Tensor, progre
 
 
 def summarise(times: Sequence[tuple[float, float, float]], batch: int, device: str) -> Latency:
-    """Medians and limits of rounds of (dense, pruned, dense) seconds.
+    """Return medians and limits of rounds of (dense, pruned, dense) seconds.
 
     The limits are of the median ratio, by order statistics, so that they assume no distribution (Conover 1999, section
-    3.2): between them it lies with a probability of 90 % at least, outside of each of them with 5 % at most. ``noise``
+    3.2): it lies between them with a probability of at least 90 %, and beyond each of them with at most 5 %. ``noise``
     is half the interquartile range of the ratio of a round's two dense times, which would be 1 on a quiet machine.
     """
     ratios = sorted(pruned / (0.5 * (before + after)) for before, pruned, after in times)
@@ -65,7 +65,7 @@ def summarise(times: Sequence[tuple[float, float, float]], batch: int, device: s
         low=ratios[rank],
         high=ratios[-1 - rank],
         noise=0.5 * (quarters[2] - quarters[0]),
-        steady=0.5 * (quarters[2] - quarters[0]) <= NOISE,
+        steady=0.5 * (quarters[2] - quarters[0]) <= MAX_NOISE,
         rounds=len(ratios),
         batch=batch,
         device=device,
@@ -73,38 +73,38 @@ def summarise(times: Sequence[tuple[float, float, float]], batch: int, device: s
 
 
 def _rank(n: int) -> int:
-    """The largest r (from 0) with P(the median lies below the r-th smallest of n) <= 1 - LEVEL."""
+    """Return the largest r (from 0) with P(the median lies below the r-th smallest of n) <= 1 - CONFIDENCE."""
     tail, rank = 0.0, -1
     for k in range(n):
         tail += math.comb(n, k) / 2**n
-        if tail > 1 - LEVEL:
+        if tail > 1 - CONFIDENCE:
             break
         rank = k
     if rank < 0:
-        raise ValueError(f"{n} rounds are too few for a limit at {LEVEL:.0%}")
+        raise ValueError(f"{n} rounds are too few for a limit at {CONFIDENCE:.0%}")
     return rank
 
 
 def _rounds(
     dense: Callable[[], float], pruned: Callable[[], float], progress: Progress
 ) -> list[tuple[float, float, float]]:
-    found = []
+    times = []
     for number in range(WARM_UP + ROUNDS):
         one = (dense(), pruned(), dense())
         if number >= WARM_UP:
-            found.append(one)
+            times.append(one)
             progress.step()
-    return found
+    return times
 
 
 def _repeats(module: nn.Module, example: Tensor) -> int:
-    """Forward passes that fill a slice; the first ones are not looked at."""
+    """Return the number of forward passes that fill a timing; the first ones are not counted."""
     _seconds(module, example, 2)
-    return max(1, math.ceil(SLICE / max(_seconds(module, example, 1), 1e-7)))
+    return max(1, math.ceil(MIN_TIMING / max(_seconds(module, example, 1), 1e-7)))
 
 
 def _seconds(module: nn.Module, example: Tensor, repeats: int) -> float:
-    """Of ``repeats`` forward passes one after another; a GPU has finished them."""
+    """Return the time of ``repeats`` forward passes one after another; a GPU has finished them."""
     _wait(example.device)
     start = time.perf_counter()
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Two networks measured on the same samples: the drop from one to the other with a paired confidence interval.
+"""Compare two networks on the same samples: the drop from one to the other with a paired confidence interval.
 
 Sign: drop = dense - pruned, so that a positive drop is a loss. The samples are the same, so most of the noise of either
 accuracy cancels: only the samples on which the networks disagree count.
@@ -20,7 +20,7 @@ _CHUNK = 2_000_000  # weights drawn at a time: bounds the memory of the bootstra
 
 
 def drop_interval(dense_correct: Tensor, pruned_correct: Tensor, level: float = 0.95) -> Drop:
-    """The drop in accuracy, in percentage points, with Tango's score interval for paired proportions.
+    """Return the drop in accuracy, in percentage points, with Tango's score interval for paired proportions.
 
     Tango (1998), Statistics in Medicine 17:891-908. It keeps its coverage with few or no disagreements, where the
     usual Wald interval has no width at all.
@@ -44,7 +44,7 @@ def drop_interval(dense_correct: Tensor, pruned_correct: Tensor, level: float = 
 
 
 def tango(b: float, c: float, n: float, level: float = 0.95, correction: float = 0.0) -> tuple[float, float]:
-    """Limits of the difference (b - c) / n of two paired proportions, by Tango's score method.
+    """Return the limits of the difference (b - c) / n of two paired proportions, by Tango's score method.
 
     The interval is the set of all differences D that the score test does not reject, |T(D)| <= z, with
 
@@ -65,7 +65,7 @@ def tango(b: float, c: float, n: float, level: float = 0.95, correction: float =
 
 
 def _tango_low(b: float, c: float, n: float, z: float, correction: float) -> float:
-    """The lower limit: left of it T(D) > z. Bisection down to neighbouring floats, as T falls all the way."""
+    """Return the lower limit, left of which T(D) > z, by bisection down to neighbouring floats: T is decreasing."""
     low, high = -1.0, max(-1.0, (b - c - correction) / n)
     while low < (middle := (low + high) / 2) < high:
         if _rejected(b - c - correction - n * middle, b, c, n, middle, z):
@@ -76,7 +76,7 @@ def _tango_low(b: float, c: float, n: float, z: float, correction: float) -> flo
 
 
 def _rejected(excess: float, b: float, c: float, n: float, d: float, z: float) -> bool:
-    """T(d)^2 > z^2 with ``excess`` as T's numerator, written without the quotient: the variance may be zero."""
+    """Return True if T(d)^2 > z^2, with ``excess`` as T's numerator; no quotient, as the variance may be zero."""
     q_b = -b - c + (2 * n - b + c) * d
     q_c = -c * d * (1 - d)
     q = (math.sqrt(max(q_b * q_b - 8 * n * q_c, 0.0)) - q_b) / (4 * n)
@@ -91,7 +91,7 @@ def bootstrap_interval(
     level: float = 0.95,
     reach: float | None = None,
 ) -> Drop:
-    """The mean of ``dense - pruned`` in the values' own unit, with limits by a cautious bootstrap of 2,000 draws.
+    """Return the mean of ``dense - pruned``, in the values' unit, with limits by a cautious bootstrap of 2,000 draws.
 
     For a metric that is a mean over samples but not a share of them (a loss, an error). With x the sample's values, the
     upper limit at 1 - a is the 1 - a quantile of
@@ -133,15 +133,15 @@ def bootstrap_interval(
     if reach is not None:
         ends = torch.stack([ends[0].clamp_max(-reach), ends[1].clamp_min(reach)])
     at_once = max(1, _CHUNK // n)
-    found = []  # (draws, 2): with one sample more at either end
-    for done in range(0, _RESAMPLES, at_once):
+    means = []  # (draws, 2): with one sample more at either end
+    for drawn in range(0, _RESAMPLES, at_once):
         # exponential, as of any sign: the quotient below makes them uniform on the simplex
-        weights = torch.rand(min(at_once, _RESAMPLES - done), n + 1, generator=generator, dtype=torch.float64)
+        weights = torch.rand(min(at_once, _RESAMPLES - drawn), n + 1, generator=generator, dtype=torch.float64)
         weights.neg_().log1p_()
         sums = weights[:, :n] @ difference
-        found.append((sums[:, None] + weights[:, n:] * ends) / weights.sum(1, keepdim=True))
-    drawn = torch.cat(found)
-    low, high = (float(drawn[:, i].quantile(q)) for i, q in enumerate((0.5 - level / 2, 0.5 + level / 2)))
+        means.append((sums[:, None] + weights[:, n:] * ends) / weights.sum(1, keepdim=True))
+    resampled = torch.cat(means)
+    low, high = (float(resampled[:, i].quantile(q)) for i, q in enumerate((0.5 - level / 2, 0.5 + level / 2)))
     return Drop(value, min(value, low), max(value, high))
 
 

@@ -17,7 +17,7 @@ from prunetaylor.core.results.outcome import (
     Sparsity,
     Time,
 )
-from prunetaylor.measure.chance import constant_answer
+from prunetaylor.measure.chance import best_constant_answer
 from prunetaylor.measure.comparison import compare_networks, loss_rise
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.pipeline.checks.sanity import pruned_alerts
@@ -77,7 +77,7 @@ def make_outcome(
         histogram=state.histogram,
         unfinished=finetuning.unfinished,
         warnings=[*job.warnings, *pruned_alerts(job, pruned.evaluation)],
-        constant={} if dense.evaluation is None else constant_answer(dense.evaluation, job.task).metrics,
+        constant={} if dense.evaluation is None else best_constant_answer(dense.evaluation, job.task).metrics,
     )
     training_samples = 0 if job.samples is None else len(job.samples.train)
     return replace(outcome, verdict=assess(outcome, job.config, training_samples))

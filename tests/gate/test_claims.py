@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prunetaylor.gate.limits import metric_drop
-from prunetaylor.measure.evaluate import answered
+from prunetaylor.measure.evaluate import evaluate_outputs
 from prunetaylor.measure.paired import bootstrap_interval
 from prunetaylor.taylor.losses import LOSSES
 
@@ -69,7 +69,7 @@ def test_no_target_costs_more_than_the_worst(task: str) -> None:
         "binary": (torch.rand(60, 1, generator=g) < 0.5).float(),
         "regression": torch.randn(60, 1, generator=g),
     }[task]
-    worst = answered(outputs, targets, task).worst
+    worst = evaluate_outputs(outputs, targets, task).worst
     assert worst is not None
     loss = LOSSES[task]
     every = [loss.values(outputs, targets[i : i + 1].expand(60, *targets.shape[1:])) for i in range(60)]

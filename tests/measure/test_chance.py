@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunetaylor.core.results.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE
-from prunetaylor.measure.chance import constant_answer, doubt, plainly_better
-from prunetaylor.measure.evaluate import answered
+from prunetaylor.measure.chance import best_constant_answer, check_chance, is_above_chance
+from prunetaylor.measure.evaluate import evaluate_outputs
 
 Network = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -70,7 +70,7 @@ def test_who_is_told(network: Network, n: int, shares: list[float], key: str | N
     for seed in range(5):
         g = torch.Generator().manual_seed(seed)
         y = labels(n, shares, g)
-        found = doubt(answered(network(y, g), y, "classification"), "classification")
+        found = check_chance(evaluate_outputs(network(y, g), y, "classification"), "classification")
         assert (found.key if found else None) == key
 
 
@@ -83,7 +83,12 @@ def test_a_problem_of_which_one_class_is_nearly_all_is_no_such_case(n: int, weig
         y = labels(n, [0.95, 0.05], g)
         seen = torch.randn(n, generator=g) + y
         odds = 4 * (seen - 0.5) if weighted else math.log(0.05 / 0.95) + seen - 0.5
-        assert doubt(answered(torch.stack([torch.zeros(n), odds], 1), y, "classification"), "classification") is None
+        assert (
+            check_chance(
+                evaluate_outputs(torch.stack([torch.zeros(n), odds], 1), y, "classification"), "classification"
+            )
+            is None
+        )
 
 
 @pytest.mark.parametrize("n", [100, 1000, 10_000])
@@ -93,14 +98,14 @@ def test_false_alarms_are_rare_among_networks_that_are_hardly_useful(n: int) -> 
     for seed in range(200):
         g = torch.Generator().manual_seed(seed)
         y = labels(n, EVEN, g)
-        alarms += doubt(answered(weak(y, g), y, "classification"), "classification") is not None
+        alarms += check_chance(evaluate_outputs(weak(y, g), y, "classification"), "classification") is not None
     assert alarms <= 15  # 5 % and two standard errors
 
 
 def test_two_labels_that_were_swapped() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(200, [0.5, 0.5], g)
-    found = doubt(answered(trained(1 - y, g, 2), y, "classification"), "classification")
+    found = check_chance(evaluate_outputs(trained(1 - y, g, 2), y, "classification"), "classification")
     assert found is not None
     assert found.key == DENSE_AT_CHANCE
 
@@ -108,7 +113,7 @@ def test_two_labels_that_were_swapped() -> None:
 def test_the_shift_is_named() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(500, EVEN, g)
-    found = doubt(answered(shifted(y, g), y, "classification"), "classification")
+    found = check_chance(evaluate_outputs(shifted(y, g), y, "classification"), "classification")
     assert found is not None
     assert "shifted by -1" in found.text
 
@@ -120,9 +125,9 @@ def test_answers_of_yes_or_no(outputs: int) -> None:
     y = (torch.rand(2000, outputs, generator=g) < 0.1).float()
     noise = torch.randn(y.shape, generator=g)
     useful = 4 * (noise + 2 * y - 0.5)
-    assert doubt(answered(useful, y, "binary"), "binary") is None
+    assert check_chance(evaluate_outputs(useful, y, "binary"), "binary") is None
     for broken in (4 * (noise - 2 * y + 1.5), torch.full_like(y, 5.0)):
-        found = doubt(answered(broken, y, "binary"), "binary")
+        found = check_chance(evaluate_outputs(broken, y, "binary"), "binary")
         assert found is not None
         assert found.key == DENSE_AT_CHANCE
 
@@ -130,19 +135,21 @@ def test_answers_of_yes_or_no(outputs: int) -> None:
 def test_values_worse_than_their_mean() -> None:
     g = torch.Generator().manual_seed(0)
     y = 50 + torch.randn(200, 3, generator=g)
-    raw = answered((y - 50) / 7, y, "regression")
-    found = doubt(raw, "regression")
+    raw = evaluate_outputs((y - 50) / 7, y, "regression")
+    found = check_chance(raw, "regression")
     assert found is not None
     assert found.key == DENSE_AT_CHANCE
-    assert doubt(answered(y + torch.randn(y.shape, generator=g) / 2, y, "regression"), "regression") is None
+    assert (
+        check_chance(evaluate_outputs(y + torch.randn(y.shape, generator=g) / 2, y, "regression"), "regression") is None
+    )
     outlier = y.clone()
     outlier[0] += 1e6  # one sample is no certainty
-    assert doubt(answered(outlier, y, "regression"), "regression") is None
+    assert check_chance(evaluate_outputs(outlier, y, "regression"), "regression") is None
 
 
 def test_the_constant_answer_is_the_best_of_its_kind() -> None:
     y = torch.tensor([0] * 30 + [1] * 10)
-    found = constant_answer(answered(torch.zeros(40, 2), y, "classification"), "classification")
+    found = best_constant_answer(evaluate_outputs(torch.zeros(40, 2), y, "classification"), "classification")
     assert found.metrics["top1"] == 75
     assert found.metrics["loss"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=0.05)
 
@@ -150,15 +157,15 @@ def test_the_constant_answer_is_the_best_of_its_kind() -> None:
 def test_a_network_plainly_better_than_guessing_is_told_from_others() -> None:
     g = torch.Generator().manual_seed(0)
     y = labels(256, EVEN, g)
-    assert plainly_better(answered(trained(y, g), y, "classification"), "classification")
-    assert not plainly_better(answered(untrained(y, g), y, "classification"), "classification")
-    assert not plainly_better(answered(shifted(y, g), y, "classification"), "classification")
+    assert is_above_chance(evaluate_outputs(trained(y, g), y, "classification"), "classification")
+    assert not is_above_chance(evaluate_outputs(untrained(y, g), y, "classification"), "classification")
+    assert not is_above_chance(evaluate_outputs(shifted(y, g), y, "classification"), "classification")
 
 
 def test_many_classes_and_few_samples_of_each() -> None:
     g = torch.Generator().manual_seed(0)
     y = torch.randint(500, (25_000,), generator=g)
     at_random = torch.randn(25_000, 500, generator=g)
-    assert doubt(answered(at_random, y, "classification"), "classification") is not None
+    assert check_chance(evaluate_outputs(at_random, y, "classification"), "classification") is not None
     useful = at_random + 0.5 * functional.one_hot(y, 500)  # right three times as often as chance, and sure of it
-    assert doubt(answered(3 * useful, y, "classification"), "classification") is None
+    assert check_chance(evaluate_outputs(3 * useful, y, "classification"), "classification") is None

@@ -13,7 +13,7 @@ import torch
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Alert
 from prunetaylor.data.samples import draw
-from prunetaylor.measure.chance import at_chance, doubt, plainly_better
+from prunetaylor.measure.chance import check_chance, is_above_chance, is_at_chance
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.outliers import Outliers, find_stored_outliers
@@ -28,7 +28,7 @@ def warn_if_at_chance(job: Job, evaluation: Evaluation | None, progress: Progres
     if evaluation is None:
         return
     metadata = job.checkpoint.metadata if job.checkpoint is not None else None
-    alert = doubt(evaluation, job.task, pruned=metadata is not None and bool(metadata.masks))
+    alert = check_chance(evaluation, job.task, pruned=metadata is not None and bool(metadata.masks))
     if alert is not None and alert not in job.warnings:
         job.warn(alert, progress)
 
@@ -55,7 +55,7 @@ def pruned_alerts(job: Job, evaluation: Evaluation | None) -> list[Alert]:
     """
     if evaluation is None or any(alert.key in BROKEN for alert in job.warnings):
         return []
-    if not at_chance(evaluation, job.task):
+    if not is_at_chance(evaluation, job.task):
         return []
     return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
 
@@ -70,6 +70,6 @@ def check_quickly(job: Job, progress: Progress) -> None:
     batch = max(1, job.config.data.batch_size // current_chunks().batch)
     for size in SAMPLE_SIZES:
         evaluation = evaluate(job.network.module, job.batches(test.subset(indices[:size]), batch_size=batch), job.task)
-        if plainly_better(evaluation, job.task):
+        if is_above_chance(evaluation, job.task):
             return
     warn_if_at_chance(job, evaluation, progress)

@@ -134,7 +134,7 @@ class _DenseEvaluations:
             with use_memory_format(self.job, self.job.network.module):
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.task)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
-            more = {"correct": made.correct, "answers": made.answers}
+            more = {"correct": made.correct, "answers": made.predictions}
             tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}
             stored = tensors
             write_by_path(path, lambda temporary: save_file(stored, temporary), failures=(OSError, SafetensorError))
