@@ -20,7 +20,7 @@ from typing import IO
 
 from prunetaylor.core.errors import PeerError, UsageError
 from prunetaylor.runtime import cores
-from prunetaylor.runtime.processes.place import ALIVE, LISTEN, LOST
+from prunetaylor.runtime.processes.place import LISTEN, LOST, PARENT_PIPE
 from prunetaylor.runtime.python_process import python
 
 from ..terminal.console import result_descriptor
@@ -69,7 +69,7 @@ def _start(
         inherited.append(listening.fileno())
     return subprocess.Popen(
         python("-m", "prunetaylor.cli.main", *arguments),
-        env={**os.environ, **more, ALIVE: str(pipe)},
+        env={**os.environ, **more, PARENT_PIPE: str(pipe)},
         pass_fds=inherited,
         stdout=result_descriptor() if rank == 0 else kept,
         stderr=None if rank == 0 else kept,

@@ -10,7 +10,7 @@ import click
 
 from prunetaylor.core.errors import PeerError, PruneTaylorError, UsageError
 from prunetaylor.runtime.parent_process import end_with_parent
-from prunetaylor.runtime.processes.place import ALIVE, Place, find
+from prunetaylor.runtime.processes.place import PARENT_PIPE, Place, find
 
 from .options import State
 
@@ -49,8 +49,8 @@ def run_in_processes(
             f"--nproc {nproc} inside a process that {place.by} has started as one of {place.world}",
             "omit --nproc to join them, or use --nproc 1 to run this process alone",
         )
-    if ALIVE in os.environ:
-        end_with_parent(int(os.environ[ALIVE]), exit_code=143, grace=_GRACE)
+    if PARENT_PIPE in os.environ:
+        end_with_parent(int(os.environ[PARENT_PIPE]), exit_code=143, grace=_GRACE)
     with _joined(place):
         return command()
 

@@ -1,1 +1,1 @@
-"""Which tensors are prunable, how a layer is a matrix, and code named by the user."""
+"""Networks: their prunable layers as matrices, their state and names, and checkpoints."""

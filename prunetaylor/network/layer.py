@@ -1,10 +1,10 @@
-"""How a layer is a matrix: the only place where weights become rows and columns, and inputs become samples of them.
+"""Layers as matrices: the only place where weights become rows and columns, and inputs become rows of samples.
 
 Every prunable layer is, at each output position p of each group g,
 
     y[g, p] = W[g] x[g, p] + b[g]        W: (rows, columns),  x: (columns,)
 
-with rows = output channels of the group and columns = what one output sees: features, or input channels x kernel
+with rows = output channels of the group and columns = the inputs of one output: features, or input channels x kernel
 positions. Shape suffixes below: G groups, R rows, C columns, B inputs in a batch, L positions in one input,
 P sampled positions.
 """
@@ -31,25 +31,28 @@ class Layer:
 
     @property
     def module(self) -> Prunable:
+        """Return the first module that uses the weight."""
         return self.modules[0]
 
     @property
     def parameter(self) -> str:
-        """The name of the weight in the network's state."""
+        """Return the name of the weight in the network's state."""
         return f"{self.name}.weight" if self.name else "weight"
 
     @property
     def weight(self) -> nn.Parameter:
+        """Return the weight tensor."""
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     @property
     def groups(self) -> int:
+        """Return the groups of a convolution; 1 for a linear layer."""
         return self.module.groups if isinstance(self.module, _ConvNd) else 1
 
     def matrix(self, tensor: Tensor) -> Tensor:
-        """A tensor of the weight's shape (weights, mask, scores) as (G, R, C); a view where strides allow it."""
+        """Return a tensor of the weight's shape (weights, mask, scores) as (G, R, C); a view if strides allow it."""
         groups = self.groups
         if isinstance(self.module, _ConvTransposeNd):
             # (in, out/G, k...) -> (G, out/G, in/G * k)
@@ -58,7 +61,7 @@ class Layer:
         return tensor.reshape(groups, tensor.shape[0] // groups, -1)
 
     def tensor(self, matrix: Tensor) -> Tensor:
-        """The inverse of :meth:`matrix`."""
+        """Return (G, R, C) in the weight's shape: the inverse of :meth:`matrix`."""
         shape = self.weight.shape
         if isinstance(self.module, _ConvTransposeNd):
             split = matrix.reshape(self.groups, shape[1], shape[0] // self.groups, -1)
@@ -66,49 +69,49 @@ class Layer:
         return matrix.reshape(shape)
 
     def rows(self, vector: Tensor) -> Tensor:
-        """A vector over output channels (a bias) as (G, R)."""
+        """Return a vector over output channels (a bias) as (G, R)."""
         return vector.reshape(self.groups, -1)
 
 
 def with_entries(module: Prunable, tensor: Tensor) -> Tensor:
-    """An input or output of a module with a first dimension of entries, which a single one may come without."""
-    alone = 1 if isinstance(module, nn.Linear) else len(module.kernel_size) + 1
-    return tensor.unsqueeze(0) if tensor.dim() == alone else tensor
+    """Return an input or output of a module with a first dimension of entries, which a single entry may lack."""
+    dims = 1 if isinstance(module, nn.Linear) else len(module.kernel_size) + 1
+    return tensor.unsqueeze(0) if tensor.dim() == dims else tensor
 
 
 def fits(module: Prunable, x: Tensor, y: Tensor) -> bool:
-    """Whether ``y`` has the shape of a call with ``x``, or of one padded to TensorFlow's SAME; both with entries."""
+    """Return True if ``y`` has the shape of a call with ``x``, perhaps with SAME padding; both with entries."""
     if isinstance(module, nn.Linear):
         return x.shape[-1] == module.in_features and y.shape == (*x.shape[:-1], module.out_features)
     axes = len(module.kernel_size)
     if not x.dim() == y.dim() == axes + 2 or (len(x), module.out_channels) != tuple(y.shape[:2]):
         return False
     for i in range(axes):
-        reach, stride, have = module.dilation[i] * (module.kernel_size[i] - 1), module.stride[i], y.shape[2 + i]
+        reach, stride, size_out = module.dilation[i] * (module.kernel_size[i] - 1), module.stride[i], y.shape[2 + i]
         if isinstance(module, _ConvTransposeNd):
             least = (x.shape[2 + i] - 1) * stride + reach + 1 - 2 * int(module.padding[i])
             # output_padding, or an output_size in the call, may add up to a step
-            if not least <= have < least + max(stride, module.dilation[i]):
+            if not least <= size_out < least + max(stride, module.dilation[i]):
                 return False
         else:
             size, pad = x.shape[2 + i], module._reversed_padding_repeated_twice[2 * (axes - 1 - i) :][:2]
-            if have not in ((size + sum(pad) - reach - 1) // stride + 1, -(-size // stride)):
+            if size_out not in ((size + sum(pad) - reach - 1) // stride + 1, -(-size // stride)):
                 return False
     return x.shape[1] == module.in_channels
 
 
 def positions(module: Prunable, x: Tensor, y: Tensor) -> int:
-    """L, the number of output positions in one entry of ``x``'s first dimension."""
+    """Return L, the number of output positions in one entry of ``x``'s first dimension."""
     if isinstance(module, nn.Linear):
         return prod(y.shape[1:-1])
     return prod(y.shape[-(len(module.kernel_size)) :])
 
 
 def input_rows(module: Prunable, x: Tensor, entries: Tensor, at: Tensor, out_spatial: torch.Size) -> Tensor:
-    """What the sampled outputs see, (G, P, C).
+    """Return the inputs of the sampled outputs, (G, P, C).
 
     ``entries`` (P,) picks the entry of ``x``'s first dimension, ``at`` (P,) the flat output position in it;
-    ``out_spatial`` is the spatial shape of the output (of no use for a linear layer).
+    ``out_spatial`` is the spatial shape of the output (unused for a linear layer).
     """
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1])[entries, at].unsqueeze(0)
@@ -122,7 +125,7 @@ def input_rows(module: Prunable, x: Tensor, entries: Tensor, at: Tensor, out_spa
 
 
 def output_rows(module: Prunable, y: Tensor, entries: Tensor, at: Tensor) -> Tensor:
-    """The sampled outputs, (G, P, R)."""
+    """Return the sampled outputs, (G, P, R)."""
     if isinstance(module, nn.Linear):
         return y.reshape(y.shape[0], -1, y.shape[-1])[entries, at].unsqueeze(0)
     chosen = y.flatten(2)[entries, :, at]  # (P, O)
@@ -130,9 +133,9 @@ def output_rows(module: Prunable, y: Tensor, entries: Tensor, at: Tensor) -> Ten
 
 
 def input_columns(module: Prunable, x: Tensor, out_spatial: torch.Size) -> Tensor:
-    """What every output sees, (B, G, C, L): :func:`input_rows` of all positions, turned, much cheaper than by index.
+    """Return the inputs of every output, (B, G, C, L): :func:`input_rows` of all positions, transposed, at less cost.
 
-    A view of ``x`` where nothing has to be copied: linear layers, and 1 x 1 kernels that skip and pad nothing.
+    It is a view of ``x`` for linear layers, and for 1 x 1 kernels without stride or padding.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(x.shape[0], -1, x.shape[-1]).mT.unsqueeze(1)
@@ -150,14 +153,14 @@ def input_columns(module: Prunable, x: Tensor, out_spatial: torch.Size) -> Tenso
 
 
 def output_columns(module: Prunable, y: Tensor) -> Tensor:
-    """All outputs, (B, G, R, L)."""
+    """Return all outputs, (B, G, R, L)."""
     if isinstance(module, nn.Linear):
         return y.reshape(y.shape[0], -1, y.shape[-1]).mT.unsqueeze(1)
     return y.reshape(y.shape[0], module.groups, y.shape[1] // module.groups, -1)
 
 
 def _padded(module: _ConvNd, x: Tensor, out: torch.Size) -> tuple[Tensor, tuple[int, ...]]:
-    """The input whose plain, stride-``stride`` patches the kernel is multiplied with."""
+    """Return the padded input, and the stride of the plain patches that the kernel is multiplied with."""
     if isinstance(module, _ConvTransposeNd):
         # A transposed convolution is a plain one, of stride 1 and with the kernel turned round, over the input with
         # stride - 1 zeros between its entries (Dumoulin & Visin 2016, section 4).
@@ -168,14 +171,14 @@ def _padded(module: _ConvNd, x: Tensor, out: torch.Size) -> tuple[Tensor, tuple[
         for i in reversed(range(len(module.kernel_size))):
             reach = module.dilation[i] * (module.kernel_size[i] - 1)
             edge = reach - int(module.padding[i])
-            # The last output's patch ends here, whatever output_padding or an output_size asked for made of it.
+            # The last output's patch ends here, whatever output_padding or output_size added.
             pad += [edge, out[i] + reach - edge - spread.shape[2 + i]]
         return nn.functional.pad(spread, pad), (1,) * len(module.kernel_size)
     pad = list(module._reversed_padding_repeated_twice)
     for i, n in enumerate(reversed(out)):
-        # What a forward of its own pads with zeros before it calls the convolution (TensorFlow's SAME): ends first.
-        reach, have = module.dilation[-1 - i] * (module.kernel_size[-1 - i] - 1) + 1, x.shape[-1 - i]
-        lack = max(0, (n - 1) * module.stride[-1 - i] + reach - have - pad[2 * i] - pad[2 * i + 1])
+        # Zeros that a module's own forward method adds (TensorFlow's SAME padding), more of them at the end.
+        reach, size = module.dilation[-1 - i] * (module.kernel_size[-1 - i] - 1) + 1, x.shape[-1 - i]
+        lack = max(0, (n - 1) * module.stride[-1 - i] + reach - size - pad[2 * i] - pad[2 * i + 1])
         pad[2 * i] += lack // 2
         pad[2 * i + 1] += lack - lack // 2
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -183,7 +186,7 @@ def _padded(module: _ConvNd, x: Tensor, out: torch.Size) -> tuple[Tensor, tuple[
 
 
 def _patch_index(module: _ConvNd, padded: torch.Size, out: torch.Size, stride: tuple[int, ...], at: Tensor) -> Tensor:
-    """Flat positions (P, K) in the padded input of the K kernel taps, in the weight's order."""
+    """Return the flat positions (P, K) in the padded input of the K kernel taps, in the weight's order."""
     corner = torch.zeros_like(at)
     tap = torch.zeros(1, dtype=at.dtype, device=at.device)
     rest = at

@@ -1,4 +1,4 @@
-"""Which tensors of a network are prunable, in which order they act, and what was left alone and why."""
+"""The prunable layers of a network in running order, and the layers that are skipped, with reasons."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Network:
 
     def _check_any(self) -> None:
         if not self.layers:
-            # The last reason: whatever left alone the rest came after what left alone the first.
+            # The last reason: earlier checks skipped the first layers, later ones the rest.
             last = self.skipped[-1:]
             raise UsageError(
                 "the network has no prunable weights" + "".join(f": {s.name} was skipped ({s.why})" for s in last),
@@ -44,13 +44,13 @@ class Network:
 
     @property
     def prunable(self) -> int:
-        """The number of prunable weights."""
+        """Return the number of prunable weights."""
         return sum(layer.weight.numel() for layer in self.layers)
 
     def keep_only(self, names: Sequence[str], why: Mapping[str, str]) -> None:
-        """Reorder the layers by ``names``; the others are skipped, ``why`` by their names.
+        """Reorder the layers by ``names`` and skip the others for the reasons ``why``, by their names.
 
-        UsageError where none is left.
+        Raises UsageError: no layer remains.
         """
         known = {layer.name: layer for layer in self.layers}
         self.skipped += [Skipped(name, why[name]) for name in known if name not in set(names)]
@@ -58,7 +58,7 @@ class Network:
         self._check_any()
 
     def copy(self) -> Network:
-        """A network of its own, with the same layers in the same order."""
+        """Return an independent copy with the same layers in the same order."""
         module = copied(self.module)
         inside = dict(module.named_modules())
         names = {child: name for name, child in self.module.named_modules()}
@@ -68,7 +68,7 @@ class Network:
         return Network(module, layers, list(self.skipped))
 
     def masks(self) -> dict[str, Tensor]:
-        """Masks (True = keep) of the weights as they are, by parameter name: zeros are gone already."""
+        """Return the masks (True = keep) of the current weights by parameter name: zeros count as removed."""
         return {layer.parameter: layer.weight.detach() != 0 for layer in self.layers}
 
 
@@ -95,10 +95,10 @@ def _find(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> 
                     Skipped(full, f"not the weight of a convolution or linear layer ({type(child).__name__})")
                 )
     layers = []
-    for identity, modules in users.items():
+    for weight_id, modules in users.items():
         name = modules[0][0]
-        if identity in tied_elsewhere:
-            skipped.append(Skipped(name, f"its weight is tied to {tied_elsewhere[identity]}"))
+        if weight_id in tied_elsewhere:
+            skipped.append(Skipped(name, f"its weight is tied to {tied_elsewhere[weight_id]}"))
         elif not any(fnmatchcase(n, p) for n, _ in modules for p in include):
             skipped.append(Skipped(name, "not matched by prune.include"))
         elif any(fnmatchcase(n, p) for n, _ in modules for p in exclude):
@@ -109,7 +109,7 @@ def _find(module: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> 
 
 
 def _check_patterns(module: nn.Module, patterns: Sequence[str]) -> None:
-    """A pattern that matches nothing is a mistake, not a wish."""
+    """Raise UsageError if a pattern matches no layer."""
     names = [name for name, child in module.named_modules() if isinstance(child, nn.Linear | _ConvNd)]
     for pattern in patterns:
         if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):

@@ -1,4 +1,4 @@
-"""What the engine changes for a while is put back: modes, hooks, gradients, weights."""
+"""Context managers that restore what the engine changes for a while, and copies of a network's state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prunetaylor.core.text import first_line
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored after."""
+    """Put the module into evaluation mode; afterwards every submodule has its own mode again."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -29,10 +29,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def channels_last(module: nn.Module) -> Iterator[None]:
-    """The weights of 2-d convolutions laid out with channels last, where theirs is the plain layout; plain again after.
+    """Store contiguous weights of 2-d convolutions in the channels-last memory format, and restore them afterwards.
 
-    What such a convolution puts out is laid out so too, which not every network bears: prunetaylor/layout.py tries it.
-    Gradients are fastest where the network's inputs are as well.
+    The outputs of such a convolution have that format too, with which not every network works:
+    ``pipeline/checks/channels_last.py`` tries it. Gradients are fastest if the inputs have it as well.
     """
     plain = [p for p in module.parameters() if p.dim() == 4 and p.is_contiguous()]
     for parameter in plain:
@@ -46,7 +46,7 @@ def channels_last(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fixed_order(device: torch.device, threads: int | None = None) -> Iterator[None]:
-    """Inside, convolutions on a GPU sum in the same order each time, and a CPU as with so many ``threads``."""
+    """Make convolutions on a GPU sum in a fixed order, and a CPU compute with ``threads`` threads."""
     was, number = torch.backends.cudnn.deterministic, torch.get_num_threads()
     torch.backends.cudnn.deterministic = device.type == "cuda" or was
     if threads is not None and device.type == "cpu":
@@ -60,7 +60,7 @@ def fixed_order(device: torch.device, threads: int | None = None) -> Iterator[No
 
 
 def like_weights(module: nn.Module, x: Tensor) -> Tensor:
-    """Inputs with channels last where the weights lie so, which is where that is fastest and known to work."""
+    """Return inputs in the channels-last format if the weights have it, where it is fastest and known to work."""
     if x.dim() != 4 or all(p.dim() != 4 or p.is_contiguous() for p in module.parameters()):
         return x
     return x.contiguous(memory_format=torch.channels_last)
@@ -68,7 +68,7 @@ def like_weights(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """These parameters require gradients inside; which of them did before is restored after."""
+    """Let these parameters require gradients; those that did not before no longer do afterwards."""
     frozen = [p for p in parameters if not p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -80,24 +80,26 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy that shares nothing with ``module``. UsageError where it holds what cannot be copied.
+    """Return a copy that shares nothing with ``module``.
 
-    Tensors that a graph gave, such as the weights that ``torch.nn.utils.weight_norm`` leaves, are copied without it:
-    they are computed anew in each pass.
+    Tensors that belong to a graph, such as the weights that ``torch.nn.utils.weight_norm`` stores, are copied without
+    it: each pass computes them again.
+
+    Raises UsageError: the module holds something that cannot be copied.
     """
-    held = (value for m in module.modules() for value in [*vars(m).values(), *m._buffers.values()])
-    memo = {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
+    values = (value for m in module.modules() for value in [*vars(m).values(), *m._buffers.values()])
+    memo = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
     try:
         return copy.deepcopy(module, memo)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
         raise UsageError(
             f"the network cannot be copied: {first_line(error)}",
-            "keep what cannot be copied (results of a pass, locks, open files) out of its modules",
+            "store what cannot be copied (results of a pass, locks, open files) outside its modules",
         ) from error
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and buffer, by name; extra state that is no tensor is not moved by anything here."""
+    """Return a copy of every parameter and buffer by name; extra state that is not a tensor never changes here."""
     return {name: t.detach().clone() for name, t in module.state_dict().items() if isinstance(t, Tensor)}
 
 
@@ -110,7 +112,7 @@ def restore(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def check_present(module: nn.Module) -> None:
-    """UsageError where a parameter or buffer has no values yet."""
+    """Raise UsageError if a parameter or buffer has no values yet."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise UsageError(f"{name} has no shape yet, as its module is lazy", "run the network on a sample first")
@@ -120,9 +122,9 @@ def check_present(module: nn.Module) -> None:
 
 
 def not_finite(module: nn.Module) -> list[str]:
-    """Names of the parameters and the statistics of batch norms that are not finite.
+    """Return the names of parameters and batch-norm statistics that are not finite.
 
-    Other buffers may well be: masks of attention hold minus infinity.
+    Other buffers may be infinite: attention masks hold minus infinity.
     """
     named: dict[str, Tensor] = dict(module.named_parameters())
     for name, norm in module.named_modules():
@@ -132,7 +134,7 @@ def not_finite(module: nn.Module) -> list[str]:
 
 
 def check_values(module: nn.Module) -> None:
-    """NumericsError, naming the first, where parameters or the statistics of batch norms are not finite."""
+    """Raise NumericsError, naming the first, if parameters or batch-norm statistics are not finite."""
     if bad := not_finite(module):
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise NumericsError(
@@ -141,9 +143,9 @@ def check_values(module: nn.Module) -> None:
 
 
 def displacement(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By how much each tensor has moved since ``state``; extra state and counters do not move.
+    """Return by how much each floating-point tensor has moved since ``state``.
 
-    Neither do infinities that stay what they are: masks of attention.
+    Infinities that stay the same, as in attention masks, do not move.
     """
     now = module.state_dict()
     moved = {name: now[name] - value for name, value in state.items() if value.is_floating_point()}

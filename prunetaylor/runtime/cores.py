@@ -1,4 +1,4 @@
-"""How many cores a process computes with: what it is given, and the one place that makes every library keep to it."""
+"""The number of cores that a process may use, and the one place that makes every library observe it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-"""One library each. Where they differ torch goes by MKL's, whatever OpenMP's says: they are set together."""
+"""The variables of the libraries. If they differ, torch follows MKL's and not OpenMP's, so they are set together."""
 _USERS = VARIABLES[:2]
 
 
@@ -32,8 +32,8 @@ def available() -> int:
 
 def asked(environment: Mapping[str, str]) -> int | None:
     """Return the threads that a user set with OMP_NUM_THREADS or MKL_NUM_THREADS, the fewer of two; None if neither."""
-    found = [_whole(environment.get(name, "").split(",")[0]) for name in _USERS]
-    return min((number for number in found if number), default=None)
+    counts = [_whole(environment.get(name, "").split(",")[0]) for name in _USERS]
+    return min((number for number in counts if number), default=None)
 
 
 def share(processes: int) -> int:
@@ -69,15 +69,15 @@ def quota(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgro
         lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = []
+    quotas = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            found += [_ratio(folder / "cpu.max") for folder in _up(root, path)]
+            quotas += [_ratio(folder / "cpu.max") for folder in _up(root, path)]
         elif "cpu" in controllers.split(","):
             for folder in (*_up(root / controllers, path), *_up(root / "cpu", path)):
-                found.append(_ratio(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"))
-    return min((number for number in found if number is not None), default=None)
+                quotas.append(_ratio(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"))
+    return min((number for number in quotas if number is not None), default=None)
 
 
 def _up(root: Path, path: str) -> list[Path]:

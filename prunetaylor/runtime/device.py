@@ -1,4 +1,4 @@
-"""Which device a run computes on, and which GPU each of its processes."""
+"""Choose the device of a run, and the GPU of each of its processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunetaylor.runtime.processes.place import Place
 
 
 def pick_device(asked: str) -> tuple[torch.device, str]:
-    """The torch device and why. Several processes of a run take a GPU each, or the processor all of them."""
+    """Return the torch device and the reason. Several processes use a GPU each, or all of them the CPU."""
     here = place()
     device, reason = (own_gpu(asked, here) if here else None) or _pick(asked)
     if here:
@@ -38,7 +38,7 @@ def own_gpu(asked: str, here: Place) -> tuple[torch.device, str] | None:
 
 
 def _in_words(device: torch.device) -> str:
-    """The kind, and which one of all there are where processes cannot share it."""
+    """Return the device's type, with its identifier if processes cannot share it."""
     return f"cuda {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else device.type
 
 
@@ -55,7 +55,7 @@ def check_devices(devices: Sequence[str]) -> None:
 
 
 def _remedy(asked: str) -> str:
-    """What to do about a device that this torch, or this machine, does not have."""
+    """Return the remedy for a device that this torch or this machine lacks."""
     if asked.startswith("cuda") and torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA: install a CUDA build of torch, or use --device cpu"
     if asked.startswith("cuda"):
@@ -63,7 +63,7 @@ def _remedy(asked: str) -> str:
         last = f", of which the last is cuda:{count - 1}" if count else ""
         return f"torch finds {count} CUDA GPUs{last}; nvidia-smi shows what the driver sees, or use --device cpu"
     if asked.startswith("mps"):
-        return "it is there on Macs with Apple silicon; use --device auto or cpu"
+        return "MPS needs a Mac with Apple silicon; use --device auto or cpu"
     return "use auto, cpu, cuda, cuda:1 or mps"
 
 

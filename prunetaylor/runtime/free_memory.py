@@ -9,14 +9,14 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What is free for tensors on ``device`` now; None where nobody says.
+    """Return the bytes that are free for tensors on ``device`` now; None if they are unknown.
 
-    On a CPU the least of what the system has available and what the control groups of this process leave.
+    On a CPU they are the least of the system's available memory and what remains of this process's control groups.
     """
     if device.type == "cuda":
-        # What torch has reserved and does not use is free for this process.
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + idle
+        # Memory that torch has reserved but does not use is free for this process.
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     if device.type != "cpu":
@@ -26,7 +26,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """What the system can give without swapping."""
+    """Return the memory that the system can give without swapping."""
     try:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -40,15 +40,15 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def group_bytes(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What each control group around this process leaves of its limit, versions 1 and 2; empty where there is none.
+    """Return what remains of the limit of each control group (version 1 or 2) around this process.
 
-    Pages of files that the system drops when it needs room do not count as used.
+    Cached pages of files, which the system can drop, do not count as used.
     """
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return []
-    found = []
+    remaining = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if controllers == "":
             top, names = root, ("memory.max", "memory.current", "inactive_file")
@@ -57,15 +57,15 @@ def group_bytes(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/f
         else:
             continue
         here = Path(path.strip("/"))
-        # In a container the path may be the host's, of which only the top is to be seen.
+        # In a container the path may be the host's, of which only the root is visible.
         for group in {top / part for part in (here, *here.parents)}:
-            left = _left_of(group, *names)
-            if left is not None:
-                found.append(left)
-    return found
+            free = _remaining(group, *names)
+            if free is not None:
+                remaining.append(free)
+    return remaining
 
 
-def _left_of(group: Path, limit: str, used: str, droppable: str) -> int | None:
+def _remaining(group: Path, limit: str, used: str, droppable: str) -> int | None:
     try:
         most, now = int((group / limit).read_text()), int((group / used).read_text())
     except (OSError, ValueError):  # no such group, or its limit is "max"

@@ -1,4 +1,4 @@
-"""Another function in place of one of torch's, whatever module calls it."""
+"""Replace a function of torch, whatever module calls it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class override_function(TorchFunctionMode):
-    """Inside, calls of ``function`` (one that torch lets be overridden) go to ``by``, which takes the same."""
+    """Redirect calls of ``function``, which torch must let be overridden, to ``by`` with the same arguments."""
 
     def __init__(self, function: Callable[..., Any], by: Callable[..., Any]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How a Python process of ours is started. Nothing that lies in the working directory is imported by one."""
+"""Start Python processes that import nothing from the working directory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SAFE_PATH = "PYTHONSAFEPATH"
-"""The variable that does what -P does, for processes whose command line is not ours to write."""
+"""The variable that acts like -P, for processes whose command line somebody else writes."""
 
 
 def python(*arguments: str) -> list[str]:
     """Return the command line of this Python with ``arguments``.
 
     With ``-m`` or ``-c`` Python looks for modules in the working directory first: a file ``optuna.py`` that happens to
-    lie there, in a folder from somebody else perhaps, would be run. -P forbids that, and unlike -I keeps PYTHONPATH.
+    lie there would be run. -P forbids that, and unlike -I keeps PYTHONPATH.
     """
     return [sys.executable, "-P", *arguments]
 
 
 def forget_working_directory() -> None:
-    """Take the working directory from the front of sys.path, where ``python -m`` has put it."""
+    """Remove the working directory from the front of sys.path, where ``python -m`` puts it."""
     if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
 
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Have every Python process that is started in this block, by whomever, leave the working directory alone."""
+    """Keep the working directory from sys.path in every Python process that is started in this block."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:

@@ -1,4 +1,4 @@
-"""torchvision beside a torch of another build: whoever imports it first, it can be imported.
+"""Make torchvision importable beside a torch of another build, whoever imports it first.
 
 Its compiled operators do not load beside such a torch (a CPU wheel from another index, say), and ``import torchvision``
 then dies with "operator torchvision::nms does not exist". Models, transforms and data sets need no compiled operator,
@@ -35,7 +35,7 @@ _declared: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, with or without its compiled operators; UsageError where it is not installed or broken otherwise."""
+    """Return torchvision, with or without its compiled operators. Raises UsageError: it cannot be imported."""
     repair_imports()
     try:
         return importlib.import_module(_NAME)
@@ -44,13 +44,13 @@ def import_torchvision() -> ModuleType:
 
 
 def repair_imports() -> None:
-    """Have the next import of torchvision, by whomever, find its operators declared. Costs nothing until then."""
-    if _NAME not in sys.modules and not any(isinstance(finder, _Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch())
+    """Declare torchvision's operators when it is next imported, by whomever; this costs nothing until then."""
+    if _NAME not in sys.modules and not any(isinstance(finder, _TorchvisionFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TorchvisionFinder())
 
 
-class _Watch(MetaPathFinder):
-    """Finds nothing itself, and looks after the operators when torchvision is about to be imported."""
+class _TorchvisionFinder(MetaPathFinder):
+    """A finder that finds nothing itself but declares the operators when torchvision is about to be imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -63,7 +63,7 @@ class _Watch(MetaPathFinder):
 
 
 def _declare_operators() -> None:
-    """Declare the operators that torchvision's own library does not bring."""
+    """Declare the operators that torchvision's own library does not provide."""
     import torch
 
     _load_library()
@@ -76,11 +76,11 @@ def _declare_operators() -> None:
 
 
 def _load_library() -> None:
-    """Load the compiled operators as torchvision is about to, which loads nothing twice; in vain where they cannot."""
+    """Load the compiled operators, as torchvision is about to; a library that cannot be loaded is skipped."""
     import torch
 
-    found = importlib.util.find_spec(_NAME)
-    folders = list(found.submodule_search_locations or ()) if found is not None else []
+    spec = importlib.util.find_spec(_NAME)
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     for file in sorted(file for folder in folders for file in Path(folder).glob("_C.*")):
         with contextlib.suppress(OSError, ImportError, RuntimeError):
             torch.ops.load_library(str(file))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Code that the user names: ``FILE.py:NAME`` or ``package.module:NAME``. The caller has settled whether to trust it."""
+"""Load code named by the user, ``FILE.py:NAME`` or ``package.module:NAME``; the caller decides whether to trust it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunetaylor.runtime.torchvision_import import repair_imports
 
 
 def source_hash(spec: str) -> str | None:
-    """sha256 of the file that ``spec``, FILE.py:NAME, names, without what it imports; None of anything else."""
+    """Return the sha256 of the file in ``spec``, FILE.py:NAME, without its imports; None for any other ``spec``."""
     file = Path(spec.rpartition(":")[0])
     if not is_code(spec) or file.suffix != ".py" or not file.is_file():
         return None
@@ -32,21 +32,21 @@ def load_object(spec: str, *, base: Path | None = None) -> Any:
     those in ``base``, can be imported by it. The same file with the same content is imported once. What the code
     prints while it is imported goes to stderr.
 
-    Raises UsageError: no such form, file, module or name, or any exception that the import raised.
+    Raises UsageError: the form, file, module or name is wrong, or the import raised any exception.
     """
     if not is_code(spec):
         raise UsageError(f"{spec!r} names no code", "write FILE.py:NAME or package.module:NAME")
     head, _, name = spec.rpartition(":")
     folder = base or Path.cwd()
-    found: Any = _from_file(folder / head, spec) if head.endswith(".py") else _from_package(head, folder, spec)
+    target: Any = _from_file(folder / head, spec) if head.endswith(".py") else _from_package(head, folder, spec)
     for part in name.split("."):
-        if not hasattr(found, part):
-            public = [n for n in dir(found) if not n.startswith("_")]
+        if not hasattr(target, part):
+            public = [n for n in dir(target) if not n.startswith("_")]
             raise UsageError(
                 f"{head} has no {part!r}{close_match(part, public)}", f"name what is defined there in {spec!r}"
             )
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def _from_file(path: Path, spec: str) -> ModuleType:
@@ -95,7 +95,7 @@ def _from_package(name: str, folder: Path, spec: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _user_code(folder: Path, spec: str) -> Iterator[None]:
-    """``folder`` can be imported from, stdout is kept clean, and what fails is the user's to mend."""
+    """Make ``folder`` importable and redirect stdout to stderr; errors of the code become UsageError."""
     repair_imports()
     path = str(folder.resolve())
     sys.path.insert(0, path)
@@ -107,15 +107,15 @@ def _user_code(folder: Path, spec: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"importing {spec!r} failed: {type(error).__name__}: {error}{_where(error)}",
-            "mend that code, then try again",
+            "correct that code, then try again",
         ) from error
     finally:
-        with contextlib.suppress(ValueError):  # the code may have taken it away itself
+        with contextlib.suppress(ValueError):  # the code may have removed it itself
             sys.path.remove(path)
 
 
 def _where(error: BaseException) -> str:
-    """``" (FILE, line N)"`` of the innermost frame outside this file."""
+    """Return ``" (FILE, line N)"`` for the innermost frame outside this file."""
     frame, place = error.__traceback__, ""
     while frame is not None:
         file = frame.tb_frame.f_code.co_filename

@@ -164,14 +164,14 @@ class TimeFirst(nn.Module):
 
 def test_that_samples_pass_one_at_a_time_is_said() -> None:
     found = check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=True)
-    assert (found.order, found.why, found.said) == (["a", "head"], {}, [MIXED])
-    assert check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).said == []
+    assert (found.order, found.why, found.notes) == (["a", "head"], {}, [MIXED])
+    assert check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).notes == []
 
 
 def test_an_mlp_is_as_taken() -> None:
     network = Network.from_module(mlp())
     found = check_layers(network, batches(rand(8, 6)), fitted=True)
-    assert (found.order, found.why, found.said) == ([one.name for one in network.layers], {}, [])
+    assert (found.order, found.why, found.notes) == ([one.name for one in network.layers], {}, [])
 
 
 class Apart(nn.Module):

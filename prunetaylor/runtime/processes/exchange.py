@@ -1,7 +1,6 @@
-"""What the processes of one run tell each other: sums, rows in the samples' order, the main process's word.
+"""Exchange values between the processes of a run: sums, rows in the samples' order, values of the main process.
 
-For one process alone all of this gives back what it gets. Numbers on a GPU go through NCCL, everything else through
-gloo.
+With a single process every function returns its argument. Tensors on a GPU go through NCCL, all others through gloo.
 """
 
 from __future__ import annotations
@@ -20,54 +19,54 @@ from prunetaylor.runtime.processes.group import agree, exchanging, gather_object
 T = TypeVar("T")
 
 BUCKET_BYTES = 1 << 25
-"""Of what travels together: large enough for a network's bandwidth, small beside what is summed."""
+"""The size of a message: large enough for a network's bandwidth, small beside the tensors that are summed."""
 
 
 def from_main(value: T) -> T:
-    """The main process's small plain value."""
+    """Return the main process's value, which should be small and plain."""
     return gather_objects(value if main_process() else None)[0]  # type: ignore[return-value]
 
 
 def smallest(value: int | None) -> int | None:
-    """The smallest of the processes' numbers; None where nobody has one."""
+    """Return the smallest of the processes' numbers; None if no process has one."""
     return min((one for one in gather_objects(value) if one is not None), default=None)
 
 
 def all_sum(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of each tensor over all processes, by name: the same bits on all of them.
+    """Return the sum of each tensor over all processes by name, with the same bits on all of them.
 
-    A tensor that is laid out plainly is summed in place. What a process does not have counts as zero, so that one
-    without samples need not know what there is to sum; the names' order is that of the first process that has them.
+    Contiguous tensors are summed in place. A name that a process lacks counts as zero there, so that a process without
+    samples need not know the names; their order is that of the first process that has them.
     """
     if world() == 1:
         return dict(tensors)
     shapes = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items()}
     same = set(gather_objects(hashlib.sha256(repr(shapes).encode()).digest()))
     known = [shapes] if len(same) == 1 else gather_objects(shapes)
-    found = {}
-    # Of those that are there under a name the first one says how it looks.
+    sums = {}
+    # The first process that has a name says what its tensor looks like.
     for name, (shape, dtype, device) in {n: s for one in reversed(known) for n, s in one.items()}.items():
         own = tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype, device=_on(device))
-        found[name] = own.detach().contiguous()
+        sums[name] = own.detach().contiguous()
     with exchanging():
-        reduce_in_place([found[name] for name in sorted(found)])
+        reduce_in_place([sums[name] for name in sorted(sums)])
     order = dict.fromkeys(name for one in known for name in one)
-    return {name: found[name] for name in order}
+    return {name: sums[name] for name in order}
 
 
 def reduce_in_place(tensors: Sequence[Tensor]) -> None:
-    """Sum each over all processes, which have the same ones in the same order; small ones travel together."""
+    """Sum tensors over all processes, which have the same ones in the same order; small ones share a message."""
     for bucket in _buckets(tensors):
-        alone = len(bucket) == 1 and bucket[0].is_contiguous()
-        flat = bucket[0] if alone else torch.cat([t.reshape(-1) for t in bucket])
+        is_single = len(bucket) == 1 and bucket[0].is_contiguous()
+        flat = bucket[0] if is_single else torch.cat([t.reshape(-1) for t in bucket])
         dist.all_reduce(flat)
-        if not alone:
+        if not is_single:
             for t, summed in zip(bucket, torch.split(flat, [t.numel() for t in bucket]), strict=True):
                 t.copy_(summed.view(t.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """In order, of one type and device each, up to BUCKET_BYTES or one tensor."""
+    """Yield the tensors in order in buckets of one dtype and device, of up to BUCKET_BYTES or one tensor."""
     bucket: list[Tensor] = []
     size = 0
     for t in tensors:
@@ -82,7 +81,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def sum_numbers(*values: float) -> list[float]:
-    """The sum of each over all processes; all give the same number of them."""
+    """Return the sum of each number over all processes, which must pass equally many."""
     if world() == 1:
         return list(values)
     agree()
@@ -93,7 +92,7 @@ def sum_numbers(*values: float) -> list[float]:
 
 
 def first_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor as the first process that has one of its name has it."""
+    """Return each tensor as it is on the first process that has its name."""
     if world() == 1:
         return dict(tensors)
     owners: dict[str, int] = {}
@@ -104,9 +103,9 @@ def first_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The processes' tensors (n_i, ...), one after another in their order: (N, ...) on each of them.
+    """Return the processes' tensors (n_i, ...) one after another, in their order: (N, ...) on each of them.
 
-    One without rows need not know how they look.
+    A process without rows need not know their shape.
     """
     if world() == 1:
         return rows
@@ -125,28 +124,28 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def tensors_from_main(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """The main process's tensors, by name, laid out as there and on the CPU; None where it has None."""
+    """Return the main process's tensors by name, with the same strides, on the CPU; None if it has None."""
     if world() == 1:
         return None if tensors is None else dict(tensors)
-    about = None
+    description = None
     if tensors is not None:
-        about = [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in tensors.items()]
-    about = from_main(about)
-    if about is None:
+        description = [(name, tuple(t.shape), t.stride(), t.dtype) for name, t in tensors.items()]
+    description = from_main(description)
+    if description is None:
         return None
-    found = {}
+    copies = {}
     with exchanging():
-        for name, shape, stride, dtype in about:
+        for name, shape, stride, dtype in description:
             plain = tensors[name].contiguous() if tensors is not None else torch.empty(shape, dtype=dtype)
             _broadcast(plain, 0)
-            found[name] = tensors[name] if tensors is not None else torch.empty_strided(shape, stride, dtype=dtype)
-            found[name].copy_(plain)
-    return found
+            copies[name] = tensors[name] if tensors is not None else torch.empty_strided(shape, stride, dtype=dtype)
+            copies[name].copy_(plain)
+    return copies
 
 
 @torch.no_grad()
 def as_in_main(tensors: Iterable[Tensor]) -> None:
-    """Make the tensors those of the main process, in place: what rounding would let drift apart, starts anew."""
+    """Copy the main process's tensors to all others, in place, so that rounding cannot let them drift apart."""
     if world() == 1:
         return
     agree()
@@ -159,7 +158,7 @@ def as_in_main(tensors: Iterable[Tensor]) -> None:
 
 
 def _broadcast(plain: Tensor, source: int) -> None:
-    """Any type: as bytes, of which all backends know how to send them."""
+    """Send a tensor of any dtype as bytes, which every backend can send."""
     if plain.numel():
         dist.broadcast(plain.view(-1).view(torch.uint8), src=source)
 

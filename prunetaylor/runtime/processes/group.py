@@ -1,8 +1,8 @@
-"""The group of processes that one run consists of: coming together, agreeing, leaving.
+"""The group of processes of one run: connect, agree, and leave.
 
-Every process goes through the same code, with its own share of the samples, and comes to the same results; the first
-one, the main process, prints and writes besides. Before anything is exchanged (``exchange.py``) the processes agree
-that all of them got so far: an error of one of them ends all of them there, with its cause and remedy.
+Every process runs the same code on its own share of the samples, and gets the same results; the first one, the main
+process, also prints and writes. Before anything is exchanged (``exchange.py``) the processes agree that all of them got
+so far: an error in one of them ends all of them there, with its cause and remedy.
 """
 
 from __future__ import annotations
@@ -24,54 +24,53 @@ from prunetaylor.runtime.processes.place import LOST, Place
 
 T = TypeVar("T")
 
-JOIN = timedelta(minutes=5)
-"""For all processes to come together."""
-WAIT = timedelta(minutes=30)
-"""For the slowest at any exchange."""
-LEAVE = timedelta(seconds=20)
-"""For the others to hear of an error; whoever does not hear of it finds out when the connection ends."""
+CONNECT_TIMEOUT = timedelta(minutes=5)
+"""The time for all processes to connect."""
+EXCHANGE_TIMEOUT = timedelta(minutes=30)
+"""The time for the slowest process at any exchange."""
+ERROR_TIMEOUT = timedelta(seconds=20)
+"""The time to tell the others of an error; a process that misses it notices when the connection ends."""
 
 _SMALL = 256
-"""Bytes of what is exchanged at once, whatever there is to say."""
+"""Bytes of the first exchange, whatever is to be said."""
 
 
 @dataclass(frozen=True)
 class _Group:
     place: Place
-    control: dist.ProcessGroup  # gloo, for what is no number of a GPU
+    control: dist.ProcessGroup  # gloo, for everything but tensors on a GPU
 
 
 _group: _Group | None = None
 
 
 def rank() -> int:
-    """Of this process, from 0."""
+    """Return this process's number, from 0."""
     return here.rank if (here := place()) else 0
 
 
 def world() -> int:
-    """The number of processes; 1 without a group."""
+    """Return the number of processes; 1 without a group."""
     return here.world if (here := place()) else 1
 
 
 def local_world() -> int:
-    """Those of them on this machine."""
+    """Return the number of processes on this machine."""
     return here.local_world if (here := place()) else 1
 
 
 def place() -> Place | None:
-    """Where this process stands; None where it is alone."""
+    """Return this process's place in the group; None for a single process."""
     return _group.place if _group else None
 
 
 def main_process() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Return True in the process that prints and writes."""
     return rank() == 0
 
 
 def mine(count: int) -> range:
-    """Of ``count`` things in order those that are this process's: consecutive, in the processes' order, one more for
-    the first ones where they do not come out even."""
+    """Return this process's share of ``count`` things: consecutive ones, with one more for the first processes."""
     each, more = divmod(count, world())
     start = rank() * each + min(rank(), more)
     return range(start, start + each + (rank() < more))
@@ -79,13 +78,13 @@ def mine(count: int) -> range:
 
 @contextmanager
 def joined(here: Place | None) -> Iterator[None]:
-    """Inside, this process is one of several; with None it is alone, and nothing happens. From Python:
+    """Make this process one of several; with None nothing happens. From Python:
 
         with joined(find(os.environ)):
             outcome = prunetaylor.prune(network, ...)  # in each process alike
 
-    An error inside is told to the others, which leave too. PeerError where another process failed or is gone, or where
-    they do not come together.
+    An error inside ends the other processes too. Raises PeerError: another process failed or is gone, or they cannot
+    connect.
     """
     global _group
     if here is None:
@@ -95,7 +94,7 @@ def joined(here: Place | None) -> Iterator[None]:
     well = False
     try:
         yield
-        agree()  # nobody leaves while another one still needs an answer, or may yet fail
+        agree()  # no process leaves while another one still waits for it, or may yet fail
         well = True
     except PeerError:
         raise
@@ -105,44 +104,48 @@ def joined(here: Place | None) -> Iterator[None]:
         raise
     finally:
         _group = None
-        with suppress(Exception):  # of connections that are broken already
+        with suppress(Exception):  # the connections may be broken already
             if not well and dist.group.WORLD is not None:
                 dist.group.WORLD.abort()
             dist.destroy_process_group()
 
 
 def _meet(here: Place) -> dist.ProcessGroup:
-    """Connect all processes; the control group."""
+    """Connect all processes and return the control group."""
     # Communicators are made when they are first used: without a GPU in use there will be none of NCCL's.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    members: dict[str, Any] = {"rank": here.rank, "world_size": here.world, "timeout": WAIT}
+    members: dict[str, Any] = {"rank": here.rank, "world_size": here.world, "timeout": EXCHANGE_TIMEOUT}
     try:
         if here.by == "torchrun":  # whose agent may be the one that listens
             members["init_method"] = "env://"
         else:
-            listens: dict[str, Any] = {"is_master": here.rank == 0, "master_listen_fd": here.listen, "timeout": JOIN}
+            listens: dict[str, Any] = {
+                "is_master": here.rank == 0,
+                "master_listen_fd": here.listen,
+                "timeout": CONNECT_TIMEOUT,
+            }
             members["store"] = dist.TCPStore(here.address, here.port, here.world, **listens)  # type: ignore[attr-defined]
         dist.init_process_group(backend, **members)
-        gloo = dist.new_group(backend="gloo", timeout=WAIT)
+        gloo = dist.new_group(backend="gloo", timeout=EXCHANGE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         with suppress(Exception):
             dist.destroy_process_group()
         raise PeerError(
             f"process {here.rank} cannot join the other {here.world - 1} at {here.address}:{here.port}: "
             f"{first_line(error)}",
-            "see that all of them run and can reach this address; MASTER_ADDR and MASTER_PORT name another one",
+            "check that all of them run and can reach this address; MASTER_ADDR and MASTER_PORT set another one",
         ) from error
     assert isinstance(gloo, dist.ProcessGroup)
     return gloo
 
 
 def agree() -> None:
-    """Wait for all processes; PeerError where one of them has failed."""
+    """Wait for all processes. Raises PeerError: one of them has failed."""
     gather_objects(None)
 
 
 def gather_objects(value: T) -> list[T]:
-    """Each process's plain value, in their order. PeerError where one of them has failed.
+    """Return each process's plain value, in their order. Raises PeerError: one of them has failed.
 
     Values travel as pickles, as torch.distributed's own objects do: whoever joins the group is a process of this run.
     """
@@ -153,7 +156,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def _told(error: Exception) -> bool:
-    """Tell the others; whether they heard it."""
+    """Tell the others of an error; return True if they heard it."""
     if isinstance(error, PruneTaylorError):
         failure = error.cause, error.remedy, error.exit_code
     else:
@@ -168,12 +171,12 @@ def _told(error: Exception) -> bool:
 
 
 def _swapped(content: bytes, failed: bool) -> list[bytes]:
-    """Every process's content, in their order. What a process that has failed says ends all: PeerError with it.
+    """Return every process's content, in their order. Raises PeerError: a process has failed; it has that cause.
 
-    One exchange of small buffers, and another one where something is larger. It is the one thing that all processes
-    come to again and again, so that the news of a failure meets all others wherever they are.
+    Small buffers are exchanged first, and the rest in a second exchange if something is larger. Every process calls
+    this again and again, so that the news of a failure reaches all of them wherever they are.
     """
-    limit = LEAVE if failed else WAIT
+    limit = ERROR_TIMEOUT if failed else EXCHANGE_TIMEOUT
     head = torch.zeros(_SMALL, dtype=torch.uint8)
     head[:9] = torch.frombuffer(bytearray([failed, *len(content).to_bytes(8, "big")]), dtype=torch.uint8)
     room = _SMALL - 9
@@ -186,9 +189,9 @@ def _swapped(content: bytes, failed: bool) -> list[bytes]:
         rest[: max(0, len(content) - room)] = _as_tensor(content[room:])
         more = [bytes(one.numpy()) for one in _gathered(rest, limit)]
         every = [a + b[: max(0, size - room)] for a, b, size in zip(every, more, sizes, strict=True)]
-    for which, (one, said) in enumerate(zip(heads, every, strict=True)):
+    for which, (one, content) in enumerate(zip(heads, every, strict=True)):
         if one[0]:
-            cause, remedy, code = pickle.loads(said)
+            cause, remedy, code = pickle.loads(content)
             cause = f"process {which} of {world()}: {cause}"
             raise PeerError(cause, remedy, exit_code=code, silent=not main_process())
     return every
@@ -209,17 +212,17 @@ def _gathered(buffer: Tensor, limit: timedelta) -> list[Tensor]:
 
 @contextmanager
 def exchanging() -> Iterator[None]:
-    """PeerError in place of what the backends say when a connection breaks."""
+    """Raise PeerError in place of the backends' errors when a connection breaks."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # Of processes that --nproc started, their parent sees which one ended, and says so.
+        # The parent of processes that --nproc started sees which one ended, and reports it.
         launched = _group is not None and _group.place.by == "--nproc"
         raise PeerError(
             f"the connection to the other processes of this run broke: {first_line(error)}",
-            "see what they printed last, or the log of whatever started them",
+            "read what they printed last, or the log of the program that started them",
             exit_code=LOST if launched else 1,
             silent=launched or not main_process(),
         ) from error

@@ -1,8 +1,8 @@
-"""Where this process stands among those that were started together, from its environment alone. No torch here.
+"""Read from the environment alone this process's place among those that were started together. No torch here.
 
 A process joins others when torchrun started it (or whatever else sets RANK and WORLD_SIZE), or when it is one of
 several tasks of an ``srun`` step. A plain command inside an allocation (in a batch script, at the prompt of ``salloc``
-or of ``srun --pty``) sees the allocation's variables too, but is alone.
+or of ``srun --pty``) sees the allocation's variables too, but is a single process.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from prunetaylor.core.errors import UsageError
 
 LISTEN = "_PRUNETAYLOR_LISTEN"
-"""Of the first process of ``--nproc``: the descriptor of a socket that listens already. No port is free twice."""
-ALIVE = "_PRUNETAYLOR_ALIVE"
-"""Of every process of ``--nproc``: the descriptor of a pipe that ends when their parent does."""
+"""Set in the first process of ``--nproc``: the descriptor of a socket that listens already, on a port that is free."""
+PARENT_PIPE = "_PRUNETAYLOR_PARENT_PIPE"
+"""Set in every process of ``--nproc``: the descriptor of a pipe that is closed when their parent ends."""
 
 LOST = 113
-"""What a process of ``--nproc`` ends with where it has only lost another one: their parent sees which, and says so."""
+"""The exit code of a process of ``--nproc`` that has only lost another one; their parent sees and reports which."""
 
 _SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm's numbers from here on are no steps of srun: batch scripts, interactive shells, what is outside of any."""
+"""Slurm's step numbers from here on do not belong to srun: batch scripts, interactive shells, and the like."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Place:
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
-    """The place that ``environment`` gives this process; None where it is alone.
+    """Return the place that ``environment`` gives this process; None for a single process.
 
-    UsageError where what it says is incomplete or no number.
+    Raises UsageError: the variables are incomplete or not numbers.
     """
     if "RANK" in environment and _number(environment, "WORLD_SIZE", 1) > 1:
         return _torchrun(environment)
@@ -69,14 +69,14 @@ def _torchrun(environment: Mapping[str, str]) -> Place:
             local_world=_number(environment, "LOCAL_WORLD_SIZE", 1),
             address=environment["MASTER_ADDR"],
             port=_number(environment, "MASTER_PORT"),
-            by="--nproc" if ALIVE in environment else "torchrun",
+            by="--nproc" if PARENT_PIPE in environment else "torchrun",
             listen=_number(environment, LISTEN) if LISTEN in environment else None,
         )
     )
 
 
 def _is_task(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process as a task of a step."""
+    """Return True if srun started this process as a task of a step."""
     step = environment.get("SLURM_STEP_ID", environment.get("SLURM_STEPID", ""))
     real = step.isdigit() and int(step) < _SPECIAL_STEP
     # With a terminal of its own it is somebody's shell, whatever the number of tasks.
@@ -106,7 +106,7 @@ def _srun(environment: Mapping[str, str]) -> Place:
 
 
 def _first_node(environment: Mapping[str, str]) -> str:
-    """Where the step's first task runs: the head of its list of nodes, not the node that srun was called on."""
+    """Return the node of the step's first task: the head of its list of nodes, not the node where srun was called."""
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
     if _number(environment, "SLURM_STEP_NUM_NODES", 0) == 1:
         return "127.0.0.1"
@@ -120,7 +120,7 @@ def _first_node(environment: Mapping[str, str]) -> str:
 
 
 def first_of_nodes(nodes: str) -> str:
-    """The first name in Slurm's short form of a list: ``gpu[007-012,20],cpu1`` -> ``gpu007``."""
+    """Return the first name in Slurm's short form of a list: ``gpu[007-012,20],cpu1`` -> ``gpu007``."""
     head = ""
     for part in re.findall(r"[^\[\],]+|\[[^\]]*\]|,", nodes):
         if part == ",":
@@ -130,14 +130,14 @@ def first_of_nodes(nodes: str) -> str:
 
 
 def _tasks_by_node(text: str) -> list[int]:
-    """``4(x2),3`` -> [4, 4, 3]; empty where it is something else."""
-    found: list[int] = []
+    """Parse ``4(x2),3`` as [4, 4, 3]; return an empty list for anything else."""
+    tasks: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if match is None:
             return []
-        found += [int(match[1])] * int(match[2] or 1)
-    return found
+        tasks += [int(match[1])] * int(match[2] or 1)
+    return tasks
 
 
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -146,7 +146,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
         return default
     if not text.isdigit():
         raise UsageError(
-            f"{name}={text!r} in the environment is no whole number",
+            f"{name}={text!r} in the environment is not a whole number",
             "whatever started this process sets it; --nproc 1 is for this process alone",
         )
     return int(text)

@@ -1,6 +1,6 @@
-"""What training on several processes shares: gradients, and the statistics of batch norms.
+"""Train on several processes, which share gradients and batch-norm statistics.
 
-Each process has its rows of a batch (``Batches.shares``) and takes their part of the whole batch's mean loss,
+Each process has its rows of a batch (``Batches.shares``) and computes their part of the whole batch's mean loss,
 
     loss = mean over own rows * share.weight          share.weight: own rows / rows of the whole batch
 
@@ -34,11 +34,11 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     missing, and would wrap a network whose layers are known by name here. What it does better, sending while the
     backward pass still runs, is left out.
     """
-    wanted = [p for p in parameters if p.requires_grad]
-    if world() == 1 or not wanted:
+    trained = [p for p in parameters if p.requires_grad]
+    if world() == 1 or not trained:
         return
-    there = [any(flags) for flags in zip(*gather_objects(bytes(p.grad is not None for p in wanted)), strict=True)]
-    moved = [p for p, seen in zip(wanted, there, strict=True) if seen]
+    known = [any(flags) for flags in zip(*gather_objects(bytes(p.grad is not None for p in trained)), strict=True)]
+    moved = [p for p, has_gradient in zip(trained, known, strict=True) if has_gradient]
     for p in moved:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
@@ -47,23 +47,23 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def waits_within(module: nn.Module) -> bool:
-    """Whether several processes that train ``module`` wait for one another in the middle of a pass."""
+    """Return True if several processes that train ``module`` wait for one another in the middle of a pass."""
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
 @contextmanager
 def synced_batch_norm(module: nn.Module) -> Iterator[None]:
-    """Inside, every batch norm of ``module`` in training mode takes the statistics of the whole batch, that of all
-    processes together, in both passes: outputs, gradients and running statistics are those of one process.
+    """Let every batch norm of ``module`` in training mode use the statistics of the whole batch, over all processes.
 
-    nn.SyncBatchNorm runs on GPUs only; one that is in the network already is left to itself. All processes must go
-    through the same norms in the same order, those without rows with tensors (0, C, ...).
+    That holds in both passes: outputs, gradients and running statistics are those of one process. nn.SyncBatchNorm runs
+    on GPUs only; one that is in the network already is not changed. All processes must call the same norms in the same
+    order, those without rows with tensors (0, C, ...).
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if world() == 1 or not norms:
         yield
         return
-    own = {m: vars(m)["forward"] for m in norms if "forward" in vars(m)}  # somebody else's stand-in
+    own = {m: vars(m)["forward"] for m in norms if "forward" in vars(m)}  # another replacement
     for m in norms:
         m.forward = _Forward(m, m.forward)  # type: ignore[method-assign,assignment]
     try:
@@ -76,7 +76,7 @@ def synced_batch_norm(module: nn.Module) -> Iterator[None]:
 
 
 class _Forward:
-    """A batch norm's own forward pass, with another function for its arithmetic while it trains."""
+    """A batch norm's own forward method, with synchronised arithmetic while it trains."""
 
     def __init__(self, norm: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
         self._norm, self._forward = norm, forward
@@ -120,9 +120,9 @@ def _batch_norm(
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Mean and variance (C,) over all processes in float64, and the number of values of a channel.
+    """Return mean and variance (C,) over all processes in float64, and the number of values of a channel.
 
-    From each process's own, put together by their counts (Chan, Golub & LeVeque 1983).
+    They combine each process's own by their counts (Chan, Golub & LeVeque 1983).
     """
     channels, dims = x.shape[1], [0, *range(2, x.dim())]
     count = x.numel() // channels
@@ -145,7 +145,7 @@ def _along_channels(x: Tensor) -> list[int]:
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / standard deviation, both functions of all processes' x; the gradient goes through them too."""
+    """Compute (x - mean) / standard deviation, both functions of all processes' x, with gradients through both."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, count: int) -> Tensor:

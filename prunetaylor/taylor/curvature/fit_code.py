@@ -67,11 +67,17 @@ def _imports(name: str, source: bytes, folder: Path) -> Iterator[str]:
             if statement.level:
                 raise NotImplementedError(f"{name} imports relatively; the package names its modules in full")
             if statement.module and _ours(statement.module):
-                home = _source(statement.module, folder)
-                if home is not None and home.stem == "__init__":  # what the package's folders give are modules
-                    yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
-                else:
-                    yield statement.module
+                yield from (_imported(statement.module, alias.name, folder) for alias in statement.names)
+
+
+def _imported(module: str, name: str, folder: Path) -> str:
+    """Return the module that ``from module import name`` imports: ``module`` itself if that defines ``name``."""
+    home = _source(module, folder)
+    if home is None or home.stem != "__init__":
+        return module
+    body = ast.parse(home.read_bytes(), module).body
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return module if name in defined else f"{module}.{name}"
 
 
 def _ours(name: str) -> bool:

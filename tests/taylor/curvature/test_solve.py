@@ -144,7 +144,7 @@ def test_conjugate_gradients_stop_at_their_limit_with_something_better() -> None
     for before, after in pairwise(values):
         assert bool((after < before).all())
     assert notes[0] == "features.3: its least squares stopped after 0 steps, with a relative residual of 1"
-    assert notes[2].startswith("features.3: its least squares stopped after 2 steps, 0.")
+    assert notes[2].startswith("features.3: its least squares stopped after 2 steps, with a relative residual of 0.")
     assert len(notes) == C + 1
 
 
