@@ -221,5 +221,5 @@ def test_a_network_whose_weights_a_pass_has_computed_can_be_copied() -> None:
 def test_what_cannot_be_copied_says_so(held: object) -> None:
     module = plain()
     module.conv1.held = [held]
-    with pytest.raises(UsageError, match=r"the network cannot be copied: .*\n.*keep what cannot be copied"):
+    with pytest.raises(UsageError, match=r"the network cannot be copied: .*\n.*store what cannot be copied"):
         copied(module)
