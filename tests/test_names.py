@@ -16,8 +16,15 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     "prunetaylor/core",
     "prunetaylor/data",
-    "prunetaylor/network/checkpoint",
+    "prunetaylor/measure",
+    "prunetaylor/network",
     "prunetaylor/report",
+    "prunetaylor/runtime",
+    "prunetaylor/taylor/curvature",
+    "prunetaylor/taylor/losses.py",
+    "prunetaylor/taylor/model.py",
+    "prunetaylor/taylor/objective.py",
+    "prunetaylor/taylor/passes.py",
 ]
 """Rooms that hold the rule; the others follow."""
 

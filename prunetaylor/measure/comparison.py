@@ -14,11 +14,11 @@ from prunetaylor.measure.paired import bootstrap_interval, drop_interval
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where a pruned network answers otherwise than its dense one.
+    """The samples on which a pruned network's predictions differ from its dense one's.
 
     Attributes:
-        drop: of the top-1 accuracy, with its 95 % interval; None where answers are not right or wrong.
-        flips: samples that only one of the two answers rightly.
+        drop: the drop in top-1 accuracy with its 95 % interval; None if predictions are not simply right or wrong.
+        flips: the samples on which only one of the two networks is right.
         classes: the drop of each class, the largest first.
     """
 
