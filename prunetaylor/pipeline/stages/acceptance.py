@@ -1,4 +1,4 @@
-"""Whether a stage stands, and its record for the report: pure functions of a step's outcome."""
+"""Pure functions of a step's outcome decide whether the stage stands, and make its record for the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far each stage of a one-shot run goes: to sparsities fixed beforehand, or as far as the model can be trusted."""
+"""The control of a one-shot run's stages: sparsities fixed beforehand, or as far as the model can be trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows when a stage stands: batch-norm statistics, refinement, and its metric for the report."""
+"""A stage that stands is finished: batch-norm statistics, refinement, and its metric for the report."""
 
 from __future__ import annotations
 

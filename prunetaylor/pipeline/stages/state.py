@@ -46,6 +46,7 @@ class StageProgress:
         return time.perf_counter() - self.start
 
     def select(self, selection: Selection) -> None:
+        """Record the selection, which needs the layers' scores no more."""
         self.selection, self.layer_scores = selection, {}
 
     def state_dict(self, network: Network) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class StageProgress:
 
 
 class PruningState:
-    """What has been pruned so far, and everything that the coming stages depend on.
+    """The state of pruning: everything that the coming stages depend on.
 
     Attributes:
         network: the network that is pruned in place.
@@ -112,7 +113,7 @@ class PruningState:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a stage or its refinement was interrupted."""
+        """True if a stage or its refinement was interrupted."""
         return self.stage is not None or self.refinement is not None
 
     def start(self, repair_ratio: float | None = None) -> None:
@@ -158,6 +159,7 @@ class PruningState:
         self.history[-1] = replace(self.history[-1], **values)
 
     def start_refinement(self) -> None:
+        """Let a refinement of the last stage begin."""
         self.refinement = {}
 
     def refine(self, state: Callable[[], dict[str, Any]]) -> None:
@@ -165,6 +167,7 @@ class PruningState:
         self._refinement_state = state
 
     def end_refinement(self) -> None:
+        """Let the refinement be complete."""
         self.refinement = None
 
     def train(self, steps: int) -> None:
