@@ -75,7 +75,7 @@ def documented(thing: Any) -> Iterator[str]:
     for part in re.split(r"\n\n(?!    )", text):
         head, _, rest = part.partition("\n")
         if head in ("Args:", "Returns:", "Raises:"):
-            yield f"**{head[:-1]}**\n"
+            yield f"**{'Arguments' if head == 'Args:' else head[:-1]}**\n"
             yield from entries(inspect.cleandoc(rest), listed=head != "Returns:")
             continue
         said, code, example = part.partition("::\n\n")
