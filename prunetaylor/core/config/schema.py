@@ -27,7 +27,7 @@ from prunetaylor.core.config.sizes import parse_size
 
 
 def fraction(value: Any) -> Any:
-    """``"80%"`` is 0.8; anything else is left to the type check."""
+    """Return ``"80%"`` as 0.8, and anything else unchanged for the type check."""
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
             return float(value.strip()[:-1]) / 100
@@ -37,7 +37,7 @@ def fraction(value: Any) -> Any:
 
 
 def _size(value: Any) -> Any:
-    """``"3GiB"`` is 3 x 2^30; anything but text is left to the type check."""
+    """Return ``"3GiB"`` as 3 x 2^30, and anything but text unchanged for the type check."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return parse_size(value) if isinstance(value, str) else value
@@ -50,7 +50,7 @@ Fraction = Annotated[float, BeforeValidator(fraction, json_schema_input_type=flo
 
 
 def _points(value: Any) -> Any:
-    """``"0.5pp"`` is 0.5; a percent sign is refused, as a drop is no share of anything."""
+    """Return ``"0.5pp"`` as 0.5; a percent sign is refused, since a drop is not a share of anything."""
     if not isinstance(value, str):
         return value
     text = value.strip().lower().removesuffix("pp").strip()
@@ -80,7 +80,7 @@ class OneOf:
 
     @property
     def known(self) -> dict[str, str]:
-        """Every word with its meaning, the further ones first."""
+        """Return every word with its meaning, the further words first."""
         return self.also | {name: registry.facts(self.methods, name).summary for name in registry.names(self.methods)}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -111,63 +111,61 @@ class ModelSection(Section):
     checkpoint: str | None = None
     """The checkpoint to prune (MODEL on the command line)."""
     arch: str | None = None
-    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: what the checkpoint names."""
+    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: the checkpoint's network."""
     args: dict[str, Any] = {}
     """Keyword arguments of the network's factory."""
 
 
 class DataSection(Section):
-    """The samples, and how they become inputs."""
+    """The samples and their preprocessing."""
 
     source: str | None = None
-    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's own."""
+    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's data."""
     root: str | None = None
     """Folder of torchvision's data sets."""
     download: bool = False
-    """Let torchvision download a data set that is missing."""
+    """Download a torchvision data set that is missing."""
     normalize: Literal["auto", "imagenet", "cifar10", "mnist", "none"] | Normalization = "auto"
-    """How inputs are normalised; auto: from the checkpoint, else the source's default, else none."""
+    """Normalisation of inputs; auto: the checkpoint's, else the source's default, else none."""
     augment: Literal["auto", "none", "flip", "crop-flip"] | list[str | dict[str, dict[str, Any]]] = "auto"
     """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
     mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
     [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Samples per step of fine-tuning and per forward pass."""
+    """Samples per fine-tuning step and per forward pass."""
     validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"
-    """Share of the training set held out of fine-tuning to choose epochs by, where the source has no validation split;
-    auto: a tenth, 2,000 samples at most to choose between epochs."""
+    """Share of the training set held out of fine-tuning to choose the best epoch, if the source has no validation set;
+    auto: a tenth, 2,000 samples at most."""
     size: Annotated[int, Field(ge=1)] | None = None
-    """Height and width that images are resized and cropped to; null: as they are, or 224 where they differ."""
+    """Height and width that images are resized and cropped to; null: as they are, or 224 if their sizes differ."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images; auto: as many as there are cores, 8 at most, where files are decoded."""
+    """Processes that decode images; auto: one per core, 8 at most, if files must be decoded."""
 
 
 class CalibrationSection(Section):
-    """The training samples that the Taylor model is fitted to."""
+    """The training samples that the Taylor model is fitted on."""
 
     samples: Annotated[int, Field(ge=2)] = 1000
     """Number of distinct training samples that a run uses before fine-tuning, held-out ones included."""
     labels: Literal["auto"] | bool = "auto"
-    """true: the error is the loss with labels; false: distance to the dense outputs; auto: by the convergence check."""
+    """true: the error is the loss with labels; false: the distance to the dense outputs; auto: by convergence."""
     holdout: Annotated[Fraction, Field(gt=0, lt=1)] = 0.2
     """Share of the samples held out of the fit, on which predicted and measured changes are compared.
 
-    Where the first-order term is kept, obs_fisher, obs_kfac and joint decide by them how far to follow a Newton step.
+    If the first-order term is kept, obs_fisher, obs_kfac and joint choose the length of a Newton step on them.
     """
     resample: bool = False
-    """Draw fresh samples at every stage; none of those held out is one that any stage fits."""
+    """Draw fresh samples at every stage; held-out samples are never used in any stage's fit."""
 
 
 class PruneSection(Section):
-    """The pruning itself: what is removed, how it is chosen and repaired."""
+    """The pruning itself: selection, removal and repair."""
 
     method: Annotated[
         str,
-        OneOf(
-            registry.CRITERIA, {"auto": "exact_obs, or obs where that would take too long, or magnitude without data"}
-        ),
+        OneOf(registry.CRITERIA, {"auto": "exact_obs; obs if that would take too long; magnitude without data"}),
     ] = "auto"
-    """How weights are scored; `prunetaylor config prune.method` describes each method, its cost and when to use it."""
+    """The criterion that scores weights; `prunetaylor config prune.method` describes each one, its cost and its use."""
     sparsity: Annotated[Fraction, Field(ge=0, lt=1)] = 0.5
     """Fraction of the prunable weights removed, in [0, 1): 0.8 or 80%."""
     structure: Annotated[str, OneOf(registry.STRUCTURES)] = "weight"
@@ -175,21 +173,21 @@ class PruneSection(Section):
     include: list[str] = ["*"]
     """Patterns of layer names (shell style) whose weights may be removed."""
     exclude: list[str] = []
-    """Patterns of layer names whose weights are kept."""
+    """Patterns of layer names whose weights are not removed."""
     stages: Literal["auto"] | Annotated[int, Field(ge=1)] | list[Annotated[Fraction, Field(gt=0, lt=1)]] = "auto"
-    """Rounds of fit, score, select and repair: how many, or the sparsity after each, the last of which is the run's
-    (they replace a gradual schedule's curve); auto: by sparsity and method."""
+    """Rounds of fit, score, select and repair: their number, or the sparsity after each, ending at the run's sparsity
+    (a list replaces a gradual schedule's curve); auto: by sparsity and method."""
     schedule: Literal["one-shot", "cubic", "linear", "constant"] = "one-shot"
-    """one-shot: before any training; else in steps between epochs of fine-tuning, each fitted anew to what they left:
-    sparsity rises along a cubic or a line, or each removes a constant share of what is left."""
+    """one-shot: before any training; the others prune between epochs of fine-tuning, with a new fit each time: sparsity
+    rises along a cubic or a line, or each step removes a constant share of the remaining weights."""
     during: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Epochs over which a gradual schedule prunes, the first step before any training; auto: two thirds of them."""
+    """Epochs over which a gradual schedule prunes, starting before any training; auto: two thirds of the epochs."""
     first_order: Literal["auto", "keep", "drop"] = "auto"
-    """The gradient's term of the Taylor model; auto: by its measured share, where there are labels."""
+    """The gradient term of the Taylor model; auto: by its measured share, if there are labels."""
     damping: Annotated[float, Field(gt=0)] = 0.01
-    """The ridge added to a curvature, relative to its mean diagonal."""
+    """Ridge added to a curvature, relative to its mean diagonal."""
     repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"
-    """How the kept weights are adjusted after a removal: by least squares, by the OBS update, or batch-norm statistics
+    """Adjustment of the kept weights after a removal: by least squares, by the OBS update, or of batch-norm statistics
     only."""
     refine: Literal["auto", "none", "last", "stages"] = "auto"
     """Joint refinement of all kept weights and biases, after the last or after each stage; auto: by method, convergence
@@ -197,7 +195,7 @@ class PruneSection(Section):
     refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
     """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
     refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Maximum steps of a refinement; auto: 300 for features, 6 for gauss-newton. Held-out samples confirm each."""
+    """Maximum steps of a refinement; auto: 300 for features, 6 for gauss-newton. Held-out samples check progress."""
 
     @field_validator("stages")
     @classmethod
@@ -232,23 +230,23 @@ class FinetuneSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """Weight decay; norms and biases are exempt."""
     warmup: Annotated[Fraction, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps in which the learning rate rises, before lr_schedule."""
+    """Share of the steps in which the learning rate rises before lr_schedule applies."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up: it falls to zero, or stays constant."""
     rewind: bool = False
-    """Learning-rate rewinding: warm-up and schedule start anew after each step of a gradual schedule."""
+    """Learning-rate rewinding: warm-up and schedule restart after each step of a gradual schedule."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a label that is spread over all classes."""
+    """Label smoothing: the share of each label that is spread over all classes."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are accumulated into one optimizer step."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum norm of the gradient of all parameters; null: no limit."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the exponential moving average of the weights, which is then measured and written; 0: off."""
+    """Decay of an exponential moving average of the weights, which becomes the result; 0: off."""
     compile: bool = False
     """Run the network through torch.compile; needs a compiler on the machine."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a CUDA GPU (fp16 where it has no bf16), float32 elsewhere."""
+    """Arithmetic of fine-tuning; auto: bf16 on a CUDA GPU (fp16 if it lacks bf16), float32 elsewhere."""
     distill: DistillSection = DistillSection()
 
 
@@ -256,35 +254,35 @@ class CheckpointSection(Section):
     """The state that an interrupted run resumes from, with --resume."""
 
     every: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds between two saved states; 0: save at every opportunity."""
+    """Seconds between saved states; 0: save at every opportunity."""
 
 
 class CacheSection(Section):
     """Cache of fitted curvatures between runs. It never changes a result."""
 
     enabled: bool = True
-    """Reuse a curvature that was fitted before for the same weights and samples, and keep new ones."""
+    """Reuse curvatures fitted earlier for the same weights and samples, and store new ones."""
     dir: str | None = None
-    """The folder; null: prunetaylor in $XDG_CACHE_HOME, else in ~/.cache."""
+    """Folder of the cache; null: prunetaylor in $XDG_CACHE_HOME, else in ~/.cache."""
     limit: Annotated[float, Field(gt=0)] = 4.0
     """Maximum size in gigabytes (10^9 bytes); the least recently used entries are deleted first."""
 
 
 class GateSection(Section):
-    """Limits for a finished run, or for `prunetaylor check`. A limit that is null is not judged."""
+    """Limits for a finished run, or for `prunetaylor check`. A limit that is null is not checked."""
 
     baseline: str | None = None
-    """The dense checkpoint to compare with; null: the one that the run pruned."""
+    """Dense checkpoint to compare with; null: the one that the run pruned."""
     max_drop: Points | None = None
     """Maximum drop of the metric: 0.5 or 0.5pp (percentage points); for a loss, its maximum rise in its own unit."""
     max_class_drop: Points | None = None
     """Maximum drop of the accuracy of any class, in percentage points."""
     min_sparsity: Share | None = None
-    """Minimum fraction of the prunable weights that is removed: 0.8 or 80%."""
+    """Minimum fraction of the prunable weights that must be removed: 0.8 or 80%."""
     max_size: Size | None = None
     """Maximum size of the pruned file: 2MB, 500KiB or a number of bytes."""
     max_flops: Share | None = None
-    """Maximum share of the dense network's FLOPs: 0.5 or 50%; where layers shrank, zeros count as work."""
+    """Maximum share of the dense network's FLOPs: 0.5 or 50%; in layers that shrank, zeros count as work."""
     max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
     """Maximum ratio of pruned to dense latency; both networks are timed on this machine's device."""
     latency_batch: Annotated[int, Field(ge=1)] = 1
@@ -292,7 +290,7 @@ class GateSection(Section):
     metric: str | None = None
     """FILE.py:FUNCTION of (outputs, targets) that gives a number, larger better, in its own unit; null: metric."""
     on_inconclusive: Literal["pass", "fail", "warn"] | None = None
-    """How to treat too few samples to judge: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
+    """Result if there are too few samples: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
 
 
 class Config(Section):
@@ -316,9 +314,9 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed."""
     device: str = "auto"
-    """auto (cuda, then mps, then cpu), or a torch device."""
+    """Device to compute on: auto (cuda, then mps, then cpu), or a torch device."""
     memory: Size | None = None
-    """Maximum memory, not counting Python and torch themselves: 3GiB, 500MB or bytes; null: what is free."""
+    """Maximum memory, besides Python and torch themselves: 3GiB, 500MB or bytes; null: the free memory."""
     output: str | None = None
     """The run's folder; null: runs/NAME-N."""
 
