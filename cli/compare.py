@@ -1,4 +1,4 @@
-"""``prunetaylor compare``: several runs side by side."""
+"""The command ``prunetaylor compare``: it shows several runs side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from prunetaylor.core.errors import UsageError
 
-from .report import read_report, shown, write_page
+from .report import read_report, report_errors, write_page
 from .support.options import examples, json_option, verbosity_options
 from .terminal.console import say_json
 
@@ -41,19 +41,19 @@ def compare(folders: tuple[Path, ...], html: Path | None, as_json: bool) -> None
 
     names = _names(folders)
     for folder, name, document in zip(folders, names, documents, strict=True):
-        with shown(folder):  # one by one, so that the run that has no place beside others is named
+        with report_errors(folder):  # one by one, so that an error names the run
             side_by_side([name], [document])
             compare_page([name], [document])
-    found = side_by_side(names, documents)
+    comparison = side_by_side(names, documents)
     if html is not None:
         write_page(html, compare_page(names, documents), named=True)
     if as_json:
-        say_json(found)
+        say_json(comparison)
     else:
-        print_comparison(console(), found)
+        print_comparison(console(), comparison)
 
 
 def _names(folders: tuple[Path, ...]) -> list[str]:
-    """The folders' own names where these tell them apart, else the paths as they were given."""
+    """Return the names of the folders, or their paths where names are equal."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

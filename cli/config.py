@@ -1,4 +1,4 @@
-"""``prunetaylor config``: what can be set, and what a command line would set."""
+"""The command ``prunetaylor config``: it prints the settings, or those that a command line would give."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .terminal.console import say_json, say_lines
 def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: bool) -> None:
     """Print every setting with its default and meaning, as YAML that -c reads.
 
-    With KEY, such as prune.method, or a section, such as finetune: its meaning and values, each method with its cost
-    and when to use it.
+    With KEY, such as prune.method, or a section, such as finetune, it prints its meaning and values, and for each
+    method its cost and when to use it.
 
-    With -c or KEY=VALUE: the configuration that they give, each value with its origin (default, FILE:line,
+    With -c or KEY=VALUE it prints the resulting configuration, each value with its origin (default, FILE:line,
     environment, command line).
     """
     from prunetaylor.core.config.describe import defaults, dump, explain, json_schema
@@ -41,7 +41,7 @@ def config(words: tuple[str, ...], file: Path | None, schema: bool, as_json: boo
     key, pairs = split_words(words)
     if key is not None:
         if pairs or file is not None or as_json:
-            raise UsageError(f"{key} is shown by itself", f"run: prunetaylor config {key}")
+            raise UsageError(f"{key} cannot be combined with other arguments", f"run: prunetaylor config {key}")
         say_lines(explain(key))
         return
     resolved = read_configuration(words, file, {}, model_needed=False)

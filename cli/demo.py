@@ -1,4 +1,4 @@
-"""``prunetaylor demo``: a checkpoint to try the rest on."""
+"""The command ``prunetaylor demo``: it trains a checkpoint to try the other commands on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .terminal.console import say, say_json
     default=Path("model.pt"),
     help="Output file.  [default: model.pt]",
 )
-@click.option("--force", is_flag=True, help="Replace a file that `prunetaylor demo` did not make.")
+@click.option("--force", is_flag=True, help="Replace a file that `prunetaylor demo` did not write.")
 @seed_option
 @json_option
 @verbosity_options

@@ -1,4 +1,4 @@
-"""``prunetaylor inspect``: what is in a checkpoint, without running any of it."""
+"""The command ``prunetaylor inspect``: it shows the content of a checkpoint, without running any of its code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .terminal.console import say_json
 
 
 @click.command(
-    short_help="Show what is in a checkpoint; runs none of its code.",
+    short_help="Show the content of a checkpoint, without running its code.",
     epilog=examples(
         "prunetaylor inspect model.pt",
         "prunetaylor inspect runs/model-1 --json",
@@ -21,7 +21,7 @@ from .terminal.console import say_json
 @json_option
 @verbosity_options
 def inspect(model: Path, as_json: bool) -> None:
-    """Show what is in a checkpoint: its form, layers, shapes, sparsity and hash.
+    """Show the content of a checkpoint: its form, layers, shapes, sparsity and hash.
 
     MODEL is a file (.pt, .pth, .safetensors...) or the folder of a run. None of its code is run; a pickled module is
     refused (exit code 5).
@@ -31,14 +31,14 @@ def inspect(model: Path, as_json: bool) -> None:
     find_checkpoint(model)  # a wrong path is reported before torch is imported
     from prunetaylor.network.checkpoint.inspect import inspect_file
 
-    found = inspect_file(model)
+    inspection = inspect_file(model)
     if as_json:
         from prunetaylor.report.json_report import inspection_to_json
 
-        say_json(inspection_to_json(found))
+        say_json(inspection_to_json(inspection))
         return
     from prunetaylor.report.terminal.inspection import print_inspection
 
     from .terminal.console import console
 
-    print_inspection(console(), found)
+    print_inspection(console(), inspection)

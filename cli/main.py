@@ -1,4 +1,4 @@
-"""The command ``prunetaylor``: finds its commands, turns errors into messages and exit codes.
+"""The command ``prunetaylor``: it finds the command that is meant, and turns errors into messages and exit codes.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 gate failed, 4 gate inconclusive, 5 checkpoint refused, 6 a
 sweep has failed trials, 130 interrupted (Ctrl-C), 143 ended by SIGTERM.
@@ -47,9 +47,9 @@ from.
 
 
 class _Commands(click.Group):
-    """The commands; a word that is none of them gets the nearest name, whatever its case, as a hint.
+    """The group of commands. An unknown command gets the closest name as a hint, whatever its case.
 
-    An option that is given two values is refused, where click would take the last.
+    An option with two different values is refused, where click would use the last one.
     """
 
     def resolve_command(
@@ -93,7 +93,7 @@ for _command in (prune, score, sweep, evaluate, check, compare, report, inspect,
 
 
 def main() -> None:
-    """The entry point."""
+    """Run the command line of this process, and end the process with its exit code."""
     forget_working_directory()
     sys.exit(run(sys.argv[1:], last=True))
 
@@ -101,7 +101,7 @@ def main() -> None:
 def run(arguments: Sequence[str], *, last: bool = False) -> int:
     """Run one command line and return its exit code. Errors go to stderr; a broken pipe ends quietly.
 
-    ``last``: the process ends with it, so that nobody else gets stdout back.
+    With ``last`` the process ends with the command, and stdout is not restored.
     """
     state = State(arguments=tuple(arguments), main=_is_main(), last=last)
     before = signal.signal(signal.SIGTERM, raise_terminated)
@@ -119,7 +119,7 @@ def run(arguments: Sequence[str], *, last: bool = False) -> int:
 
 
 def _is_main() -> bool:
-    """Whether this process speaks for all that were started together."""
+    """Return whether this is the main one of the processes that share a run."""
     try:
         place = find(os.environ)
     except PruneTaylorError:
@@ -128,36 +128,36 @@ def _is_main() -> bool:
 
 
 def _report(err: BaseException, state: State) -> int:
-    """Say what happened on stderr; the exit code."""
+    """Print what happened on stderr, and return the exit code."""
     if (isinstance(err, PeerError) and err.silent) or (not state.main and isinstance(err, click.UsageError)):
         return err.exit_code
-    if not state.main and isinstance(err, KeyboardInterrupt | Terminated):  # all processes of a run are told
+    if not state.main and isinstance(err, KeyboardInterrupt | Terminated):  # the main one prints it
         return 130 if isinstance(err, KeyboardInterrupt) else 143
     if state.verbosity >= 2:
         click.echo(neutral_lines("".join(traceback.format_exception(err))), err=True, nl=False)
     if isinstance(err, click.Abort | KeyboardInterrupt):
-        _say("interrupted", state.remedy)
+        _print_error("interrupted", state.remedy)
         return 130
     if isinstance(err, Terminated):
-        _say("ended by SIGTERM", state.remedy)
+        _print_error("ended by SIGTERM", state.remedy)
         return 143
     if isinstance(err, click.UsageError):
         command = err.ctx.command_path if err.ctx else "prunetaylor"
-        _say(err.format_message(), f"`{command} --help` shows the options")
+        _print_error(err.format_message(), f"`{command} --help` shows the options")
         return err.exit_code
     if isinstance(err, click.ClickException):
-        _say(err.format_message(), "")
+        _print_error(err.format_message(), "")
         return err.exit_code
     if isinstance(err, PruneTaylorError):
-        _say(err.cause, "\n".join(text for text in (err.remedy, state.remedy) if text))
+        _print_error(err.cause, "\n".join(text for text in (err.remedy, state.remedy) if text))
         return err.exit_code
     cause, remedy = _unexpected(err)
-    _say(cause, "\n".join(text for text in (remedy, state.remedy) if text))
+    _print_error(cause, "\n".join(text for text in (remedy, state.remedy) if text))
     return 1
 
 
 def _unexpected(err: BaseException) -> tuple[str, str]:
-    """Cause and remedy of what no part of the program foresaw."""
+    """Return cause and remedy of an error that no part of the program foresaw."""
     text = " ".join(str(err).split())
     if isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError":
         return "out of memory", "try a smaller data.batch_size or calibration.samples, or --device cpu"
@@ -169,8 +169,8 @@ def _unexpected(err: BaseException) -> tuple[str, str]:
     )
 
 
-def _say(cause: str, remedy: str) -> None:
-    # stderr may be closed or full as well; the exit code still tells
+def _print_error(cause: str, remedy: str) -> None:
+    # stderr may be closed or full as well; the exit code remains
     with contextlib.suppress(OSError):
         say(cause, err=True, head=click.style("error: ", fg="red", bold=True))
         for line in remedy.splitlines():

@@ -1,4 +1,4 @@
-"""``prunetaylor report``: the page of what a folder holds."""
+"""The command ``prunetaylor report``: it writes the HTML page of a run or a sweep."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def report(folder: Path, output: Path | None, as_json: bool) -> None:
 
 
 def page(folder: Path, home: Path) -> str:
-    """The page of what is in ``folder``, by the file that says what that is, to lie in the folder ``home``."""
+    """Return the page of the run or sweep in ``folder``, to be written into the folder ``home``."""
     from prunetaylor.report.html.run_page import run_page
     from prunetaylor.sweep.folder import is_sweep
 
@@ -57,12 +57,12 @@ def page(folder: Path, home: Path) -> str:
 
         return sweep_page(folder, home)
     document = read_report(folder)
-    with shown(folder):
+    with report_errors(folder):
         return run_page(document, folder.resolve().name)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The report.json of a run's folder; UsageError where there is none, RunRefused where it is none of ours."""
+    """Read the report.json of a run; UsageError where it is missing, RunRefused where no run wrote it."""
     from prunetaylor.pipeline.files.run_folder import REPORT
 
     file = folder / REPORT
@@ -71,27 +71,28 @@ def read_report(folder: Path) -> dict[str, Any]:
     except OSError as err:
         raise UsageError(f"{folder} holds no finished run: {file}: {err.strerror}", "name the folder of a run") from err
     except ValueError as err:
-        raise not_ours(folder, str(err)) from err
+        raise refuse_report(folder, str(err)) from err
     if not isinstance(document, dict) or document.get("schema_version") != 1:
-        raise not_ours(folder, "it has another schema_version")
+        raise refuse_report(folder, "it has another schema_version")
     return document
 
 
 @contextmanager
-def shown(folder: Path) -> Iterator[None]:
-    """Raise RunRefused for whatever showing the report of ``folder`` raises: it is that report's fault."""
+def report_errors(folder: Path) -> Iterator[None]:
+    """Raise RunRefused for any error in this block, which shows the report of ``folder``: its content is invalid."""
     try:
         yield
     except PruneTaylorError:
         raise
     except Exception as err:
-        raise not_ours(folder, f"{type(err).__name__}: {first_line(err)}") from err
+        raise refuse_report(folder, f"{type(err).__name__}: {first_line(err)}") from err
 
 
-def not_ours(folder: Path, why: str) -> RunRefused:
-    return RunRefused(f"{folder}/report.json is no report that this version knows: {why}", "name the folder of a run")
+def refuse_report(folder: Path, why: str) -> RunRefused:
+    """Return the error of a report.json that no run wrote, or another version."""
+    return RunRefused(f"{folder}/report.json cannot be read by this version: {why}", "name the folder of a run")
 
 
 def write_page(path: Path, text: str, *, named: bool) -> None:
-    """OutputError where it cannot be written; ``named``: by the user, not by what a folder's files are called."""
+    """Write a page; OutputError where that fails. ``named``: the user chose the path, which may then be a link."""
     write_text(path, text, named=named, remedy="name another file with -o/--output")

@@ -136,9 +136,9 @@ def sweep(
     target = _on_engine(target, engine, jobs, address)
     folder = _prepare(target, resume=resume or worker)
     if worker:
-        _work(state, target, folder, storage)
+        _run_as_worker(state, target, folder, storage)
         return
-    failure = _lead(state, target, folder, storage, max_failures=1 if fail_fast else max_failures)
+    failure = _run_as_leader(state, target, folder, storage, max_failures=1 if fail_fast else max_failures)
     finish(folder, storage, Finish(form, cost), failure)
 
 
@@ -161,7 +161,7 @@ def _prepare(target: SweepTarget, *, resume: bool) -> Path:
     return prepare_folder(target.sweep, target.folder, resume=resume)
 
 
-def _work(state: State, target: SweepTarget, folder: Path, storage: str | None) -> None:
+def _run_as_worker(state: State, target: SweepTarget, folder: Path, storage: str | None) -> None:
     """Run trials of a sweep that another process leads."""
     from prunetaylor.sweep.leader import make_context, run_worker
 
@@ -170,7 +170,7 @@ def _work(state: State, target: SweepTarget, folder: Path, storage: str | None) 
         run_worker(target.sweep, context, table)
 
 
-def _lead(
+def _run_as_leader(
     state: State, target: SweepTarget, folder: Path, storage: str | None, *, max_failures: int | None
 ) -> EngineFailed | None:
     """Run all trials. Return the failure of the engine, if it failed: finished trials are shown all the same."""

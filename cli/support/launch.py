@@ -1,7 +1,7 @@
-"""``--nproc N``: the same command line in N processes of this machine.
+"""``--nproc N`` runs the same command line in N processes of this machine.
 
-The first process has this one's stdout and stderr; what the others print is kept, and shown only where one of them
-fails by itself. Signals are passed on, whoever fails takes the others along, and all end when this process does.
+The first process has this one's stdout and stderr. The output of the others is stored, and shown only where one of them
+fails by itself. Signals are passed on; a failure ends all processes, and so does the end of this one.
 """
 
 from __future__ import annotations
@@ -26,62 +26,62 @@ from prunetaylor.runtime.python_process import python
 from ..terminal.console import result_descriptor
 
 GRACE = 30.0
-"""Seconds to end in, after a signal or another process's failure."""
+"""Seconds that a process has to end in after a signal or another process's failure."""
 _POLL = 0.05
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run the command line in ``count`` processes; the exit code of the one that failed first, else 0."""
+    """Run the command line in ``count`` processes. Return the exit code of the first that failed, else 0."""
     if os.name != "posix":
         raise UsageError("--nproc needs Linux or macOS", "start the processes with torchrun")
     signals: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         signals.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    ends_with_us, ours = os.pipe()
+    before = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    child_end, our_end = os.pipe()
     try:
         with socket.create_server(("127.0.0.1", 0), backlog=count) as listening, contextlib.ExitStack() as stack:
-            kept = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-            processes = [_start(arguments, rank, count, listening, ends_with_us, kept[rank]) for rank in range(count)]
+            outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+            processes = [_start(arguments, rank, count, listening, child_end, outputs[rank]) for rank in range(count)]
             listening.close()
             first = _wait(processes, signals)
             if first is not None and not signals:
-                _say_why(first, processes, kept[first])
-            # Asked to end, the first one says how it did; the others lose it.
+                _raise_failure(first, processes, outputs[first])
+            # After a signal the first process reports how it ended; the others only lose it.
             return 0 if first is None else _exit_code(processes[0 if signals else first])
     finally:
-        os.close(ends_with_us)
-        os.close(ours)
+        os.close(child_end)
+        os.close(our_end)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _start(
-    arguments: Sequence[str], rank: int, count: int, listening: socket.socket, pipe: int, kept: IO[bytes]
+    arguments: Sequence[str], rank: int, count: int, listening: socket.socket, pipe: int, output: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     more = environment_of(rank, count, listening.getsockname()[1], os.environ)
     inherited = [pipe]
     if rank == 0:
-        # The socket itself, for a port that is only known to be free may be taken a moment later.
+        # The socket itself: another process could take a port that was merely found to be free.
         more[LISTEN] = str(listening.fileno())
         inherited.append(listening.fileno())
     return subprocess.Popen(
         python("-m", "prunetaylor.cli.main", *arguments),
         env={**os.environ, **more, PARENT_PIPE: str(pipe)},
         pass_fds=inherited,
-        stdout=result_descriptor() if rank == 0 else kept,
-        stderr=None if rank == 0 else kept,
+        stdout=result_descriptor() if rank == 0 else output,
+        stderr=None if rank == 0 else output,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+        start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
     )
 
 
 def environment_of(rank: int, count: int, port: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what a process gets besides ``environment``: torchrun's variables, its share of the cores, or as many as
-    the user set, and, where nothing else is said, connections within the machine."""
-    found = {
+    """Return the variables that a process gets besides ``environment``: torchrun's, and its share of the cores, or as
+    many as the user set. Connections stay within the machine unless ``environment`` says otherwise."""
+    variables = {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
         "LOCAL_RANK": str(rank),
@@ -90,15 +90,15 @@ def environment_of(rank: int, count: int, port: int, environment: Mapping[str, s
         "MASTER_PORT": str(port),
     }
     if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in environment:
-        found["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine's own name resolves to
-    return found | cores.environment(cores.asked(environment) or max(1, cores.available() // count))
+        variables["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's own name may resolve to another interface
+    return variables | cores.environment(cores.asked(environment) or max(1, cores.available() // count))
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> int | None:
-    """Wait for all; which one failed first. A failure ends the others, a signal is passed on to all of them."""
+    """Wait for all processes and return which failed first. A failure ends the others; all get a signal passed on."""
     first, deadline, ending = None, float("inf"), signal.SIGTERM
     while any(process.poll() is None for process in processes):
-        if any(process.poll() for process in processes):  # the others hear of it from each other
+        if any(process.poll() for process in processes):  # the others notice by themselves
             deadline = min(deadline, time.monotonic() + GRACE)
             first = _failed(processes, first)
         if len(signals) == 1:
@@ -113,7 +113,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
 
 
 def _failed(processes: Sequence[subprocess.Popen[bytes]], before: int | None) -> int | None:
-    """The one that failed ``before`` the others, or one that has now: by itself rather than for having lost another."""
+    """Return the process that failed first, preferably by itself rather than because it lost another process."""
     failed = [i for i, process in enumerate(processes) if process.poll()]
     return min(failed, key=lambda i: (processes[i].returncode == LOST, i != before, i), default=None)
 
@@ -127,21 +127,21 @@ def _exit_code(process: subprocess.Popen[bytes]) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _say_why(which: int, processes: Sequence[subprocess.Popen[bytes]], kept: IO[bytes]) -> None:
-    """What the first process has not said: why another one, or a signal, ended the run."""
+def _raise_failure(which: int, processes: Sequence[subprocess.Popen[bytes]], output: IO[bytes]) -> None:
+    """Raise PeerError with the reason that ended the run, where the first process has not printed it."""
     process, code = processes[which], _exit_code(processes[which])
     if process.returncode < 0 or code in (130, 143):
         name = signal.Signals(code - 128).name
-        remedy = "the system does so when memory is short: see --memory, or take fewer processes"
+        remedy = "the system does that when memory runs out: set --memory, or use fewer processes"
         raise PeerError(f"process {which} was ended by {name}", remedy if name == "SIGKILL" else "", exit_code=code)
-    kept.seek(0)
-    said = kept.read().decode(errors="replace").splitlines()
-    start = next((i for i, line in enumerate(said) if line.startswith("error: ")), None)
+    output.seek(0)
+    lines = output.read().decode(errors="replace").splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
     if start is not None:
         raise PeerError(
-            f"process {which}: {said[start].removeprefix('error: ')}",
-            "\n".join(line.strip() for line in said[start + 1 :]),
+            f"process {which}: {lines[start].removeprefix('error: ')}",
+            "\n".join(line.strip() for line in lines[start + 1 :]),
             exit_code=code,
         )
     if processes[0].returncode == LOST:
-        raise PeerError(f"process {which} ended without a word, with exit code {code}", exit_code=code)
+        raise PeerError(f"process {which} ended with exit code {code} and no message", exit_code=code)

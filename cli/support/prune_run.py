@@ -91,7 +91,7 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
     progress.phase("write")
     result, document = write_run(folder, request.resolved, result, job.identity(), {"loss": job.config.loss})
     try:
-        verdict = _judge(folder, config, request.trust, document, progress) if asked(config.gate) else None
+        verdict = _judge_run(folder, config, request.trust, document, progress) if asked(config.gate) else None
         write_page(folder, document)
     finally:
         folder.commit()  # a finished run is kept, whatever its verdict
@@ -125,14 +125,14 @@ def _continuation(err: BaseException, folder: RunFolder) -> str:
     return f"its state is saved; continue with the same command and --resume -o {shlex.quote(str(folder.path))}"
 
 
-def _judge(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:
+def _judge_run(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:
     """Judge the written network against the dense one, and add the verdict to the report."""
     from prunetaylor.pipeline.files.run_folder import REPORT
     from prunetaylor.report.json_report import verdict_to_json
 
     # the run's own plan for memory allows no larger batches
     batch = min(config.data.batch_size, (document["memory"] or {}).get("batch", config.data.batch_size))
-    verdict = _judge_together(config, (str(folder.stage(MODEL_FILE)), batch), trust, progress)
+    verdict = _check_written(config, (str(folder.stage(MODEL_FILE)), batch), trust, progress)
     verdict = replace(verdict, files={**verdict.files, "pruned": document["files"]["model"]})
     document["gate"] = verdict_to_json(verdict)
     folder.write_text(REPORT, json.dumps(document, indent=2, allow_nan=False) + "\n")
@@ -140,7 +140,7 @@ def _judge(folder: RunFolder, config: Config, trust: Trust, document: dict[str, 
     return verdict
 
 
-def _judge_together(config: Config, written: tuple[str, int], trust: Trust, progress: Progress) -> Verdict:
+def _check_written(config: Config, written: tuple[str, int], trust: Trust, progress: Progress) -> Verdict:
     """Judge the network in the main process's ``written`` (its file, and the samples of a batch).
 
     Every process measures its share of the samples, and all return the same verdict.
@@ -179,7 +179,7 @@ def run_follower(state: State, request: Request) -> None:
         with stop_at_checkpoints(store):
             run(job, progress, store)
         if asked(config.gate):
-            _judge_together(config, ("", 0), request.trust, progress)
+            _check_written(config, ("", 0), request.trust, progress)
 
 
 def _run_name(checkpoint: str | None) -> str:

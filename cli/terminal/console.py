@@ -1,7 +1,8 @@
-"""Stdout and stderr as the commands use them: colours on a terminal only, none with NO_COLOR; lines and errors.
+"""Stdout and stderr of the commands: results, lines and errors, with colours on a terminal unless NO_COLOR is set.
 
-Stdout is for a command's result alone. What user code prints, by ``print``, in a thread, at exit or in a program that
-it starts, goes to stderr: while a command runs, descriptor 1 is stderr, and the result goes to a duplicate of stdout.
+Stdout is only for a command's result. Text that user code prints, by ``print``, in a thread, at exit or in a program
+that it starts, goes to stderr: while a command runs, descriptor 1 is stderr, and the result goes to a duplicate of
+stdout.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LONGEST = 2000
-"""Characters of a line: what comes from a file may be of any length."""
+"""Maximum characters of a line: text from a file may have any length."""
 
 
 _result: TextIO | None = None
 
 
 def result() -> TextIO | None:
-    """Return the stream of the command's result: the process's stdout, whatever ``sys.stdout`` is by now."""
+    """Return the stream of the command's result: the process's stdout, even where ``sys.stdout`` was replaced."""
     return _result or sys.stdout
 
 
@@ -47,10 +48,10 @@ def result_descriptor() -> int | None:
 
 @contextlib.contextmanager
 def stdout_for_results(*, to_the_end: bool) -> Iterator[None]:
-    """Keep stdout for what this module prints. ``to_the_end``: until the process ends, not just this block."""
+    """Reserve stdout for this module, inside the block or, with ``to_the_end``, until the process ends."""
     global _result
     before = sys.stdout, _result
-    if before[0] is None or before[1] is not None:  # there is no stdout, or it is kept already
+    if before[0] is None or before[1] is not None:  # there is no stdout, or it is reserved already
         yield
         return
     own = _duplicate(before[0])
@@ -59,7 +60,7 @@ def stdout_for_results(*, to_the_end: bool) -> Iterator[None]:
         yield
         _result.flush()
     except BaseException:
-        with contextlib.suppress(OSError):  # what ended the command matters more
+        with contextlib.suppress(OSError):  # the error that ended the command matters more
             _result.flush()
         raise
     finally:
@@ -71,7 +72,7 @@ def stdout_for_results(*, to_the_end: bool) -> Iterator[None]:
 
 
 def with_own_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the command with stdout for its result alone."""
+    """Return the command with stdout reserved for its result."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> Any:
@@ -83,57 +84,57 @@ def with_own_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forget_stdout() -> None:
-    """Whoever read stdout is gone; Python's own flush at exit must not complain about it."""
+    """Discard the rest of stdout, whose reader is gone; else Python's flush at exit would complain."""
     stream = result()
     if stream is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _duplicate(stdout: TextIO) -> TextIO | None:
-    """Return a stream on what descriptor 1 was, and point that at stderr; None where stdout is not the process's."""
+    """Duplicate stdout and point descriptor 1 at stderr; return None where stdout is not the process's own."""
     try:
         if stdout.fileno() != 1:
             return None
         stdout.flush()
-        kept = os.dup(1)
+        duplicate = os.dup(1)
         os.dup2(2, 1)
     except (OSError, ValueError):
         return None
     return io.TextIOWrapper(
-        os.fdopen(kept, "wb"), encoding=stdout.encoding, errors=stdout.errors, line_buffering=os.isatty(kept)
+        os.fdopen(duplicate, "wb"), encoding=stdout.encoding, errors=stdout.errors, line_buffering=os.isatty(duplicate)
     )
 
 
 def console(**options: Any) -> Console:
-    """The console on stdout, or on stderr with ``stderr=True``: nothing in a text is taken for markup or obeyed."""
+    """Return a console on stdout, or on stderr with ``stderr=True``; it ignores markup and control codes."""
     from prunetaylor.report.terminal.console import PlainConsole
 
     return PlainConsole(**options) if options.get("stderr") else PlainConsole(file=result(), **options)
 
 
 def one_line(text: str) -> str:
-    """The text as one line of a bounded length that is safe to show."""
+    """Return the text as one line of bounded length, without control codes."""
     return neutral(text, _LONGEST)
 
 
 def say(text: str, *, err: bool = False, head: str = "") -> None:
-    """Print one line; ``head`` may be styled, and stands before it."""
+    """Print one line, after ``head``, which may be styled."""
     colour = False if os.environ.get("NO_COLOR") else None
     click.echo(head + one_line(text), file=None if err else result(), err=err, color=colour)
 
 
 def say_lines(text: str) -> None:
-    """Print text of our own form (YAML, CSV) on stdout, as it is but for what a terminal would obey."""
+    """Print YAML or CSV on stdout, without control codes."""
     click.echo(neutral_lines(text), file=result(), nl=False)
 
 
-def say_json(document: Any, **layout: Any) -> None:
-    """Print the one object of ``--json``."""
-    click.echo(json.dumps(document, **{"allow_nan": False, **layout}), file=result())
+def say_json(document: Any, **options: Any) -> None:
+    """Print the one object of ``--json``; ``options`` are those of ``json.dumps``."""
+    click.echo(json.dumps(document, **{"allow_nan": False, **options}), file=result())
 
 
 def say_path(path: str) -> None:
-    """Print a path: byte for byte for programs, safe to show on a terminal."""
+    """Print a path: byte for byte for programs, without control codes on a terminal."""
     stream = result()
     if stream is not None and stream.isatty():
         say(path)

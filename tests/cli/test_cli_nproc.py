@@ -154,7 +154,7 @@ def failing(model: Path, here: Path, environment: dict[str, str], mode: str) -> 
     ("mode", "code", "message"),
     [
         ("error", DataError.exit_code, "process 1 of 2: sample "),
-        pytest.param("gone", 3, "process 1 ended without a word, with exit code 3", marks=pytest.mark.long),
+        pytest.param("gone", 3, "process 1 ended with exit code 3 and no message", marks=pytest.mark.long),
         pytest.param("killed", 137, "process 1 was ended by SIGKILL", marks=pytest.mark.long),
     ],
 )

@@ -78,7 +78,7 @@ def test_runs_side_by_side(here: Path, inline) -> None:
         (["report", "empty"], 5, "KeyError"),
         (["report", "runs/model-1", "-o", "none/page.html"], 2, "cannot write"),
         (["compare", "runs/model-1"], 2, "name two runs or more"),
-        (["compare", "runs/model-1", "empty"], 5, "empty/report.json is no report that this version knows: KeyError"),
+        (["compare", "runs/model-1", "empty"], 5, "empty/report.json cannot be read by this version: KeyError"),
         (["compare", "runs/model-1", "odd", "--html", "x.html"], 5, "odd/report.json is no report"),
     ],
 )
