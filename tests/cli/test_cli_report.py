@@ -79,7 +79,7 @@ def test_runs_side_by_side(here: Path, inline) -> None:
         (["report", "runs/model-1", "-o", "none/page.html"], 2, "cannot write"),
         (["compare", "runs/model-1"], 2, "name two runs or more"),
         (["compare", "runs/model-1", "empty"], 5, "empty/report.json cannot be read by this version: KeyError"),
-        (["compare", "runs/model-1", "odd", "--html", "x.html"], 5, "odd/report.json is no report"),
+        (["compare", "runs/model-1", "odd", "--html", "x.html"], 5, "odd/report.json cannot be read"),
     ],
 )
 def test_what_has_no_page(here: Path, inline, arguments: list[str], code: int, message: str) -> None:
