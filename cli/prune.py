@@ -135,7 +135,7 @@ def _dry_run(state: State, request: Request) -> None:
     from dataclasses import asdict
 
     from prunetaylor.core.progress import Logged
-    from prunetaylor.gate.check import asked
+    from prunetaylor.gate.check import limits_set
     from prunetaylor.pipeline.run import rehearse
     from prunetaylor.pipeline.time_estimate import estimate
 
@@ -151,7 +151,7 @@ def _dry_run(state: State, request: Request) -> None:
         f"memory     {memory.describe().removeprefix('memory: ')}",
         f"time       {time.describe().removeprefix('time: ')}",
     ]
-    if limits := asked(config.gate):
+    if limits := limits_set(config.gate):
         plan.append("gate       " + ", ".join(f"{name} {getattr(config.gate, name):g}" for name in limits))
     if not state.main:
         return

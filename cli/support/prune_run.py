@@ -61,7 +61,7 @@ def run_main(state: State, request: Request, *, force: bool, resume: bool) -> Fi
 
 def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRun:
     # torch is imported only here, when the folder is known to be usable
-    from prunetaylor.gate.check import asked
+    from prunetaylor.gate.check import limits_set
     from prunetaylor.pipeline.files.input_hashes import input_hashes
     from prunetaylor.pipeline.files.outputs import write_page, write_run
     from prunetaylor.pipeline.files.resume import FolderStateStore, report_inputs, require_same_inputs, run_inputs
@@ -91,7 +91,7 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
     progress.phase("write")
     result, document = write_run(folder, request.resolved, result, job.identity(), {"loss": job.config.loss})
     try:
-        verdict = _judge_run(folder, config, request.trust, document, progress) if asked(config.gate) else None
+        verdict = _judge_run(folder, config, request.trust, document, progress) if limits_set(config.gate) else None
         write_page(folder, document)
     finally:
         folder.commit()  # a finished run is kept, whatever its verdict
@@ -102,10 +102,10 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
 
 def open_checked(config: Config, trust: Trust, progress: Progress) -> Job:
     """Open the job, after the limits of the gate are known to be sound; UsageError where the run cannot meet them."""
-    from prunetaylor.gate.check import asked, require_limits, require_reachable
+    from prunetaylor.gate.check import limits_set, require_limits, require_reachable
     from prunetaylor.pipeline.job import open_job
 
-    if asked(config.gate):
+    if limits_set(config.gate):
         require_limits(config)
     job = open_job(config, trust=trust, progress=progress)
     require_reachable(job)
@@ -125,7 +125,9 @@ def _continuation(err: BaseException, folder: RunFolder) -> str:
     return f"its state is saved; continue with the same command and --resume -o {shlex.quote(str(folder.path))}"
 
 
-def _judge_run(folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress) -> Verdict:
+def _judge_run(
+    folder: RunFolder, config: Config, trust: Trust, document: dict[str, Any], progress: Progress
+) -> Verdict:
     """Judge the written network against the dense one, and add the verdict to the report."""
     from prunetaylor.pipeline.files.run_folder import REPORT
     from prunetaylor.report.json_report import verdict_to_json
@@ -160,7 +162,7 @@ def _check_written(config: Config, written: tuple[str, int], trust: Trust, progr
 def run_follower(state: State, request: Request) -> None:
     """Run the job in a process that has a share of the work, and neither prints nor writes."""
     from prunetaylor.core.progress import Logged
-    from prunetaylor.gate.check import asked
+    from prunetaylor.gate.check import limits_set
     from prunetaylor.pipeline.files.resume import FollowerStateStore
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.run import run
@@ -178,7 +180,7 @@ def run_follower(state: State, request: Request) -> None:
         store = FollowerStateStore(None if main_state is None else Path(main_state))
         with stop_at_checkpoints(store):
             run(job, progress, store)
-        if asked(config.gate):
+        if limits_set(config.gate):
             _check_written(config, ("", 0), request.trust, progress)
 
 

@@ -1,1 +1,1 @@
-"""Verdicts on a pruned network: limits, what samples can say of them, and the exit code that follows."""
+"""Verdicts on a pruned network: limits, the statistics that judge them, and the exit code."""

@@ -1,6 +1,6 @@
-"""A pruned network held against its dense one: measure what the limits ask for, and judge.
+"""A pruned network is compared with its dense one: the gate measures both, and judges the limits.
 
-Drops are measured on the test samples, on which nothing in this program is chosen: they report only.
+Drops are measured on the test samples, on which nothing in this program is chosen.
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ from prunetaylor.taylor.passes import all_outputs, first_batch
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
 _NEEDS_SAMPLES = {"max_drop", "max_class_drop", "max_flops", "max_latency_ratio"}
 _LEVELS = (0.95, 0.9)
-"""Of two-sided intervals: the first is reported, the limits of the second are one-sided at 95 % and judged."""
+"""Levels of two-sided intervals: the first is reported; the ends of the second are the one-sided 95 % limits."""
 
 
-def asked(gate: GateSection) -> list[str]:
-    """The limits that are set."""
+def limits_set(gate: GateSection) -> list[str]:
+    """Return the names of the limits that are set."""
     return [name for name in _LIMITS if getattr(gate, name) is not None]
 
 
 def require_limits(config: Config) -> None:
-    """UsageError where no limit is set, or one that could not be judged: before any work is done."""
+    """Raise UsageError where no limit is set, or one cannot be judged, before any work is done."""
     gate = config.gate
-    if not asked(gate):
+    if not limits_set(gate):
         raise UsageError(
             "no limit is set: nothing to judge",
             "set --max-drop 0.5pp, --min-sparsity 80%, or limits in a gate: block of the configuration",
         )
-    without = sorted(_NEEDS_SAMPLES & set(asked(gate)))
+    without = sorted(_NEEDS_SAMPLES & set(limits_set(gate)))
     if config.data.source == "none" and without:
         raise UsageError(f"gate.{without[0]} cannot be judged without samples", "name them with --data")
     if gate.max_class_drop is not None and config.metric != "top1":
-        raise UsageError("gate.max_class_drop is of the top-1 accuracy", "set metric=top1, or omit it")
+        raise UsageError("gate.max_class_drop needs the top-1 accuracy", "set metric=top1, or omit the limit")
     if gate.metric is not None:
         load_metric(gate.metric)
 
 
 def require_reachable(job: Job) -> None:
-    """UsageError for a sparsity that the gate asks for and the run will not come to: before any work is done."""
-    least, asked_for, prunable = job.config.gate.min_sparsity, job.config.prune.sparsity, job.network.prunable
+    """Raise UsageError where the run cannot reach the gate's sparsity, before any work is done."""
+    least, target, prunable = job.config.gate.min_sparsity, job.config.prune.sparsity, job.network.prunable
     already = sum(int((~mask).sum()) for mask in job.network.masks().values())
-    if least is not None and max(removed_at(asked_for, prunable), already) < removed_at(least, prunable):
+    if least is not None and max(removed_at(target, prunable), already) < removed_at(least, prunable):
         raise UsageError(
-            f"gate.min_sparsity={least:.2%} cannot be held: prune.sparsity={asked_for:.2%} removes less",
+            f"gate.min_sparsity={least:.2%} cannot be met: prune.sparsity={target:.2%} removes less",
             f"use --sparsity {least:.2%}, or lower the limit",
         )
 
@@ -79,8 +79,8 @@ def require_reachable(job: Job) -> None:
 def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     """Judge the file or run in ``config.model.checkpoint`` by the limits of ``config.gate``.
 
-    ``trust`` is the code that may be imported though only a file names it. Raises UsageError (no limit, no baseline,
-    limits that need samples), CheckpointRefused, DataError and NumericsError.
+    ``trust`` covers the code that may be imported although only a file names it. Raises UsageError (no limit, no
+    baseline, limits that need samples), CheckpointRefused, DataError and NumericsError.
     """
     require_limits(config)
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     pair = open_pair(config, trust=trust)
     measured = _measure(pair, progress)
     job = pair.pruned
-    checks = _judge(pair, measured)
+    checks = _compare_with_limits(pair, measured)
     if any(alert.key in BROKEN for alert in pair.dense.warnings):
         checks = [limits.baseless(check) for check in checks]
     return Verdict(
@@ -117,19 +117,23 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
 
 @dataclass(frozen=True)
 class _Measured:
-    """``drop`` has its two-sided 95 % interval, ``one_sided`` (of what is no share of samples) one-sided limits."""
+    """The measurements of both networks.
+
+    The comparison's drop has a two-sided 95 % interval; ``one_sided`` has one-sided limits, for metrics that are no
+    share of samples.
+    """
 
     sides: tuple[NetworkStats, NetworkStats]
     metric: str
     samples: int = 0
     comparison: Comparison = field(default_factory=Comparison)
     one_sided: Drop | None = None
-    reach: float | None = None  # how much one sample may add to the drop; None where nobody knows
+    largest_change: float | None = None  # the most that one sample may add to the drop; None where that is unknown
     latency: Latency | None = None
 
 
 def _measure(pair: Pair, progress: Progress) -> _Measured:
-    """Both networks on the test samples, and on the clock where a limit asks for it."""
+    """Measure both networks on the test samples, and their latency where it has a limit."""
     config = pair.pruned.config
     metric = config.gate.metric or config.metric
     if pair.pruned.samples is None:
@@ -141,9 +145,9 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
     measured = _Measured(sides, metric, len(dense.losses), compare_networks(dense, pruned))
     if metric != "top1":
         drop, one_sided = _resample(pair, dense, pruned, progress)
-        reach = largest_loss_change(dense, pruned) if config.gate.metric is None else None
+        largest = largest_loss_change(dense, pruned) if config.gate.metric is None else None
         comparison = replace(measured.comparison, drop=drop)
-        measured = replace(measured, comparison=comparison, one_sided=one_sided, reach=reach)
+        measured = replace(measured, comparison=comparison, one_sided=one_sided, largest_change=largest)
     if config.gate.max_latency_ratio is not None:
         x, _ = first_batch(_test(pair.pruned, config.gate.latency_batch))
         times = compare_latency(pair.dense.network.module, pair.pruned.network.module, x, progress)
@@ -151,13 +155,15 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
     return measured
 
 
-def _judge(pair: Pair, measured: _Measured) -> list[Check]:
-    """Every limit that is set, drops first."""
+def _compare_with_limits(pair: Pair, measured: _Measured) -> list[Check]:
+    """Return the check of every limit that is set, drops first."""
     gate, checks = pair.pruned.config.gate, []
     if gate.max_drop is not None:
         if measured.one_sided is not None:
             checks.append(
-                limits.metric_drop(measured.metric, measured.one_sided, measured.samples, gate.max_drop, measured.reach)
+                limits.metric_drop(
+                    measured.metric, measured.one_sided, measured.samples, gate.max_drop, measured.largest_change
+                )
             )
         else:
             assert measured.comparison.flips is not None  # opening a job refuses top1 where there are no classes
@@ -178,9 +184,9 @@ def _judge(pair: Pair, measured: _Measured) -> list[Check]:
 
 
 def _resample(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progress) -> tuple[Drop, Drop]:
-    """The drop of a metric that is no share of samples: with its two-sided interval, and with one-sided limits."""
+    """Return the drop of a metric that is no share of samples, with its interval and with one-sided limits."""
     config = pair.pruned.config
-    if config.gate.metric is None:  # a loss is better small: its rise is the drop
+    if config.gate.metric is None:  # a small loss is good: its rise is the drop
         largest = largest_loss_change(dense, pruned)
         both, one = (loss_rise(dense, pruned, config.seed, level=x, largest=largest) for x in _LEVELS)
         return both, one
@@ -195,12 +201,12 @@ def _resample(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progr
 def _evaluate(job: Job, progress: Progress, phase: str) -> Evaluation:
     with use_memory_format(job, job.network.module):
         evaluation = evaluate_on_test(job, job.network.module, progress, phase)
-    assert evaluation is not None  # whoever asks has samples
+    assert evaluation is not None  # the caller has checked that there are samples
     return evaluation
 
 
 def _test(job: Job, batch: int | None = None) -> Batches:
-    """The test samples: they report, and nothing is chosen on them."""
+    """Return batches of the test samples, on which nothing is chosen."""
     assert job.samples is not None
     return job.batches(job.samples.test, **({} if batch is None else {"batch_size": batch}))
 
@@ -219,32 +225,32 @@ def _file(job: Job) -> Checkpoint:
 
 
 def _removed(pair: Pair) -> tuple[int, int]:
-    """(removed, prunable) weights: those that the file says were prunable, else those of all layers.
+    """Return (removed, prunable) weights: of the layers that the pruned file names as prunable, else of all layers.
 
-    Counted are the dense network's weights, and of them what is not zero in the pruned one: a weight whose channel is
-    gone is removed as one that is zero.
+    The dense network's weights are counted, and those that are not zero in the pruned network. A weight whose channel
+    was removed physically counts as removed, like one that is zero.
     """
-    said = _file(pair.pruned).metadata
-    names = list(said.masks) if said is not None and said.masks else None
+    metadata = _file(pair.pruned).metadata
+    names = list(metadata.masks) if metadata is not None and metadata.masks else None
     dense, pruned = (dict(job.network.module.named_parameters()) for job in (pair.dense, pair.pruned))
     if names is None or not all(name in dense and name in pruned for name in names):
         names = [layer.parameter for layer in pair.dense.network.layers]
     prunable = sum(dense[name].numel() for name in names)
-    left = sum(int(pruned[name].count_nonzero()) for name in names if name in pruned)
-    return prunable - left, prunable
+    remaining = sum(int(pruned[name].count_nonzero()) for name in names if name in pruned)
+    return prunable - remaining, prunable
 
 
 def _layers(pair: Pair) -> list[LayerResult]:
-    """By the dense network's layers: their shapes, and how many of their weights are zero or gone."""
+    """Return the removed weights of each layer of the dense network: those that are zero, or physically removed."""
     pruned = dict(pair.pruned.network.module.named_parameters())
-    found = []
+    rows = []
     for layer in pair.dense.network.layers:
         size = layer.weight.numel()
         removed = size - (int(pruned[layer.parameter].count_nonzero()) if layer.parameter in pruned else 0)
-        found.append(LayerResult(layer.name, tuple(layer.weight.shape), removed, removed / size))
-    return found
+        rows.append(LayerResult(layer.name, tuple(layer.weight.shape), removed, removed / size))
+    return rows
 
 
 def _hashes(pair: Pair) -> dict[str, str]:
-    found = {"dense": _file(pair.dense).sha256, "pruned": _file(pair.pruned).sha256}
-    return found if pair.pruned.samples is None else {**found, "data": pair.pruned.samples.fingerprint}
+    hashes = {"dense": _file(pair.dense).sha256, "pruned": _file(pair.pruned).sha256}
+    return hashes if pair.pruned.samples is None else {**hashes, "data": pair.pruned.samples.fingerprint}

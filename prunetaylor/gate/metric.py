@@ -1,4 +1,4 @@
-"""A metric of the user's own, FILE.py:FUNCTION of (outputs, targets), and its drop by a paired bootstrap."""
+"""A metric of the user's own is FILE.py:FUNCTION of (outputs, targets); a paired bootstrap gives its drop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESAMPLES = 1000
 
 
 def load_metric(spec: str) -> Metric:
-    """The function that ``spec`` names, its results checked. UsageError where it cannot be called."""
+    """Load the function that ``spec`` names, with a check of its results. UsageError where it cannot be called."""
     function = load_object(spec)
     if not callable(function):
         raise UsageError(
@@ -51,11 +51,11 @@ def resampled_drops(
     levels: Sequence[float],
     step: Callable[[], Any],
 ) -> list[Drop]:
-    """metric(dense) - metric(pruned) with percentile intervals, for metrics that are no mean over samples (mAP, F1).
+    """Return metric(dense) - metric(pruned) with percentile intervals, for metrics that are no mean (mAP, F1).
 
-    Each of 1,000 resamples draws samples with replacement and takes both networks' metric on the same ones (Efron &
-    Tibshirani 1993, chapter 13). Where all of them show the same drop, though the networks' outputs differ, these
-    samples say nothing about others: the limits are infinite.
+    Each of 1,000 resamples draws samples with replacement, the same for both networks (Efron & Tibshirani 1993, chapter
+    13). Where all resamples show the same drop although the networks' outputs differ, the samples give no bound: the
+    limits are infinite.
 
     Args:
         dense: (N, K) outputs; ``pruned`` alike, ``targets`` (N, ...), in the same order and on the CPU.

@@ -1,4 +1,4 @@
-"""The two networks of a gate, opened: weights, architecture, samples, all checked against each other."""
+"""The two networks of a gate are opened together: weights, architecture and samples are checked for consistency."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunetaylor.runtime.device import pick_device
 
 @dataclass(frozen=True)
 class Pair:
-    """Two networks on one device with the same samples, and what was chosen for them."""
+    """Two networks on one device with the same samples, and notes on the choices made for them."""
 
     dense: Job
     pruned: Job
@@ -31,48 +31,47 @@ class Pair:
 
 
 def open_pair(config: Config, *, trust: Trust) -> Pair:
-    """The network in ``config.model.checkpoint`` beside its baseline.
+    """Open the network in ``config.model.checkpoint`` and its baseline.
 
-    A file that does not say what network it belongs to is taken for the other's; samples are what the configuration
-    names, else what the pruned file says, else the dense one. ``trust`` is the code that may be imported though only a
-    file names it.
+    A file that names no network gets the other file's. The configuration names the samples, else the pruned file does,
+    else the dense one. ``trust`` covers the code that may be imported although only a file names it.
 
     Raises UsageError (no baseline, an unknown network), CheckpointRefused and DataError as opening a job does.
     """
-    assert config.model.checkpoint is not None  # the command line saw to it
+    assert config.model.checkpoint is not None  # the command line requires it
     trust.require(settings_of(config.model_dump()), "the configuration")
     pruned = read(config.model.checkpoint)
     dense, notes = _baseline(pruned, config.gate.baseline)
     device, reason = pick_device(config.device)
     of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
-    words = [one.metadata for one in (pruned, dense) if one.metadata is not None]
-    said = next((one.data for one in words if one.data), None)
-    samples = load_samples(config.data, recorded=said, trust=trust, seed=config.seed)
+    metadata = [one.metadata for one in (pruned, dense) if one.metadata is not None]
+    recorded = next((one.data for one in metadata if one.data), None)
+    samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
     config, jobs = with_loss(config, pruned, dense), {}
-    for file, found in _networks(config, dense, pruned, trust):
+    for file, network in _networks(config, dense, pruned, trust):
         jobs[file.path] = make_job(
-            config, found.module, samples, device, choices=[], checkpoint=file, arch=found.spec, args=found.args
+            config, network.module, samples, device, choices=[], checkpoint=file, arch=network.spec, args=network.args
         )
     pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, *of_files, f"device {device}: {reason}"])
     if pair.dense.task != pair.pruned.task:
-        raise DataError("the two networks do not answer the same question", "compare networks of the same task")
+        raise DataError("the two networks have different tasks", "compare networks of the same task")
     return pair
 
 
 def _networks(config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trust) -> list[tuple[Checkpoint, Resolved]]:
-    """Both files with their networks; who says which network it is comes first, and may lend it to the other."""
-    found: list[tuple[Checkpoint, Resolved]] = []
+    """Return both files with their networks. A file that names its network comes first, and may name the other's."""
+    networks: list[tuple[Checkpoint, Resolved]] = []
     for file in sorted((pruned, dense), key=lambda one: one.metadata is None or one.metadata.arch is None):
         source = file
-        silent = file.metadata is None or file.metadata.arch is None
-        if silent and config.model.arch is None and found and found[0][0].metadata is not None:
-            source = replace(file, metadata=CheckpointMetadata(arch=found[0][1].spec, args=found[0][1].args))
-        found.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
-    return found
+        nameless = file.metadata is None or file.metadata.arch is None
+        if nameless and config.model.arch is None and networks and networks[0][0].metadata is not None:
+            source = replace(file, metadata=CheckpointMetadata(arch=networks[0][1].spec, args=networks[0][1].args))
+        networks.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
+    return networks
 
 
 def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[str]]:
-    """The dense file: the one that is named, else the one that the run's report says was pruned."""
+    """Return the dense file: the one that is named, else the one that the run pruned, by its report."""
     report = run_report(pruned.path.parent)
     digest = _text(report, "hashes", "checkpoint")
     if named is not None:
@@ -81,14 +80,12 @@ def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[s
         return dense, ["the baseline is not the file that this run pruned: their hashes differ"] if other else []
     source = _text(report, "configuration", "model", "checkpoint")
     if source is None:
-        raise UsageError(
-            f"{pruned.path} does not say what it was pruned from", "name the dense network: --baseline FILE"
-        )
+        raise UsageError(f"{pruned.path} does not name its dense network", "name it with --baseline FILE")
     try:
         dense = read(source)
     except UsageError as error:
         raise UsageError(
-            f"{neutral(source)}, which {pruned.path.parent} was pruned from, cannot be opened",
+            f"{neutral(source)}, from which {pruned.path.parent} was pruned, cannot be opened",
             "name it with --baseline FILE",
         ) from error
     if dense.sha256 != digest:
@@ -100,12 +97,12 @@ def _baseline(pruned: Checkpoint, named: str | None) -> tuple[Checkpoint, list[s
 
 
 def run_report(folder: Path) -> Mapping[str, Any]:
-    """A run's report.json; empty where there is none that can be read."""
+    """Return a run's report.json; an empty mapping where it cannot be read."""
     try:
-        found = read_json(folder / REPORT)
+        report = read_json(folder / REPORT)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return report if isinstance(report, dict) else {}
 
 
 def _text(report: Any, *keys: str) -> str | None:

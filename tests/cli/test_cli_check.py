@@ -181,7 +181,7 @@ def test_without_data_what_needs_none_is_judged(here: Path, inline) -> None:
         (["runs/model-1", "--max-drop", "1", "--data", "none"], 2, "gate.max_drop cannot be judged without samples"),
         (["runs/model-1", "--max-class-drop", "1", "metric=loss"], 2, "top-1 accuracy"),
         (["runs/model-1", "--max-drop", "1", "gate.metric=none.py:f"], 2, "none.py"),
-        (["plain.pt", "--max-drop", "1"], 2, "does not say what it was pruned from"),
+        (["plain.pt", "--max-drop", "1"], 2, "does not name its dense network"),
         (["runs/model-1", "--max-drop", "1", "--baseline", "none.pt"], 2, "no such file"),
         (["runs/model-1", "--max-drop", "1", "--junit", "none/gate.xml"], 2, "there is no folder none"),
         (["runs/model-1", "--max-drop", "1", "--markdown", "runs"], 2, "is a folder"),

@@ -17,7 +17,7 @@ from prunetaylor.gate.limits import (
     metric_drop,
     sparsity,
 )
-from prunetaylor.gate.sample_size import MOST, pairs_to_settle, values_to_settle
+from prunetaylor.gate.sample_size import MAX_SAMPLES, pairs_needed, values_needed
 from prunetaylor.measure.disagreements import mcnemar
 from prunetaylor.measure.paired import tango
 
@@ -80,17 +80,17 @@ def test_neither_error_exceeds_five_percent(won: float, limit: float) -> None:
 @settings(max_examples=40, deadline=None)
 def test_the_number_of_samples_that_settles_it_is_the_smallest(lost: int, won: int, limit: float) -> None:
     check = accuracy_drop(flipped(1000, lost, won), limit)
-    needed = pairs_to_settle(lost, won, 1000, limit, drop_limits)
+    needed = pairs_needed(lost, won, 1000, limit, drop_limits)
 
-    def settled(n: int) -> bool:
+    def decides(n: int) -> bool:
         low, high = drop_limits(lost * n / 1000, won * n / 1000, n)
         return not low <= limit < high
 
     if needed is None:
-        assert not settled(MOST)
+        assert not decides(MAX_SAMPLES)
         return
-    assert settled(needed)
-    assert needed == 1 or not settled(needed - 1)
+    assert decides(needed)
+    assert needed == 1 or not decides(needed - 1)
     assert (check.status == "inconclusive") == (needed > 1000)
 
 
@@ -98,7 +98,7 @@ def test_a_drop_that_is_the_limit_is_never_settled() -> None:
     check = accuracy_drop(flipped(1000, 10, 5), 0.5)
     assert check.samples_needed is None
     assert "no number of samples" in check.why
-    assert values_to_settle(Drop(0.5, 0.4, 0.6), 100, 0.5) is None
+    assert values_needed(Drop(0.5, 0.4, 0.6), 100, 0.5) is None
 
 
 def test_a_mean_narrows_with_the_root_of_the_samples() -> None:
@@ -119,7 +119,7 @@ def test_every_class_must_be_within_and_one_beyond_suffices() -> None:
     assert class_drop(good, 3).status == "pass"
     doubtful = class_drop([*good, one_class(9, 40, 0)], 3)
     assert doubtful.status == "inconclusive"
-    assert "samples of class 9 would settle it" in doubtful.why
+    assert "samples of class 9 would decide it" in doubtful.why
     failed = class_drop([*good, one_class(9, 1000, 100), one_class(10, 40, 0)], 3)
     assert failed.status == "fail"
     assert failed.value == 10
@@ -161,4 +161,4 @@ def test_latency_is_not_judged_by_an_uneven_clock() -> None:
     noisy = Latency(10, 8, 0.8, 0.78, 0.82, 0.3, False, 40, 1, "cpu")
     for limit in (0.7, 0.9):
         assert latency(noisy, limit).status == "inconclusive"
-        assert "too uneven" in latency(noisy, limit).why
+        assert "too noisy" in latency(noisy, limit).why

@@ -48,7 +48,7 @@ def test_text_is_aligned_and_fits_80_columns() -> None:
     assert "10,000 test samples of folder:cifar (not used for pruning)" in text
     assert "60 lost, 20 won; McNemar's exact p 8.58e-06" in text
     assert "worst classes 3: 3.8 pp of 1,000, 5: 1.9 pp of 1,000" in text
-    assert "samples would settle it" in text
+    assert "samples would decide it" in text
 
 
 def test_a_narrow_window_loses_nothing() -> None:
