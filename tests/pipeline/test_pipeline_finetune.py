@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,10 +15,9 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
-from prunetaylor.data.samples import BatchShard, draw
+from prunetaylor.data.samples import draw
 from prunetaylor.pipeline.finetuning.epoch_selection import EpochSelector
 from prunetaylor.pruning.criteria.exact_obs import ExactOBS
-from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import Average, Rates
 from support.networks import ConvNet, mlp, trained
@@ -253,11 +251,8 @@ def test_a_loss_that_is_not_finite_is_not_logged_before_it_is_found(
     rate = Rates.__call__
     monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 21 else 1e30)
 
-    def wants(self: Guard, value: Tensor) -> bool:
-        self._sum, self._count = self._sum + value, self._count + 1
-        return False  # at an epoch's end alone
-
-    monkeypatch.setattr(Guard, "wants", wants)
+    wants = Guard.wants
+    monkeypatch.setattr(Guard, "wants", lambda self, value: wants(self, value) and False)  # at an epoch's end alone
     how = {**CUT, "data__batch_size": 24, "finetune__distill__weight": 0.0}
     outcome = quick(conv, **how, finetune__epochs=4, progress=Finite())
     assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]  # of 9 steps each
@@ -265,44 +260,36 @@ def test_a_loss_that_is_not_finite_is_not_logged_before_it_is_found(
     assert "training loss is" in said
 
 
+class BadGradient(nn.Module):
+    """A network whose gradient is not a number in one step of training."""
+
+    def __init__(self, inner: nn.Module, step: int) -> None:
+        super().__init__()
+        self.inner, self.steps_left = inner, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.inner(x)
+        if self.training:
+            if self.steps_left == 0:
+                outputs.register_hook(lambda gradient: gradient * math.nan)
+            self.steps_left -= 1
+        return outputs
+
+
 @pytest.mark.parametrize("step", range(6, 12))
-def test_a_gradient_that_is_not_finite_leaves_the_last_good_epoch_whichever_step_it_comes_in(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    backward = Backward.__call__
-    seen = itertools.count()
-
-    def broken(self: Backward, group: Sequence[BatchShard], count: int) -> Tensor:
-        value = backward(self, group, count)
-        if next(seen) == step:
-            for parameter in self._parameters:
-                parameter.grad = torch.full_like(parameter, math.nan)
-        return value
-
-    monkeypatch.setattr(Backward, "__call__", broken)
-    outcome = quick(conv, **CUT, finetune__epochs=2)  # 6 steps an epoch
-    assert_truthful(outcome, conv, 0.85)
+def test_a_gradient_that_is_not_finite_leaves_the_last_good_epoch(conv: nn.Module, step: int) -> None:
+    network = BadGradient(conv, step)
+    outcome = quick(network, **CUT, finetune__epochs=2)  # 6 steps an epoch
+    assert_truthful(outcome, network, 0.85)
     assert [epoch.epoch for epoch in outcome.epochs] == [1]
     [said] = [line for line in outcome.choices if line.startswith("fine-tuning stopped: ")]
     assert "epoch 1 is kept" in said
 
 
-def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    backward = Backward.__call__
-    seen = itertools.count()
-
-    def broken(self: Backward, group: Sequence[BatchShard], count: int) -> Tensor:
-        value = backward(self, group, count)
-        if next(seen) == 5:  # the next step's loss would tell
-            for parameter in self._parameters:
-                parameter.grad = torch.full_like(parameter, math.nan)
-        return value
-
-    monkeypatch.setattr(Backward, "__call__", broken)
+def test_a_gradient_that_is_not_finite_before_a_gradual_step_is_called_so(conv: nn.Module) -> None:
     how = {"prune__schedule": "linear", "prune__stages": 3, "prune__during": 2.0}
-    short = quick(conv, **{**CUT, **how, "finetune__epochs": 3}).unfinished
+    network = BadGradient(conv, 5)  # the next step's loss would tell
+    short = quick(network, **{**CUT, **how, "finetune__epochs": 3}).unfinished
     assert short is not None
     assert re.search(r", as fine-tuning left values in .* that are not finite", short.cause)
 
@@ -341,7 +328,7 @@ def test_an_average_with_a_removed_weight_in_it_is_an_error(conv: nn.Module, mon
 
     def wrong(self: Average) -> None:
         update(self)
-        self._values["conv1.weight"].add_(1e-3)
+        self.state_dict()["values"]["conv1.weight"].add_(1e-3)
 
     monkeypatch.setattr(Average, "update", wrong)
     with pytest.raises(NumericsError, match=r"removed weights are not zero any more: conv1\.weight"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -21,10 +21,9 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
-from prunetaylor.pruning.criteria import exact_obs
 from prunetaylor.pruning.repair import feature_matching, least_squares
 from prunetaylor.pruning.training.backward import Backward
-from prunetaylor.taylor.model import TaylorModel
+from prunetaylor.taylor.layer_scores import LayerScores
 from support.runs import TEST, TRAIN
 
 
@@ -279,17 +278,16 @@ def test_what_a_stage_has_found_is_not_found_again(conv: nn.Module, monkeypatch:
     pruned(conv, settings, whole)
     scored: list[str] = []
     solved: list[str] = []
-    traces, solve = exact_obs._traces, least_squares.solve_layer
+    compute, solve = LayerScores.compute, least_squares.solve_layer
 
-    def score_telling(model: TaylorModel, layer: Layer, keep: torch.Tensor) -> Any:
-        scored.append(layer.name)
-        return traces(model, layer, keep)
+    def compute_telling(self: LayerScores, layers: list[Layer], score: Callable[[Layer], torch.Tensor]) -> Any:
+        return compute(self, layers, lambda layer: scored.append(layer.name) or score(layer))
 
     def solve_telling(layer: Layer, *more: Any) -> Any:
         solved.append(layer.name)
         return solve(layer, *more)
 
-    monkeypatch.setattr(exact_obs, "_traces", score_telling)
+    monkeypatch.setattr(LayerScores, "compute", compute_telling)
     monkeypatch.setattr(least_squares, "solve_layer", solve_telling)
     layers = [layer.name for layer in Network.from_module(conv).layers]
     seen = set()
