@@ -1,1 +1,1 @@
-"""The command line, one file a command; installed as prunetaylor.cli."""
+"""The command line: one file for each command. It installs as prunetaylor.cli."""

@@ -72,7 +72,7 @@ def check(state: State, request: Request, junit: Path | None, markdown: Path | N
     """
     _require_folders(junit, markdown)
     from prunetaylor.core.progress import Logged
-    from prunetaylor.gate.check import check as judge
+    from prunetaylor.gate.check import check as check_network
     from prunetaylor.gate.check import require_limits
 
     from .terminal.progress import reporter
@@ -80,7 +80,7 @@ def check(state: State, request: Request, junit: Path | None, markdown: Path | N
     config = request.resolved.config
     require_limits(config)
     with reporter(state) as shown:
-        verdict = judge(config, trust=request.trust, progress=Logged(shown, None))
+        verdict = check_network(config, trust=request.trust, progress=Logged(shown, None))
     errors = [*write_reports(verdict, junit=junit, markdown=markdown), *write_for_github(verdict)]
     if request.as_json:
         from prunetaylor.report.json_report import verdict_to_json

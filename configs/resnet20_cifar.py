@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Shortcut(nn.Module):
-    """Every second pixel, and zeros for the channels that are new."""
+    """A shortcut without parameters: it keeps every second pixel, and pads new channels with zeros."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()

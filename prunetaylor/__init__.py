@@ -1,8 +1,8 @@
 """Second-order pruning of trained PyTorch networks.
 
-The public names are loaded when they are first used: importing the package costs no torch, so that the command
-line can answer ``--help`` and check a configuration at once. Nothing but Python's core is imported here, since under
-``python -m prunetaylor`` modules would come from the working directory until ``__main__`` has taken that away.
+The public names are loaded when they are first used: importing the package does not import torch, so that the command
+line answers ``--help`` and checks a configuration at once. Only Python's core is imported here: under
+``python -m prunetaylor`` other modules would come from the working directory, until ``__main__`` removes it.
 """
 
 from prunetaylor._version import __version__
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PruneTaylorError", "Result", "__version__", "keep_masks", "load", "prune", "score"]
 
-_HOME = {
+_MODULES = {
     "PruneTaylorError": "prunetaylor.core.errors",
     "Result": "prunetaylor.api",
     "keep_masks": "prunetaylor.pruning.repair.masks",
@@ -29,11 +29,11 @@ _HOME = {
 
 
 def __getattr__(name: str) -> "Any":
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'prunetaylor' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Python puts the working directory first. Gone before anything else is imported, so that no click.py there is run.
+# Python puts the working directory first. It is removed before the next import, so that no click.py there is run.
 if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 

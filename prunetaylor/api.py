@@ -41,14 +41,14 @@ class Result(PruneResult):
     """A finished run that shows itself, as a few lines or in a notebook, and can be saved as a run's folder."""
 
     resolved: Resolved  # the configuration
-    identity: dict[str, Any]  # what a written network says of itself: arch, args and data, as far as they are known
-    extra: dict[str, Any]
-    events: list[dict[str, Any]] = field(default_factory=list)  # what log.jsonl gets
+    metadata: dict[str, Any]  # of a written network: arch, args and data, as far as they are known
+    extra: dict[str, Any]  # further metadata: the loss, and a nameless network's class
+    events: list[dict[str, Any]] = field(default_factory=list)  # for log.jsonl
     saved: list[Path] = field(default_factory=list)  # the folders that ``save`` wrote
 
     def __repr__(self) -> str:
-        where = f"saved in {self.saved[-1]}" if self.saved else "not saved; outcome.save(folder) writes a run folder"
-        return "\n  ".join([*outcome_lines(self), where])
+        status = f"saved in {self.saved[-1]}" if self.saved else "not saved; outcome.save(folder) writes a run folder"
+        return "\n  ".join([*outcome_lines(self), status])
 
     def _repr_html_(self) -> str:
         return notebook(to_json(self, {}, self.resolved.config.model_dump()))
@@ -69,25 +69,25 @@ class Result(PruneResult):
         (networks of torchvision are recognised by their tensors). The same holds for the samples and ``data``.
 
         Args:
-            folder: is made; it must be new or empty.
-            arch: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY. It is tried out at once.
-            args: keyword arguments of the factory; plain values, as JSON knows them.
+            folder: this is created; it must be new or empty.
+            arch: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY. It is called once as a test.
+            args: keyword arguments of the factory, as plain JSON values.
             data: the command line's --data, such as arrays:FILE.npz or FILE.py:FUNCTION.
-            force: replace a run that is in ``folder`` already.
+            force: replace a run in ``folder``.
 
         Returns:
-            The folder, in full.
+            The folder's absolute path.
 
         Raises:
-            OutputError: the folder cannot be written, or holds something else.
+            OutputError: the folder cannot be written, or is not empty.
             UsageError, CheckpointRefused: ``arch`` gives another network than this one. Nothing is written then.
         """
-        identity, resolved = self._named(arch, args, data)
+        metadata, resolved = self._name(arch, args, data)
         run_folder = RunFolder.create(Path(folder), "", force=force)
         with run_folder:
             for event in self.events:
                 run_folder.log(**event)
-            _, document = write_run(run_folder, resolved, self, identity, self.extra)
+            _, document = write_run(run_folder, resolved, self, metadata, self.extra)
             if arch is not None:
                 load(run_folder.stage(MODEL_FILE), arch=arch, args=args)
             write_page(run_folder, document)
@@ -95,21 +95,21 @@ class Result(PruneResult):
         self.saved.append(run_folder.path.resolve())
         return run_folder.path.resolve()
 
-    def _named(
+    def _name(
         self, arch: str | None, args: Mapping[str, Any] | None, data: str | None
     ) -> tuple[dict[str, Any], Resolved]:
-        """The network's and the samples' names, and the configuration that has them too."""
+        """Return the metadata and the configuration with these names of the network and the samples."""
         if args is not None and arch is None:
-            raise UsageError("args are those of a factory, and none is named", "pass arch= too")
-        identity, said = dict(self.identity), dict[str, Any]()
+            raise UsageError("args need the name of a factory", "pass arch= too")
+        metadata, settings = dict(self.metadata), dict[str, Any]()
         if arch is not None:
-            identity |= {"arch": absolute(arch), "args": dict(args or {})}
-            said |= {"model.arch": identity["arch"], "model.args": identity["args"]}
+            metadata |= {"arch": absolute(arch), "args": dict(args or {})}
+            settings |= {"model.arch": metadata["arch"], "model.args": metadata["args"]}
         if data is not None:
             split_spec(data)
-            identity["data"] = {**identity["data"], "source": absolute(data)}
-            said["data.source"] = identity["data"]["source"]
-        return identity, override(self.resolved, {key: (value, "argument of save") for key, value in said.items()})
+            metadata["data"] = {**metadata["data"], "source": absolute(data)}
+            settings["data.source"] = metadata["data"]["source"]
+        return metadata, override(self.resolved, {key: (value, "argument of save") for key, value in settings.items()})
 
 
 def prune(
@@ -146,34 +146,33 @@ def prune(
             opened as by the command line, with ``arch`` and ``data`` in place of ``train`` and ``test``.
         train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one, or a pair (x, y)
             of tensors or arrays, x (N, C, H, W) or (N, F), float or uint8 (scaled to [0, 1]), y (N,) class ids or
-            (N, K) values. Inputs alone will do: the dense network then answers for them.
-        test: measures the drop; the training samples where it is not given.
+            (N, K) values. Inputs alone suffice: the dense network's outputs then stand for the targets.
+        test: measures the drop.  [default: the training samples]
         sparsity: fraction of the prunable weights to remove, in [0, 1).  [default: 0.5]
         method: how weights are scored: "exact_obs", "obs", "magnitude"...; `prunetaylor config prune.method` lists all.
             [default: "auto"]
         epochs: passes of fine-tuning over ``train``; 0 or another number gives the same run on every machine.
             [default: 3 on a CUDA GPU, 0 elsewhere]
-        validation: chooses between epochs; else a share of ``train`` is kept out for that.
-        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]}, or None for inputs that are ready.
-        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms, by
-            name as in ``data.augment`` or themselves, one or a list, applied to each image by itself.
+        validation: chooses between epochs.  [default: a share of ``train``, which is then not trained on]
+        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]}, or None for normalized inputs.
+        augment: random changes of images while fine-tuning: "none", "flip", "crop-flip", or torchvision transforms (one
+            or a list; objects, or names as in ``data.augment``), applied to each image separately.
         arch, data: with a checkpoint's path: the command line's --arch and --data.
-        device: "cpu", "cuda", "cuda:1", "mps" or "auto".  [default: the first that is available of cuda, mps, cpu]
+        device: "cpu", "cuda", "cuda:1", "mps" or "auto".  [default: the first available of cuda, mps, cpu]
         seed: random seed.  [default: 0]
-        memory: the most memory that the run may use: "3GiB", or bytes.  [default: what is free]
+        memory: maximum memory of the run: "3GiB", or bytes.  [default: the free memory]
         trust_code: with a checkpoint's path: import the Python code that the checkpoint names.
-        settings: any other key that `prunetaylor config` prints, dotted: ``{"finetune.lr": 0.02}``.
-        progress: True shows a bar on stderr, False nothing; or what is told what the run does, see
+        settings: any other dotted key that `prunetaylor config` prints: ``{"finetune.lr": 0.02}``.
+        progress: True shows a bar on stderr, False nothing; or an object with the methods of
             ``prunetaylor.core.progress.Progress``.  [default: a bar in a notebook, nothing elsewhere]
 
     Returns:
-        What was found, with units at each field: ``module``, ``masks`` (by parameter name, True = keep), ``drop``
-        (percentage points, with its 95 % interval), ``dense`` and ``pruned`` (metrics, parameters, FLOPs with a
-        multiply-add as 2, bytes), ``stages``, ``verdict``, ``save(folder)``. Where training diverged before the
-        sparsity was reached, ``unfinished`` says so.
+        The result: ``module``, ``masks`` (by parameter name, True = keep), ``drop`` (in pp, with its 95 % interval),
+        ``dense`` and ``pruned`` (metrics, parameters, FLOPs with a multiply-add as 2, bytes), ``stages``,
+        ``verdict`` and ``save(folder)``. ``unfinished`` is set where training diverged before the sparsity was reached.
 
     Raises:
-        PruneTaylorError: with ``cause`` and ``remedy``; its subclasses in ``core/errors.py`` tell what went wrong.
+        PruneTaylorError: the run failed; it has ``cause`` and ``remedy``, and its subclass is in ``core/errors.py``.
     """
     values = _settings(
         settings,
@@ -188,12 +187,12 @@ def prune(
     )
     log = _Events()
     shown = _display(progress)
-    told = Logged(shown, log)
+    logged = Logged(shown, log)
     if isinstance(model, nn.Module):
         if arch is not None or data is not None or trust_code:
             raise UsageError(
-                "arch, data and trust_code belong to a checkpoint, and model is a network already",
-                "leave them out; outcome.save(folder, arch=..., data=...) records the names",
+                "arch, data and trust_code belong to a checkpoint, but model is a network",
+                "omit them; outcome.save(folder, arch=..., data=...) records the names",
             )
         resolved = from_values(values)
         check_from_python(values)
@@ -208,11 +207,11 @@ def prune(
         check_from_python(values, named=True)
         resolved = from_values(_settings(values, named))
         trust = Trust.of(resolved.config.model_dump(), everything=trust_code)
-        job = open_job(resolved.config, trust=trust, progress=told)
-    with _ended(shown):
-        outcome = run.run(job, told)
-    found = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
-    return Result(**found, resolved=resolved, identity=_identity(job), extra=_extra(job), events=log.events)
+        job = open_job(resolved.config, trust=trust, progress=logged)
+    with _closing(shown):
+        outcome = run.run(job, logged)
+    values = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    return Result(**values, resolved=resolved, metadata=_metadata(job), extra=_extra(job), events=log.events)
 
 
 def score(
@@ -231,12 +230,12 @@ def score(
 
     Args:
         model: a network that takes a batch (N, ...) and returns (N, K) outputs.
-        train: what the Taylor model is fitted to, and measured on: a map-style data set of (input, target), a
-            DataLoader of one, or a pair (x, y), as for ``prune``.
+        train: the samples that fit the Taylor model and measure its predictions: a map-style data set of (input,
+            target), a DataLoader of one, or a pair (x, y), as for ``prune``.
         method: how weights are scored.  [default: "auto"]
-        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]}, or None for inputs that are ready.
+        normalize: "imagenet", "cifar10", "mnist", {"mean": [...], "std": [...]}, or None for normalized inputs.
         device, seed, memory: as for ``prune``.
-        settings: any other key that `prunetaylor config` prints, dotted: ``{"calibration.samples": 500}``.
+        settings: any other dotted key that `prunetaylor config` prints: ``{"calibration.samples": 500}``.
         progress: as for ``prune``.
 
     Returns:
@@ -245,18 +244,18 @@ def score(
         agree.
 
     Raises:
-        PruneTaylorError: with ``cause`` and ``remedy``.
+        PruneTaylorError: the run failed; it has ``cause`` and ``remedy``.
     """
     options = {"prune.method": method, "device": device, "seed": seed, "memory": memory}
     resolved = from_values(_settings(settings, options))
     job = _job(resolved, model, from_python(train, None, None, normalize=normalize, augment="none"))
     shown = _display(progress)
-    with _ended(shown):
+    with _closing(shown):
         return scoring.run(job, shown)
 
 
 def _display(progress: Progress | bool | None) -> Progress:
-    """Whoever shows a run: a bar where that is asked for, or nobody said and a notebook runs this."""
+    """Return the progress of a run: a bar if that is requested, or by default in a notebook."""
     if progress is None:
         progress = in_notebook()
     if isinstance(progress, bool):
@@ -265,8 +264,8 @@ def _display(progress: Progress | bool | None) -> Progress:
 
 
 @contextmanager
-def _ended(shown: Progress) -> Iterator[None]:
-    """However a run ends, what is printed next starts on a line of its own."""
+def _closing(shown: Progress) -> Iterator[None]:
+    """Close the bar when a run ends, so that the next output starts on a new line."""
     try:
         yield
     finally:
@@ -275,7 +274,7 @@ def _ended(shown: Progress) -> Iterator[None]:
 
 
 def _settings(settings: Mapping[str, Any] | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the arguments that stand for some of them. UsageError where both are given and differ."""
+    """Return the settings with the arguments for some of them. UsageError where both are given and differ."""
     values = dict(settings or {})
     for key, given in options.items():
         if given is not None and not same(values.setdefault(key, given), given):
@@ -291,26 +290,27 @@ def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
     return make_job(resolved.config, copied(model), samples, device, choices=[f"device: {device} ({reason})"])
 
 
-def _identity(job: Job) -> dict[str, Any]:
-    """Return what a file can hold of the job's network and samples."""
-    found = job.identity()
-    if callable(found["data"].get("augment")) or isinstance(found["data"].get("augment"), list):
+def _metadata(job: Job) -> dict[str, Any]:
+    """Return the metadata of the job's network and samples that a file can hold."""
+    metadata = job.identity()
+    augment = metadata["data"].get("augment")
+    if callable(augment) or isinstance(augment, list):
         try:
-            json.dumps(found["data"]["augment"])
-        except TypeError:  # transforms of the user's own, which have no name
-            found["data"].pop("augment")
-    return found
+            json.dumps(augment)
+        except TypeError:  # transforms of the user's own have no name
+            metadata["data"].pop("augment")
+    return metadata
 
 
 def _extra(job: Job) -> dict[str, Any]:
-    """Return what a file keeps besides; a nameless network's class helps whoever looks for its factory."""
+    """Return further metadata; the class of a nameless network helps to find its factory."""
     kind = type(job.network.module)
     named = {} if job.arch is not None else {"class": f"{kind.__module__}.{kind.__qualname__}"}
     return {"loss": job.config.loss, **named}
 
 
 class _Events:
-    """Keeps a run's events until it is saved."""
+    """Stores a run's events until it is saved."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []

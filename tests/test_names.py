@@ -14,12 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROOMS = [
+    "cli",
+    "prunetaylor/api.py",
     "prunetaylor/core",
     "prunetaylor/data",
+    "prunetaylor/gate",
     "prunetaylor/measure",
     "prunetaylor/network",
     "prunetaylor/report",
     "prunetaylor/runtime",
+    "prunetaylor/sweep",
     "prunetaylor/taylor/curvature",
     "prunetaylor/taylor/losses.py",
     "prunetaylor/taylor/model.py",

@@ -26,7 +26,7 @@ Format = Literal["table", "path", "json", "csv"]
 
 @dataclass(frozen=True)
 class Finish:
-    """How a sweep's results are shown: the format, and the plot's cost; without a cost no file is written."""
+    """The form of a sweep's results, and the cost on the plot's axis; without a cost no file is written."""
 
     format: Format
     cost: str | None

@@ -1,1 +1,1 @@
-"""What the commands show: results and errors, progress, a running sweep, and the next steps."""
+"""The output of the commands: results and errors, progress, a running sweep, and the next steps."""

@@ -39,7 +39,7 @@ class Heartbeat:
         self.path = folder / _FOLDER / worker
         self._file: IO[str] | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread = threading.Thread(target=self._touch_regularly, daemon=True)
 
     def __enter__(self) -> Self:
         own_folder(self.path.parent)
@@ -58,7 +58,7 @@ class Heartbeat:
         if self._file is not None:
             self._file.close()
 
-    def _beat(self) -> None:
+    def _touch_regularly(self) -> None:
         while not self._over.wait(INTERVAL):
             with contextlib.suppress(OSError):
                 os.utime(self.path)

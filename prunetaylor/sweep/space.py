@@ -52,6 +52,7 @@ class Range:
 
     @property
     def whole(self) -> bool:
+        """True for a range of whole numbers."""
         return isinstance(self.low, int)
 
     @property

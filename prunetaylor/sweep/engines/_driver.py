@@ -62,13 +62,13 @@ def run(name: str, context: EngineContext, monitor: EngineMonitor) -> None:
 def main() -> int:
     """Run the driver, and return its exit code: 1 after an error, which it has reported."""
     request = json.loads(sys.stdin.readline())
-    parent, answers = os.dup(0), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    parent, stream = os.dup(0), os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)  # everything that prints, in Python or below it, prints to the log
     # Jobs of a batch system continue without their driver; the next leader of the sweep finds their results.
     end_with_parent(parent, exit_code=1)
-    reporter = _MessageWriter(answers)
+    reporter = _MessageWriter(stream)
     context = EngineContext.from_plain(request["context"])
     try:
         with first_signal_terminates((signal.SIGTERM,)):

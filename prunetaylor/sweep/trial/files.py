@@ -25,6 +25,7 @@ SAMPLES = "samples.json"
 
 
 def trial_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a trial, in the folder of its sweep."""
     return folder / TRIALS / f"{number:04d}"
 
 
