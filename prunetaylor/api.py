@@ -21,7 +21,7 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python, split_spec
 from prunetaylor.network.checkpoint.load import load
-from prunetaylor.network.state import copied
+from prunetaylor.network.state import copy_module
 from prunetaylor.pipeline import run
 from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.files.outputs import write_page, write_run
@@ -287,7 +287,7 @@ def _settings(settings: Mapping[str, Any] | None, options: Mapping[str, Any]) ->
 
 def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
     device, reason = pick_device(resolved.config.device)
-    return make_job(resolved.config, copied(model), samples, device, choices=[f"device: {device} ({reason})"])
+    return make_job(resolved.config, copy_module(model), samples, device, choices=[f"device: {device} ({reason})"])
 
 
 def _metadata(job: Job) -> dict[str, Any]:

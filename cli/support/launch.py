@@ -20,7 +20,7 @@ from typing import IO
 
 from prunetaylor.core.errors import PeerError, UsageError
 from prunetaylor.runtime import cores
-from prunetaylor.runtime.processes.place import LISTEN, LOST, PARENT_PIPE
+from prunetaylor.runtime.processes.place import LISTEN_SOCKET, LOST_PEER, PARENT_PIPE
 from prunetaylor.runtime.python_process import python
 
 from ..terminal.console import result_descriptor
@@ -65,7 +65,7 @@ def _start(
     inherited = [pipe]
     if rank == 0:
         # The socket itself: another process could take a port that was merely found to be free.
-        more[LISTEN] = str(listening.fileno())
+        more[LISTEN_SOCKET] = str(listening.fileno())
         inherited.append(listening.fileno())
     return subprocess.Popen(
         python("-m", "prunetaylor.cli.main", *arguments),
@@ -115,7 +115,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: list[int]) -> i
 def _failed(processes: Sequence[subprocess.Popen[bytes]], before: int | None) -> int | None:
     """Return the process that failed first, preferably by itself rather than because it lost another process."""
     failed = [i for i, process in enumerate(processes) if process.poll()]
-    return min(failed, key=lambda i: (processes[i].returncode == LOST, i != before, i), default=None)
+    return min(failed, key=lambda i: (processes[i].returncode == LOST_PEER, i != before, i), default=None)
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
@@ -143,5 +143,5 @@ def _raise_failure(which: int, processes: Sequence[subprocess.Popen[bytes]], out
             "\n".join(line.strip() for line in lines[start + 1 :]),
             exit_code=code,
         )
-    if processes[0].returncode == LOST:
+    if processes[0].returncode == LOST_PEER:
         raise PeerError(f"process {which} ended with exit code {code} and no message", exit_code=code)

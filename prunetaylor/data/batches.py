@@ -22,7 +22,7 @@ from prunetaylor.data.augment import Augment
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.splits import Split, TensorSplit
-from prunetaylor.runtime.processes.group import mine
+from prunetaylor.runtime.processes.group import own_range
 
 Part = tuple[Tensor, Tensor]
 FetchPlan = list[tuple[int, range | list[int]]]
@@ -114,19 +114,19 @@ class Batches:
         if self.shuffle or self.augment is not None or self.mix is not None:
             raise ValueError("batches that are shuffled or changed are divided row by row: see shards")
         edges = range(self.samples + 1) if edges is None else edges
-        part = mine(len(edges) - 1)
+        part = own_range(len(edges) - 1)
         spans = self._spans(edges[part.start], edges[part.stop])
         for (start, end), (raw, y) in zip(spans, self._raw(self._plan(spans)), strict=True):
             yield start, *self._ready(raw, y, end - start, range(end - start))
 
     def own_count(self) -> int:
         """Return the number of batches that :meth:`own` yields, which may be 0."""
-        return -(-len(mine(self.samples)) // self.batch_size)
+        return -(-len(own_range(self.samples)) // self.batch_size)
 
     def shards(self) -> Iterator[BatchShard]:
         """Yield this process's rows of every batch; the number of batches is the same on every process."""
         whole = self._spans(0, self.samples)
-        parts = [mine(end - start) for start, end in whole]
+        parts = [own_range(end - start) for start, end in whole]
         mixed = self.mix is not None
         spans = whole if mixed else [_fetched_rows(span[0], rows) for span, rows in zip(whole, parts, strict=True)]
         for index, (raw, y) in self._walk(spans):

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate
 
 from prunetaylor.core.errors import DataError, PruneTaylorError
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.runtime.processes.group import mine
+from prunetaylor.runtime.processes.group import own_range
 
 
 class Split(ABC):
@@ -153,7 +153,7 @@ def decode_sharded(split: Split) -> TensorSplit:
     """Return all samples in memory on every process of a run; each process decodes its part of lazy data."""
     if not split.lazy:
         return split.in_memory()
-    own = mine(len(split))
+    own = own_range(len(split))
     inputs, targets = split.fetch(own) if own else (torch.empty(0), torch.empty(0))
     return TensorSplit(gather_rows(inputs), gather_rows(targets))
 

@@ -41,13 +41,13 @@ _RECURRENT = {
 }
 
 
-def count(module: nn.Module) -> tuple[int, int]:
+def count_parameters(module: nn.Module) -> tuple[int, int]:
     """Return (parameters, those that are not zero). A tied tensor counts once; buffers do not count."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(int(p.detach().count_nonzero()) for p in parameters)
 
 
-def flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
+def count_flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
     """Return the FLOPs of one sample's forward pass: (of all products, without the products by zero weights).
 
     Args:

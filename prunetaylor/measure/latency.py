@@ -21,7 +21,7 @@ from prunetaylor.network.state import evaluating
 
 ROUNDS = 40
 """Rounds of dense, pruned, dense."""
-WARM_UP = 3
+WARM_UP_ROUNDS = 3
 """Rounds before them, not counted: libraries choose kernels, caches fill, clocks rise."""
 MIN_TIMING = 0.02
 """Seconds that one timing lasts at least: a forward pass of microseconds is repeated in it."""
@@ -89,9 +89,9 @@ def _rounds(
     dense: Callable[[], float], pruned: Callable[[], float], progress: Progress
 ) -> list[tuple[float, float, float]]:
     times = []
-    for number in range(WARM_UP + ROUNDS):
+    for number in range(WARM_UP_ROUNDS + ROUNDS):
         one = (dense(), pruned(), dense())
-        if number >= WARM_UP:
+        if number >= WARM_UP_ROUNDS:
             times.append(one)
             progress.step()
     return times

@@ -79,7 +79,7 @@ def with_entries(module: Prunable, tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0) if tensor.dim() == dims else tensor
 
 
-def fits(module: Prunable, x: Tensor, y: Tensor) -> bool:
+def shapes_match(module: Prunable, x: Tensor, y: Tensor) -> bool:
     """Return True if ``y`` has the shape of a call with ``x``, perhaps with SAME padding; both with entries."""
     if isinstance(module, nn.Linear):
         return x.shape[-1] == module.in_features and y.shape == (*x.shape[:-1], module.out_features)

@@ -25,7 +25,7 @@ def parameters_named(module: nn.Module, names: Iterable[str]) -> dict[str, nn.Pa
     return parameters
 
 
-def movable(module: nn.Module, frozen: Collection[str] = ()) -> dict[str, nn.Parameter]:
+def movable_parameters(module: nn.Module, frozen: Collection[str] = ()) -> dict[str, nn.Parameter]:
     """Return the floating-point parameters, except those named in ``frozen`` or inside modules named there."""
     return {
         name: p

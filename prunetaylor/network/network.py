@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.core.results.outcome import Skipped
 from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.network.state import copied
+from prunetaylor.network.state import copy_module
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Network:
 
     def copy(self) -> Network:
         """Return an independent copy with the same layers in the same order."""
-        module = copied(self.module)
+        module = copy_module(self.module)
         inside = dict(module.named_modules())
         names = {child: name for name, child in self.module.named_modules()}
         layers = [

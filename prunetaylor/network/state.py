@@ -59,7 +59,7 @@ def fixed_order(device: torch.device, threads: int | None = None) -> Iterator[No
             torch.set_num_threads(number)
 
 
-def like_weights(module: nn.Module, x: Tensor) -> Tensor:
+def match_memory_format(module: nn.Module, x: Tensor) -> Tensor:
     """Return inputs in the channels-last format if the weights have it, where it is fastest and known to work."""
     if x.dim() != 4 or all(p.dim() != 4 or p.is_contiguous() for p in module.parameters()):
         return x
@@ -79,7 +79,7 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def copied(module: nn.Module) -> nn.Module:
+def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy that shares nothing with ``module``.
 
     Tensors that belong to a graph, such as the weights that ``torch.nn.utils.weight_norm`` stores, are copied without
@@ -121,7 +121,7 @@ def check_present(module: nn.Module) -> None:
             raise UsageError(f"{name} is on the meta device and has no values", remedy)
 
 
-def not_finite(module: nn.Module) -> list[str]:
+def nonfinite_tensors(module: nn.Module) -> list[str]:
     """Return the names of parameters and batch-norm statistics that are not finite.
 
     Other buffers may be infinite: attention masks hold minus infinity.
@@ -135,7 +135,7 @@ def not_finite(module: nn.Module) -> list[str]:
 
 def check_values(module: nn.Module) -> None:
     """Raise NumericsError, naming the first, if parameters or batch-norm statistics are not finite."""
-    if bad := not_finite(module):
+    if bad := nonfinite_tensors(module):
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise NumericsError(
             f"{bad[0]}{others} has values that are not finite", "prune a checkpoint from before its training diverged"

@@ -6,7 +6,7 @@ from torch import nn
 
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import NetworkStats
-from prunetaylor.measure.cost import count, flops
+from prunetaylor.measure.cost import count_flops, count_parameters
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.checkpoint.write import model_bytes
@@ -42,6 +42,6 @@ def network_stats(
     work: tuple[int | None, int | None] = (None, None)
     if job.samples is not None:
         example, _ = first_batch(job.batches(job.samples.test.subset([0])))
-        work = flops(module, example)
+        work = count_flops(module, example)
     size = model_bytes(module) if file is None else file.size
-    return NetworkStats(evaluation.metrics if evaluation else {}, *count(module), *work, size)
+    return NetworkStats(evaluation.metrics if evaluation else {}, *count_parameters(module), *work, size)

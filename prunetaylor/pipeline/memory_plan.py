@@ -24,7 +24,7 @@ from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squ
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train
 from prunetaylor.runtime.free_memory import free_bytes
-from prunetaylor.runtime.processes.exchange import smallest
+from prunetaylor.runtime.processes.exchange import minimum
 from prunetaylor.runtime.processes.group import local_world, world
 from prunetaylor.runtime.processes.training import waits_within
 from prunetaylor.taylor.curvature.gradients import norms_bytes
@@ -101,7 +101,7 @@ def make_plan(job: Job, command: str = "prune") -> Plan:
     free = free_bytes(job.device)
     if free is not None and job.device.type == "cpu":
         free //= local_world()
-    free = smallest(free)
+    free = minimum(free)
     asked = job.config.memory is not None
     limit = job.config.memory if asked else None if free is None else int((1 - _MARGIN) * free) + planner.there
     chosen, worst = planner.fit(job.config, limit)

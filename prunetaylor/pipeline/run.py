@@ -15,7 +15,7 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import copied, fixed_order
+from prunetaylor.network.state import copy_module, fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers, warn_if_at_chance
 from prunetaylor.pipeline.files.resume import restoring
@@ -85,7 +85,9 @@ class _Run:
             self.clock = Clock(dict(self.saved.get("seconds", {})))
             known = self.saved.get("dense")
             self.dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
-        self.dense = Network.from_module(copied(job.network.module), job.config.prune.include, job.config.prune.exclude)
+        self.dense = Network.from_module(
+            copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude
+        )
         training, validation = training_split(job)
         self.stages = Stages(job, self.dense, training, progress, self.checkpoint_point, monitor)
         self.finetuning: Finetuning | None = None

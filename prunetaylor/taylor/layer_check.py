@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
-from prunetaylor.network.layer import Layer, Prunable, fits, with_entries
+from prunetaylor.network.layer import Layer, Prunable, shapes_match, with_entries
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
-from prunetaylor.taylor.curvature.tape import alike, by_sample, recording, summed_gradients
+from prunetaylor.taylor.curvature.tape import are_close, reads_sample_by_sample, recording, summed_gradients
 from prunetaylor.taylor.passes import ForwardHook, compute_outputs, first_batch, forward_all
 
 UNREACHED = "no calibration sample reaches it through its own module"
 NO_MATRIX = "its module does not compute W x + b"
-ELSEWHERE = "its weight is also used outside its module"
-MIXED = "layers mix the samples of a batch: gradients of single samples are computed one sample at a time"
-NO_PART = "the error does not depend on it: it feeds another output, or is detached from the gradient"
+USED_ELSEWHERE = "its weight is also used outside its module"
+SAMPLES_MIXED = "layers mix the samples of a batch: gradients of single samples are computed one sample at a time"
+NO_GRADIENT = "the error does not depend on it: it feeds another output, or is detached from the gradient"
 
 
 @dataclass
@@ -46,15 +46,15 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
     notes = []
     # Every criterion's removals are predicted by gradients: without any there is nothing to predict.
     if seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
-        why |= {layer.name: NO_PART for layer in network.layers if layer.name in seen.right}
+        why |= {layer.name: NO_GRADIENT for layer in network.layers if layer.name in seen.right}
     if fitted:
         why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
         for x, names in seen.batches:
             some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
             why |= _backward(network.module, some, x)
         fittable = [layer for layer in network.layers if layer.name not in why]
-        if fittable and not by_sample(network.module, fittable, first_batch(batches)[0]):
-            notes.append(MIXED)
+        if fittable and not reads_sample_by_sample(network.module, fittable, first_batch(batches)[0]):
+            notes.append(SAMPLES_MIXED)
     if seen.others > 0:
         which = "the first, or logits or out if one has that name"
         notes.append(f"the network returns {seen.others + 1} tensors; the error is computed from {which}")
@@ -101,13 +101,13 @@ def _forward(network: Network, batches: Batches) -> _Seen:
 
 def _is_matrix(layer: Layer, used: Prunable, x: Tensor, y: Any, where: Positions, start: int, samples: int) -> bool:
     """Return True if a call computed W x + b at the drawn positions, which are those that fits read."""
-    if not isinstance(y, Tensor) or not fits(used, with_entries(used, x), with_entries(used, y)):
+    if not isinstance(y, Tensor) or not shapes_match(used, with_entries(used, x), with_entries(used, y)):
         return False
     rows, outputs = (part.float() for part in sampled_rows(used, x, y, where, start, samples))
     expected = rows @ layer.matrix(used.weight.detach()).float().mT
     if used.bias is not None:
         expected += layer.rows(used.bias.detach().float()).unsqueeze(1)
-    return alike(outputs, expected)
+    return are_close(outputs, expected)
 
 
 def _tensors(result: Any) -> int:
@@ -134,14 +134,14 @@ def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, st
         outputs = compute_outputs(module, x).float()
         vector = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs.device)
         if not outputs.requires_grad:
-            return {layer.name: NO_PART for layer in layers}
+            return {layer.name: NO_GRADIENT for layer in layers}
         total = (outputs * vector).sum()
         by_call = torch.autograd.grad(total, tape.outputs(), allow_unused=True, retain_graph=True)
         own = dict(summed_gradients(tape, by_call))
         by_weight = torch.autograd.grad(total, weights, allow_unused=True)
     for layer, whole in zip(layers, by_weight, strict=True):
         if whole is None:
-            why[layer.name] = NO_PART
-        elif layer not in own or not alike(layer.matrix(whole).float(), own[layer]):
-            why[layer.name] = ELSEWHERE
+            why[layer.name] = NO_GRADIENT
+        elif layer not in own or not are_close(layer.matrix(whole).float(), own[layer]):
+            why[layer.name] = USED_ELSEWHERE
     return why

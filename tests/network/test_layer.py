@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunetaylor.network.layer import Layer, fits, input_columns, input_rows, output_columns, output_rows, positions
+from prunetaylor.network.layer import (
+    Layer,
+    input_columns,
+    input_rows,
+    output_columns,
+    output_rows,
+    positions,
+    shapes_match,
+)
 from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from support.samples import rand
 
@@ -18,7 +26,7 @@ def check(module: nn.Module, x: Tensor, y: Tensor | None = None) -> None:
     """At all positions of all entries, W x + b == y, and as columns (B, G, C, L) they are the same."""
     layer = Layer("layer", (module,))
     y = module(x) if y is None else y
-    assert fits(module, x, y)
+    assert shapes_match(module, x, y)
     each = positions(module, x, y)
     flat = torch.arange(x.shape[0] * each)
     entries, at = flat // each, flat % each
@@ -57,16 +65,16 @@ def test_a_convolution_that_pads_by_itself(data: st.DataObject) -> None:
 
 def test_what_is_no_plain_call_is_told() -> None:
     linear, conv, up = nn.Linear(3, 4), nn.Conv2d(2, 4, 3, stride=2), nn.ConvTranspose2d(2, 4, 3, stride=2)
-    assert fits(linear, rand(2, 5, 3), rand(2, 5, 4))
-    assert not fits(linear, rand(2, 5, 3), rand(2, 4, 5))
-    assert not fits(linear, rand(2, 5, 4), rand(2, 5, 4))
+    assert shapes_match(linear, rand(2, 5, 3), rand(2, 5, 4))
+    assert not shapes_match(linear, rand(2, 5, 3), rand(2, 4, 5))
+    assert not shapes_match(linear, rand(2, 5, 4), rand(2, 5, 4))
     x = rand(2, 2, 9, 9)
-    assert fits(conv, x, rand(2, 4, 4, 4))
+    assert shapes_match(conv, x, rand(2, 4, 4, 4))
     for shape in ((2, 4, 4, 6), (2, 3, 4, 4), (1, 4, 4, 4), (2, 4, 4)):
-        assert not fits(conv, x, rand(*shape))
-    assert fits(up, x, rand(2, 4, 19, 20))
-    assert not fits(up, x, rand(2, 4, 19, 21))
-    assert not fits(up, rand(2, 3, 9, 9), rand(2, 4, 19, 19))
+        assert not shapes_match(conv, x, rand(*shape))
+    assert shapes_match(up, x, rand(2, 4, 19, 20))
+    assert not shapes_match(up, x, rand(2, 4, 19, 21))
+    assert not shapes_match(up, rand(2, 3, 9, 9), rand(2, 4, 19, 19))
 
 
 def spatial(dims: int, *sizes: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import check_values, copied, evaluating, restore, snapshot
+from prunetaylor.network.state import check_values, copy_module, evaluating, restore, snapshot
 
 
 class Named(nn.Module):
@@ -209,7 +209,7 @@ def test_a_network_whose_weights_a_pass_has_computed_can_be_copied() -> None:
     x = torch.randn(5, 4)
     before = module(x)
     assert module[0].weight.grad_fn is not None
-    other = copied(module)
+    other = copy_module(module)
     assert torch.equal(other(x), before)
     with torch.no_grad():
         other[0].weight_g.mul_(2)
@@ -222,4 +222,4 @@ def test_what_cannot_be_copied_says_so(held: object) -> None:
     module = plain()
     module.conv1.held = [held]
     with pytest.raises(UsageError, match=r"the network cannot be copied: .*\n.*store what cannot be copied"):
-        copied(module)
+        copy_module(module)

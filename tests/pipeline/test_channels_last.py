@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prunetaylor import prune, score
-from prunetaylor.network.state import channels_last, like_weights
+from prunetaylor.network.state import channels_last, match_memory_format
 from prunetaylor.pipeline.checks.channels_last import find_obstacle
 from support.networks import trained
 from support.samples import quadrants
@@ -205,8 +205,8 @@ def test_a_run_that_fails_leaves_weights_plain(monkeypatch: pytest.MonkeyPatch) 
 
 def test_inputs_lie_as_weights_do() -> None:
     module = Reads(flat)
-    assert like_weights(module, X) is X
+    assert match_memory_format(module, X) is X
     with channels_last(module):
-        assert like_weights(module, X).is_contiguous(memory_format=LAST)
-        assert like_weights(module, X[0]).is_contiguous()
-    assert like_weights(nn.Linear(6, 6), X) is X
+        assert match_memory_format(module, X).is_contiguous(memory_format=LAST)
+        assert match_memory_format(module, X[0]).is_contiguous()
+    assert match_memory_format(nn.Linear(6, 6), X) is X

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import PruneResult
-from prunetaylor.measure.cost import flops
+from prunetaylor.measure.cost import count_flops
 from prunetaylor.pipeline.job import make_job
 from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick, same_bits
@@ -59,7 +59,7 @@ def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
     assert said(prune__method="magnitude") == "refinement: off (default for magnitude)"
     assert said(prune__refine="none") == "refinement: off (as asked)"
     assert said(prune__refine_steps=7).startswith("refinement: 7 steps after the last stage")
-    each = 4 * 64 * flops(conv, TRAIN[0][:1])[0]
+    each = 4 * 64 * count_flops(conv, TRAIN[0][:1])[0]
     monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 80.5 * each})
     assert said().startswith("refinement: 80 steps after the last stage")
     monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 10 * each})

@@ -11,7 +11,15 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.sampling import sampler
-from prunetaylor.taylor.layer_check import ELSEWHERE, MIXED, NO_MATRIX, NO_PART, UNREACHED, check_layers, unreached
+from prunetaylor.taylor.layer_check import (
+    NO_GRADIENT,
+    NO_MATRIX,
+    SAMPLES_MIXED,
+    UNREACHED,
+    USED_ELSEWHERE,
+    check_layers,
+    unreached,
+)
 from support.networks import Unreached, mlp, trained
 from support.runs import quick
 from support.samples import batches, quadrants, rand
@@ -85,7 +93,7 @@ LEFT = {
     "scaled": (lambda: nn.Sequential(nn.Flatten(), Scaled(36, 5), nn.Tanh(), nn.Linear(5, 3)), "1", NO_MATRIX),
     "two outputs": (lambda: nn.Sequential(nn.Flatten(), Both(36, 5), First(), nn.Linear(5, 3)), "1", NO_MATRIX),
     "unused": (lambda: Unreached(nn.Sequential(nn.Flatten(), nn.Linear(36, 3))), "unreached", UNREACHED),
-    "tied by hand": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6), Autoencoder()), "2.encode", ELSEWHERE),
+    "tied by hand": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 6), Autoencoder()), "2.encode", USED_ELSEWHERE),
 }
 
 
@@ -115,7 +123,7 @@ def test_other_outputs_are_said_and_what_feeds_them_alone_is_left() -> None:
     data = quadrants(120, 0)
     module = trained(Heads(), data, lambda z, y: cross_entropy(z[0], y) + cross_entropy(z[1], y), 30)
     outcome = quick(module, sparsity=0.5)
-    assert {one.name: one.why for one in outcome.skipped} == {"aux": NO_PART, "cut": NO_PART}
+    assert {one.name: one.why for one in outcome.skipped} == {"aux": NO_GRADIENT, "cut": NO_GRADIENT}
     assert any(
         choice.startswith("the network returns 2 tensors; the error is computed from the first")
         for choice in outcome.choices
@@ -164,7 +172,7 @@ class TimeFirst(nn.Module):
 
 def test_that_samples_pass_one_at_a_time_is_said() -> None:
     found = check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=True)
-    assert (found.order, found.why, found.notes) == (["a", "head"], {}, [MIXED])
+    assert (found.order, found.why, found.notes) == (["a", "head"], {}, [SAMPLES_MIXED])
     assert check_layers(Network.from_module(TimeFirst()), batches(rand(8, 1, 6, 6)), fitted=False).notes == []
 
 

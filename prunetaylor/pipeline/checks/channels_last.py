@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.progress import Detail
 from prunetaylor.core.text import error_line
-from prunetaylor.network.state import channels_last, copied
+from prunetaylor.network.state import channels_last, copy_module
 from prunetaylor.pipeline.job import Job
 from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs, first_batch
 
@@ -51,7 +51,7 @@ def find_obstacle(module: nn.Module, x: Tensor) -> str | None:
     where the outputs must be the same, with forward-mode derivatives, and with gradients in training mode, as there may
     be branches for that alone. A pass that fails in either format does not count against channels last.
     """
-    copy, x_last = copied(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    copy, x_last = copy_module(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.data import augment
-from prunetaylor.measure.cost import flops
+from prunetaylor.measure.cost import count_flops
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.sampling.calibration import Calibration, Part
@@ -167,7 +167,7 @@ def settle(job: Job, usual_repair: str, far: bool, example: Tensor) -> Refinemen
         return Refinement(why="fine-tuning follows")
     if by == "gauss-newton":
         return Refinement(why="little to gain near convergence")
-    each = PASSES * feature_matching.BATCH * flops(job.network.module, example)[0]
+    each = PASSES * feature_matching.BATCH * count_flops(job.network.module, example)[0]
     worth = WORTH.get(job.device.type, WORTH["cpu"])
     if each * FEWEST > worth:
         much = f"{each * steps / 1e12:,.0f} TFLOP on the {job.device.type}"
@@ -186,7 +186,7 @@ def planned_steps(job: Job, usual_repair: str) -> int:
     if asked.refine == "none" or usual_repair != "least-squares" or job.epochs or job.samples is None:
         return 0
     example, _ = first_batch(job.batches(job.samples.test.subset([0]), workers=0))
-    each = PASSES * feature_matching.BATCH * flops(job.network.module, example)[0]
+    each = PASSES * feature_matching.BATCH * count_flops(job.network.module, example)[0]
     worth = WORTH.get(job.device.type, WORTH["cpu"])
     return 0 if each * FEWEST > worth else min(settled, int(worth // each))
 
@@ -222,5 +222,5 @@ def _told(job: Job, example: Tensor) -> bool:
         return False
     samples = SAMPLE_HISTORY * config.calibration.samples
     passes = GAUSS_NEWTON_STEPS * PASSES * (PRODUCTS + len(DAMPINGS) / PASSES)
-    work = fresh_stages(config.prune.sparsity) * samples * passes * flops(job.network.module, example)[0]
+    work = fresh_stages(config.prune.sparsity) * samples * passes * count_flops(job.network.module, example)[0]
     return work <= WORTH.get(job.device.type, WORTH["cpu"])

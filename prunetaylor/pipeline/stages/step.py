@@ -19,7 +19,7 @@ from prunetaylor.pipeline.stages.closed_form import repair_by_least_squares, rep
 from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState, StageProgress
 from prunetaylor.pruning.selection.selector import Selection
-from prunetaylor.runtime.processes.exchange import as_in_main
+from prunetaylor.runtime.processes.exchange import copy_from_main
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.model import TaylorModel
@@ -128,7 +128,7 @@ def reached(proposed: float, removed: int, prunable: int) -> float:
 def synchronise(network: Network, masks: Mapping[str, Tensor]) -> None:
     """Give all processes the main one's weights and masks, should their machines round differently."""
     tensors = network.module.state_dict().values()
-    as_in_main([*(t for t in tensors if isinstance(t, Tensor)), *masks.values()])
+    copy_from_main([*(t for t in tensors if isinstance(t, Tensor)), *masks.values()])
 
 
 def _select(

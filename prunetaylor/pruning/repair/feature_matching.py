@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.names import movable
-from prunetaylor.network.state import evaluating, like_weights, restore, snapshot, trainable
+from prunetaylor.network.names import movable_parameters
+from prunetaylor.network.state import evaluating, match_memory_format, restore, snapshot, trainable
 from prunetaylor.pruning.repair.intercepts import Intercept
 from prunetaylor.pruning.repair.masks import keep_masks
 from prunetaylor.pruning.training.optimizer import learning_rate
@@ -113,7 +113,7 @@ class Matching:
     ) -> None:
         self.module, self.dense, self.masks, self.batches, self.held = module, dense, masks, batches, held
         self._scale, self._steps, self._chunk = scale, steps, chunk
-        self._free = movable(module, alone)
+        self._free = movable_parameters(module, alone)
         self._watched = _watched(module, layers, intercepts)
         # Before anything is moved; what a dictionary holds instead, where one is loaded.
         rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
@@ -182,7 +182,7 @@ def _backward(
     module: nn.Module, dense: nn.Module, x: Tensor, pull: FeatureLoss, towards: Objective, scale: float, share: float
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
-    x = like_weights(module, x)
+    x = match_memory_format(module, x)
     pull.taken()
     with torch.no_grad():
         reference = compute_outputs(dense, x).float()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.network.names import movable, own_names
+from prunetaylor.network.names import movable_parameters, own_names
 from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.taylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.taylor.curvature.gram import accumulate_type
@@ -171,7 +171,7 @@ def _free(module: nn.Module, masks: Mapping[str, Tensor], alone: Collection[str]
     kept = {own[name]: mask for name, mask in masks.items()}
     return {
         name: kept[name].to(p.device, torch.float32) if name in kept else torch.ones_like(p, dtype=torch.float32)
-        for name, p in movable(module, alone).items()
+        for name, p in movable_parameters(module, alone).items()
     }
 
 

@@ -13,7 +13,7 @@ from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.text import first_line
 from prunetaylor.data.samples import BatchShard
-from prunetaylor.network.state import like_weights
+from prunetaylor.network.state import match_memory_format
 from prunetaylor.pruning.training.distillation import distillation, distillation_share
 from prunetaylor.pruning.training.divergence import Guard
 from prunetaylor.pruning.training.optimizer import precision
@@ -103,7 +103,7 @@ class Backward:
         means: list[Tensor] = []
         for share in group:
             for x, y in _parts(share, size):
-                mean = self._value(like_weights(self._module, x), y)
+                mean = self._value(match_memory_format(self._module, x), y)
                 if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
                     mean = mean * (len(x) / count)
                 self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]

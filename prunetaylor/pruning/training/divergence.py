@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.network.state import not_finite
+from prunetaylor.network.state import nonfinite_tensors
 
 LOOK_EVERY = 25
 """Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
@@ -61,7 +61,7 @@ class Guard:
 
 def check_finite(module: nn.Module) -> None:
     """Diverged where a parameter or a batch norm's statistics are not finite."""
-    if bad := not_finite(module):
+    if bad := nonfinite_tensors(module):
         raise Diverged(
             f"fine-tuning left values in {bad[0]} that are not finite",
             "lower finetune.lr, lengthen finetune.warmup, or set finetune.precision=float32",

@@ -24,7 +24,7 @@ from prunetaylor.pruning.training.backward import Backward, Loss
 from prunetaylor.pruning.training.distillation import distillation_share
 from prunetaylor.pruning.training.divergence import Guard, check_finite, check_scale
 from prunetaylor.pruning.training.optimizer import Average, Rates, make_optimizer
-from prunetaylor.runtime.processes.exchange import all_sum, as_in_main, from_main
+from prunetaylor.runtime.processes.exchange import all_sum, copy_from_main, from_main
 from prunetaylor.runtime.processes.group import rank, world
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm, waits_within
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
@@ -273,7 +273,7 @@ class Training:
                 check_scale(self._backward.scaler, self._step, self.steps)
             if done:
                 self.module.eval()
-                as_in_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
+                copy_from_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
                 self.check()
             busy += time.perf_counter() - start
             rate = new / max(busy, 1e-9)

@@ -27,7 +27,7 @@ def from_main(value: T) -> T:
     return gather_objects(value if main_process() else None)[0]  # type: ignore[return-value]
 
 
-def smallest(value: int | None) -> int | None:
+def minimum(value: int | None) -> int | None:
     """Return the smallest of the processes' numbers; None if no process has one."""
     return min((one for one in gather_objects(value) if one is not None), default=None)
 
@@ -91,7 +91,7 @@ def sum_numbers(*values: float) -> list[float]:
     return [float(x) for x in total]
 
 
-def first_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_first_owner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return each tensor as it is on the first process that has its name."""
     if world() == 1:
         return dict(tensors)
@@ -144,7 +144,7 @@ def tensors_from_main(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def as_in_main(tensors: Iterable[Tensor]) -> None:
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
     """Copy the main process's tensors to all others, in place, so that rounding cannot let them drift apart."""
     if world() == 1:
         return

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import PeerError, PruneTaylorError
 from prunetaylor.core.text import error_line, first_line
-from prunetaylor.runtime.processes.place import LOST, Place
+from prunetaylor.runtime.processes.place import LOST_PEER, Place
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ EXCHANGE_TIMEOUT = timedelta(minutes=30)
 ERROR_TIMEOUT = timedelta(seconds=20)
 """The time to tell the others of an error; a process that misses it notices when the connection ends."""
 
-_SMALL = 256
+_HEAD_BYTES = 256
 """Bytes of the first exchange, whatever is to be said."""
 
 
@@ -69,7 +69,7 @@ def main_process() -> bool:
     return rank() == 0
 
 
-def mine(count: int) -> range:
+def own_range(count: int) -> range:
     """Return this process's share of ``count`` things: consecutive ones, with one more for the first processes."""
     each, more = divmod(count, world())
     start = rank() * each + min(rank(), more)
@@ -99,7 +99,7 @@ def joined(here: Place | None) -> Iterator[None]:
     except PeerError:
         raise
     except Exception as error:
-        if _told(error) and not main_process():
+        if _tell_others(error) and not main_process():
             raise PeerError(str(error), exit_code=getattr(error, "exit_code", 1), silent=True) from error
         raise
     finally:
@@ -152,17 +152,17 @@ def gather_objects(value: T) -> list[T]:
     if _group is None:
         return [value]
     with exchanging():
-        return [pickle.loads(one) for one in _swapped(pickle.dumps(value), failed=False)]
+        return [pickle.loads(one) for one in _exchange_bytes(pickle.dumps(value), failed=False)]
 
 
-def _told(error: Exception) -> bool:
+def _tell_others(error: Exception) -> bool:
     """Tell the others of an error; return True if they heard it."""
     if isinstance(error, PruneTaylorError):
         failure = error.cause, error.remedy, error.exit_code
     else:
         failure = error_line(error, 500), "", 1
     try:
-        _swapped(pickle.dumps(failure), failed=True)
+        _exchange_bytes(pickle.dumps(failure), failed=True)
     except PeerError:
         return True
     except RuntimeError:  # they are gone, or busy for long
@@ -170,28 +170,28 @@ def _told(error: Exception) -> bool:
     return False
 
 
-def _swapped(content: bytes, failed: bool) -> list[bytes]:
+def _exchange_bytes(content: bytes, failed: bool) -> list[bytes]:
     """Return every process's content, in their order. Raises PeerError: a process has failed; it has that cause.
 
     Small buffers are exchanged first, and the rest in a second exchange if something is larger. Every process calls
     this again and again, so that the news of a failure reaches all of them wherever they are.
     """
     limit = ERROR_TIMEOUT if failed else EXCHANGE_TIMEOUT
-    head = torch.zeros(_SMALL, dtype=torch.uint8)
+    head = torch.zeros(_HEAD_BYTES, dtype=torch.uint8)
     head[:9] = torch.frombuffer(bytearray([failed, *len(content).to_bytes(8, "big")]), dtype=torch.uint8)
-    room = _SMALL - 9
+    room = _HEAD_BYTES - 9
     head[9 : 9 + len(content[:room])] = _as_tensor(content[:room])
-    heads = [bytes(one.numpy()) for one in _gathered(head, limit)]
+    heads = [bytes(one.numpy()) for one in _gather(head, limit)]
     sizes = [int.from_bytes(one[1:9], "big") for one in heads]
     every = [one[9 : 9 + min(size, room)] for one, size in zip(heads, sizes, strict=True)]
     if max(sizes) > room:
         rest = torch.zeros(max(sizes) - room, dtype=torch.uint8)
         rest[: max(0, len(content) - room)] = _as_tensor(content[room:])
-        more = [bytes(one.numpy()) for one in _gathered(rest, limit)]
+        more = [bytes(one.numpy()) for one in _gather(rest, limit)]
         every = [a + b[: max(0, size - room)] for a, b, size in zip(every, more, sizes, strict=True)]
-    for which, (one, content) in enumerate(zip(heads, every, strict=True)):
+    for which, (one, message) in enumerate(zip(heads, every, strict=True)):
         if one[0]:
-            cause, remedy, code = pickle.loads(content)
+            cause, remedy, code = pickle.loads(message)
             cause = f"process {which} of {world()}: {cause}"
             raise PeerError(cause, remedy, exit_code=code, silent=not main_process())
     return every
@@ -201,7 +201,7 @@ def _as_tensor(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0, dtype=torch.uint8)
 
 
-def _gathered(buffer: Tensor, limit: timedelta) -> list[Tensor]:
+def _gather(buffer: Tensor, limit: timedelta) -> list[Tensor]:
     assert _group is not None
     every = [torch.empty_like(buffer) for _ in range(_group.place.world)]
     work = dist.all_gather(every, buffer, group=_group.control, async_op=True)
@@ -223,6 +223,6 @@ def exchanging() -> Iterator[None]:
         raise PeerError(
             f"the connection to the other processes of this run broke: {first_line(error)}",
             "read what they printed last, or the log of the program that started them",
-            exit_code=LOST if launched else 1,
+            exit_code=LOST_PEER if launched else 1,
             silent=launched or not main_process(),
         ) from error

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from prunetaylor.core.errors import UsageError
 
-LISTEN = "_PRUNETAYLOR_LISTEN"
+LISTEN_SOCKET = "_PRUNETAYLOR_LISTEN"
 """Set in the first process of ``--nproc``: the descriptor of a socket that listens already, on a port that is free."""
 PARENT_PIPE = "_PRUNETAYLOR_PARENT_PIPE"
 """Set in every process of ``--nproc``: the descriptor of a pipe that is closed when their parent ends."""
 
-LOST = 113
+LOST_PEER = 113
 """The exit code of a process of ``--nproc`` that has only lost another one; their parent sees and reports which."""
 
 _SPECIAL_STEP = 0xFFFFFFF0
@@ -70,7 +70,7 @@ def _torchrun(environment: Mapping[str, str]) -> Place:
             address=environment["MASTER_ADDR"],
             port=_number(environment, "MASTER_PORT"),
             by="--nproc" if PARENT_PIPE in environment else "torchrun",
-            listen=_number(environment, LISTEN) if LISTEN in environment else None,
+            listen=_number(environment, LISTEN_SOCKET) if LISTEN_SOCKET in environment else None,
         )
     )
 

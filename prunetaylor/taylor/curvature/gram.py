@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions, with_entries
-from prunetaylor.runtime.processes.exchange import all_sum, first_of
+from prunetaylor.runtime.processes.exchange import all_sum, from_first_owner
 from prunetaylor.runtime.processes.group import world
 from prunetaylor.taylor.memory import FLOAT, LayerSize, Sizes, forward
 from prunetaylor.taylor.passes import ForwardHook, forward_own
@@ -230,7 +230,7 @@ def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
     if world() == 1:
         return {name: total.moments() for name, total in sums.items()}
     shifts = {f"{part}{name}": t for name, own in sums.items() for part, t in zip("sr", own.shifts or (), strict=True)}
-    common = first_of(shifts)
+    common = from_first_owner(shifts)
     mine: dict[str, Tensor] = {}
     for name, own in sums.items():
         own._move(common[f"s{name}"], common[f"r{name}"])

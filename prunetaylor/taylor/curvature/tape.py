@@ -88,12 +88,12 @@ def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
     pass of their own.
     """
     x, _ = first_batch(risk.batches)
-    if not by_sample(risk.module, layers, x):
+    if not reads_sample_by_sample(risk.module, layers, x):
         return range(risk.batches.samples + 1)
     return ()
 
 
-def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
+def reads_sample_by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
     """Return True if each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
     if len(x) == 1:
         return True
@@ -109,7 +109,7 @@ def by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
             and a is not None
             and b is not None
             and len(a) == len(b) == len(entries) / len(x)
-            and all(alike(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
+            and all(are_close(entries[some], own) for some, own in ((slice(len(a)), a), (slice(-len(b), None), b)))
         )
 
     _inputs(module, layers, x, compare)
@@ -132,7 +132,7 @@ def _inputs(
     return inputs
 
 
-def alike(a: Tensor, b: Tensor) -> bool:
+def are_close(a: Tensor, b: Tensor) -> bool:
     """Return True if two tensors have the same shape and values, up to rounding."""
     if a.shape != b.shape:
         return False

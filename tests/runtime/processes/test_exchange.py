@@ -17,26 +17,26 @@ Found = dict[str, Any]
 
 def words() -> Found:
     rank = group.rank()
-    own = torch.arange(group.mine(5).start, group.mine(5).stop)
+    own = torch.arange(group.own_range(5).start, group.own_range(5).stop)
     sums = {"a": torch.full((2, 3), 1.0 + rank, dtype=torch.float64), "b": torch.tensor([rank])}
     kept = {"x": torch.arange(12.0).view(3, 4).mT + rank, "flag": torch.tensor([True, False])}
     moved = torch.full((3, 2), float(rank)).mT
-    exchange.as_in_main([moved, flags := torch.tensor([rank == 0, rank == 1])])
+    exchange.copy_from_main([moved, flags := torch.tensor([rank == 0, rank == 1])])
     return {
         "place": (rank, group.world(), group.main_process()),
-        "mine": [list(group.mine(n)) for n in (0, 2, 3, 7)],
+        "mine": [list(group.own_range(n)) for n in (0, 2, 3, 7)],
         "sum": exchange.all_sum(sums),
         "unknown": exchange.all_sum({} if rank != 1 else {"only": torch.tensor([2.5])}),
         "order": list(exchange.all_sum({name: torch.zeros(1) for name in ("bc", "ab", "a")[rank]})),
         "numbers": exchange.sum_numbers(0.1, rank),
-        "first": exchange.first_of({} if rank == 0 else {"x": torch.tensor([float(rank)])}),
+        "first": exchange.from_first_owner({} if rank == 0 else {"x": torch.tensor([float(rank)])}),
         "rows": exchange.gather_rows(torch.stack([own, own**2], 1)),
         "flags": exchange.gather_rows((own if rank else own[:0]) % 2 == 0),
         "nothing": exchange.gather_rows(torch.zeros(0, 4)),
         "late": exchange.gather_rows(torch.ones(1, 2, dtype=torch.int16) if rank == 2 else torch.zeros(0)),
         "main": exchange.from_main({"said by": rank}),
         "long": [len(one) for one in group.gather_objects("x" * 300 * rank)],
-        "least": (exchange.smallest([5, None, 3][rank]), exchange.smallest(None)),
+        "least": (exchange.minimum([5, None, 3][rank]), exchange.minimum(None)),
         "kept": exchange.tensors_from_main(kept if rank == 0 else None),
         "none": exchange.tensors_from_main(None),
         "moved": moved,
@@ -134,13 +134,13 @@ def test_alone_everything_is_what_it_was() -> None:
     x: Tensor = torch.tensor([[1.0, 2.0]])
     assert (group.rank(), group.world(), group.local_world(), group.main_process()) == (0, 1, 1, True)
     assert group.place() is None
-    assert group.mine(7) == range(7)
+    assert group.own_range(7) == range(7)
     assert exchange.all_sum({"x": x})["x"] is x
     assert exchange.gather_rows(x) is x
     assert exchange.from_main(x) is x
     assert exchange.sum_numbers(1.5, 2) == [1.5, 2]
     assert exchange.tensors_from_main(None) is None
-    assert exchange.first_of({"x": x})["x"] is x
-    exchange.as_in_main([x])
+    assert exchange.from_first_owner({"x": x})["x"] is x
+    exchange.copy_from_main([x])
     with group.joined(None):
         assert group.world() == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prunetaylor.core.errors import UsageError
-from prunetaylor.runtime.processes.place import LISTEN, PARENT_PIPE, Place, find, first_of_nodes
+from prunetaylor.runtime.processes.place import LISTEN_SOCKET, PARENT_PIPE, Place, find, first_of_nodes
 
 TORCHRUN = {
     "RANK": "5",
@@ -64,7 +64,7 @@ def test_torchrun() -> None:
 
 
 def test_nproc() -> None:
-    found = find({**TORCHRUN, PARENT_PIPE: "7", LISTEN: "8"})
+    found = find({**TORCHRUN, PARENT_PIPE: "7", LISTEN_SOCKET: "8"})
     assert (found.by, found.listen) == ("--nproc", 8)
 
 

@@ -18,7 +18,7 @@ from prunetaylor.core.errors import PruneTaylorError, UsageError, close_match
 from prunetaylor.core.requirements import install_hint
 from prunetaylor.network.checkpoint.architecture.arguments import FETCHING
 from prunetaylor.network.checkpoint.architecture.builtin import NETWORKS
-from prunetaylor.network.state import copied
+from prunetaylor.network.state import copy_module
 from prunetaylor.runtime.torchvision_import import import_torchvision, repair_imports
 from prunetaylor.runtime.user_code import load_object
 
@@ -61,7 +61,7 @@ def _called(spec: str, factory: Any, args: dict[str, Any]) -> nn.Module:
     if isinstance(factory, nn.Module):
         if args:
             raise UsageError(f"{spec!r} is a network, not a factory: it takes no arguments", "leave model.args out")
-        return copied(factory)
+        return copy_module(factory)
     if not callable(factory):
         raise UsageError(
             f"{spec!r} is a {type(factory).__name__}, not a factory", "name a function returning the network"
