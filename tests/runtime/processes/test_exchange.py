@@ -104,7 +104,7 @@ def failing() -> tuple[type, str, str, int, bool]:
             raise DataError("sample 3 cannot be read" + 300 * "!", "mend it")
         exchange.gather_rows(torch.zeros(2))
     except DataError as error:
-        told = group._told(error)
+        told = group._tell_others(error)
         return type(error), error.cause, error.remedy, error.exit_code, told
     except PeerError as error:
         return type(error), error.cause, error.remedy, error.exit_code, error.silent
