@@ -37,9 +37,7 @@ def keys(outcome: PruneResult) -> list[str]:
     return [alert.key for alert in outcome.warnings]
 
 
-@pytest.mark.parametrize(
-    ("rows", "factor"), [([17], 1e12), ([17], 1e30), ([3, 30, 77, 100, 110], 1e4), ([5, 50], 1e6)], ids=str
-)
+@pytest.mark.parametrize(("rows", "factor"), [([17], 1e30), ([3, 30, 77, 100, 110], 1e4)], ids=str)
 def test_they_change_nothing_but_the_number_of_samples(conv: nn.Module, rows: list[int], factor: float) -> None:
     how: dict[str, Any] = {"calibration__samples": len(TRAIN[0]), "sparsity": 0.7}
     found = quick(conv, bad(rows, factor), **how)
@@ -57,8 +55,7 @@ def test_outlier_indices_refer_to_the_whole_training_set(conv: nn.Module) -> Non
     assert "training sample 7 is" in found.warnings[0].text
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("row", [7, 150])
+@pytest.mark.parametrize(("row", "labelled"), [(7, True), (150, False)])
 def test_training_does_not_see_them_either_drawn_for_calibration_or_not(
     conv: nn.Module, row: int, labelled: bool
 ) -> None:

@@ -60,8 +60,10 @@ def test_a_buffer_of_infinities_is_no_hindrance(conv: nn.Module, epochs: int) ->
     assert torch.equal(outcome.module.mask, network.mask)
 
 
-@pytest.mark.parametrize("sparsity", [0, 1e-6, 0.3, 0.5, 2 / 3, 0.9, 0.999])
-@pytest.mark.parametrize("method", ["obs", "magnitude"])
+@pytest.mark.parametrize(
+    ("method", "sparsity"),
+    [*(("magnitude", sparsity) for sparsity in (0, 1e-6, 0.3, 0.5, 2 / 3, 0.9, 0.999)), ("obs", 0.5), ("obs", 0.999)],
+)
 def test_exactly_so_many_weights_go_and_the_network_given_stays(conv: nn.Module, method: str, sparsity: float) -> None:
     before, was_training = copy.deepcopy(conv.state_dict()), conv.training
     outcome = quick(conv, sparsity=sparsity, prune__method=method)
@@ -87,14 +89,6 @@ def test_seconds_add_up(conv: nn.Module) -> None:
     taken = time.perf_counter() - start
     assert set(seconds) == {"total", "measure", "prune", "fine-tune"}
     assert 0 < sum(value for phase, value in seconds.items() if phase != "total") <= seconds["total"] <= taken
-
-
-@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
-def test_every_method_of_the_registry(conv: nn.Module, method: str) -> None:
-    outcome = quick(conv, sparsity=0.5, prune__method=method)
-    assert_truthful(outcome, conv, 0.5)
-    assert len(outcome.stages) == 1
-    assert outcome.stages[0].gain_ratio is not None
 
 
 def test_taylor_beats_magnitude_and_magnitude_random(conv: nn.Module) -> None:
@@ -328,10 +322,12 @@ def reads(conv: nn.Module, **settings: object) -> int:
     return len(set(data.seen))
 
 
-@pytest.mark.parametrize("method", registry.names(registry.CRITERIA))
-@pytest.mark.parametrize("repair", ["auto", "batch-norm"])
+@pytest.mark.parametrize(
+    ("method", "repair"), [*((name, "auto") for name in registry.names(registry.CRITERIA)), ("obs", "batch-norm")]
+)
 def test_calibration_samples_are_all_that_a_run_sees(conv: nn.Module, method: str, repair: str) -> None:
     how = {"prune__method": method, "prune__repair": repair, "calibration__labels": True, "prune__stages": 2}
+    how["prune__refine_steps"] = 6
     assert reads(conv, calibration__samples=30, **how) == 30
 
 
