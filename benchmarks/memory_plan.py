@@ -59,7 +59,7 @@ def point(network: str, method: str, settings: dict[str, Any], seed: int) -> dic
         }
         config = from_values(usual | settings).config
         data = from_python((x, y), (x[:64], y[:64]))
-        job = make_job(config, module.eval(), data, torch.device("cpu"), choices=[])
+        job = make_job(config, module.eval(), data, torch.device("cpu"))
         start = time.perf_counter()
         outcome = run(job, Silent())
     assert outcome.memory is not None

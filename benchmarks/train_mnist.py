@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunetaylor.core.config.schema import DataSection, FinetuneSection
+from prunetaylor.core.config.schema import DataSection
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.write import write_pt
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import train
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         module,
         {},
         batches,
-        options=FinetuneSection(lr=args.lr, weight_decay=5e-4),
+        options=TrainingSettings(lr=args.lr, weight_decay=5e-4),
         epochs=args.epochs,
         loss=nn.functional.cross_entropy,
         device=torch.device("cpu"),

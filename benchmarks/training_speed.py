@@ -21,11 +21,11 @@ import torch
 from curvature_cost import HERE, machine
 from torch import nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import channels_last
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import Training
 
 NETWORKS = {
@@ -59,7 +59,7 @@ def masked(module: nn.Module, data: Batches, device: torch.device) -> None:
         layer.parameter: (torch.rand(layer.weight.shape, generator=generator) > 0.9).to(device)
         for layer in Network.from_module(module).layers
     }
-    options = FinetuneSection(lr=0.01, precision="float32")
+    options = TrainingSettings(lr=0.01, precision="float32")
     loss = nn.functional.cross_entropy
     training = Training(module, masks, data, options=options, epochs=1, loss=loss, device=device, generator=generator)
     with channels_last(module):  # as a run's are: prunetaylor/layout.py

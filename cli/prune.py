@@ -137,7 +137,7 @@ def _dry_run(state: State, request: Request) -> None:
     from prunetaylor.core.progress import Logged
     from prunetaylor.gate.check import limits_set
     from prunetaylor.pipeline.run import rehearse
-    from prunetaylor.pipeline.time_estimate import estimate
+    from prunetaylor.report.json_report import plan_to_json
 
     from .terminal.progress import reporter
 
@@ -145,30 +145,37 @@ def _dry_run(state: State, request: Request) -> None:
     with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_checked(config, request.trust, progress)
-        memory, time = rehearse(job, progress), estimate(job)
-    plan = [
-        *job.plan(),
-        f"memory     {memory.describe().removeprefix('memory: ')}",
-        f"time       {time.describe().removeprefix('time: ')}",
-    ]
-    if limits := limits_set(config.gate):
-        plan.append("gate       " + ", ".join(f"{name} {getattr(config.gate, name):g}" for name in limits))
+        plan, memory, time = rehearse(job, progress)
     if not state.main:
         return
     if request.as_json:
         document = {
             "schema_version": 1,
             "dry_run": True,
-            "plan": plan,
+            "plan": plan_to_json(plan.choices),
             "warnings": [asdict(alert) for alert in job.warnings],
             "memory": asdict(memory.report),
             "time": asdict(time),
             "configuration": config.model_dump(),
         }
         say_json(document)
-    else:
-        for line in plan:
-            say(line)
+        return
+    for line in job.describe():
+        say(line)
+    width = max(len(one.key) for one in plan.choices)
+    for one in plan.choices:
+        say(f"{one.key:{width}}  {_shown(one.value)} ({one.reason})")
+    say(f"memory     {memory.describe().removeprefix('memory: ')}")
+    say(f"time       {time.describe().removeprefix('time: ')}")
+    if limits := limits_set(config.gate):
+        say("gate       " + ", ".join(f"{name} {getattr(config.gate, name):g}" for name in limits))
+
+
+def _shown(value: object) -> str:
+    """A setting's value, as one would read it."""
+    if isinstance(value, list):
+        return ", ".join(f"{one:.3g}" for one in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _relative(files: dict[str, str]) -> dict[str, str]:

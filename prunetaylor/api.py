@@ -24,14 +24,14 @@ from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copy_module
 from prunetaylor.pipeline import run
 from prunetaylor.pipeline import score as scoring
+from prunetaylor.pipeline.checks.settings import check_from_python
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE, RunFolder
 from prunetaylor.pipeline.job import Job, absolute, make_job, open_job
-from prunetaylor.pipeline.validation import check_from_python
+from prunetaylor.pipeline.planning.method import choose_device
 from prunetaylor.report.json_report import to_json
 from prunetaylor.report.summary import notebook, outcome_lines
 from prunetaylor.report.terminal.progress_bar import Bar, in_notebook
-from prunetaylor.runtime.device import pick_device
 
 __all__ = ["Result", "prune", "score"]
 
@@ -286,8 +286,8 @@ def _settings(settings: Mapping[str, Any] | None, options: Mapping[str, Any]) ->
 
 
 def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
-    device, reason = pick_device(resolved.config.device)
-    return make_job(resolved.config, copy_module(model), samples, device, choices=[f"device: {device} ({reason})"])
+    device, chosen = choose_device(resolved.config)
+    return make_job(resolved.config, copy_module(model), samples, device, choices=[chosen])
 
 
 def _metadata(job: Job) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from prunetaylor.data.load import load_samples
 from prunetaylor.network.checkpoint.architecture.resolve import Resolved, resolve
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.pipeline.files.run_folder import REPORT
-from prunetaylor.pipeline.job import Job, make_job, with_loss
-from prunetaylor.runtime.device import pick_device
+from prunetaylor.pipeline.job import Job, make_job
+from prunetaylor.pipeline.planning.method import choose_device
+from prunetaylor.pipeline.planning.task import with_recorded_loss
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,17 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     trust.require(settings_of(config.model_dump()), "the configuration")
     pruned = read(config.model.checkpoint)
     dense, notes = _baseline(pruned, config.gate.baseline)
-    device, reason = pick_device(config.device)
+    device, chosen = choose_device(config)
     of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
     metadata = [one.metadata for one in (pruned, dense) if one.metadata is not None]
     recorded = next((one.data for one in metadata if one.data), None)
     samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
-    config, jobs = with_loss(config, pruned, dense), {}
+    config, jobs = with_recorded_loss(config, [pruned, dense]), {}
     for file, network in _networks(config, dense, pruned, trust):
         jobs[file.path] = make_job(
-            config, network.module, samples, device, choices=[], checkpoint=file, arch=network.spec, args=network.args
+            config, network.module, samples, device, checkpoint=file, arch=network.spec, args=network.args
         )
-    pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, *of_files, f"device {device}: {reason}"])
+    pair = Pair(jobs[dense.path], jobs[pruned.path], [*notes, *of_files, f"device {device}: {chosen.reason}"])
     if pair.dense.task != pair.pruned.task:
         raise DataError("the two networks have different tasks", "compare networks of the same task")
     return pair

@@ -11,23 +11,23 @@ import torch
 from prunetaylor.core.clock import Clock
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
-from prunetaylor.core.results.outcome import PruneResult
+from prunetaylor.core.results.outcome import PruneResult, Time
 from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copy_module, fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers, warn_if_at_chance
+from prunetaylor.pipeline.estimates.memory import MemoryPlan, plan_memory
+from prunetaylor.pipeline.estimates.time import estimate
 from prunetaylor.pipeline.files.resume import restoring
-from prunetaylor.pipeline.finetuning.gradual import gradual_levels
 from prunetaylor.pipeline.finetuning.loop import Finetuning, FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
-from prunetaylor.pipeline.memory_plan import Plan, make_plan
 from prunetaylor.pipeline.outcome import Measurement, make_outcome
+from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.loop import Stages
-from prunetaylor.pipeline.time_estimate import estimate
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
 
@@ -53,16 +53,14 @@ def run(
     return _Run(job, progress, store or NullStore(), dense_evaluation, monitor).run()
 
 
-def rehearse(job: Job, progress: Progress) -> Plan:
+def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Time]:
     """Do what a run does before it begins: plan its memory, check the settings against the data, doubt the network."""
     job = leave_out_outliers(job, progress)
-    plan = make_plan(job)
-    training, _ = training_split(job)
-    if job.epochs and training is not None:
-        gradual_levels(job, job.batches(training, drop_last=True))
-    with use_chunks(plan.chunks):
+    plan = make_plan(job.config, job.facts, job.choices)
+    memory = plan_memory(job, plan)
+    with use_chunks(memory.chunks):
         check_quickly(job, progress)
-    return plan
+    return plan, memory, estimate(job, plan)
 
 
 class _Run:
@@ -78,7 +76,8 @@ class _Run:
     ) -> None:
         self.progress, self.store, self.monitor, self.saved = progress, store, monitor, store.load() or {}
         self.job = job = leave_out_outliers(job, progress)
-        self.memory, self.time = make_plan(job), estimate(job)
+        self.plan = make_plan(job.config, job.facts, job.choices)
+        self.memory, self.time = plan_memory(job, self.plan), estimate(job, self.plan)
         with restoring():
             if self.saved:  # other chunks would round differently
                 self.memory = replace(self.memory, chunks=ChunkDivisors(**self.saved["chunks"]))
@@ -88,12 +87,20 @@ class _Run:
         self.dense = Network.from_module(
             copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude
         )
-        training, validation = training_split(job)
-        self.stages = Stages(job, self.dense, training, progress, self.checkpoint_point, monitor)
+        training, validation = training_split(job, self.plan.validation)
+        self.stages = Stages(job, self.plan, self.dense, training, progress, self.checkpoint_point, monitor)
         self.finetuning: Finetuning | None = None
-        if job.epochs and training is not None and validation is not None:
+        if self.plan.epochs and training is not None and validation is not None:
             self.finetuning = Finetuning(
-                job, self.stages, self.dense.module, training, validation, progress, self.checkpoint_point, monitor
+                job,
+                self.plan,
+                self.stages,
+                self.dense.module,
+                training,
+                validation,
+                progress,
+                self.checkpoint_point,
+                monitor,
             )
 
     def run(self) -> PruneResult:
@@ -117,16 +124,17 @@ class _Run:
             finetuning,
             dense,
             pruned,
+            notes=self.notes,
             seconds=clock.seconds,
             memory=self.memory.report,
             time=self.time,
         )
 
     def _announce(self, notes: Sequence[str]) -> None:
-        self.job.choices += [*notes, self.job.epochs_reason]
         memory, time = self.memory, self.time
-        for choice in (*self.job.choices, memory.describe(), Detail(memory.details()), time.describe()):
-            self.progress.note(choice)
+        self.notes = [*self.job.notes, *notes]
+        for note in (*self.notes, memory.describe(), Detail(memory.details()), time.describe()):
+            self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
 
     def _measure_dense(self) -> Measurement:

@@ -24,16 +24,17 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
+from prunetaylor.pipeline.checks.settings import check_scoring
 from prunetaylor.pipeline.choice_log import ChoiceLog
+from prunetaylor.pipeline.estimates.memory import plan_memory
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.memory_plan import make_plan
+from prunetaylor.pipeline.planning.plan import make_plan
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.closed_form import repair_by_obs
 from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, zero_count
-from prunetaylor.pipeline.validation import check_scoring
 from prunetaylor.pruning.interfaces import ScoringContext, Solver
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.trust_region import agrees
@@ -56,35 +57,35 @@ def run(job: Job, progress: Progress) -> Scores:
     start = time.perf_counter()
     if job.samples is None:
         raise UsageError("score needs samples to measure the error on", "name them with --data")
-    job.choices += check_scoring(job.config)
     job = leave_out_outliers(job, progress)
-    memory = make_plan(job, "score")
-    training, _ = training_split(job)
+    plan = make_plan(job.config, job.facts, job.choices, one_step=True)
+    memory = plan_memory(job, plan, "score")
+    training, _ = training_split(job, plan.validation)
     assert training is not None
     generator, choices = torch.Generator().manual_seed(job.config.seed), ChoiceLog(progress)
-    setup = make_setup(job, job.network, generator, choices, progress, trained_between_stages=False)
+    setup = make_setup(job, plan, job.network, generator, choices, progress, trained_between_stages=False)
     # The memory format is that of a run, whose fits in the cache serve here too.
     memory_format = use_memory_format(job, job.network.module, setup.dense.module)
-    with memory_format as notes, use_chunks(memory.chunks), listen(part_listener(progress)):
-        job.choices += notes
-        for choice in (*job.choices, memory.describe(), Detail(memory.details())):
-            progress.note(choice)
+    with memory_format as reasons, use_chunks(memory.chunks), listen(part_listener(progress)):
+        notes = [*job.notes, *check_scoring(job.config), *reasons]
+        for note in (*notes, memory.describe(), Detail(memory.details())):
+            progress.note(note)
         check_quickly(job, progress)
         sampler = Sampler(job, setup.dense, training, generator, progress)
         setup = prepare(setup, sampler, single_step=True)
         levels, layers = _try_levels(setup, sampler.calibration, generator)
     return Scores(
-        method=job.method,
-        repair=setup.aim.repair,
-        error=setup.aim.objective.describe(),
+        method=plan.method,
+        repair=setup.plan.repair,
+        error=setup.plan.objective.describe(),
         prunable=job.network.prunable,
         levels=levels,
         layers=layers,
         trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
         held_out=sampler.calibration.holdout.batches.samples,
-        first_order=setup.aim.first_order,
+        first_order=setup.plan.first_order,
         skipped=job.network.skipped,
-        choices=[*job.choices, *choices.lines],
+        choices=[*notes, *choices.lines],
         seconds=time.perf_counter() - start,
         seed=job.config.seed,
         device=str(job.device),
@@ -121,7 +122,7 @@ def _try_levels(
     """Try every sparsity beyond the present one, and put the network back each time."""
     network = setup.job.network
     sparsities = [level for level in LEVELS if removed_at(level, network.prunable) > zero_count(setup.job)]
-    steps_per_level = 1 + (len(network.layers) if setup.aim.solves else 0)
+    steps_per_level = 1 + (len(network.layers) if setup.plan.solves else 0)
     setup.progress.phase("score", steps_per_level * len(sparsities) + 1)
     fit = _fit(setup, calibration, generator)
     setup.progress.step("fitted")
@@ -142,7 +143,7 @@ def _try_levels(
 
 
 def _fit(setup: StageSetup, calibration: Calibration, generator: torch.Generator) -> _Fit:
-    network, objective, damping = setup.job.network, setup.aim.objective, setup.job.config.prune.damping
+    network, objective, damping = setup.job.network, setup.plan.objective, setup.job.config.prune.damping
     holdout = calibration.holdout.risk(network.module, objective)
     holdout_model = setup.taylor_model(network, holdout, calibration, damping=damping, stage=1)
     risk = calibration.fit.risk(network.module, objective)
@@ -150,7 +151,7 @@ def _fit(setup: StageSetup, calibration: Calibration, generator: torch.Generator
     context, scores = ScoringContext(network, network.masks(), generator, model), {}
     if not isinstance(setup.criterion, Solver):
         scores = setup.criterion.score(context)
-    if setup.aim.solves:
+    if setup.plan.solves:
         assert model.moments  # fitted now, before the network moves
     outputs = calibration.holdout.dense_outputs
     return _Fit(context, holdout_model, holdout, outputs, scores, calibration.spread(setup.job.task))
@@ -166,7 +167,7 @@ def _step(setup: StageSetup, fit: _Fit, removed: int) -> dict[str, Tensor]:
     else:
         masks = setup.selector.ranked(fit.scores, fit.context.masks, removed)
         moves = {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in network.layers}
-    if setup.aim.solves:
+    if setup.plan.solves:
         model = fit.context.model
         repair_by_obs(setup, masks, model.moments, fit.holdout_model.state, model.damping, [])
         return masks
@@ -180,8 +181,8 @@ def _measure(
     setup: StageSetup, fit: _Fit, moves: Mapping[str, Tensor], sparsity: float, *, trusted: bool
 ) -> ScoreLevel:
     """Predict and measure the change by ``moves``, which the network has made; ``trusted``: all smaller steps are."""
-    network, objective, reference = setup.job.network, setup.aim.objective, fit.holdout.reference
-    predicted = fit.holdout_model.predict(moves).change(setup.aim.keep_first)
+    network, objective, reference = setup.job.network, setup.plan.objective, fit.holdout.reference
+    predicted = fit.holdout_model.predict(moves).change(setup.plan.keep_first_order)
     outputs, _ = all_outputs(network.module, fit.holdout.batches)
     change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
     measured = float(change.double().mean())
@@ -205,4 +206,4 @@ def _predict_layer(setup: StageSetup, fit: _Fit, layer: Layer, moves: Mapping[st
     """Predict the change if only this layer moved."""
     intercept = setup.intercepts.get(layer.name)
     names = [layer.parameter, *([intercept.key] if intercept else [])]
-    return fit.holdout_model.predict({name: moves[name] for name in names}).change(setup.aim.keep_first)
+    return fit.holdout_model.predict({name: moves[name] for name in names}).change(setup.plan.keep_first_order)

@@ -14,6 +14,7 @@ from prunetaylor.core.results.judgement import prediction_check
 from prunetaylor.core.results.outcome import believed_to
 
 if TYPE_CHECKING:
+    from prunetaylor.core.results.choice import Choice
     from prunetaylor.core.results.inspection import Inspection
     from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult
     from prunetaylor.core.results.scores import Scores
@@ -49,6 +50,7 @@ def to_json(
         "skipped": [asdict(one) for one in outcome.skipped],
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "choices": list(outcome.choices),
+        "plan": plan_to_json(outcome.plan),
         "seconds": dict(outcome.seconds),
         "memory": None if outcome.memory is None else asdict(outcome.memory),
         "time": None if outcome.time is None else asdict(outcome.time),
@@ -66,6 +68,11 @@ def to_json(
     }
     cleaned: dict[str, Any] = finite(report)
     return cleaned
+
+
+def plan_to_json(plan: Sequence[Choice[object]]) -> list[dict[str, Any]]:
+    """Return every settled setting with its reason."""
+    return [{"key": choice.key, "value": choice.value, "reason": choice.reason} for choice in plan]
 
 
 def side_to_json(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -12,8 +13,11 @@ from prunetaylor.runtime.processes.group import gather_objects, place
 from prunetaylor.runtime.processes.place import Place
 
 
-def pick_device(asked: str) -> tuple[torch.device, str]:
-    """Return the torch device and the reason. Several processes use a GPU each, or all of them the CPU."""
+def pick_device(asked: str | None) -> tuple[torch.device, str]:
+    """Return the torch device and the reason; None asks for the best that there is.
+
+    Several processes use a GPU each, or all of them the CPU.
+    """
     here = place()
     device, reason = (own_gpu(asked, here) if here else None) or _pick(asked)
     if here:
@@ -21,9 +25,9 @@ def pick_device(asked: str) -> tuple[torch.device, str]:
     return device, reason
 
 
-def own_gpu(asked: str, here: Place) -> tuple[torch.device, str] | None:
+def own_gpu(asked: str | None, here: Place) -> tuple[torch.device, str] | None:
     """Return the GPU of the process at ``here`` and why; None where every process computes on the device asked for."""
-    if not (asked == "cuda" or (asked == "auto" and torch.cuda.is_available())):
+    if not (asked == "cuda" or (asked is None and torch.cuda.is_available())):
         return None
     there = torch.cuda.device_count()
     # Slurm may show each task its own GPU only, which is then the first.
@@ -67,8 +71,8 @@ def _remedy(asked: str) -> str:
     return "use auto, cpu, cuda, cuda:1 or mps"
 
 
-def _pick(asked: str) -> tuple[torch.device, str]:
-    if asked == "auto":
+def _pick(asked: str | None) -> tuple[torch.device, str]:
+    if asked is None:
         if torch.cuda.is_available():
             return torch.device("cuda"), "a CUDA GPU was found"
         if torch.backends.mps.is_available():
@@ -80,3 +84,10 @@ def _pick(asked: str) -> tuple[torch.device, str]:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {asked!r} cannot be used: {first_line(error)}", _remedy(asked)) from error
     return device, "as asked"
+
+
+def half_precision(device: torch.device) -> Literal["bf16", "fp16"] | None:
+    """Return the 16-bit type that a CUDA GPU multiplies matrices in; None where 32 bits are as fast."""
+    if device.type != "cuda":
+        return None
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from math import isfinite
 
 import pytest
 import torch
@@ -17,17 +19,16 @@ from prunetaylor.core.progress import Silent
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
 from prunetaylor.network.network import Network
-from prunetaylor.pipeline import memory_plan
+from prunetaylor.pipeline.estimates import memory as memory_plan
+from prunetaylor.pipeline.estimates.memory import MemoryPlan, plan_memory
 from prunetaylor.pipeline.job import Job, make_job
-from prunetaylor.pipeline.memory_plan import make_plan
+from prunetaylor.pipeline.planning.plan import make_plan
 from prunetaylor.pipeline.run import run
 from prunetaylor.pipeline.score import run as look
-from prunetaylor.pruning.criteria.exact_obs import ExactOBS
-from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode
 from prunetaylor.taylor.memory import ChunkDivisors, Phase
-from support.networks import ConvNet, Unreached, trained
+from support.networks import ConvNet, trained
 from support.runs import TEST, TRAIN
 
 CPU = torch.device("cpu")
@@ -44,7 +45,22 @@ def conv() -> nn.Module:
 def job_of(model: nn.Module, **settings: object) -> Job:
     usual = {"calibration.samples": 120, "prune.stages": 1, "finetune.epochs": 0, "data.workers": 0, "device": "cpu"}
     config = from_values(usual | {key.replace("__", "."): value for key, value in settings.items()}).config
-    return make_job(config, copy.deepcopy(model), from_python(TRAIN, TEST), CPU, choices=[])
+    return make_job(config, copy.deepcopy(model), from_python(TRAIN, TEST), CPU)
+
+
+def plan_of(job: Job) -> MemoryPlan:
+    return plan_memory(job, make_plan(job.config, job.facts))
+
+
+def phases(job: Job) -> Iterator[Phase]:
+    plan = make_plan(job.config, job.facts)
+    return memory_plan._Planner(job, plan, "prune").phases(plan, job.config)
+
+
+def smallest(job: Job, command: str = "prune") -> int:
+    """The smallest limit that is not refused."""
+    plan = make_plan(job.config, job.facts, one_step=command == "score")
+    return memory_plan._Planner(job, plan, command).fit(plan, job.config, 1)[1].total
 
 
 def pruned(model: nn.Module, **settings: object) -> PruneResult:
@@ -52,7 +68,7 @@ def pruned(model: nn.Module, **settings: object) -> PruneResult:
 
 
 def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
-    plan = make_plan(job_of(conv))
+    plan = plan_of(job_of(conv))
     report = plan.report
     assert sum(report.parts.values()) == report.planned
     assert set(report.parts) >= {"weights", "samples", "activations", "libraries"}
@@ -67,7 +83,7 @@ def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
 
 def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: None)
-    plan = make_plan(job_of(conv))
+    plan = plan_of(job_of(conv))
     assert plan.report.limit is None
     assert "free memory unknown, no limit" in plan.describe()
 
@@ -75,13 +91,12 @@ def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monk
 def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10**9)
     there = TRAIN[0].nbytes + TEST[0].nbytes + memory.state_bytes(conv)
-    assert make_plan(job_of(conv)).report.limit == 9 * 10**8 + there
+    assert plan_of(job_of(conv)).report.limit == 9 * 10**8 + there
 
 
 def least(model: nn.Module, method: str) -> int:
     """The smallest limit that is not refused."""
-    job = job_of(model, prune__method=method, prune__refine="none")
-    return memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total
+    return smallest(job_of(model, prune__method=method, prune__refine="none"))
 
 
 @pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
@@ -138,61 +153,9 @@ def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
 
 def test_without_data_there_is_little_to_plan(conv: nn.Module) -> None:
     config = from_values({"device": "cpu", "memory": "100MiB"}).config
-    plan = make_plan(make_job(config, conv, None, CPU, choices=[]))
+    plan = plan_of(make_job(config, conv, None, CPU))
     assert plan.report.parts["samples"] == 0
     assert plan.phase.name in ("scores (magnitude)", "ranking")
-
-
-def test_the_strongest_method_that_takes_minutes_is_chosen(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor.pipeline import job as room
-
-    # C^2 (C + 1000) for each row of a block: two convolutions of 3 x 3, and a linear layer wider than one block.
-    assert ExactOBS().work(Network.from_module(nn.Conv2d(4, 6, 3, groups=2)).layers) == 6 * 18**2 * 1018
-    assert ExactOBS().work(Network.from_module(nn.Linear(1500, 2)).layers) == 2 * 2 * 750**2 * 1750
-    small = job_of(conv)
-    assert small.method == "exact_obs"
-    assert any(choice.startswith("method: exact_obs (automatic") for choice in small.choices)
-    monkeypatch.setitem(room.WORTH, "cpu", 1.0)
-    large = job_of(conv)
-    assert large.method == "obs"
-    assert any("method: obs (automatic: exact_obs" in choice for choice in large.choices)
-    assert job_of(conv, prune__method="exact_obs").method == "exact_obs"
-
-
-@pytest.mark.parametrize(
-    ("settings", "times"),
-    [
-        ({}, 1.0),
-        ({"prune__stages": [0.5, 0.8, 0.9]}, 1 + 0.5 + 0.2),
-        ({"prune__schedule": "cubic", "finetune__epochs": 9}, sum(0.1 ** (k / 7) for k in range(7))),
-        # Fresh samples to learn from, 6 % of what is left at each stage.
-        ({"calibration__labels": True, "calibration__resample": True}, sum(0.1 ** (k / 38) for k in range(38))),
-        ({"calibration__labels": True, "calibration__resample": True, "prune__refine": "last"}, 1.0),
-        ({"calibration__resample": True, "calibration__labels": False}, 1.0),
-    ],
-)
-def test_what_exact_obs_would_take_counts_all_stages(
-    conv: nn.Module, settings: dict[str, object], times: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prunetaylor.pipeline import job as room
-
-    settings = {"prune__stages": "auto", "prune__sparsity": 0.9} | settings
-    first = ExactOBS().work(Network.from_module(conv).layers)
-    assert job_of(conv, **settings).exact_work / first == pytest.approx(times)
-    monkeypatch.setitem(room.WORTH, "cpu", 1.001 * times * first)
-    assert job_of(conv, **settings).method == "exact_obs"
-    monkeypatch.setitem(room.WORTH, "cpu", 0.999 * times * first)
-    assert job_of(conv, **settings).method == "obs"
-
-
-def test_an_unreached_layer_does_not_change_the_method(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunetaylor.pipeline import job as room
-
-    monkeypatch.setitem(room.WORTH, "cpu", ExactOBS().work(Network.from_module(conv).layers))
-    job = job_of(Unreached(conv), prune__sparsity=0.5)
-    outcome = run(job, Silent())
-    assert job.method == "obs"
-    assert any(choice.startswith("method: obs ") for choice in outcome.choices)
 
 
 def wide() -> nn.Module:
@@ -203,7 +166,7 @@ def wide() -> nn.Module:
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
     torch.manual_seed(0)
     with pytest.raises(UsageError) as found:
-        make_plan(job_of(wide(), memory="70MiB"))
+        plan_of(job_of(wide(), memory="70MiB"))
     cause, remedy = found.value.cause, found.value.remedy
     assert found.value.exit_code == 2
     assert " (exact_obs) needs " in cause
@@ -212,10 +175,10 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert "prune.method=obd (" in remedy
     # What is said to fit does, to the last word.
     asked = remedy.rpartition("--memory ")[2]
-    assert make_plan(job_of(wide(), memory=asked)).report.planned <= parse_size(asked)
-    assert make_plan(job_of(wide(), memory="70MiB", prune__method="obd")).report.planned <= 70 * MIB
+    assert plan_of(job_of(wide(), memory=asked)).report.planned <= parse_size(asked)
+    assert plan_of(job_of(wide(), memory="70MiB", prune__method="obd")).report.planned <= 70 * MIB
     with pytest.raises(UsageError, match="even in the smallest chunks"):
-        make_plan(job_of(wide(), memory=parse_size(asked) - MIB))
+        plan_of(job_of(wide(), memory=parse_size(asked) - MIB))
 
 
 def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
@@ -225,13 +188,13 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     least = {}
     for by in ("features", "gauss-newton"):
         job = job_of(wide(), **how, prune__refine_by=by)
-        least[by] = memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total
+        least[by] = smallest(job, "prune")
     assert least["features"] < least["gauss-newton"]
     limit = (least["features"] + least["gauss-newton"]) // 2
     outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
     assert any("matching the dense layers" in line for line in outcome.choices)
     with pytest.raises(UsageError, match="refinement by Gauss-Newton") as found:
-        make_plan(job_of(wide(), **how, memory=limit))
+        plan_of(job_of(wide(), **how, memory=limit))
     assert found.value.remedy.startswith("what would fit: prune.refine_by=features, ")
 
 
@@ -242,7 +205,7 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
     least = {}
     for repair in ("none", "least-squares"):
         job = job_of(wide(), prune__method=method, prune__repair=repair)
-        least[repair] = memory_plan._Planner(job, "score").fit(job.config, 1)[1].total
+        least[repair] = smallest(job, "score")
     assert least["least-squares"] > grams
     assert method == "obs" or least["least-squares"] > grams + least["none"] - 8 * MIB
 
@@ -260,7 +223,9 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
 def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str, object], possible: bool) -> None:
     torch.manual_seed(0)
     job = job_of(ConvNet(), **how)
-    assert memory_plan._Planner(job, "prune")._possible(load_criterion(method)) == possible
+    config = job.config.model_copy(update={"prune": job.config.prune.model_copy(update={"method": method})})
+    need = memory_plan._Planner(job, make_plan(job.config, job.facts), "prune")._need(config, 10**12)
+    assert isfinite(need) == possible
     if possible:
         pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
     else:
@@ -271,12 +236,12 @@ def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str
 def test_fewer_samples_are_suggested_where_they_help() -> None:
     torch.manual_seed(0)
     job = job_of(wide(), prune__method="joint", calibration__samples=200)
-    limit = memory_plan._Planner(job, "prune").fit(job.config, 1)[1].total - MIB
+    limit = smallest(job, "prune") - MIB
     with pytest.raises(UsageError) as found:
-        make_plan(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
+        plan_of(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
     settings = [part for part in found.value.remedy.split() if part.startswith("calibration.samples=")]
     [said] = [int(part.removeprefix("calibration.samples=").rstrip(",")) for part in settings]
-    assert make_plan(job_of(wide(), prune__method="joint", calibration__samples=said, memory=limit))
+    assert plan_of(job_of(wide(), prune__method="joint", calibration__samples=said, memory=limit))
 
 
 def test_the_report_has_it(conv: nn.Module) -> None:
@@ -290,7 +255,7 @@ def test_the_report_has_it(conv: nn.Module) -> None:
 def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
     def fine_tuning(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=1, **settings)
-        return next(p for p in memory_plan._Planner(job, "prune").phases(job.config) if p.name == "fine-tuning")
+        return next(p for p in phases(job) if p.name == "fine-tuning")
 
     usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
     assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
@@ -302,10 +267,10 @@ def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
 
 def test_a_training_batch_that_does_not_fit_is_taken_in_parts(conv: nn.Module) -> None:
     how = {"finetune__epochs": 1, "data__batch_size": 200, "prune__method": "magnitude", "prune__refine": "none"}
-    usual = make_plan(job_of(conv, **how))
+    usual = plan_of(job_of(conv, **how))
     assert usual.phase.name == "fine-tuning"
     limit = usual.report.planned - MIB
-    plan = make_plan(job_of(conv, memory=f"{limit}B", **how))
+    plan = plan_of(job_of(conv, memory=f"{limit}B", **how))
     assert plan.chunks == ChunkDivisors(training=plan.chunks.training)
     assert plan.chunks.training > 1
     assert plan.report.planned <= limit
@@ -318,8 +283,7 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
 ) -> None:
     def fine_tuning() -> int:
         job = job_of(conv, finetune__epochs=1, data__batch_size=100)
-        planner = memory_plan._Planner(job, "prune")
-        return next(p for p in planner.phases(job.config) if p.name == "fine-tuning").parts["activations"]
+        return next(p for p in phases(job) if p.name == "fine-tuning").parts["activations"]
 
     alone = fine_tuning()
     monkeypatch.setattr(memory_plan, "world", lambda: 4)
@@ -329,18 +293,18 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
 def test_several_processes_get_the_batch_size_that_would_fit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "world", lambda: 2)
     how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
-    fits = make_plan(job_of(conv, data__batch_size=16, **how)).report.planned
+    fits = plan_of(job_of(conv, data__batch_size=16, **how)).report.planned
     with pytest.raises(UsageError, match=r"fine-tuning needs .*(?s:.)*data\.batch_size=") as found:
-        make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=200, **how))
+        plan_of(job_of(conv, memory=f"{fits}B", data__batch_size=200, **how))
     [said] = [word for word in found.value.remedy.split() if word.startswith("data.batch_size=")]
     size = int(said.removeprefix("data.batch_size=").rstrip(","))
-    assert make_plan(job_of(conv, memory=f"{fits}B", data__batch_size=size, **how)).report.planned <= fits
+    assert plan_of(job_of(conv, memory=f"{fits}B", data__batch_size=size, **how)).report.planned <= fits
 
 
 def test_gradual_stages_leave_memory_for_the_optimizer(conv: nn.Module) -> None:
     def prediction(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=3, **settings)
-        return next(p for p in memory_plan._Planner(job, "prune").phases(job.config) if p.name == "prediction")
+        return next(p for p in phases(job) if p.name == "prediction")
 
     assert "optimizer" not in prediction().parts
     held = [

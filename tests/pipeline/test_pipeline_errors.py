@@ -122,7 +122,7 @@ def test_what_needs_samples_says_so(settings: dict[str, Any], message: str) -> N
 
 def without_data(settings: dict[str, Any]) -> Any:
     config = from_values({"finetune.epochs": 0, **settings}).config
-    return run(make_job(config, ConvNet(), None, torch.device("cpu"), choices=[]), Silent())
+    return run(make_job(config, ConvNet(), None, torch.device("cpu")), Silent())
 
 
 def test_without_samples_magnitude_goes_and_what_is_not_known_is_left_open() -> None:

@@ -103,15 +103,6 @@ def test_validation_samples_are_kept_out_of_fine_tuning_and_calibration(
     assert not torch.equal(changed.module.fc.weight, one.module.fc.weight)
 
 
-@pytest.mark.parametrize(("settings", "held"), [({}, 5), ({"data__validation": 0.5}, 120)])
-def test_no_more_samples_are_kept_out_than_choosing_takes(
-    settings: dict[str, float], held: int, conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("prunetaylor.pipeline.sampling.validation_split.MAX_VALIDATION", 5)
-    outcome = quick(conv, **CUT, finetune__epochs=1, **settings)
-    assert f"validation: {held} of the 240 training samples, held out of calibration and fine-tuning" in outcome.choices
-
-
 def test_distillation_follows_the_dense_network_and_not_the_labels(conv: nn.Module) -> None:
     """With labels that say nothing only the dense network can teach."""
     noise = (TRAIN[0], torch.randint(4, (240,), generator=torch.Generator().manual_seed(3)))

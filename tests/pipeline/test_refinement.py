@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.outcome import PruneResult
-from prunetaylor.measure.cost import count_flops
 from prunetaylor.pipeline.job import make_job
 from support.networks import ConvNet, trained
 from support.runs import TRAIN, assert_truthful, quick, same_bits
@@ -45,30 +44,6 @@ def test_refinement_after_the_last_stage_or_each_lowers_the_error(
     assert max(loss["last"], loss["stages"]) < loss["none"]
 
 
-def test_what_refinement_costs_decides_whether_it_is_on_by_itself(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def said(**how: object) -> str:
-        usual = {"sparsity": 0.6, "calibration__labels": False, "prune__refine_steps": "auto"}
-        outcome = quick(conv, **usual | how)
-        [line] = [line for line in outcome.choices if line.startswith("refinement: ")]
-        return line
-
-    assert said().startswith("refinement: 300 steps after the last stage")
-    assert said(finetune__epochs=1) == "refinement: off (fine-tuning follows)"
-    assert said(prune__method="magnitude") == "refinement: off (default for magnitude)"
-    assert said(prune__refine="none") == "refinement: off (as asked)"
-    assert said(prune__refine_steps=7).startswith("refinement: 7 steps after the last stage")
-    each = 4 * 64 * count_flops(conv, TRAIN[0][:1])[0]
-    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 80.5 * each})
-    assert said().startswith("refinement: 80 steps after the last stage")
-    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 10 * each})
-    assert "off (300 steps would cost" in said()
-    forced = said(prune__refine="last")
-    assert forced.startswith("refinement: 300 steps after the last stage")
-    assert "as asked" in forced
-
-
 def test_refinement_without_gain_is_skipped_unless_requested(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     how = {"sparsity": 0.3, "calibration__labels": False}
     refined = quick(conv, **how)
@@ -76,34 +51,6 @@ def test_refinement_without_gain_is_skipped_unless_requested(conv: nn.Module, mo
     left_out, asked = quick(conv, **how), quick(conv, prune__refine="last", **how)
     same_bits(left_out, quick(conv, prune__refine="none", **how))
     same_bits(asked, refined)
-
-
-def test_what_repairs_is_said_with_what_decided(conv: nn.Module) -> None:
-    def said(**settings: object) -> list[str]:
-        found = quick(conv, sparsity=0.3, prune__refine_steps=1, **settings).choices
-        return [line for line in found if line.startswith("repair: ")]
-
-    assert said() == ["repair: least squares (default for exact_obs)"]
-    assert said(prune__method="obd", prune__repair="obs") == ["repair: obs (as asked)"]
-    towards_labels = {"calibration__labels": True, "calibration__resample": True}
-    assert said(**towards_labels) == ["repair: skipped; each stage is refined instead"]
-
-
-def test_labels_that_come_afresh_with_each_stage_are_learnt_from(
-    conv: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = {"sparsity": 0.5, "calibration__labels": True, "calibration__resample": True}
-    learning = quick(conv, **how)
-    assert learning.first_order.kept
-    assert not quick(conv, prune__first_order="drop", **how).first_order.kept
-    assert any(
-        line.startswith("refinement: 6 steps after each stage, by Gauss-Newton (labels are used")
-        for line in learning.choices
-    )
-    for other in ({"calibration__resample": False}, {"prune__refine": "last"}, {"calibration__labels": False}):
-        assert not any("gauss-newton" in line for line in quick(conv, **how | other).choices)
-    monkeypatch.setattr("prunetaylor.pipeline.stages.refinement.WORTH", {"cpu": 1e9})  # FLOPs
-    assert not any("gauss-newton" in line for line in quick(conv, **how).choices)
 
 
 @pytest.fixture(scope="module")
@@ -186,4 +133,4 @@ def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) ->
 def test_refinement_needs_samples() -> None:
     config = from_values({"data.source": "none", "prune.refine": "last", "finetune.epochs": 0}).config
     with pytest.raises(UsageError, match=r"prune\.refine=last needs samples\n.*--data"):
-        make_job(config, ConvNet(), None, torch.device("cpu"), choices=[])
+        make_job(config, ConvNet(), None, torch.device("cpu"))

@@ -83,7 +83,7 @@ def pruned(
     usual |= {"finetune.epochs": 0, "cache.enabled": False}
     config = from_values({**usual, **settings}).config
     samples = from_python(TRAIN, TEST, augment="flip")
-    job = make_job(config, copy.deepcopy(network), samples, torch.device("cpu"), choices=[])
+    job = make_job(config, copy.deepcopy(network), samples, torch.device("cpu"))
     return run(job, Silent(), keeper, monitor=watch)
 
 

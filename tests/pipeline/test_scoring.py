@@ -69,7 +69,7 @@ def test_what_is_promised_of_every_criterion(conv: nn.Module, method: str) -> No
 def test_the_network_is_put_back_exactly(conv: nn.Module) -> None:
     samples = from_python(TRAIN, None, None, normalize=None, augment="none")
     config = prunetaylor.core.config.resolve.from_values({"calibration.samples": 60, "data.workers": 0}).config
-    job = make_job(config, copy.deepcopy(conv), samples, torch.device("cpu"), choices=[])
+    job = make_job(config, copy.deepcopy(conv), samples, torch.device("cpu"))
     run(job, Silent())
     for name, tensor in job.network.module.state_dict().items():
         torch.testing.assert_close(tensor, conv.state_dict()[name], rtol=0, atol=0)

@@ -9,8 +9,9 @@ from torch import nn
 from prunetaylor.core import registry
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.errors import UsageError
+from prunetaylor.pipeline.checks.settings import check_needs, check_settings
 from prunetaylor.pipeline.job import make_job
-from prunetaylor.pipeline.validation import check_finetuning, check_pruning
+from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.objective import Task
 from support.networks import mlp
@@ -20,7 +21,8 @@ from support.runs import quick
 def said(
     values: dict[str, object], epochs: int = 1, task: Task = "classification", *, labelled: bool = True
 ) -> list[str]:
-    return check_finetuning(from_values(values).config, epochs, task, labelled=labelled)
+    config = from_values({"finetune.epochs": epochs, **values}).config
+    return check_settings(config, Facts(training_samples=100, task=task, labelled=labelled))
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
@@ -53,9 +55,7 @@ def test_what_has_no_effect_without_epochs_is_named() -> None:
     for name in ("finetune.ema", "finetune.distill", "finetune.label_smoothing", "--epochs"):
         assert name in line
     config = from_values({"finetune.ema": 0.9, "prune.method": "magnitude"}).config
-    assert any(
-        "finetune.ema" in line for line in make_job(config, mlp(), None, torch.device("cpu"), choices=[]).choices
-    )
+    assert any("finetune.ema" in line for line in make_job(config, mlp(), None, torch.device("cpu")).notes)
     assert said({}, 0) == said({"finetune.lr": 0.05}, 1) == said({"prune.schedule": "cubic", "prune.during": 1.0}) == []
 
 
@@ -70,7 +70,7 @@ def test_a_temperature_that_softens_nothing_is_named() -> None:
 
 def test_calibration_without_samples_is_named() -> None:
     config = from_values({"calibration.samples": 50, "calibration.labels": False}).config
-    [line] = check_pruning(config, load_criterion("magnitude"), data=False)
+    [line] = check_settings(config, Facts(training_samples=None))
     assert line.startswith("no effect: calibration.samples, calibration.labels")
 
 
@@ -104,7 +104,7 @@ DAMPING = {"prune.damping": 0.1}
     ],
 )
 def test_settings_of_pruning_without_effect_are_named(method: str, values: dict[str, object], named: list[str]) -> None:
-    found = check_pruning(from_values(values).config, load_criterion(method), data=True)
+    found = check_settings(from_values({"prune.method": method, **values}).config, Facts(training_samples=100))
     assert found == ([f"no effect: {', '.join(f'prune.{key}' for key in named)}"] if named else [])
 
 
@@ -119,4 +119,4 @@ def test_damping_changes_what_it_is_said_to_change(conv: nn.Module, method: str)
 def test_what_moves_weights_needs_samples() -> None:
     for key, value in (("refine", "last"), ("repair", "batch-norm")):
         with pytest.raises(UsageError, match=rf"prune\.{key}={value} needs samples\n.*prune\.{key}=none"):
-            check_pruning(from_values({f"prune.{key}": value}).config, load_criterion("magnitude"), data=False)
+            check_needs(from_values({f"prune.{key}": value}).config, Facts(training_samples=None))

@@ -36,7 +36,7 @@ def a_job(train: int = 1500, test: int = 300, validation: int | None = None, *, 
     x, y = pairs(test, 2)
     x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
     samples = from_python(pairs(train, 1), (x, y), held)
-    return make_job(from_values({"device": "cpu"}).config, net, samples, torch.device("cpu"), choices=[])
+    return make_job(from_values({"device": "cpu"}).config, net, samples, torch.device("cpu"))
 
 
 def rows(split: Split) -> set[tuple[float, ...]]:

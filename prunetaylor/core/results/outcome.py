@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.text import duration
 
 if TYPE_CHECKING:
@@ -279,3 +280,4 @@ class PruneResult:
     constant: dict[str, float] = field(default_factory=dict)  # metrics of the best constant answer
     method: str = ""  # the criterion that ranked the weights, ``auto`` settled
     verdict: Judgement | None = None  # on the whole run; the pipeline gives every run one
+    plan: list[Choice[object]] = field(default_factory=list)  # every settled setting with its reason

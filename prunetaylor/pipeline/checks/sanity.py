@@ -44,7 +44,7 @@ def leave_out_outliers(job: Job, progress: Progress) -> Job:
         others = train.subset([row for row in range(len(train)) if row not in outliers])
         named = tuple(sorted(train.origin(row) for row in rows))
         job.warn(Outliers(named, size).alert("calibration and fine-tuning"), progress)
-        job.samples = replace(job.samples, train=others)
+        return job.with_samples(replace(job.samples, train=others))
     return job
 
 

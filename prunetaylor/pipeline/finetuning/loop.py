@@ -22,14 +22,13 @@ from prunetaylor.network.state import restore, snapshot
 from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetuning.epoch_selection import Candidate, EpochSelector
-from prunetaylor.pipeline.finetuning.gradual import GradualPruning, gradual_levels
+from prunetaylor.pipeline.finetuning.gradual import GradualPruning
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.calibration import pseudo_labelled
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.repair.masks import check_masks
-from prunetaylor.pruning.training.distillation import distillation_share
 from prunetaylor.pruning.training.divergence import LOOK_EVERY, Diverged
-from prunetaylor.pruning.training.optimizer import peak_lr, precision
 from prunetaylor.pruning.training.train import Training, TrainState
 from prunetaylor.taylor.objective import Objective
 
@@ -57,6 +56,7 @@ class Finetuning:
     def __init__(
         self,
         job: Job,
+        plan: PruningPlan,
         stages: Stages,
         dense: nn.Module,
         training: Split,
@@ -72,10 +72,7 @@ class Finetuning:
         self._selector = EpochSelector(job.config.metric)
         self._epoch_is_ending = False
         self._unfinished: Unfinished | None = None
-        self.options = job.config.finetune
-        if not job.labelled:
-            alone = self.options.distill.model_copy(update={"weight": 1.0})
-            self.options = self.options.model_copy(update={"distill": alone})
+        self.plan, self.options = plan, plan.training
         self._generator = torch.Generator().manual_seed(job.config.seed)
         assert job.samples is not None
         _, change = augment.resolve(job.samples.augment, training.fetch([0])[0][0])
@@ -83,7 +80,7 @@ class Finetuning:
         if not validation.labelled:
             self.choices(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
         self._validation = job.batches(pseudo_labelled(job, dense, validation))
-        self._gradual = GradualPruning(stages, gradual_levels(job, self._batches))
+        self._gradual = GradualPruning(stages, plan.gradual)
         self._objective_loss = self._loss()
         self.training: Training | None = None
 
@@ -92,7 +89,8 @@ class Finetuning:
         if saved is not None:
             with restoring():
                 self.choices.load_state_dict(saved["choices"])
-        self._say_choices()
+        if self.options.rewind and len(self._gradual.levels) == 1:
+            self.choices("no effect: finetune.rewind (there is only one pruning step)")
         if saved is None:
             self._prune_at(0)
             self._validate_start()
@@ -137,7 +135,7 @@ class Finetuning:
     def _follow(self, training: Training, state: TrainState) -> None:
         """Report a step, end the epoch, and prune where the schedule says so."""
         self.stages.state.train(state.step)
-        detail = f"epoch {state.epoch} of {self.job.epochs}"
+        detail = f"epoch {state.epoch} of {self.plan.epochs}"
         # A loss that is not finite ends training at its next check.
         if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):
             speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
@@ -208,7 +206,7 @@ class Finetuning:
     def _finish(self, training: Training, best: Candidate) -> None:
         """Restore the best weights, and say where training gained nothing."""
         restore(self.job.network.module, best.weights)
-        if best.epoch == 0 and len(self.epochs) == self.job.epochs:
+        if best.epoch == 0 and len(self.epochs) == self.plan.epochs:
             self.choices("fine-tuning: no epoch improved the network, so it is kept as it was; try a lower finetune.lr")
         if (text := describe_poor_loss([epoch.loss for epoch in self.epochs], training.worst)) is not None:
             self.choices(text)
@@ -243,16 +241,15 @@ class Finetuning:
         return pruned
 
     def _make_training(self) -> Training:
-        share = distillation_share(self.options.distill)
         return Training(
             self.job.network.module,
             self.stages.state.masks,
             self._batches,
             options=self.options,
-            epochs=self.job.epochs,
+            epochs=self.plan.epochs,
             loss=self._objective_loss,
             task=self.job.task,
-            teacher=self.dense if share else None,
+            teacher=self.dense if self.options.distill.weight else None,
             device=self.job.device,
             generator=self._generator,
             starts=[*self._gradual.levels] if self.options.rewind and self._gradual.levels else (0,),
@@ -265,24 +262,6 @@ class Finetuning:
             return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
         objective = Objective(self.job.task, "task")
         return lambda outputs, targets: objective.values(outputs, targets).mean()
-
-    def _say_choices(self) -> None:
-        config = self.options
-        lr, lr_reason = peak_lr(config)
-        kind, kind_reason = precision(config, self.job.device)
-        share = distillation_share(config.distill)
-        if not self.job.labelled:
-            self.choices("distillation: weight 1 (there are no labels; teacher: the dense network)")
-        if share and config.distill.weight == "auto":
-            self.choices(f"distillation: weight {share:g} (teacher: the dense network)")
-        self.choices(f"learning rate {lr:g}: {lr_reason}")
-        self.choices(f"precision {str(kind).removeprefix('torch.')}: {kind_reason}")
-        if self._gradual.levels:
-            each = -(-len(self._batches) // config.accumulate)
-            steps = ", ".join(f"{level:.1%} at epoch {step / each:.2g}" for step, level in self._gradual.levels.items())
-            self.choices(f"schedule {self.job.config.prune.schedule}: {steps}")
-            if config.rewind and len(self._gradual.levels) == 1:
-                self.choices("no effect: finetune.rewind (there is only one pruning step)")
 
 
 def _duration(seconds: float) -> str:

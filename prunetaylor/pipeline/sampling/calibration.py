@@ -13,6 +13,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.repair import SOLVING, usual_repair
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.memory import current_chunks
@@ -30,8 +31,6 @@ SMALL_ELEMENTS = 1 << 18
 
 FEWEST_FITTED = 4
 """Nothing is fitted to fewer samples: least squares of a handful follows each of them wherever it lies."""
-_SOLVING = ("least-squares", "obs")
-"""Repairs that are fitted to samples."""
 
 
 def chunk(elements: int, batch_size: int) -> int:
@@ -153,8 +152,8 @@ class Calibration:
 
 def check_enough(job: Job, fitted: int) -> None:
     """Raise UsageError if ``fitted`` samples are too few to fit to."""
-    criterion, repair = load_criterion(job.method), job.config.prune.repair
-    fits = criterion.needs != "nothing" or (criterion.default_repair if repair == "auto" else repair) in _SOLVING
+    criterion = load_criterion(job.method)
+    fits = criterion.needs != "nothing" or usual_repair(job.config, job.method, criterion) in SOLVING
     if fitted < (FEWEST_FITTED if fits else 1):
         raise UsageError(
             f"too few calibration samples: {job.method} fits to {fitted}, and needs at least {FEWEST_FITTED}",

@@ -9,6 +9,7 @@ from prunetaylor.core.progress import ProgressMonitor
 from prunetaylor.measure.evaluate import evaluate
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
+from prunetaylor.pipeline.stages.refinement import refine_network
 from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState
 from prunetaylor.pruning.repair import batch_norm
@@ -35,7 +36,7 @@ def finish_stage(
 
 def repair_batch_norms(setup: StageSetup, calibration: Calibration) -> None:
     """Re-estimate the statistics of batch norms, where that is the repair."""
-    if setup.aim.repair == "batch-norm":
+    if setup.plan.repair == "batch-norm":
         batches = calibration.fit.batches
         for _ in batch_norm.correct(setup.job.network.module, setup.dense.module, setup.dense_state, batches):
             pass
@@ -49,15 +50,16 @@ def note_empty_layers(setup: StageSetup, state: PruningState) -> None:
 
 
 def _refine(setup: StageSetup, state: PruningState, sampler: Sampler, checkpoint_point: Callable[[], None]) -> None:
-    job, refinement = setup.job, setup.aim.refinement
+    job, refinement = setup.job, setup.plan.refinement
     assert state.refinement is not None
     before, start = state.history[-1].seconds, time.perf_counter()
     setup.progress.phase("refine", refinement.steps)
-    for step in refinement.run(
+    for step in refine_network(
+        refinement,
         job,
         setup.dense,
         state.masks,
-        setup.aim.objective,
+        setup.plan.objective,
         sampler.calibration,
         sampler.recent,
         setup.intercepts,

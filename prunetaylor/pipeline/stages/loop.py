@@ -15,6 +15,7 @@ from prunetaylor.data.samples import Split
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.stages.acceptance import describe_rejection, is_accepted, make_record
 from prunetaylor.pipeline.stages.control import fixed_sparsities, make_control
@@ -46,6 +47,7 @@ class Stages:
     def __init__(
         self,
         job: Job,
+        plan: PruningPlan,
         dense: Network,
         pool: Split | None,
         progress: Progress,
@@ -59,6 +61,7 @@ class Stages:
         self._sampler = None if pool is None else Sampler(job, dense, pool, generator, progress)
         self.setup = make_setup(
             job,
+            plan,
             dense,
             generator,
             self.state.choices,
@@ -74,7 +77,7 @@ class Stages:
     @property
     def first_order(self) -> FirstOrder | None:
         """How the first-order term was judged; None without data."""
-        return self.setup.aim.first_order
+        return self.setup.plan.first_order
 
     @property
     def finished(self) -> bool:
@@ -84,7 +87,7 @@ class Stages:
     def prepare(self) -> None:
         """Draw the samples, check the dense network on them, and decide on the error and the repair."""
         self.setup = prepare(self.setup, self.sampler)
-        self.state.start(None if self.setup.aim.solves else 1.0)
+        self.state.start(None if self.setup.plan.solves else 1.0)
 
     def run(self, saved: Mapping[str, Any] | None = None) -> None:
         """Prune to the sparsity asked for, or go on from a ``saved`` state."""
@@ -99,7 +102,7 @@ class Stages:
         state.use_control(control, resume=True)
         if saved is None:
             self._checkpoint_point()
-        if self.finished and not state.history and self.setup.aim.refinement.when != "none":
+        if self.finished and not state.history and self.setup.plan.refinement.when != "none":
             self.progress.phase("stage 1")  # which removes nothing
             state.record(Stage(state.removed / self.job.network.prunable, None, None, None, 0.0))
             state.start_refinement()
@@ -148,9 +151,9 @@ class Stages:
             control,
             outcome,
             constant_error,
-            damped=setup.criterion.uses_damping or setup.aim.solves,
-            moves_weights=setup.aim.solves or isinstance(setup.criterion, Solver),
-            repair=setup.aim.repair,
+            damped=setup.criterion.uses_damping or setup.plan.solves,
+            moves_weights=setup.plan.solves or isinstance(setup.criterion, Solver),
+            repair=setup.plan.repair,
         )
         state.update_repair_ratio(outcome.selection.unrepaired, outcome.change.predicted)
         first = not (state.history or state.train_steps)
@@ -166,7 +169,7 @@ class Stages:
         state.record(make_record(outcome, since_dense, constant_error, accepted=accepted, seconds=seconds))
         self._report(outcome)
         if accepted:
-            refinement = setup.aim.refinement.when
+            refinement = setup.plan.refinement.when
             if refinement == "stages" or (refinement == "last" and state.removed == target_count(self.job)):
                 state.start_refinement()
             self._finish_stage()

@@ -10,22 +10,26 @@ from torch import Tensor
 
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import Alert, removed_at
+from prunetaylor.measure.cost import count_flops
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, snapshot
 from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.plan import Aim, look, unseen
+from prunetaylor.pipeline.planning.facts import Facts
+from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pruning.interfaces import Criterion, load_criterion, load_structure
 from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
 from prunetaylor.pruning.selection.selector import Selector
+from prunetaylor.taylor.convergence import check_convergence
 from prunetaylor.taylor.curvature.cache import Cache, open_cache
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.layer_check import check_layers
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import Risk, first_batch
 
 MIN_HOLDOUT = 20
 """A run with fewer holdout samples notes that its measurements are rough."""
@@ -41,12 +45,14 @@ class StageSetup:
         job: ``job.network`` is pruned in place.
         dense: a copy of the network that stays as it is.
         dense_state: the same network's state.
+        plan: every choice of the run.
         choices: the lines that the report lists.
         trained_between_stages: the network is trained between stages, as in a gradual schedule.
         intercepts: the biases or batch-norm means that can take up a shift of a layer's mean output, by layer name.
     """
 
     job: Job
+    plan: PruningPlan
     dense: Network
     dense_state: dict[str, Tensor]
     criterion: Criterion
@@ -55,7 +61,6 @@ class StageSetup:
     choices: ChoiceLog
     progress: Progress
     trained_between_stages: bool
-    aim: Aim
     intercepts: Mapping[str, Intercept] = field(default_factory=dict)
 
     def taylor_model(
@@ -82,7 +87,7 @@ class StageSetup:
             cache=self.cache,
             stage=stage,
             holdout_model=holdout_model,
-            keep_first=self.aim.keep_first,
+            keep_first=self.plan.keep_first_order,
             trained_between_stages=self.trained_between_stages,
             layer_scores=layer_scores,
         )
@@ -90,6 +95,7 @@ class StageSetup:
 
 def make_setup(
     job: Job,
+    plan: PruningPlan,
     dense: Network,
     generator: torch.Generator,
     choices: ChoiceLog,
@@ -101,13 +107,13 @@ def make_setup(
 
     Raises:
         NumericsError: a weight is not finite.
-        UsageError: the criterion rules out the repair that was asked for.
     """
     check_values(dense.module)
-    criterion = load_criterion(job.method)
+    criterion = load_criterion(plan.method)
     structure = load_structure(job.config.prune.structure)
     return StageSetup(
         job=job,
+        plan=plan,
         dense=dense,
         dense_state=snapshot(dense.module),
         criterion=criterion,
@@ -116,7 +122,6 @@ def make_setup(
         choices=choices,
         progress=progress,
         trained_between_stages=trained_between_stages,
-        aim=unseen(job, criterion),
     )
 
 
@@ -143,19 +148,26 @@ def prepare(setup: StageSetup, sampler: Sampler, *, single_step: bool = False) -
     progress.step("layers checked")
     intercepts = find_intercepts(job.network.module, job.network.layers, calibration.fit.batches)
     setup = replace(setup, intercepts=intercepts)
-    aim = look(
-        job,
-        setup.criterion,
-        calibration,
-        setup.dense.module,
-        lambda risk: setup.taylor_model(setup.dense, risk, calibration, damping=job.config.prune.damping, stage=1),
-        nothing_to_prune=nothing_to_prune,
-        refines=not single_step,
-    )
+    facts = _gather_facts(setup, calibration)
+    if nothing_to_prune:
+        facts = replace(facts, zeros=zero_count(job))
+    plan = make_plan(job.config, facts, job.choices, one_step=single_step)
     progress.step("error chosen")
-    for text in aim.said:
+    for text in plan.lines:
         choices(text)
-    return replace(setup, aim=aim)
+    return replace(setup, plan=plan)
+
+
+def _gather_facts(setup: StageSetup, calibration: Calibration) -> Facts:
+    """Return what the dense network and its samples tell, once it is known which layers can be pruned."""
+    job, dense = setup.job, setup.dense
+    work = count_flops(dense.module, first_batch(calibration.holdout.batches)[0])[0]
+    facts = replace(job.facts, prunable=job.network.prunable, forward_work=work)
+    if not job.labelled:
+        return facts
+    risk = calibration.fit.risk(dense.module, Objective(job.task, "task"))
+    model = setup.taylor_model(dense, risk, calibration, damping=job.config.prune.damping, stage=1)
+    return replace(facts, convergence=check_convergence(model))
 
 
 def target_count(job: Job) -> int:

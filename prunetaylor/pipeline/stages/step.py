@@ -69,13 +69,13 @@ def run_step(
     network, stage, progress = setup.job.network, state.start_stage(), setup.progress
     assert state.control is not None
     damping = state.control.damping
-    holdout = calibration.holdout.risk(network.module, setup.aim.objective)
+    holdout = calibration.holdout.risk(network.module, setup.plan.objective)
     holdout_model = setup.taylor_model(network, holdout, calibration, damping=damping, stage=state.stage_number)
     errors = holdout.values()
     selection = _select(setup, state, stage, calibration, holdout_model, checkpoint_point)
     measured, noise = measure_change(holdout, errors)
     progress.step("measured")
-    predicted = predict_change(holdout_model, network, setup.aim.keep_first)
+    predicted = predict_change(holdout_model, network, setup.plan.keep_first_order)
     progress.step("predicted")
     removed = sum(int((~mask).sum()) for mask in selection.masks.values())
     return StepOutcome(
@@ -91,11 +91,11 @@ def run_step(
 
 def change_since_dense(setup: StageSetup, state: PruningState, calibration: Calibration, damping: float) -> Change:
     """Predict and measure the change by everything that moved since the dense network."""
-    objective = setup.aim.objective
+    objective = setup.plan.objective
     dense = calibration.holdout.risk(setup.dense.module, objective)
     model = setup.taylor_model(setup.dense, dense, calibration, damping=damping, stage=state.stage_number)
     moved = displacement(setup.job.network.module, setup.dense_state)
-    predicted = model.predict(moved).change(setup.aim.keep_first)
+    predicted = model.predict(moved).change(setup.plan.keep_first_order)
     return Change(
         predicted, *measure_change(calibration.holdout.risk(setup.job.network.module, objective), dense.values())
     )
@@ -140,13 +140,13 @@ def _select(
     checkpoint_point: Callable[[], None],
 ) -> Selection:
     """Select, remove and repair, but for what the stage has done already."""
-    network, aim, damping = setup.job.network, setup.aim, holdout_model.damping
+    network, plan, damping = setup.job.network, setup.plan, holdout_model.damping
     # Refined towards the labels, or trained, the network is now a better target for repair than the dense one.
-    refined = aim.refinement.when == "stages" and aim.objective.kind == "task"
+    refined = plan.refinement.when == "stages" and plan.objective.kind == "task"
     target = network.copy() if refined or state.train_steps else setup.dense
     model = setup.taylor_model(
         network,
-        calibration.fit.risk(network.module, aim.objective),
+        calibration.fit.risk(network.module, plan.objective),
         calibration,
         damping=damping,
         stage=state.stage_number,
@@ -154,7 +154,7 @@ def _select(
         layer_scores=LayerScores(stage.layer_scores, checkpoint_point),
     )
     # Fitted before the removal, which moves the network in place.
-    moments = model.moments if aim.repair == "obs" else {}
+    moments = model.moments if plan.repair == "obs" else {}
     if stage.selection is None:
         assert state.control is not None
         stage.select(
@@ -163,7 +163,7 @@ def _select(
                 state.control,
                 model,
                 holdout_model,
-                keep_first=aim.keep_first,
+                keep_first=plan.keep_first_order,
                 repaired=state.repair_ratio,
             )
         )
@@ -174,10 +174,10 @@ def _select(
     synchronise(network, selection.masks)
     checkpoint_point()
     setup.progress.step("selected")
-    if aim.repair == "obs":
+    if plan.repair == "obs":
         repair_by_obs(setup, selection.masks, moments, stage.weights, damping, stage.repaired, checkpoint_point)
     del model, moments  # free the curvature before repair and the next phases need the memory
     release()
-    if aim.repair == "least-squares":
+    if plan.repair == "least-squares":
         repair_by_least_squares(setup, selection.masks, calibration, target, damping, stage.repaired, checkpoint_point)
     return selection

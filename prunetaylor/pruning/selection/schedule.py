@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite, log
-from typing import Literal
 
 RAISES = 4
 """Powers of ten that the damping may be above the one asked for."""
@@ -13,7 +12,12 @@ STEP = 0.7
 """Share of the weights that a stage keeps, by default: the local model is re-fitted before it is asked for more."""
 
 
-def sparsities(target: float, stages: Literal["auto"] | int | Sequence[float], staged: bool) -> list[float]:
+def usual_stages(target: float) -> int:
+    """Stages that each keep at least the share ``STEP`` of the weights, at most, and reach ``target`` together."""
+    return max(1, ceil(log(1 - target) / log(STEP)))
+
+
+def sparsities(target: float, stages: int | Sequence[float]) -> list[float]:
     """The sparsity after each stage, up to ``target``.
 
     A list is taken as it is, up to the target, which ends it; otherwise each stage keeps the same share of what the one
@@ -21,11 +25,10 @@ def sparsities(target: float, stages: Literal["auto"] | int | Sequence[float], s
     """
     if target == 0:
         return []
-    if not isinstance(stages, str | int):
+    if not isinstance(stages, int):
         return [*(level for level in stages if level < target), target]
     density = 1 - target
-    count = stages if stages != "auto" else (max(1, ceil(log(density) / log(STEP))) if staged else 1)
-    return [*(1 - density ** (k / count) for k in range(1, count)), target]
+    return [*(1 - density ** (k / stages) for k in range(1, stages)), target]
 
 
 def gradual(target: float, shape: str, steps: int) -> list[float]:

@@ -9,14 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.text import first_line
 from prunetaylor.data.samples import BatchShard
 from prunetaylor.network.state import match_memory_format
-from prunetaylor.pruning.training.distillation import distillation, distillation_share
+from prunetaylor.pruning.training.distillation import distillation
 from prunetaylor.pruning.training.divergence import Guard
-from prunetaylor.pruning.training.optimizer import precision
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.runtime.processes.group import gather_objects, world
 from prunetaylor.runtime.processes.training import waits_within
 from prunetaylor.taylor.memory import current_chunks, is_out_of_memory, release
@@ -44,14 +43,13 @@ class Backward:
         guard: Guard,
         *,
         task: Task,
-        options: FinetuneSection,
+        options: TrainingSettings,
         device: torch.device,
         note: Callable[[str], None],
     ) -> None:
         self._module, self._teacher, self._loss, self._guard = module, teacher, loss, guard
         self._task, self._options, self._device, self._note = task, options, device, note
-        self._share = distillation_share(options.distill)
-        self._dtype, _ = precision(options, device)
+        self._share, self._dtype = options.distill.weight, options.dtype
         self._forward = torch.compile(module) if options.compile else module
         # Gradients below 6e-8 vanish in fp16; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)

@@ -5,17 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from prunetaylor.core.config.schema import DistillSection
+from prunetaylor.pruning.training.settings import DistillSettings
 from prunetaylor.taylor.losses import LOSSES
 from prunetaylor.taylor.objective import Task
 
 
-def distillation_share(options: DistillSection) -> float:
-    """Of the training loss, ``auto`` settled: mostly the dense network's outputs, which say more than a label does."""
-    return 0.9 if options.weight == "auto" else options.weight
-
-
-def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, task: Task, options: DistillSection) -> Tensor:
+def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, task: Task, options: DistillSettings) -> Tensor:
     """How far outputs (B, K) are from the teacher's: a scalar.
 
     For classes, and answers of yes or no, the KL divergence of the softened outputs times T^2, which keeps the size of

@@ -1,4 +1,4 @@
-"""What a training step is made with: learning rate, precision, optimiser and the average of the weights."""
+"""What a training step is made with: learning rate, optimiser and the average of the weights."""
 
 from __future__ import annotations
 
@@ -12,30 +12,11 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import UsageError
 from prunetaylor.network.state import restore, snapshot
+from prunetaylor.pruning.training.settings import TrainingSettings
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-
-
-def peak_lr(options: FinetuneSection) -> tuple[float, str]:
-    """The peak learning rate and why."""
-    if options.lr != "auto":
-        return options.lr, "as asked"
-    return (0.05, "the default of sgd") if options.optimizer == "sgd" else (0.001, "the default of adamw")
-
-
-def precision(options: FinetuneSection, device: torch.device) -> tuple[torch.dtype, str]:
-    """The type that convolutions and matrix products compute in, and why."""
-    asked = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if options.precision != "auto":
-        return asked[options.precision], "as asked"
-    if device.type != "cuda":
-        return torch.float32, f"mixed precision gains nothing on {device.type}"
-    if torch.cuda.get_device_capability(device) >= (8, 0):
-        return torch.bfloat16, "the GPU computes in bf16"
-    return torch.float16, "the GPU does not compute in bf16"
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, shape: str = "cosine") -> float:
@@ -59,7 +40,7 @@ class Rates:
     Starting anew after each pruning step is learning-rate rewinding (Renda, Frankle & Carbin 2020, section 3).
     """
 
-    options: FinetuneSection
+    options: TrainingSettings
     steps: int
     starts: Sequence[int] = (0,)
 
@@ -67,11 +48,10 @@ class Rates:
         """Of ``step``, counted from 0."""
         index = bisect_right(self.starts, step) - 1
         first, end = self.starts[index], [*self.starts[1:], self.steps][index]
-        peak, _ = peak_lr(self.options)
-        return learning_rate(step - first, end - first, peak, self.options.warmup, self.options.lr_schedule)
+        return learning_rate(step - first, end - first, self.options.lr, self.options.warmup, self.options.lr_schedule)
 
 
-def make_optimizer(module: nn.Module, options: FinetuneSection, device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, options: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
     """No decay on norms, and on vectors and scalars: biases. UsageError where nothing is to train."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
@@ -83,11 +63,10 @@ def make_optimizer(module: nn.Module, options: FinetuneSection, device: torch.de
         {"params": [p for p, decays in zip(trained, decaying, strict=True) if not decays], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = device.type == "cuda" and can_fuse(trained, precision(options, device)[0])
-    lr, _ = peak_lr(options)
+    fused = device.type == "cuda" and can_fuse(trained, options.dtype)
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, nesterov=options.momentum > 0, fused=fused)
+        return torch.optim.AdamW(groups, lr=options.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0, fused=fused)
 
 
 def can_fuse(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> bool:

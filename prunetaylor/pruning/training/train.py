@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.state import evaluating, fixed_order
 from prunetaylor.pruning.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
 from prunetaylor.pruning.training.backward import Backward, Loss
-from prunetaylor.pruning.training.distillation import distillation_share
 from prunetaylor.pruning.training.divergence import Guard, check_finite, check_scale
 from prunetaylor.pruning.training.optimizer import Average, Rates, make_optimizer
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.runtime.processes.exchange import all_sum, copy_from_main, from_main
 from prunetaylor.runtime.processes.group import rank, world
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm, waits_within
@@ -61,13 +60,13 @@ _LAST = ("lr", "samples_per_second", "seconds_left", "loss_tensor")
 """What of a TrainState the rest of a state does not say."""
 
 
-def memory(sizes: Sizes, options: FinetuneSection) -> Phase:
+def memory(sizes: Sizes, options: TrainingSettings) -> Phase:
     """Gradients and what stays between steps, beside a batch's graph. The dense network, which teaches, needs none."""
     held = FLOAT * sizes.parameters + held_bytes(sizes, options)
     return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
 
 
-def held_bytes(sizes: Sizes, options: FinetuneSection) -> int:
+def held_bytes(sizes: Sizes, options: TrainingSettings) -> int:
     """What stays between steps: the optimizer's state, masks as numbers, the best state and the average's."""
     states = 1 if options.optimizer == "sgd" else 2
     averages = 2 if options.ema else 0
@@ -90,7 +89,7 @@ class Training:
         epochs: passes over ``batches``; 0 only applies the masks.
         loss: gets float32 outputs and the targets.
         kind: what the outputs are, for the distance from the teacher's.
-        teacher: the dense network; without it ``options.distill.weight`` must be 0, or auto, which then means 0.
+        teacher: the dense network; without it ``options.distill.weight`` must be 0.
         starts: steps, the first of them 0, at which the learning rate's schedule starts anew.
         note: told what the user should read.
 
@@ -114,7 +113,7 @@ class Training:
         masks: Mapping[str, Tensor],
         batches: Batches,
         *,
-        options: FinetuneSection,
+        options: TrainingSettings,
         epochs: int,
         loss: Loss,
         task: Task = "classification",
@@ -124,7 +123,7 @@ class Training:
         starts: Sequence[int] = (0,),
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        if teacher is None and options.distill.weight not in (0, "auto"):
+        if teacher is None and options.distill.weight:
             raise UsageError(
                 "distillation needs the dense network", "pass it as teacher, or set finetune.distill.weight=0"
             )
@@ -134,7 +133,7 @@ class Training:
             )
         self.module, self.masks, self.batches, self.epochs = module, dict(masks), batches, epochs
         self._options, self._device, self._generator = options, device, generator
-        self._teacher = teacher if distillation_share(options.distill) else None
+        self._teacher = teacher if options.distill.weight else None
         self._loss, self._task, self._starts, self._note = loss, task, starts, note
         self._epoch, self._step = 1, 0
         self._resumed: Mapping[str, Any] | None = None

@@ -107,8 +107,7 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
     job = open_job(resolved.config, trust=context.trust, progress=progress)
     split = split_for_ranking(job, context.folder, sweep.base.config.seed, progress)
     if split is not None:
-        job.samples = split.samples
-        job.choices.append(f"sweep {sweep.name}, trial {claimed.number}: {split.description}")
+        job = job.with_samples(split.samples, f"sweep {sweep.name}, trial {claimed.number}: {split.description}")
         warn_if_at_chance(job, split.dense_reporting, progress)
         write_description(context.folder, split.description, job.warnings)
     store = TrialStateStore(folder, job, split.description if split else "", progress)

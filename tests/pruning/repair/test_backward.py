@@ -12,12 +12,12 @@ from test_train import CPU, batches, cuda, half_masks, network, run, weights
 from test_train_options import plain, training
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import DistillSection, FinetuneSection
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.network.state import channels_last
 from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.pruning.training import backward
 from prunetaylor.pruning.training.distillation import distillation
+from prunetaylor.pruning.training.settings import DistillSettings, TrainingSettings
 from prunetaylor.pruning.training.train import train
 from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
 
@@ -28,7 +28,7 @@ def test_distillation_of_classes_is_hintons():
     heat = 3.0
     q, p = (wanted / heat).softmax(1), (outputs / heat).softmax(1)
     expected = heat**2 * (q * (q.log() - p.log())).sum(1).mean()
-    value = distillation(outputs, wanted, targets, "classification", DistillSection(temperature=heat))
+    value = distillation(outputs, wanted, targets, "classification", DistillSettings(temperature=heat))
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(value, outputs)
     torch.testing.assert_close(gradient, heat * (p - q).detach() / 5)
@@ -36,7 +36,7 @@ def test_distillation_of_classes_is_hintons():
 
 def test_distillation_of_values_is_a_squared_error():
     outputs, wanted = torch.randn(5, 4), torch.randn(5, 4)
-    value = distillation(outputs, wanted, torch.randn(5, 4), "regression", DistillSection())
+    value = distillation(outputs, wanted, torch.randn(5, 4), "regression", DistillSettings())
     torch.testing.assert_close(value, (outputs - wanted).square().mean())
 
 
@@ -45,7 +45,7 @@ def test_distillation_is_a_share_of_the_loss_and_leaves_the_teacher_alone(share)
     module, teacher = network(), network(0.5)
     teacher[1].eval()
     before = weights(teacher)
-    options = FinetuneSection(distill=DistillSection(weight=share, temperature=2.0))
+    options = TrainingSettings(distill=DistillSettings(weight=share, temperature=2.0))
     with torch.no_grad():
         data = batches(n=8)
         x, y = next(iter(batches(n=8)))
@@ -69,14 +69,14 @@ def test_distillation_pulls_towards_the_teacher():
     teacher, module = network().eval(), network()
     masks = half_masks(module)
     x = batches(n=40, size=40)
-    options = FinetuneSection(lr=0.05, distill=DistillSection(weight=1.0))
+    options = TrainingSettings(lr=0.05, distill=DistillSettings(weight=1.0))
     states = run(module, masks, x, epochs=40, options=options, teacher=teacher)
     assert states[-1].loss < 0.2 * states[0].loss
 
 
 def test_distillation_without_a_teacher_is_refused():
     with pytest.raises(UsageError, match="needs the dense network"):
-        run(network(), {}, batches(), options=FinetuneSection(distill=DistillSection(weight=0.5)))
+        run(network(), {}, batches(), options=TrainingSettings(distill=DistillSettings(weight=0.5)))
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_mixed_precision_keeps_float32_weights_and_exact_masks(device, name, opt
         kinds.append(outputs.dtype)
         return nn.functional.cross_entropy(outputs, y)
 
-    options = FinetuneSection(precision=name, optimizer=optimizer, lr=0.02)
+    options = TrainingSettings(precision=name, optimizer=optimizer, lr=0.02)
     teacher = network().to(where)
-    options = options.model_copy(update={"distill": DistillSection(weight=0.1)})
+    options = options.model_copy(update={"distill": DistillSettings(weight=0.1)})
     data = batches(where, n=120)
     states = run(module, masks, data, epochs=6, options=options, device=where, loss=loss, teacher=teacher)
     assert states[-1].epoch_loss < 0.6 * states[14].epoch_loss
@@ -117,7 +117,7 @@ def test_fp16_steps_that_overflow_are_skipped_and_the_masks_hold():
     """A loss of 1e6 times the scale of 2^16 overflows in fp16 activations' gradients at first, and is scaled down."""
     module = network()
     masks = half_masks(module)
-    options = FinetuneSection(precision="fp16", lr=1e-9)
+    options = TrainingSettings(precision="fp16", lr=1e-9)
     before = weights(module)["5.weight"] * masks["5.weight"]
     moved: list[bool] = []
     steps = train(module, masks, batches(n=160), options=options, epochs=3,

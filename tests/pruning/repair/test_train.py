@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.state import channels_last
 from prunetaylor.pruning.repair.masks import apply_masks, check_masks
-from prunetaylor.pruning.training.optimizer import can_fuse, learning_rate, make_optimizer, peak_lr, precision
+from prunetaylor.pruning.training.optimizer import can_fuse, learning_rate, make_optimizer
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import TrainState, train
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def batches(device: torch.device = CPU, *, n: int = 40, size: int = 8, seed: int
 def run(
     module: nn.Module, masks: dict[str, Tensor], data: Batches, *, epochs: int = 2, seed: int = 4, **kwargs: Any
 ) -> list[TrainState]:
-    options = kwargs.pop("options", FinetuneSection())
+    options = kwargs.pop("options", TrainingSettings())
     kwargs.setdefault("loss", nn.functional.cross_entropy)
     kwargs.setdefault("device", CPU)
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +71,7 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_same_numbers_as_a_plain_loop(optimizer, layout):
-    options = FinetuneSection(optimizer=optimizer, lr=0.02, weight_decay=0.1, warmup=0.3)
+    options = TrainingSettings(optimizer=optimizer, lr=0.02, weight_decay=0.1, warmup=0.3)
     module, plain = network(), network()
     masks = half_masks(module)
     with channels_last(module) if layout == torch.channels_last else nullcontext():
@@ -106,7 +106,7 @@ def test_the_same_numbers_as_a_plain_loop(optimizer, layout):
 def test_it_learns_with_half_the_weights():
     module = network()
     masks = half_masks(module)
-    states = run(module, masks, batches(n=120), epochs=6, options=FinetuneSection(lr=0.05))
+    states = run(module, masks, batches(n=120), epochs=6, options=TrainingSettings(lr=0.05))
     assert states[-1].epoch_loss < 0.3 * states[14].epoch_loss
     check_masks(module, masks)
 
@@ -118,7 +118,7 @@ def test_states_count_and_modes_follow():
     generator = torch.Generator().manual_seed(4)
     data = batches(n=20, size=8)  # batches of 8, 8, 4
     for i, state in enumerate(
-        train(module, masks, data, options=FinetuneSection(), epochs=2, loss=nn.functional.cross_entropy,
+        train(module, masks, data, options=TrainingSettings(), epochs=2, loss=nn.functional.cross_entropy,
               device=CPU, generator=generator)
     ):  # fmt: skip
         assert (state.epoch, state.step, state.steps) == (1 + i // 3, i + 1, 6)
@@ -147,18 +147,10 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     assert all(r > 0 for steps in (1, 2, 3) for t in range(steps) for r in [learning_rate(t, steps, 1, 0.99)])
 
 
-def test_choices_come_with_their_reasons():
-    assert peak_lr(FinetuneSection()) == (0.05, "the default of sgd")
-    assert peak_lr(FinetuneSection(optimizer="adamw")) == (0.001, "the default of adamw")
-    assert peak_lr(FinetuneSection(lr=0.3)) == (0.3, "as asked")
-    assert precision(FinetuneSection(), CPU)[0] is torch.float32
-    assert precision(FinetuneSection(precision="bf16"), CPU) == (torch.bfloat16, "as asked")
-
-
 def test_norms_and_biases_do_not_decay():
     module = network()
     before = weights(module)
-    options = FinetuneSection(lr=0.1, weight_decay=0.5, momentum=0.0)
+    options = TrainingSettings(lr=0.1, weight_decay=0.5, momentum=0.0)
     run(module, {}, batches(n=8), epochs=1, options=options, loss=lambda outputs, _: outputs.sum() * 0)
     after = weights(module)
     for name, parameter in module.named_parameters():
@@ -168,7 +160,7 @@ def test_norms_and_biases_do_not_decay():
 
 def test_a_norm_of_several_dimensions_does_not_decay_either() -> None:
     module = nn.Sequential(nn.LayerNorm([3, 4]), nn.Flatten(), nn.Linear(12, 2))
-    decaying, others = make_optimizer(module, FinetuneSection(), CPU).param_groups
+    decaying, others = make_optimizer(module, TrainingSettings(), CPU).param_groups
     assert [id(p) for p in decaying["params"]] == [id(module[2].weight)]
     assert {id(p) for p in others["params"]} == {id(p) for p in (*module[0].parameters(), module[2].bias)}
     assert (decaying["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
@@ -210,7 +202,7 @@ def test_a_weight_that_is_a_slice_of_something_larger_trains_alike(optimizer):
     sliced[1].weight = nn.Parameter(room_for_more[::2, ::3])
     masks = half_masks(plain)
     for module in (sliced, plain):
-        run(module, masks, batches(), options=FinetuneSection(optimizer=optimizer))
+        run(module, masks, batches(), options=TrainingSettings(optimizer=optimizer))
     torch.testing.assert_close(weights(sliced), weights(plain))
     assert int(room_for_more.count_nonzero()) == int(masks["1.weight"].sum())
     assert not can_fuse([*sliced.parameters()], torch.float32)
@@ -242,7 +234,7 @@ def test_what_the_caller_draws_between_steps_repeats_too():
     def once() -> list[float]:
         module = network(0.5)
         generator = torch.Generator().manual_seed(4)
-        steps = train(module, {}, batches(), options=FinetuneSection(), epochs=1,
+        steps = train(module, {}, batches(), options=TrainingSettings(), epochs=1,
                       loss=nn.functional.cross_entropy, device=CPU, generator=generator)  # fmt: skip
         return [state.loss + float(torch.rand(())) for state in steps]
 
@@ -253,7 +245,7 @@ def test_stopping_early_puts_everything_back():
     module = network(0.5)
     masks = half_masks(module)
     random = torch.get_rng_state()
-    steps = train(module, masks, batches(), options=FinetuneSection(), epochs=5, loss=nn.functional.cross_entropy,
+    steps = train(module, masks, batches(), options=TrainingSettings(), epochs=5, loss=nn.functional.cross_entropy,
                   device=CPU, generator=torch.Generator().manual_seed(4))  # fmt: skip
     next(steps)
     steps.close()
@@ -275,7 +267,7 @@ def test_no_epochs_only_applies_the_masks():
 def test_a_weight_revived_behind_our_back_is_found():
     module = network()
     masks = half_masks(module)
-    steps = train(module, masks, batches(), options=FinetuneSection(), epochs=1, loss=nn.functional.cross_entropy,
+    steps = train(module, masks, batches(), options=TrainingSettings(), epochs=1, loss=nn.functional.cross_entropy,
                   device=CPU, generator=torch.Generator())  # fmt: skip
     with pytest.raises(NumericsError, match=r"not zero any more: 5\.weight \(3\)"):  # noqa: PT012
         for state in steps:
@@ -289,7 +281,7 @@ def test_a_weight_revived_behind_our_back_is_found():
 @pytest.mark.parametrize("precision_name", ["float32", "bf16"])
 def test_a_loss_that_is_not_finite_says_what_to_try(precision_name):
     module = network()
-    options = FinetuneSection(lr=1e30, warmup=0.0, precision=precision_name)
+    options = TrainingSettings(lr=1e30, warmup=0.0, precision=precision_name)
     with pytest.raises(NumericsError, match=r"training loss is (nan|inf) by step \d+ of 10 .*\n.*lower finetune\.lr"):
         run(module, half_masks(module), batches(), options=options)
     assert not module.training
@@ -297,7 +289,7 @@ def test_a_loss_that_is_not_finite_says_what_to_try(precision_name):
 
 def test_weights_that_overflow_in_the_last_step_are_found():
     module = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
-    options = FinetuneSection(lr=1e38, warmup=0.0, momentum=0.0)
+    options = TrainingSettings(lr=1e38, warmup=0.0, momentum=0.0)
     with pytest.raises(NumericsError, match=r"values in 1\.(weight|bias) that are not finite"):
         run(module, {}, batches(n=8), epochs=1, options=options, loss=lambda outputs, _: 1e4 * outputs.sum())
 
@@ -315,7 +307,7 @@ def test_nothing_to_train_on():
 def test_values_are_regressed():
     module = network()
     states = run(module, {}, batches(values=True), epochs=8, loss=nn.functional.mse_loss,
-                 options=FinetuneSection(lr=0.05))  # fmt: skip
+                 options=TrainingSettings(lr=0.05))  # fmt: skip
     assert states[-1].epoch_loss < states[4].epoch_loss
 
 
@@ -353,7 +345,7 @@ def test_steps_do_not_wait_for_the_gpu():
         def shares(self) -> Any:
             return iter(data)
 
-    steps = train(module, masks, Ready(), options=FinetuneSection(precision="bf16"), epochs=2,  # type: ignore[arg-type]
+    steps = train(module, masks, Ready(), options=TrainingSettings(precision="bf16"), epochs=2,  # type: ignore[arg-type]
                   loss=nn.functional.cross_entropy, device=torch.device("cuda"),
                   generator=torch.Generator())  # fmt: skip
     next(steps)

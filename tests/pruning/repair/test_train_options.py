@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_train import CPU, batches, half_masks, network, run, weights
 from torch import Tensor, nn
 
-from prunetaylor.core.config.schema import FinetuneSection
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.pruning.repair.masks import apply_masks, check_masks
 from prunetaylor.pruning.training.divergence import EXPLODED, LOOK_EVERY, Diverged
 from prunetaylor.pruning.training.optimizer import Average, Rates, learning_rate
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import Training
 
 
@@ -28,7 +28,7 @@ def plain() -> nn.Module:
 
 
 def training(module: nn.Module, masks: dict[str, Tensor], epochs: int = 2, **how: Any) -> Training:
-    options = FinetuneSection(**{"lr": 0.05, **how.pop("options", {})})
+    options = TrainingSettings(**{"lr": 0.05, **how.pop("options", {})})
     usual = {"loss": nn.functional.cross_entropy, "device": CPU, "generator": torch.Generator().manual_seed(4)}
     data = how.pop("data", None) or batches()
     return Training(module, masks, data, options=options, epochs=epochs, **{**usual, **how})
@@ -46,7 +46,7 @@ def test_learning_rates_end_where_their_shape_says(shape: str) -> None:
 @given(st.sets(st.integers(1, 59)), st.sampled_from(["cosine", "linear", "constant"]))
 def test_rewinding_starts_the_schedule_anew(cuts: set[int], shape: str) -> None:
     starts = [0, *sorted(cuts)]
-    rates = Rates(FinetuneSection(lr=0.1, warmup=0.2, lr_schedule=shape), 60, starts)
+    rates = Rates(TrainingSettings(lr=0.1, warmup=0.2, lr_schedule=shape), 60, starts)
     for first, end in itertools.pairwise([*starts, 60]):
         expected = [learning_rate(t, end - first, 0.1, 0.2, shape) for t in range(end - first)]
         assert [rates(t) for t in range(first, end)] == expected
@@ -58,8 +58,8 @@ def test_accumulated_batches_are_one_large_batch(optimizer: str) -> None:
     masks = half_masks(small)
     options = {"optimizer": optimizer, "lr": 0.02}
     # 40 samples: 5 batches of 8 make steps of 16, 16 and 8.
-    one = run(small, masks, batches(size=8), options=FinetuneSection(accumulate=2, **options))
-    other = run(large, masks, batches(size=16), options=FinetuneSection(**options))
+    one = run(small, masks, batches(size=8), options=TrainingSettings(accumulate=2, **options))
+    other = run(large, masks, batches(size=16), options=TrainingSettings(**options))
     assert [s.step for s in one] == [s.step for s in other] == [1, 2, 3, 4, 5, 6]
     assert [s.loss for s in one] == pytest.approx([s.loss for s in other], rel=1e-5)
     assert [s.epoch_done for s in one] == [False, False, True] * 2
@@ -70,7 +70,7 @@ def test_the_gradient_is_clipped_to_a_norm() -> None:
     module = plain()
     before = weights(module)
     how = {"momentum": 0.0, "lr": 1.0, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 0.01}
-    run(module, {}, batches(n=8), epochs=1, options=FinetuneSection(**how))
+    run(module, {}, batches(n=8), epochs=1, options=TrainingSettings(**how))
     moved = torch.cat([(weights(module)[name] - before[name]).flatten() for name in before])
     assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
 
@@ -81,7 +81,7 @@ def test_clipping_leaves_removed_weights_out() -> None:
     apply_masks(module, masks)
     before = weights(module)
     how = {"momentum": 0.0, "lr": 1.0, "warmup": 0.0, "weight_decay": 0.0, "clip_norm": 0.01}
-    run(module, masks, batches(n=8), epochs=1, options=FinetuneSection(**how))
+    run(module, masks, batches(n=8), epochs=1, options=TrainingSettings(**how))
     moved = torch.cat([(weights(module)[name] - before[name]).flatten() for name in before])
     assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
 

@@ -6,50 +6,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.pruning.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities
+from prunetaylor.pruning.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities, usual_stages
 
 TARGETS = st.floats(0.001, 0.999)
 
 
 @given(TARGETS, st.integers(1, 40))
 def test_each_stage_keeps_the_same_share_and_the_last_is_the_target(target: float, stages: int) -> None:
-    levels = sparsities(target, stages, staged=True)
+    levels = sparsities(target, stages)
     assert len(levels) == stages
     assert levels[-1] == target
     densities = [1.0, *(1 - s for s in levels)]
     shares = [after / before for before, after in pairwise(densities)]
     assert shares == pytest.approx([(1 - target) ** (1 / stages)] * stages)
     assert all(a < b for a, b in pairwise([0.0, *levels]))
-    assert sparsities(target, stages, staged=False) == levels
 
 
 @given(TARGETS)
 def test_by_default_no_stage_removes_more_than_its_step(target: float) -> None:
-    levels = sparsities(target, "auto", staged=True)
+    levels = sparsities(target, usual_stages(target))
     densities = [1.0, *(1 - s for s in levels)]
     assert min(after / before for before, after in pairwise(densities)) >= STEP - 1e-9
     fewer = len(levels) - 1
     assert fewer == 0 or (1 - target) ** (1 / fewer) < STEP, "one stage fewer would do"
 
 
-@given(TARGETS)
-def test_what_is_not_staged_is_done_at_once(target: float) -> None:
-    assert sparsities(target, "auto", staged=False) == [target]
-
-
 def test_nothing_to_remove_is_no_stage() -> None:
-    assert sparsities(0.0, "auto", staged=True) == []
-    assert sparsities(0.0, 5, staged=True) == []
+    assert sparsities(0.0, usual_stages(0.0)) == []
+    assert sparsities(0.0, 5) == []
 
 
 def test_usual_targets() -> None:
-    assert [len(sparsities(t, "auto", staged=True)) for t in (0.3, 0.5, 0.8, 0.9, 0.95)] == [1, 2, 5, 7, 9]
+    assert [len(sparsities(t, usual_stages(t))) for t in (0.3, 0.5, 0.8, 0.9, 0.95)] == [1, 2, 5, 7, 9]
 
 
 def test_a_list_is_taken_as_it_is_up_to_the_target() -> None:
-    assert sparsities(0.8, [0.3, 0.6], staged=True) == [0.3, 0.6, 0.8]
-    assert sparsities(0.5, [0.3, 0.6], staged=False) == [0.3, 0.5]
-    assert sparsities(0.3, [0.3], staged=True) == [0.3]
+    assert sparsities(0.8, [0.3, 0.6]) == [0.3, 0.6, 0.8]
+    assert sparsities(0.5, [0.3, 0.6]) == [0.3, 0.5]
+    assert sparsities(0.3, [0.3]) == [0.3]
 
 
 @given(TARGETS, st.integers(1, 40))
@@ -64,7 +58,7 @@ def test_gradual_steps_follow_their_curve_to_the_target(target: float, steps: in
     assert removed == pytest.approx([((steps - k) / steps) ** 3 for k in range(1, steps + 1)], abs=1e-9)
     rises = [b - a for a, b in pairwise([0.0, *gradual(target, "linear", steps)])]
     assert rises == pytest.approx([target / steps] * steps)
-    assert gradual(target, "constant", steps) == sparsities(target, steps, staged=True)
+    assert gradual(target, "constant", steps) == sparsities(target, steps)
 
 
 @given(st.integers(1, 40), st.floats(40, 1e4))

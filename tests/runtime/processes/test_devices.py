@@ -32,7 +32,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_each_process_has_the_gpu_of_its_number(gpus: Callable[[int], None]) -> None:
     gpus(4)
-    assert device.own_gpu("auto", process(3)) == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
+    assert device.own_gpu(None, process(3)) == (torch.device("cuda", 3), "GPU 3 for process 7 of 8")
     assert device.own_gpu("cuda", process(3))[0] == torch.device("cuda", 3)
     assert device.own_gpu("cpu", process(3)) is None
     assert device.own_gpu("cuda:1", process(3)) is None  # an error later, if two processes ask for it
@@ -40,16 +40,16 @@ def test_each_process_has_the_gpu_of_its_number(gpus: Callable[[int], None]) -> 
 
 def test_slurm_may_show_a_task_only_its_own_gpu(gpus: Callable[[int], None]) -> None:
     gpus(1)
-    assert device.own_gpu("auto", process(3, "srun"))[0] == torch.device("cuda", 0)
+    assert device.own_gpu(None, process(3, "srun"))[0] == torch.device("cuda", 0)
     with pytest.raises(UsageError, match="1 GPUs for 4 processes"):
-        device.own_gpu("auto", process(3))
+        device.own_gpu(None, process(3))
 
 
 def test_without_gpus_all_processes_use_the_cpu(gpus: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(0)
     monkeypatch.setattr(device, "place", lambda: process(0))
     monkeypatch.setattr(device, "gather_objects", lambda value: [value] * 8)
-    assert device.pick_device("auto") == (torch.device("cpu"), "no GPU found")
+    assert device.pick_device(None) == (torch.device("cpu"), "no GPU found")
 
 
 @pytest.mark.parametrize(

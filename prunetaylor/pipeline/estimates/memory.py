@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 
 from prunetaylor.core import registry
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.config.sizes import show_size
-from prunetaylor.core.errors import UsageError
+from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Memory
+from prunetaylor.pipeline.checks.settings import check_needs
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pipeline.sampling.sampler import SAMPLE_HISTORY
-from prunetaylor.pruning.interfaces import Criterion, Solver, load_criterion
+from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
 from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train
@@ -27,6 +30,7 @@ from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.runtime.processes.exchange import minimum
 from prunetaylor.runtime.processes.group import local_world, world
 from prunetaylor.runtime.processes.training import waits_within
+from prunetaylor.taylor.convergence import Convergence
 from prunetaylor.taylor.curvature.gradients import norms_bytes
 from prunetaylor.taylor.curvature.gram import grams_bytes
 from prunetaylor.taylor.curvature.tape import chunk_elements
@@ -62,7 +66,7 @@ _SAID = 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a run needs. ``limit`` is what it may take, ``free`` what is free beside what it holds already."""
 
     phase: Phase
@@ -92,30 +96,30 @@ class Plan:
         return f"memory peak: {self.phase.name} ({said})"
 
 
-def make_plan(job: Job, command: str = "prune") -> Plan:
-    """The plan of ``prune`` or ``score`` (``command``), for each process: of several, that of the one with least room.
+def plan_memory(job: Job, plan: PruningPlan, command: str = "prune") -> MemoryPlan:
+    """The memory of ``prune`` or ``score`` (``command``), a process: of several, of the one with least room.
 
     UsageError where it does not fit even in the smallest chunks, with what needs how much and what would fit.
     """
-    planner = _Planner(job, command)
+    planner = _Planner(job, plan, command)
     free = free_bytes(job.device)
     if free is not None and job.device.type == "cpu":
         free //= local_world()
     free = minimum(free)
     asked = job.config.memory is not None
     limit = job.config.memory if asked else None if free is None else int((1 - _MARGIN) * free) + planner.there
-    chosen, worst = planner.fit(job.config, limit)
+    chosen, worst = planner.fit(plan, job.config, limit)
     if limit is not None and worst.total > limit:
         raise planner.refusal(worst, limit, asked)
     with use_chunks(chosen):
-        return Plan(worst, chosen, planner.batch(job.config), limit, asked, free)
+        return MemoryPlan(worst, chosen, planner.batch(job.config), limit, asked, free)
 
 
 class _Planner:
     """Everything that is measured once; the configuration may be another than the job's, to see whether it fits."""
 
-    def __init__(self, job: Job, command: str) -> None:
-        self.job, self.command = job, command
+    def __init__(self, job: Job, plan: PruningPlan, command: str) -> None:
+        self.job, self.plan, self.command = job, plan, command
         network, device = job.network, job.device
         self.state = state_bytes(network.module)
         self.sizes = Sizes(
@@ -170,46 +174,45 @@ class _Planner:
             cached=config.cache.enabled,
         )
 
-    def worst(self, config: Config) -> Phase:
+    def worst(self, plan: PruningPlan, config: Config) -> Phase:
         """The largest phase under the chunks that hold."""
-        return max(self.phases(config), key=lambda phase: phase.total)
+        return max(self.phases(plan, config), key=lambda phase: phase.total)
 
-    def phases(self, config: Config) -> Iterator[Phase]:
+    def phases(self, plan: PruningPlan, config: Config) -> Iterator[Phase]:
         """What is held at every moment that may be the largest."""
-        job = replace(self.job, config=config)
-        sizes, criterion = self.sized(config), load_criterion(job.method)
+        job = self.job
+        sizes, criterion = self.sized(config), load_criterion(plan.method)
         # The network, its dense copy and that one's state, masks now and before.
         weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
         always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
-        scored = [Phase(f"{one.name} ({job.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
+        scored = [Phase(f"{one.name} ({plan.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
         ranked = Phase("ranking", {"scores": _RANKED * sizes.weights})
         if job.samples is None:
             yield from (phase.plus(always) for phase in (*scored, ranked))
             return
         yield Phase("measuring", {"activations": forward(self._measuring(config, sizes))}).plus(always)
         yield Phase("the convergence check", {"activations": norms_bytes(sizes)}).plus(always)
-        trains = job.epochs > 0 and self.command == "prune"
+        trains = plan.epochs > 0 and self.command == "prune"
         # The states that a stage and its two Taylor models start from; in a gradual schedule, while training waits.
         models = {"weights": 3 * sizes.state}
-        if trains and config.prune.schedule != "one-shot":
-            models["optimizer"] = train.held_bytes(sizes, config.finetune)
+        if trains and plan.gradual:
+            models["optimizer"] = train.held_bytes(sizes, plan.training)
         yield from (phase.plus(always, models) for phase in scored)
-        yield from (phase.plus(always, models) for phase in self._after(config, sizes, scored))
+        yield from (phase.plus(always, models) for phase in self._after(plan, sizes, scored))
+        if job.labelled and plan.first_order is None:  # nobody knows yet whether the network is converged
+            facts = replace(job.facts, convergence=Convergence(1.0, 1.0, 0.0, 0.0))
+            far = make_plan(config, facts, one_step=self.command == "score")
+            yield from (phase.plus(always, models) for phase in self._after(far, sizes, scored))
         if trains:
-            yield train.memory(replace(sizes, batch=self._together(config)), config.finetune).plus(always)
+            yield train.memory(replace(sizes, batch=self._together(config)), plan.training).plus(always)
 
-    def _after(self, config: Config, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
+    def _after(self, plan: PruningPlan, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
         """What follows the scores, at each stage."""
-        asked, usual = (
-            config.prune.repair,
-            load_criterion(replace(self.job, config=config).method).default_repair,
-        )
-        repair = usual if asked == "auto" else asked
         predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
         fit = {"curvature": max((phase.parts.get("curvature", 0) for phase in scored), default=0)}
         if self.command == "score":
             # The fit stays while steps are tried.
-            step = [obs_update.memory(sizes)] if repair in ("least-squares", "obs") else []
+            step = [obs_update.memory(sizes)] if plan.solves else []
             if step and not any(phase.name.startswith("layer Grams") for phase in scored):
                 grams, fitting = grams_bytes(sizes)
                 yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
@@ -220,21 +223,16 @@ class _Planner:
             return
         yield Phase("ranking", {"scores": _RANKED * sizes.weights})
         yield predicted
-        if repair == "obs":
+        if plan.repair == "obs":
             grams, fitting = grams_bytes(sizes)
             yield obs_update.memory(sizes).plus({"curvature": grams}, fit)
             yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
-        if repair == "least-squares":
+        if plan.repair == "least-squares":
             yield from least_squares.memory(sizes)
-        when, by = config.prune.refine, config.prune.refine_by
-        if when in ("last", "stages") or (when == "auto" and usual == "least-squares"):
+        if plan.refinement.when != "none":
             # Towards labels from where the network stood: one more copy.
-            more = {"weights": sizes.state}
-            # Without labels auto comes to features; with them how far the network is from a minimum decides.
-            if by == "gauss-newton" or (by == "auto" and self.job.labelled and config.calibration.labels is not False):
-                yield gauss_newton.memory(sizes).plus(more)
-            if by != "gauss-newton":
-                yield feature_matching.memory(sizes).plus(more)
+            refine = gauss_newton if plan.refinement.by == "gauss-newton" else feature_matching
+            yield refine.memory(sizes).plus({"weights": sizes.state})
 
     def _samples(self, config: Config, sizes: Sizes) -> int:
         """The source's, those that calibrate, and the dense network's outputs for them."""
@@ -259,35 +257,35 @@ class _Planner:
         most = max(1, config.data.batch_size // current_chunks().batch)
         return replace(sizes, batch=min(most, len(self.job.samples.test)))
 
-    def fit(self, config: Config, limit: int | None) -> tuple[ChunkDivisors, Phase]:
+    def fit(self, plan: PruningPlan, config: Config, limit: int | None) -> tuple[ChunkDivisors, Phase]:
         """The largest chunks found under which all phases fit ``limit``, else the smallest; and the largest phase."""
         chosen = ChunkDivisors()
-        while limit is not None and (over := self._over(config, chosen, limit)) > 0:
-            smaller = (self._halved(config, chosen, field.name, limit, over) for field in fields(chosen))
+        while limit is not None and (over := self._over(plan, config, chosen, limit)) > 0:
+            smaller = (self._halved(plan, config, chosen, field.name, limit, over) for field in fields(chosen))
             found = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
             if found is None:
                 break
             chosen = found[1]
         with use_chunks(chosen):
-            return chosen, self.worst(config)
+            return chosen, self.worst(plan, config)
 
     def _halved(
-        self, config: Config, chosen: ChunkDivisors, name: str, limit: int, over: int
+        self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, name: str, limit: int, over: int
     ) -> tuple[int, ChunkDivisors] | None:
         """(bytes over the limit, chunks) of the first halving of one of them that helps, if any does."""
         by = getattr(chosen, name)
         while by < _SMALLEST:
             by *= 2
             smaller = replace(chosen, **{name: by})
-            left = self._over(config, smaller, limit)
+            left = self._over(plan, config, smaller, limit)
             if left < over:
                 return left, smaller
         return None
 
-    def _over(self, config: Config, chosen: ChunkDivisors, limit: int) -> int:
+    def _over(self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, limit: int) -> int:
         """By how much all phases together are over the limit: halving helps where any of them falls."""
         with use_chunks(chosen):
-            return sum(max(0, phase.total - limit) for phase in self.phases(config))
+            return sum(max(0, phase.total - limit) for phase in self.phases(plan, config))
 
     def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
         """What does not fit, and what would."""
@@ -304,35 +302,36 @@ class _Planner:
 
     def _fitting(self, limit: int) -> Iterator[str]:
         """Settings that fit, one by one: what changes least first, then methods, those that need most first."""
-        config, methods = self.job.config, []
-        for said, smaller in self._smaller():
-            if self.fit(smaller, limit)[1].total <= limit:
-                yield said
+        methods = []
+        for text, smaller in self._smaller():
+            if self._need(smaller, limit) <= limit:
+                yield text
                 break
         for name in registry.names(registry.CRITERIA):
-            if name in (self.job.method, "random") or not self._possible(load_criterion(name)):
+            if name in (self.plan.method, "random"):
                 continue
-            need = self.fit(_with(config, "prune", method=name), limit)[1].total
+            need = self._need(_with(self.job.config, "prune", method=name), limit)
             if need <= limit:
                 methods.append((need, name))
         yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
 
-    def _possible(self, criterion: Criterion) -> bool:
-        """Whether the run could go by another criterion, all else as it is."""
-        if self.job.samples is None:
-            return bool(criterion.needs == "nothing")
-        if self.job.config.prune.repair == "obs" and isinstance(criterion, Solver):
-            return False
-        return criterion.needs != "labels" or (self.job.labelled and self.job.config.calibration.labels is not False)
+    def _need(self, config: Config, limit: int) -> float:
+        """The bytes of a run by another configuration; infinite where it cannot run."""
+        try:
+            check_needs(config, self.job.facts)
+            plan = make_plan(config, self.job.facts, one_step=self.command == "score")
+        except PruneTaylorError:
+            return inf
+        return self.fit(plan, config, limit)[1].total
 
     def _smaller(self) -> Iterator[tuple[str, Config]]:
         """Settings that need less with the same method."""
         config = self.job.config
-        if config.prune.refine != "none" and self.command == "prune":
-            if config.prune.refine_by == "auto":
+        if self.plan.refinement.when != "none":
+            if config.prune.refine_by != "features":
                 yield "prune.refine_by=features", _with(config, "prune", refine_by="features")
             yield "prune.refine=none", _with(config, "prune", refine="none")
-        if self.job.epochs:
+        if self.plan.epochs:
             size = config.data.batch_size // 2
             while size >= _SMALLEST_BATCH:
                 yield f"data.batch_size={size}", _with(config, "data", batch_size=size)

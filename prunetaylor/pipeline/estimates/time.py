@@ -1,7 +1,7 @@
 """How long a run will take, about: its counted work over the speed that a few timed steps of it have here.
 
 Nothing is chosen by what is measured. Which method and refinement ``auto`` takes is settled by counted operations and
-the kind of device (``job.WORTH``, ``refinement.WORTH``): the same seed must give the same bits, on a busy machine too.
+the kind of device (``planning/``): the same seed must give the same bits, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 
 from prunetaylor.core.results.outcome import Time
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.plan import PruningPlan
+from prunetaylor.pipeline.planning.refinement import PASSES
 from prunetaylor.pipeline.sampling.calibration import chunk
-from prunetaylor.pipeline.stages.refinement import PASSES, planned_steps
 from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.criteria.exact_obs import APART
 from prunetaylor.pruning.interfaces import load_criterion
@@ -32,44 +33,43 @@ _STAGE = 14
 """Passes over them in a stage, in forward passes: the fit, its gradients, predictions on either side, measuring."""
 _BACKWARD = 3
 """A forward and a backward pass, in forward passes."""
-_AUTO = 2
-"""Stages that a run takes, mostly, where none were settled."""
+ADAPTIVE_STAGES = 2
+"""Stages that a run mostly takes where each goes as far as predictions hold."""
 
 
-def estimate(job: Job) -> Time:
+def estimate(job: Job, plan: PruningPlan) -> Time:
     """Seconds by what they are for. Nothing is drawn, and nothing of the job changes."""
     if job.samples is None:
         return Time(0.0, {})
     forward, row = _forward(job), _row(job)
     config, samples = job.config, job.samples
     drawn = min(config.calibration.samples, len(samples.train))
-    stages = _stages(job)
-    repair = config.prune.repair
-    usual = load_criterion(job.method).default_repair
+    stages = _stages(job, plan)
     layers, work = len(job.network.layers), load_criterion("exact_obs").work(job.network.layers)
     parts = {
         "measuring": 2 * len(samples.test) * forward,
         "calibration": _LOOKS * drawn * forward,
         "stages": len(stages) * _STAGE * drawn * forward,
     }
-    if job.method == "exact_obs":
+    if plan.method == "exact_obs":
         parts["stages"] += row * sum(density * work for density in stages)
-    if (usual if repair == "auto" else repair) == "least-squares":
+    if plan.repair == "least-squares":
         # each layer is read in the pruned network, which is run from its last finished layer on
         parts["repair"] = len(stages) * (layers + 2) * drawn * forward / 2
         parts["repair"] += row * len(stages) * work / 3
-    if steps := planned_steps(job, usual):
+    if plan.refinement.by == "features":
+        steps = plan.refinement.steps * (len(stages) if plan.refinement.when == "stages" else 1)
         parts["refinement"] = steps * feature_matching.BATCH * PASSES * forward
-    if job.epochs:
-        parts["fine-tuning"] = job.epochs * len(samples.train) * (_BACKWARD + 1) * forward
+    if plan.epochs:
+        parts["fine-tuning"] = plan.epochs * len(samples.train) * (_BACKWARD + 1) * forward
     return Time(sum(parts.values()), {name: seconds for name, seconds in parts.items() if seconds})
 
 
-def _stages(job: Job) -> list[float]:
+def _stages(job: Job, plan: PruningPlan) -> list[float]:
     """The share of the weights that is left before each stage, about."""
-    config = job.config.prune
-    settled = config.stages if config.stages != "auto" else _AUTO
-    levels = sparsities(config.sparsity, settled, True)
+    levels = list(plan.gradual.values() or plan.schedule.levels)
+    if plan.schedule.max_fraction is not None and not plan.gradual:
+        levels = sparsities(job.config.prune.sparsity, ADAPTIVE_STAGES)
     gone = sum(int((~mask).sum()) for mask in job.network.masks().values()) / job.network.prunable
     return [max(0.0, 1 - max(level, gone)) for level in [0.0, *levels[:-1]]] if levels else []
 

@@ -1,0 +1,122 @@
+"""The task of a network, from its outputs and the targets; the targets are checked against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.text import first_line
+from prunetaylor.data.samples import Check, Checked, Samples, Split, check_targets
+from prunetaylor.network.state import evaluating
+from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
+from prunetaylor.runtime.user_code import load_object
+from prunetaylor.taylor.losses import CustomLoss
+from prunetaylor.taylor.objective import Task, loss_of
+from prunetaylor.taylor.passes import compute_outputs
+
+_SOME_TARGETS = 256
+"""Targets whose values tell what they are."""
+
+
+def find_task(config: Config, module: nn.Module, samples: Samples, x: Tensor, y: Tensor) -> tuple[Task, Samples]:
+    """What the outputs are, or the user's loss, and the samples with their targets checked against it and the metric.
+
+    ``x``, ``y``: a batch of one test sample, ready for the network.
+    """
+    with evaluating(module), torch.no_grad():
+        outputs = _first_outputs(module, x)
+    task = (
+        _custom_loss(config.loss, samples) if ":" in config.loss else choose_task(config, _facts(outputs, y, samples))
+    )
+    if loss_of(task).correct(outputs, y) is None and config.metric == "top1":
+        raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
+    if task == "classification":
+        classes = outputs.shape[1]
+        return task, _checked(samples, lambda targets, name, at: check_targets(targets, classes, name, at))
+    if task == "binary":
+        return task, _checked(samples, _check_binary)
+    loss_of(task).values(outputs, y)  # tells what is wrong with a function of the user's
+    return task, samples
+
+
+def _custom_loss(spec: str, samples: Samples) -> CustomLoss:
+    if not samples.train.labelled:
+        raise UsageError(
+            f"the training samples have no labels, and loss={spec} does not define what the dense network answers",
+            "use loss=cross-entropy, bce or mse",
+        )
+    return CustomLoss.from_function(spec, load_object(spec))
+
+
+def _facts(outputs: Tensor, y: Tensor, samples: Samples) -> TargetFacts:
+    """For outputs (1, K) and the targets y of the same sample."""
+    same_size = y.numel() == outputs.numel()
+    return TargetFacts(
+        outputs=outputs.shape[1],
+        shape=tuple(y.shape[1:]),
+        dtype=str(y.dtype),
+        floating=y.is_floating_point(),
+        class_ids=not y.is_floating_point() and y.dim() == 1,
+        same_size=same_size,
+        zeros_and_ones=same_size and _zeros_and_ones(samples.test),
+    )
+
+
+def _zeros_and_ones(split: Split) -> bool:
+    """Whether the first targets are nothing else."""
+    _, y = split.fetch(range(min(len(split), _SOME_TARGETS)))
+    return bool(((y == 0) | (y == 1)).all())
+
+
+def _check_binary(targets: Tensor, name: str, indices: Sequence[int] | None) -> None:
+    wrong = ((targets != 0) & (targets != 1)).nonzero()
+    if len(wrong):
+        at = wrong[0].tolist()
+        value, sample = float(targets[tuple(at)]), at[0] if indices is None else indices[at[0]]
+        raise DataError(
+            f"{name}: {value:g} of sample {sample} is neither 0 nor 1",
+            "loss=bce needs targets of 0 or 1",
+        )
+
+
+def _checked(samples: Samples, check: Check) -> Samples:
+    """The samples with their targets checked: now where they are known, else when they are read."""
+
+    def one(split: Split, name: str) -> Split:
+        targets = split.targets()
+        if not split.labelled:
+            return split
+        if targets is None:
+            return Checked(split, check, name)
+        check(targets, name, None)
+        return split
+
+    validation = samples.validation
+    return replace(
+        samples,
+        train=one(samples.train, "training targets"),
+        test=one(samples.test, "test targets"),
+        validation=None if validation is None else one(validation, "validation targets"),
+    )
+
+
+def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        return compute_outputs(module, x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        text = first_line(error)
+        others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}
+        if others:
+            raise DataError(
+                f"the network's weights are {' and '.join(sorted(map(str, others)))}, and its inputs {x.dtype}: {text}",
+                f"convert the weights to {x.dtype} first (model.float())",
+            ) from error
+        raise DataError(
+            f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",
+            "is this the data that the network was trained on? See --data and data.size",
+        ) from error

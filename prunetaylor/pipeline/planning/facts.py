@@ -1,0 +1,36 @@
+"""The facts that a plan is made of, beside the configuration: plain numbers, so that a decision can be tested alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prunetaylor.taylor.convergence import Convergence
+from prunetaylor.taylor.objective import Task
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the network, its samples and the device.
+
+    The first half is known when all is open, the second once the dense network was probed (``pipeline/probe.py``).
+    """
+
+    device: str = "cpu"  # its kind: cpu, cuda or mps
+    half_precision: Literal["bf16", "fp16"] | None = None  # the type that a GPU is fast in
+    task: Task = "classification"
+    prunable: int = 1  # weights
+    zeros: int = 0  # of these, before anything is pruned
+    elimination_work: float = 0.0  # FLOPs of ExactOBS at the dense network, all layers
+    batch_norms: bool = True  # whether any keeps running statistics
+    training_samples: int | None = None  # None: there are no data
+    labelled: bool = True  # whether the training samples have labels
+    has_validation: bool = False  # whether the data come with samples to choose epochs by
+
+    forward_work: float = 0.0  # FLOPs of one sample's forward pass
+    convergence: Convergence | None = None  # None: there are no labels, or no data
+    plain_layout: str | None = ""  # why convolutions cannot lie with channels last; None: they can; empty: no gain
+
+    @property
+    def has_data(self) -> bool:
+        return self.training_samples is not None

@@ -1,0 +1,145 @@
+"""The plan of a run: every choice, settled once, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from prunetaylor.core.config.schema import Config
+from prunetaylor.core.progress import Detail
+from prunetaylor.core.results.choice import Choice
+from prunetaylor.core.results.outcome import FirstOrder, removed_at
+from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
+from prunetaylor.pipeline.planning.error import ErrorTerms, choose_error, explain_error
+from prunetaylor.pipeline.planning.facts import Facts
+from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
+from prunetaylor.pipeline.planning.refinement import Refinement, choose_refinement, refine_without_pruning
+from prunetaylor.pipeline.planning.repair import SOLVING, choose_repair
+from prunetaylor.pipeline.planning.schedule import Schedule, choose_gradual, choose_schedule
+from prunetaylor.pipeline.planning.training import choose_training, choose_validation
+from prunetaylor.pruning.interfaces import load_criterion
+from prunetaylor.pruning.training.settings import TrainingSettings
+from prunetaylor.taylor.objective import Objective
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """All that a run goes by. ``choices`` lists every settled value with its reason."""
+
+    method: str
+    objective: Objective
+    keep_first_order: bool  # in predictions
+    repair: str  # least-squares, obs, batch-norm or none
+    refinement: Refinement
+    schedule: Schedule  # of the stages before any training
+    epochs: int
+    gradual: dict[int, float]  # sparsity to prune to, by the number of training steps done before
+    training: TrainingSettings
+    validation: int  # training samples held out to choose between epochs
+    channels_last: bool  # the memory format of convolutions
+    nothing_to_prune: bool = False  # as it was given, the network has the sparsity asked for, or more
+    first_order: FirstOrder | None = None  # how far from convergence the network is; None: without labels
+    choices: tuple[Choice[object], ...] = field(default=())
+
+    @property
+    def solves(self) -> bool:
+        """Each stage's repair solves the fitted Gram matrices for the kept weights."""
+        return self.repair in SOLVING
+
+    @property
+    def lines(self) -> list[str]:
+        """What the log and the report say of the choices, a line each."""
+        return [choice.line for choice in self.choices if choice.line]
+
+
+def make_plan(
+    config: Config, facts: Facts, opened: Sequence[Choice[object]] = (), *, one_step: bool = False
+) -> PruningPlan:
+    """Settle everything that the configuration leaves open, and give every choice its reason.
+
+    Args:
+        opened: choices that were made to open the network and its samples.
+        one_step: single steps from the dense weights are tried and taken back: nothing is refined or trained.
+
+    Raises:
+        UsageError, DataError: settings that do not fit each other or the data.
+    """
+    method = choose_method(config, facts)
+    name = method.value
+    criterion = load_criterion(name)
+    epochs = choose_epochs(config, facts)
+    count = 0 if one_step else epochs.value
+    validation = choose_validation(config, facts, count)
+    terms = choose_error(config, facts, name, criterion)
+    refinement = Refinement()
+    nothing = not one_step and facts.zeros >= removed_at(config.prune.sparsity, facts.prunable)
+    if facts.has_data:
+        far = terms.labels and terms.first_order
+        refinement = choose_refinement(config, facts, name, criterion, epochs=count, far=far)
+    refined = refinement.when == "stages"
+    if refined and terms.labels and asked(config.prune.first_order) is None:
+        # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
+        terms = replace(terms, first_order=True)
+    repair = choose_repair(config, facts, name, criterion, refined=refined, nothing_to_prune=nothing)
+    if nothing and facts.has_data:
+        refinement = refine_without_pruning(config, facts, labels=terms.labels)
+    if one_step:
+        refinement = Refinement()
+    training, trained = choose_training(config, facts, count)
+    held_out = validation.value if validation else 0
+    gradual, stages = choose_gradual(config, count, (facts.training_samples or 0) - held_out)
+    schedule, staged = choose_schedule(config, facts, name, criterion, refinement)
+    choices = [
+        *opened,
+        method,
+        *([] if one_step else [epochs]),
+        *([validation] if validation else []),
+        *_choose_samples(config, facts, held_out),
+        *([] if one_step else stages or [staged]),
+        repair,
+        *(refinement.choices() if facts.has_data and not one_step else []),
+        *explain_error(config, facts, name, criterion, terms),
+        *(trained if count else []),
+        *_memory_format(facts),
+    ]
+    return PruningPlan(
+        method=name,
+        objective=Objective(facts.task, "task" if terms.labels else "divergence"),
+        keep_first_order=terms.first_order,
+        repair=repair.value,
+        refinement=refinement,
+        schedule=schedule,
+        epochs=count,
+        gradual=gradual,
+        training=training,
+        validation=held_out,
+        channels_last=facts.plain_layout is None,
+        nothing_to_prune=nothing,
+        first_order=_first_order(facts, terms),
+        choices=tuple(choices),
+    )
+
+
+def _choose_samples(config: Config, facts: Facts, held_out: int) -> list[Choice[object]]:
+    if facts.training_samples is None:
+        return []
+    there, wanted = facts.training_samples - held_out, config.calibration.samples
+    reason = AS_ASKED if wanted != type(config.calibration)().samples else "the default"
+    return [Choice("calibration.samples", min(there, wanted), reason if wanted <= there else "there are no more")]
+
+
+def _memory_format(facts: Facts) -> list[Choice[object]]:
+    key, reason = "memory_format", facts.plain_layout
+    if reason is None:
+        return [Choice(key, "channels_last", "convolutions are fastest so, and the network bears it")]
+    if not reason:
+        return [Choice(key, "contiguous", "there are no convolutions that would gain by channels last")]
+    line = Detail(f"memory layout: plain (with channels last, which is faster, {reason})")
+    return [Choice(key, "contiguous", f"with channels last {reason}", line)]
+
+
+def _first_order(facts: Facts, terms: ErrorTerms) -> FirstOrder | None:
+    if (found := facts.convergence) is None:
+        return None
+    kept = terms.labels and terms.first_order
+    return FirstOrder(found.first_order_share, found.gradient_norm, found.noise_norm, kept, terms.labels)
