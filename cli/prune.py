@@ -152,6 +152,7 @@ def _dry_run(state: State, request: Request) -> None:
         document = {
             "schema_version": 1,
             "dry_run": True,
+            "summary": job.describe(),
             "plan": plan_to_json(plan.choices),
             "warnings": [asdict(alert) for alert in job.warnings],
             "memory": asdict(memory.report),

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunetaylor.core.config.schema import DataSection, FinetuneSection
+from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import OutputPlaceError, PruneTaylorError
 from prunetaylor.core.progress import Progress
 from prunetaylor.data.batches import Batches
@@ -19,6 +19,7 @@ from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.read import open_file
 from prunetaylor.network.checkpoint.write import write_pt
 from prunetaylor.network.state import channels_last
+from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import train
 
 ARCH = "builtin:digits"
@@ -85,7 +86,7 @@ def _train(module: nn.Module, samples: Samples, generator: torch.Generator, prog
         shuffle=True,
         drop_last=True,
     )
-    options = FinetuneSection(lr=0.1, weight_decay=5e-4)
+    options = TrainingSettings(lr=0.1, weight_decay=5e-4)
     progress.phase(f"train {ARCH} for {EPOCHS} epochs", EPOCHS * len(batches))
     states = train(
         module,

@@ -170,7 +170,12 @@ def test_weights_stored_in_another_precision_are_converted_and_it_is_said(
 def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> None:
     code, stdout, stderr = inline("prune", str(demo_model), "--dry-run", "--json")
     assert code == 0, stderr
-    assert any("builtin:digits" in line for line in json.loads(stdout)["plan"])
+    document = json.loads(stdout)
+    assert any("digits" in line for line in document["summary"])
+    plan = {one["key"]: one["value"] for one in document["plan"]}
+    assert plan["prune.method"] == "exact_obs"
+    assert plan["finetune.epochs"] == 0
+    assert all(one["reason"] for one in document["plan"])
     code, stdout, _ = inline("prune", str(demo_model), "--dry-run", "--sparsity", "80%")
     assert code == 0
     assert "71,706 weights" in stdout
