@@ -118,7 +118,8 @@ class Job:
         if self.samples is not None:
             train, test = len(self.samples.train), len(self.samples.test)
             lines.insert(1, f"data       {self.samples.source}: {train:,} training, {test:,} test samples")
-        return lines + [f"skipped    {s.name}: {s.why}" for s in self.network.skipped]
+        skipped = [f"skipped    {one.name}: {one.why}" for one in self.network.skipped]
+        return [*lines, *skipped, *(f"note       {note}" for note in self.notes)]
 
 
 def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:

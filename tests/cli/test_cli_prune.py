@@ -164,7 +164,7 @@ def test_weights_stored_in_another_precision_are_converted_and_it_is_said(
     torch.save(content, tmp_path / "other.pt")
     code, stdout, stderr = inline("prune", "other.pt", "--dry-run", "--json")
     assert code == 0, stderr
-    assert any(f"{kind} in the file, torch.float32 from here on" in line for line in json.loads(stdout)["plan"])
+    assert any(f"{kind} in the file, torch.float32 from here on" in line for line in json.loads(stdout)["summary"])
 
 
 def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> None:
