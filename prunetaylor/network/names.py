@@ -1,4 +1,4 @@
-"""Tensors by name: which names a tensor has, and which parameters are meant."""
+"""Names of tensors: the first of several names, and the parameters that names select."""
 
 from __future__ import annotations
 

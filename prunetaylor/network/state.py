@@ -105,7 +105,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Write a snapshot back in place."""
+    """Copy a snapshot back into the module's tensors."""
     current = module.state_dict()
     for name, tensor in state.items():
         current[name].copy_(tensor)

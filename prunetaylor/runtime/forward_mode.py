@@ -1,4 +1,4 @@
-"""Operators that have forward-mode derivatives, in place of those that do not."""
+"""Replace operators that have no forward-mode derivatives by others that do."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from prunetaylor.runtime.operators import override_function
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Replace, for a while, the operators that have no forward-mode derivative by plain arithmetic.
+    """Replace the operators that have no forward-mode derivative by plain arithmetic inside the context.
 
     Fused attention has none at all, batch norm none in its running statistics, which a repair moves, and group norm
-    none of inputs with channels last.
+    none for inputs in the channels-last memory format.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            override_function(nn.functional.batch_norm, _batch_norm),
-            override_function(nn.functional.group_norm, _group_norm),
+            override_function(nn.functional.batch_norm, _stored_batch_norm),
+            override_function(nn.functional.group_norm, _contiguous_group_norm),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _batch_norm(
+def _stored_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -42,7 +42,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.batch_norm`` with stored statistics as arithmetic."""
+    """Compute ``torch.nn.functional.batch_norm`` with stored statistics by plain arithmetic."""
     if training or running_mean is None or running_var is None:
         return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     # One product and one sum of the input's size: each costs three in forward mode.
@@ -52,8 +52,8 @@ def _batch_norm(
     return input * scale.view(shape) + shift.view(shape)
 
 
-def _group_norm(
+def _contiguous_group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """``torch.nn.functional.group_norm`` of the same values in the plain layout."""
+    """Compute ``torch.nn.functional.group_norm`` of the same values in the contiguous memory format."""
     return nn.functional.group_norm(input.contiguous(), num_groups, weight, bias, eps)

@@ -1,1 +1,1 @@
-"""Several processes at one run: where a process stands among them, what they tell each other, what training shares."""
+"""Several processes on one run: their places, their exchange of values, and training on them."""

@@ -65,7 +65,7 @@ def synced_batch_norm(module: nn.Module) -> Iterator[None]:
         return
     own = {m: vars(m)["forward"] for m in norms if "forward" in vars(m)}  # another replacement
     for m in norms:
-        m.forward = _Forward(m, m.forward)  # type: ignore[method-assign,assignment]
+        m.forward = _SyncedForward(m, m.forward)  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ def synced_batch_norm(module: nn.Module) -> Iterator[None]:
             m.forward = forward  # type: ignore[method-assign]
 
 
-class _Forward:
+class _SyncedForward:
     """A batch norm's own forward method, with synchronised arithmetic while it trains."""
 
     def __init__(self, norm: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
@@ -84,11 +84,11 @@ class _Forward:
     def __call__(self, x: Tensor) -> Tensor:
         if not self._norm.training:
             return self._forward(x)
-        with override_function(nn.functional.batch_norm, _batch_norm):
+        with override_function(nn.functional.batch_norm, _synced_batch_norm):
             return self._forward(x)
 
 
-def _batch_norm(
+def _synced_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -98,7 +98,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``torch.nn.functional.batch_norm`` over all processes."""
+    """Compute ``torch.nn.functional.batch_norm`` with the statistics of all processes."""
     if not training:
         return nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, variance, count = _statistics(input.detach())
@@ -110,7 +110,7 @@ def _batch_norm(
             running_var.lerp_((variance * (count / (count - 1))).to(running_var), momentum)
     wide = torch.promote_types(input.dtype, torch.float32)
     scale = (variance + eps).rsqrt().to(wide)
-    normal: Tensor = _Normalise.apply(input.to(wide), mean.to(wide), scale, count)  # type: ignore[no-untyped-call]
+    normal: Tensor = _SyncedNormalisation.apply(input.to(wide), mean.to(wide), scale, count)  # type: ignore[no-untyped-call]
     shape = _along_channels(normal)
     if weight is not None:
         normal = normal * weight.to(wide).view(shape)
@@ -144,7 +144,7 @@ def _along_channels(x: Tensor) -> list[int]:
     return [1, -1, *[1] * (x.dim() - 2)]
 
 
-class _Normalise(torch.autograd.Function):
+class _SyncedNormalisation(torch.autograd.Function):
     """Compute (x - mean) / standard deviation, both functions of all processes' x, with gradients through both."""
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Curvatures of the error, and the Taylor model made of them."""
+"""Curvatures of the error, one approximation a module, and their cache."""

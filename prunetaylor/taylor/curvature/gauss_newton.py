@@ -19,10 +19,12 @@ from prunetaylor.taylor.passes import Risk, differentiate_outputs
 
 
 def gauss_newton_product(risk: Risk, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """G v at the module's weights now, a mean over samples, for and over the parameters that ``vector`` names.
+    """Return G v at the module's current weights, a mean over samples, by the names in ``vector``.
 
-    Any of the module's parameters, each in its own shape. A tensor with several names moves as one: either name gives
-    it, and the last one counts. NumericsError, naming the parameter, where the product is not finite.
+    ``vector`` has any of the module's parameters, each in its own shape; G is restricted to them. A tensor with several
+    names moves as one: each of its names gives it, and the last one counts.
+
+    Raises NumericsError: the product is not finite; it names the parameter.
     """
     own = own_names(risk.module)
     weights = parameters_named(risk.module, vector)

@@ -147,7 +147,9 @@ def summed_gradients(tape: Tape, grads: Sequence[Tensor | None]) -> Iterator[tup
 
 
 def layer_gradients(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> Iterator[tuple[Layer, int, Tensor]]:
-    """(layer, index of the first sample, gradients (B, G, R, C) of B samples in turn), from the outputs' ``grads``.
+    """Yield (layer, index of the first sample, gradients (B, G, R, C) of the next B samples).
+
+    They are computed from the outputs' ``grads``.
 
     The calls of one layer are summed. Each chunk has at least one sample.
     """
