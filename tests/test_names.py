@@ -25,9 +25,13 @@ ROOMS = [
     "prunetaylor/runtime",
     "prunetaylor/sweep",
     "prunetaylor/taylor/curvature",
+    "prunetaylor/taylor/convergence.py",
+    "prunetaylor/taylor/layer_check.py",
+    "prunetaylor/taylor/layer_scores.py",
     "prunetaylor/taylor/losses.py",
     "prunetaylor/taylor/model.py",
     "prunetaylor/taylor/objective.py",
+    "prunetaylor/taylor/output_check.py",
     "prunetaylor/taylor/passes.py",
 ]
 """Rooms that hold the rule; the others follow."""

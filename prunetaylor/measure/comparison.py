@@ -28,7 +28,7 @@ class Comparison:
 
 
 def compare_networks(dense: Evaluation | None, pruned: Evaluation | None) -> Comparison:
-    """Compare two evaluations sample by sample; the comparison is empty where there is nothing to compare."""
+    """Compare two evaluations sample by sample; it is empty if either lacks right and wrong predictions."""
     if dense is None or pruned is None or dense.correct is None or pruned.correct is None:
         return Comparison()
     return Comparison(
@@ -46,7 +46,7 @@ def loss_rise(
     Args:
         seed: of the bootstrap.
         level: confidence of the two-sided interval, in (0, 1).
-        largest: by how much the loss of one sample can change; None where no bound is assumed.
+        largest: by how much the loss of one sample can change; None if no bound is assumed.
     """
     generator = torch.Generator().manual_seed(seed)
     return bootstrap_interval(-dense.losses, -pruned.losses, generator, level, largest)

@@ -154,4 +154,4 @@ def _check_pairs(dense: Tensor, pruned: Tensor, level: float) -> None:
             "give one value for each sample, in the same order",
         )
     if len(dense) == 0:
-        raise DataError("there are no samples to measure the drop on", "give a test set that is not empty")
+        raise DataError("no samples to measure the drop on", "use a test set that is not empty")

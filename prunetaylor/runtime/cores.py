@@ -61,7 +61,7 @@ def _affinity() -> int:
 
 
 def quota(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the cores that the container's quota amounts to, rounded up; None where there is no quota.
+    """Return the cores that the container's quota amounts to, rounded up; None if there is no quota.
 
     ``own`` is the file that names the control groups of this process, ``root`` is where they are mounted.
     """
@@ -87,7 +87,7 @@ def _up(root: Path, path: str) -> list[Path]:
 
 
 def _ratio(*files: Path) -> int | None:
-    """Return quota / period, which stand in one file or two; None where there is no quota."""
+    """Return quota / period, which stand in one file or two; None if there is no quota."""
     try:
         quota, period = (word for file in files for word in file.read_text(encoding="utf-8").split())
         return max(1, math.ceil(int(quota) / int(period))) if int(quota) > 0 else None

@@ -26,7 +26,7 @@ def pick_device(asked: str | None) -> tuple[torch.device, str]:
 
 
 def own_gpu(asked: str | None, here: Place) -> tuple[torch.device, str] | None:
-    """Return the GPU of the process at ``here`` and why; None where every process computes on the device asked for."""
+    """Return the GPU of the process at ``here`` and why; None if every process computes on the requested device."""
     if not (asked == "cuda" or (asked is None and torch.cuda.is_available())):
         return None
     there = torch.cuda.device_count()

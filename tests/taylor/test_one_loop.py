@@ -55,7 +55,3 @@ def test_only_the_loop_asks_for_a_first_batch() -> None:
         return text.startswith("next(iter(") and ("batch" in text or "_test" in text)
 
     assert offenders(first, LOOP) == []
-
-
-def test_every_exception_is_one() -> None:
-    assert all((PACKAGE / name).exists() for name in [MEASURED, *CALLERS])
