@@ -119,7 +119,7 @@ def test_without_names_what_is_missing_is_said(here: Path, result: prunetaylor.R
         prunetaylor.load(folder)
     torch.testing.assert_close(prunetaylor.load(folder, arch="net.py:make")(X), result.module(X))
     assert run(["eval", "x", "--arch", "net.py:make"]) == 2
-    assert "given from Python" in capsys.readouterr().err
+    assert "got its samples from Python" in capsys.readouterr().err
     assert run(["check", "x", "--arch", "net.py:make", "--data", "arrays:d.npz", "--min-sparsity", "50%"]) == 2
     assert "--baseline" in capsys.readouterr().err
     assert "prunetaylor.prune(model, train, test, settings={" in (folder / "report.html").read_text()
@@ -153,7 +153,7 @@ def test_a_checkpoint_s_path_is_opened_as_on_the_command_line(here: Path) -> Non
     assert json.loads((folder / "report.json").read_text())["hashes"]["checkpoint"]
     with pytest.raises(UsageError, match="data="):
         prunetaylor.prune("net.pt", (X, Y))
-    with pytest.raises(UsageError, match="a network already"):
+    with pytest.raises(UsageError, match="model is a network"):
         prunetaylor.prune(network(), (X, Y), arch="net.py:make")
 
 

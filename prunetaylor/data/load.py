@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def load_samples(
     spec, cfg = _source(cfg, recorded)
     if spec == "none":
         return None
-    name, argument = split_spec(spec)
+    with _recorded_words() if cfg.source is None else nullcontext():
+        name, argument = split_spec(spec)
     if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
         raise CheckpointRefused(
             f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
@@ -164,6 +166,16 @@ def _source(cfg: DataSection, recorded: Mapping[str, Any]) -> tuple[str, DataSec
     return spec, cfg.model_copy(update=filled)
 
 
+@contextmanager
+def _recorded_words() -> Iterator[None]:
+    """Refuse the checkpoint for words about its data that are invalid, as the user has not written them."""
+    try:
+        yield
+    except (UsageError, DataError) as err:
+        remedy = "name the data, data.normalize or data.augment yourself"
+        raise CheckpointRefused(f"the checkpoint's own words about its data: {err.cause}", remedy) from err
+
+
 def _elsewhere(text: str) -> bool:
     """Return whether opening ``text`` could reach another machine, or something that is no plain file."""
     path = text.partition(":")[2] if text.startswith(("folder:", "arrays:")) else text
@@ -200,7 +212,8 @@ def _preprocess(
     if cfg.normalize != "auto":
         return Preprocess.from_json(cfg.normalize), ()
     if "normalize" in recorded and recorded["normalize"] != "auto":
-        return Preprocess.from_json(recorded["normalize"]), ("normalization: from the checkpoint",)
+        with _recorded_words():
+            return Preprocess.from_json(recorded["normalize"]), ("normalization: from the checkpoint",)
     return Preprocess.from_json(raw.normalize), (
         f"normalization: {raw.normalize} (default for {spec.partition(':')[0]}; set data.normalize if you trained with "
         "another)",
@@ -215,7 +228,8 @@ def _augment(
     named = recorded.get("augment")
     if isinstance(named, str | list) and named != "auto":
         _require_small(named, first)
-        return augmentation.resolve(named, first)[0], (Detail("augmentation: from the checkpoint"),)
+        with _recorded_words():
+            return augmentation.resolve(named, first)[0], (Detail("augmentation: from the checkpoint"),)
     name = augmentation.resolve(raw.augment, first)[0]
     return name, (Detail(f"augmentation: {name} (default for such samples)"),)
 

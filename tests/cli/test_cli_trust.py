@@ -241,3 +241,19 @@ def test_nothing_is_downloaded_into_a_folder_that_a_file_chose(here: Path, inlin
     assert code == 2
     assert "data.root=chosen" in stderr
     assert not os.path.exists("chosen")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"source": "aray:data.npz"},
+        {"source": "arrays:data.npz", "normalize": "imagenett"},
+        {"source": "arrays:data.npz", "augment": ["NoSuchTransform"]},
+    ],
+)
+def test_invalid_words_of_a_checkpoint_are_the_checkpoints_fault(here: Path, inline, data: dict[str, object]) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    write_model("odd.safetensors", net, arch=None, args={}, data=data)
+    code, _, stderr = inline("eval", "odd.safetensors", *_NETWORK)
+    assert code == 5
+    assert "the checkpoint's own words about its data" in stderr
