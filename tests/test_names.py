@@ -21,6 +21,19 @@ ROOMS = [
     "prunetaylor/gate",
     "prunetaylor/measure",
     "prunetaylor/network",
+    "prunetaylor/pipeline/__init__.py",
+    "prunetaylor/pipeline/checks/channels_last.py",
+    "prunetaylor/pipeline/checks/sanity.py",
+    "prunetaylor/pipeline/choice_log.py",
+    "prunetaylor/pipeline/demo.py",
+    "prunetaylor/pipeline/files",
+    "prunetaylor/pipeline/finetuning",
+    "prunetaylor/pipeline/measurement.py",
+    "prunetaylor/pipeline/outcome.py",
+    "prunetaylor/pipeline/run.py",
+    "prunetaylor/pipeline/sampling",
+    "prunetaylor/pipeline/score.py",
+    "prunetaylor/pipeline/stages",
     "prunetaylor/report",
     "prunetaylor/runtime",
     "prunetaylor/sweep",
@@ -52,6 +65,7 @@ PUBLIC = {
     ("prunetaylor/core/results/outcome.py", "believed"),  # Stage.believed
     ("prunetaylor/core/results/outcome.py", "constant"),  # PruneResult.constant
     ("prunetaylor/core/state_store.py", "due"),  # StateStore.due
+    ("prunetaylor/pipeline/files/resume.py", "due"),  # StateStore.due
 }
 FRAGMENTS = ("What", "Whether", "Of", "Where", "How", "None where", "Who", "Which")
 

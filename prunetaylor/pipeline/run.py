@@ -54,7 +54,7 @@ def run(
 
 
 def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Time]:
-    """Do what a run does before it begins: plan its memory, check the settings against the data, doubt the network."""
+    """Do what a run does before it begins: make the plan, estimate memory and time, and check the dense network."""
     job = leave_out_outliers(job, progress)
     plan = make_plan(job.config, job.facts, job.choices)
     memory = plan_memory(job, plan)
@@ -108,7 +108,7 @@ class _Run:
         memory_format = use_memory_format(job, job.network.module, self.dense.module)
         fixed, listening = fixed_order(job.device, self.saved.get("threads")), listen(part_listener(self.progress))
         with clock.time("total"), use_chunks(self.memory.chunks), fixed, listening, memory_format as notes:
-            self._announce(notes)
+            notes = self._announce(notes)
             with clock.time("measure"):
                 dense = self._measure_dense()
             with clock.time("prune"):
@@ -124,18 +124,19 @@ class _Run:
             finetuning,
             dense,
             pruned,
-            notes=self.notes,
+            notes=notes,
             seconds=clock.seconds,
             memory=self.memory.report,
             time=self.time,
         )
 
-    def _announce(self, notes: Sequence[str]) -> None:
-        memory, time = self.memory, self.time
-        self.notes = [*self.job.notes, *notes]
-        for note in (*self.notes, memory.describe(), Detail(memory.details()), time.describe()):
+    def _announce(self, notes: Sequence[str]) -> list[str]:
+        """Tell the user of the run's opening and its needs; return the notes for the report."""
+        memory, time, notes = self.memory, self.time, [*self.job.notes, *notes]
+        for note in (*notes, memory.describe(), Detail(memory.details()), time.describe()):
             self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
+        return notes
 
     def _measure_dense(self) -> Measurement:
         job, module = self.job, self.dense.module

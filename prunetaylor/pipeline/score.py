@@ -1,4 +1,4 @@
-"""How far a network can be pruned: one fit at the dense weights, and one step to each sparsity, predicted and measured.
+"""The score of a network: one fit at the dense weights, and one step to each sparsity, predicted and measured.
 
 The step removes the lowest scores, or what the criterion's own solver removes, and moves the kept weights in closed
 form where the repair does so. The Taylor model predicts its cost, and the cost is measured; both on holdout samples.
@@ -97,7 +97,7 @@ def run(job: Job, progress: Progress) -> Scores:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What is fitted once, at the dense weights, for the steps to all sparsities.
+    """The fits at the dense weights, which serve the steps to all sparsities.
 
     Attributes:
         context: the network, its masks and the Taylor model on the samples that repair is fitted to.

@@ -50,23 +50,11 @@ def note_empty_layers(setup: StageSetup, state: PruningState) -> None:
 
 
 def _refine(setup: StageSetup, state: PruningState, sampler: Sampler, checkpoint_point: Callable[[], None]) -> None:
-    job, refinement = setup.job, setup.plan.refinement
+    refinement = setup.plan.refinement
     assert state.refinement is not None
     before, start = state.history[-1].seconds, time.perf_counter()
     setup.progress.phase("refine", refinement.steps)
-    for step in refine_network(
-        refinement,
-        job,
-        setup.dense,
-        state.masks,
-        setup.plan.objective,
-        sampler.calibration,
-        sampler.recent,
-        setup.intercepts,
-        state.generator,
-        job.config.seed + 1_000_003 * (len(state.history) - 1),
-        state.refinement,
-    ):
+    for step in refine_network(setup, state, sampler):
         if step.text is not None:
             setup.progress.note(f"refinement {step.text}")
         state.refine(step.state)

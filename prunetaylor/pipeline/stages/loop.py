@@ -71,17 +71,18 @@ class Stages:
 
     @property
     def sampler(self) -> Sampler:
+        """The source of calibration samples, in a run with data."""
         assert self._sampler is not None  # whoever asks has data
         return self._sampler
 
     @property
     def first_order(self) -> FirstOrder | None:
-        """How the first-order term was judged; None without data."""
+        """The judgement on the first-order term; None without data."""
         return self.setup.plan.first_order
 
     @property
     def finished(self) -> bool:
-        """Whether the sparsity asked for is reached."""
+        """True once the sparsity asked for is reached."""
         return self.state.removed >= target_count(self.job)
 
     def prepare(self) -> None:

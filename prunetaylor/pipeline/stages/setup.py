@@ -1,4 +1,4 @@
-"""What the stages of one run share, and its preparation: draw samples, check the layers, decide on error and repair."""
+"""The setup that the stages of one run share: samples are drawn, layers checked, and error and repair decided."""
 
 from __future__ import annotations
 

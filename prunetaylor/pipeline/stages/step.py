@@ -37,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step did to the network.
+    """The result of a step.
 
     Attributes:
         selection: the masks, the sparsity that was proposed, and what removal alone was predicted to change.
@@ -131,6 +131,15 @@ def synchronise(network: Network, masks: Mapping[str, Tensor]) -> None:
     copy_from_main([*(t for t in tensors if isinstance(t, Tensor)), *masks.values()])
 
 
+def _repair_target(setup: StageSetup, state: PruningState) -> Network:
+    """Return the network whose outputs repair restores: the dense one, unless the present one has become better.
+
+    It has where it is refined towards the labels, or trained.
+    """
+    refined = setup.plan.refinement.when == "stages" and setup.plan.objective.kind == "task"
+    return setup.job.network.copy() if refined or state.train_steps else setup.dense
+
+
 def _select(
     setup: StageSetup,
     state: PruningState,
@@ -141,9 +150,7 @@ def _select(
 ) -> Selection:
     """Select, remove and repair, but for what the stage has done already."""
     network, plan, damping = setup.job.network, setup.plan, holdout_model.damping
-    # Refined towards the labels, or trained, the network is now a better target for repair than the dense one.
-    refined = plan.refinement.when == "stages" and plan.objective.kind == "task"
-    target = network.copy() if refined or state.train_steps else setup.dense
+    target = _repair_target(setup, state)
     model = setup.taylor_model(
         network,
         calibration.fit.risk(network.module, plan.objective),
