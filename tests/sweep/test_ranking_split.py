@@ -81,8 +81,8 @@ def test_the_dense_network_is_measured_once(tmp_path: Path, monkeypatch: pytest.
     split_for_ranking(a_job(), tmp_path, 0, Silent())
     monkeypatch.setattr("prunetaylor.sweep.trial.ranking_split.evaluate", lambda *args: pytest.fail("measured again"))
     assert_apart(a_job(), tmp_path, 150, 300)
-    other = a_job()
-    other.samples = replace(other.samples, fingerprint="another")
+    job = a_job()
+    other = replace(job, samples=replace(job.samples, fingerprint="another"))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         split_for_ranking(other, tmp_path, 0, Silent())
 
@@ -95,8 +95,7 @@ def test_a_dense_file_that_is_damaged_is_made_again(tmp_path: Path) -> None:
 
 
 def test_no_samples_or_one(tmp_path: Path) -> None:
-    job = a_job()
-    job.samples = None
+    job = replace(a_job(), samples=None)
     assert split_for_ranking(job, tmp_path, 0, Silent()) is None
     with pytest.raises(DataError, match="1 test samples are too few"):
         split_for_ranking(a_job(train=20, test=1), tmp_path, 0, Silent())
