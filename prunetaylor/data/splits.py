@@ -254,7 +254,7 @@ class DatasetSplit(Split):
             raise
         except Exception as error:
             cause = f"sample {index} of {self._name} cannot be read: {type(error).__name__}: {error}"
-            raise DataError(cause, "mend the data set or leave the sample out") from error
+            raise DataError(cause, "fix the data set, or leave the sample out") from error
 
     def _get(self, index: int) -> Any:
         item = self._read(index)

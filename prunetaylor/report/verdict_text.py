@@ -8,10 +8,10 @@ from prunetaylor.core.results.verdict import Check, Verdict
 from prunetaylor.report.formats import number, percent, size
 
 WORST = 3
-"""Classes that are shown."""
+"""The number of classes that are listed."""
 
 LOUD = 0.005
-"""Classes whose drop is no larger than so many points are not worth a line."""
+"""Classes whose drop is at most this many points are not listed."""
 
 
 def conclusion(verdict: Verdict) -> str:

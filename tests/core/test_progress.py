@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 
 import prunetaylor
-from prunetaylor.cli.support import progress as shown
+from prunetaylor.cli.terminal import progress as shown
 from prunetaylor.core.progress import PhaseProgress, Silent
 from prunetaylor.core.results.sweep import Trial
 from prunetaylor.core.text import duration

@@ -120,7 +120,7 @@ def test_an_error_in_a_worker_keeps_its_cause_and_remedy():
     batches = Batches(DatasetSplit(Jittered(broken=7)), Preprocess(), batch_size=4, device="cpu", workers=1)
     with pytest.raises(DataError, match="sample 7 of the data set cannot be read: ValueError: torn") as caught:
         list(batches)
-    assert caught.value.remedy.startswith("mend the data set")
+    assert caught.value.remedy.startswith("fix the data set")
     assert "Traceback" not in str(caught.value)
 
 

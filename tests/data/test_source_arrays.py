@@ -115,9 +115,9 @@ def test_regression_targets_pass_through(tmp_path):
         ({"x_train": np.zeros(6, np.float32)}, "samples without features"),
         ({"x_test": np.zeros((4, 3, 8, 7), np.uint8)}, r"x_test is uint8 \(4, 3, 8, 7\) where x_train is"),
         ({"x_test": np.zeros((4, 3, 8, 8), np.float32)}, "x_test is float32"),
-        ({"y_train": np.array([0, 1, 2, 0, -5, 1])}, "y_train holds class -5 at index 4"),
+        ({"y_train": np.array([0, 1, 2, 0, -5, 1])}, "y_train contains class -5 at index 4"),
         ({"y_train": np.array(["cat"] * 6)}, "y_train has the type <U3, not numbers"),
-        ({"y_train": np.array([0, 1, np.nan, 0, 0, 1])}, r"y_train holds nan at index \(2,\)"),
+        ({"y_train": np.array([0, 1, np.nan, 0, 0, 1])}, r"y_train contains nan at index \(2,\)"),
     ],
 )
 def test_bad_arrays_are_named(tmp_path, changed, message):
@@ -128,7 +128,7 @@ def test_bad_arrays_are_named(tmp_path, changed, message):
 def test_infinite_inputs_are_named_with_their_place(tmp_path):
     x = np.zeros((6, 3, 8, 8), np.float32)
     x[5, 1, 2, 3] = np.inf
-    with pytest.raises(DataError, match=r"x_train holds inf at index \(5, 1, 2, 3\)"):
+    with pytest.raises(DataError, match=r"x_train contains inf at index \(5, 1, 2, 3\)"):
         _load(tmp_path, _arrays(dtype=np.float32, x_train=x))
 
 

@@ -63,7 +63,7 @@ def seeds(folder: Path) -> dict[str, tuple[str, bytes]]:
     masks = {"fc1.weight": torch.ones(128, 256, dtype=torch.bool)}
     kept = {"gram": torch.eye(3), "count": torch.arange(3)}
     cache = Cache(folder / "cache", 10**9)
-    cache._keep(folder / "cache" / f"first-{CACHE_KEY}.safetensors", CACHE_KEY, {"gram": torch.eye(3)}, 36, "f", print)
+    cache._store(folder / "cache" / f"first-{CACHE_KEY}.safetensors", CACHE_KEY, {"gram": torch.eye(3)}, 36, "f", print)
     arrays = io.BytesIO()
     np.savez(arrays, x_train=np.zeros((4, 8, 8), np.uint8), x_test=np.ones((2, 8, 8), np.uint8), y_test=np.arange(2))
     return {

@@ -186,7 +186,7 @@ def _from_environment(environ: Mapping[str, str], known: Mapping[str, FieldInfo]
             if outer is None:
                 close = closest(name, by_name)
                 hint = f"; did you mean {close}?" if close else ""
-                raise UsageError(f"{variable} in the environment is no setting{hint}", _ALL_KEYS)
+                raise UsageError(f"{variable} in the environment is not a setting{hint}", _ALL_KEYS)
             key = f"{by_name[outer]}.{name[len(outer) + 1 :].lower()}"
         _add(settings, _Setting(key, _parse(text, variable), f"environment {variable}", text))
     return list(settings.values())

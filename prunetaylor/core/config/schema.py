@@ -59,7 +59,7 @@ def _points(value: Any) -> Any:
     except ValueError:
         points = math.nan
     if not math.isfinite(points):  # a limit that nothing exceeds judges nothing
-        raise ValueError(f"{value!r} is no number of percentage points, such as 0.5 or 0.5pp")
+        raise ValueError(f"{value!r} is not a number of percentage points, such as 0.5 or 0.5pp")
     return points
 
 

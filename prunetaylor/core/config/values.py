@@ -152,7 +152,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as err:
         raise UsageError(
             f"{_at(name, err.problem_mark)} is not YAML: {err.problem or err.context}",
-            "quote text that holds any of : # [ ] { } *",
+            "quote text that contains any of : # [ ] { } *",
         ) from err
     except yaml.YAMLError as err:
         raise UsageError(f"{name} is not YAML: {err}") from err
@@ -183,7 +183,7 @@ def _refuse_aliases(text: str, name: str, *, undefined_only: bool) -> None:
             continue
         sign = "*" if alias else "&"
         raise UsageError(
-            f"{_at(name, token.start_mark)} has {sign}{token.value} without quotes, which YAML takes for an "
+            f"{_at(name, token.start_mark)} has {sign}{token.value} without quotes, which YAML reads as an "
             + ("alias, and no anchor has that name" if undefined_only else "alias" if alias else "anchor"),
             f'quote it: "{sign}{token.value}"',
         )

@@ -58,7 +58,7 @@ def _load(path: Path) -> dict[str, Array]:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds one array, not an .npz archive of several", _SAVE)
+                raise DataError(f"{path} contains one array and is not an .npz archive", _SAVE)
             _require_plausible(archive, file)
             present = list(archive.files)
             needed = [*_NEEDED, *(_OPTIONAL if set(_OPTIONAL) & set(present) else ())]
@@ -106,7 +106,7 @@ def _check_finite(name: str, array: Array) -> None:
         wrong = np.argwhere(~np.isfinite(array[start : start + 4096]))
         if len(wrong):
             at = (start + int(wrong[0][0]), *(int(i) for i in wrong[0][1:]))
-            raise DataError(f"{name} holds {array[at]} at index {at}", "take the sample out or repair it")
+            raise DataError(f"{name} contains {array[at]} at index {at}", "take the sample out or repair it")
 
 
 def _inputs(name: str, array: Array, channels_last: bool) -> Tensor:
@@ -138,7 +138,9 @@ def _split(part: str, x: Tensor, y: Array | None) -> TensorSplit:
     targets = target(tensor(y, f"y_{part}"))
     if not targets.is_floating_point() and targets.ndim == 1 and int(targets.min()) < 0:
         at = int(targets.argmin())
-        raise DataError(f"y_{part} holds class {int(targets[at])} at index {at}", "class ids are whole numbers from 0")
+        raise DataError(
+            f"y_{part} contains class {int(targets[at])} at index {at}", "class ids are whole numbers from 0"
+        )
     return TensorSplit(x, targets)
 
 

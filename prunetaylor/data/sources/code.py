@@ -32,7 +32,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         raise
     except (Exception, SystemExit) as error:
         raise DataError(
-            f"{argument} failed: {type(error).__name__}: {error}", "mend the function; it is called without arguments"
+            f"{argument} failed: {type(error).__name__}: {error}", "fix the function; it is called without arguments"
         ) from error
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         kind = f"{len(parts)} values" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"

@@ -54,7 +54,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     if cfg.root is None:
         raise UsageError(
             f"torchvision:{argument} needs a folder: data.root is not set",
-            "add data.root=DIR, where the data set lies, or data.root=DIR data.download=true to fetch it there",
+            "add data.root=DIR, the folder of the data set, or data.root=DIR data.download=true to download it there",
         )
     arguments = _SPLITS.get(argument) or _usual_arguments(kind, argument)
     parts = [None if a is None else _open(kind, argument, cfg, a) for a in arguments]
@@ -164,7 +164,7 @@ def _class_of(part: Any, index: int) -> int:
 def _picture(part: Any, index: int) -> Image.Image:
     picture = part[index][0]
     if not isinstance(picture, Image.Image):
-        raise ValueError(f"a {type(picture).__name__} is no image")
+        raise ValueError(f"a {type(picture).__name__} is not an image")
     return picture
 
 

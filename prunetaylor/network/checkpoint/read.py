@@ -80,7 +80,7 @@ def open_file(path: str | Path) -> Checkpoint:
         size = os.fstat(stream.fileno()).st_size
         parts = _open_safetensors(file, size) if container == "safetensors" else _open_torch(file, stream, size)
         if not parts["state"]:
-            raise CheckpointRefused(f"{file} holds no tensors", _SAVE)
+            raise CheckpointRefused(f"{file} contains no tensors", _SAVE)
         digest = sha256(file)
     if Path(path).is_dir():
         parts["notes"] = (*parts.get("notes", ()), *_check_run(Path(path), digest))

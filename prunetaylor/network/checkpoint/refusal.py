@@ -38,7 +38,7 @@ def refuse_failures(path: Path) -> Iterator[None]:
         raise _code(path, error.name) from error
     except TooLong as error:
         raise CheckpointRefused(
-            f"{path} describes what it holds in more than {MOST_STEPS:,} steps, as no network's weights need "
+            f"{path} needs more than {MOST_STEPS:,} steps to describe its contents, far more than weights need "
             "(the history of a training may)",
             _TRUSTED + _one_liner(_OF_TENSORS, path),
         ) from error

@@ -85,7 +85,7 @@ def _search(contents: Any, path: tuple[str, ...]) -> tuple[tuple[str, ...], Mapp
     if isinstance(contents, Mapping):
         kind = f"a dict with {_some(map(str, contents))}" if contents else "an empty dict"
     raise CheckpointRefused(
-        f"no weights in the file: it holds {kind}",
+        f"no weights in the file: it contains {kind}",
         "save the network's weights with torch.save(model.state_dict(), PATH)",
     )
 
@@ -112,7 +112,7 @@ def _find(
     hits = [hit for name in rest if (hit := _find(nested[name], (*path, name), seen)) is not None]
     if len(hits) > 1:
         raise CheckpointRefused(
-            f"the file holds several networks: {_some(_at(p) for p, _ in hits)}",
+            f"the file contains several networks: {_some(_at(p) for p, _ in hits)}",
             "save the state_dict of the one to prune in a file of its own",
         )
     return hits[0] if hits else None

@@ -28,7 +28,7 @@ def compare_page(names: Sequence[str], documents: Sequence[Document]) -> str:
         head=head(comparison),
         rows=rows(comparison),
         names=list(names),
-        drawn=[figure("Drop of each run", drawn, "With paired 95 % intervals; the sparsity stands behind each name.")],
+        drawn=[figure("Drop of each run", drawn, "With paired 95 % intervals; the sparsity follows each name.")],
         differ=[(key, *values) for key, values in comparison["settings"].items()],
         layers=[(clip(name, 120), *values) for name, values in layers.items()],
     )

@@ -12,7 +12,7 @@ from prunetaylor.core.requirements import install_hint
 from prunetaylor.core.text import one_line
 
 _FAILURES = (Exception, SystemExit)
-"""A service's client may mean to end the program. Signals end it, whoever is at work."""
+"""A service's client may try to exit the program. Signals still end it."""
 
 
 class Tracker(Protocol):

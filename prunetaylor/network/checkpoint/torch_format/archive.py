@@ -35,7 +35,7 @@ class Archive:
             raise Malformed("its entries overlap")
         roots = [name.removesuffix("data.pkl") for name in self.names if name.rpartition("/")[2] == "data.pkl"]
         if len(roots) > 1:
-            raise Malformed("it holds several pickles")
+            raise Malformed("it contains several pickles")
         self._root = roots[0] if roots else ""
         self._entries = {one.filename.removeprefix(self._root): one for one in entries}
         self.has_checksums = any(one.CRC for one in entries) or not any(one.file_size for one in entries)

@@ -230,9 +230,9 @@ REBUILDERS: dict[str, Call] = {
     "_rebuild_device_tensor_from_cpu_tensor": Call(_from_cpu),
     "_rebuild_device_tensor_from_numpy": _unusable("is of another device", "move the network to the CPU first"),
     "_rebuild_qtensor": _unusable("is quantised", "prune the floating-point checkpoint, then quantise"),
-    "_rebuild_nested_tensor": _unusable("is a nested tensor", "save each of its tensors by itself"),
+    "_rebuild_nested_tensor": _unusable("is a nested tensor", "save each of its tensors separately"),
     "_rebuild_meta_tensor_no_storage": _unusable("is on the meta device and has no values", _SAVE),
-    "_rebuild_njt": _unusable("is a nested tensor", "save each of its tensors by itself"),
+    "_rebuild_njt": _unusable("is a nested tensor", "save each of its tensors separately"),
     "_rebuild_wrapper_subclass": _unusable("is of a tensor class without values", _SAVE),
 }
 FROM_TYPE = Call(_from_type)
