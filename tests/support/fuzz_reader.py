@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from prunetaylor import load
-from prunetaylor.cli.report import page, read_report, shown
+from prunetaylor.cli.report import page, read_report, report_errors
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.sources import arrays
@@ -47,7 +47,7 @@ def _network(path: Path) -> None:
 def _run(path: Path) -> None:
     page(path, path)
     document = read_report(path)
-    with shown(path):
+    with report_errors(path):
         json.dumps(compare([path.name], [document]), allow_nan=False)
         compare_page([path.name], [document])
 
