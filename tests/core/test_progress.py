@@ -61,7 +61,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_lines_of_a_long_phase_come_every_ten_seconds(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = shown.Lines()
+    lines = shown.Lines(details=False)
     lines.phase("fine-tune", 1000)
     for _ in range(1000):
         clock.now += 0.05
@@ -77,7 +77,7 @@ def test_lines_of_a_long_phase_come_every_ten_seconds(clock: Clock, capsys: pyte
 def test_no_bar_is_wider_than_the_terminal(width: int, clock: Clock) -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, color_system=None)
-    bars = shown.Bars(console)
+    bars = shown.Bars(console, details=False)
     with bars:
         bars.expect(500)
         bars.phase("a phase whose name is much longer than anything that fits into a line of a terminal", 12)
