@@ -54,13 +54,13 @@ def count_flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
         module: the network, on the example's device; run once, in evaluation mode, nothing of it changed.
         example: a batch of inputs, ready for the network; only its first sample is used.
     """
-    counter = _Counter(module)
+    counter = _ProductCounter(module)
     with evaluating(module), _unfused(), torch.no_grad(), counter, _WeightsOfLinear(counter):
         module(example[:1])
     return 2 * counter.products, 2 * counter.nonzero
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _ProductCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts products as tensors meet, below every module and function, so that nothing has to be known by name."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -129,7 +129,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _WeightsOfLinear(TorchFunctionMode):
     """Tells the counter of linear weights that are computed (a mask times a parameter), thus no parameters."""
 
-    def __init__(self, counter: _Counter) -> None:
+    def __init__(self, counter: _ProductCounter) -> None:
         super().__init__()
         self._counter = counter
 

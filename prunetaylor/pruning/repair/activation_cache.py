@@ -64,7 +64,7 @@ class ActivationCache:
     @contextmanager
     def passing(self) -> Iterator[None]:
         """Around one pass over the batches: replay what is kept, and keep what has become final."""
-        batch = _Counter()
+        batch = _BatchCounter()
         final = self._largest_final()
         fresh: dict[nn.Module, list[Tensor]] = {m: [] for m in final if m not in self._kept}
         replayed = [m for m in final if m in self._kept]
@@ -95,7 +95,7 @@ class ActivationCache:
         inner = {child for m in final for child in m.modules() if child is not m}
         return [m for m in final if m not in inner]
 
-    def _keeper(self, into: list[Tensor], batch: _Counter) -> OutputHook:
+    def _keeper(self, into: list[Tensor], batch: _BatchCounter) -> OutputHook:
         def keep(module: nn.Module, _: Any, output: Any) -> None:
             called_once = len(into) == batch.value
             if module in self._refused:
@@ -119,7 +119,7 @@ class ActivationCache:
         return True
 
 
-class _Counter:
+class _BatchCounter:
     """Which batch is on its way: a hook that counts the calls of the network."""
 
     value = -1
@@ -129,7 +129,7 @@ class _Counter:
 
 
 class _Replayed:
-    def __init__(self, outputs: list[Tensor], batch: _Counter) -> None:
+    def __init__(self, outputs: list[Tensor], batch: _BatchCounter) -> None:
         self._outputs, self._batch = outputs, batch
 
     def __call__(self, *_: Any, **__: Any) -> Tensor:

@@ -49,13 +49,13 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
     }
     for norm, layer in readers.items():
         found.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
-    trial = _Trial(module, layers, batches, sizes)
+    trial = _ShiftTrial(module, layers, batches, sizes)
     if trial.unchanged(found):
         return found
     return {name: intercept for name, intercept in found.items() if trial.unchanged({name: intercept})}
 
 
-class _Trial:
+class _ShiftTrial:
     """Shifts of layers' outputs, each with its intercept moved against it, on two samples.
 
     ``sizes``: the root mean square of each layer's outputs, by name. Their shifts are as large: far above rounding.

@@ -30,7 +30,7 @@ def chunk_elements(device: torch.device) -> int:
 
 
 @dataclass
-class Call:
+class LayerCall:
     """One use of a layer in one forward pass."""
 
     layer: Layer
@@ -46,7 +46,7 @@ class Tape:
     They are those of a backward pass, which calls layers again if the network checkpoints their activations.
     """
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
     open: bool = True
 
     def outputs(self) -> list[GradientEdge]:
@@ -69,7 +69,7 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
         def hook(_: nn.Module, x: Tensor, y: Tensor) -> None:
             # A call without a graph, or without entries, has no part in any gradient.
             if tape.open and y.requires_grad and x.numel():
-                tape.calls.append(Call(layer, module, with_entries(module, x.detach()), get_gradient_edge(y)))
+                tape.calls.append(LayerCall(layer, module, with_entries(module, x.detach()), get_gradient_edge(y)))
 
         return hook
 
@@ -174,9 +174,9 @@ def layer_squares(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> I
                 yield layer, _sum_of_calls(uses, low, high, samples).square_().sum(0)
 
 
-def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Layer, list[tuple[Call, Tensor]]]]:
+def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Layer, list[tuple[LayerCall, Tensor]]]]:
     """Return the calls that have a gradient, by the name of the weight they use."""
-    by_parameter: dict[str, tuple[Layer, list[tuple[Call, Tensor]]]] = {}
+    by_parameter: dict[str, tuple[Layer, list[tuple[LayerCall, Tensor]]]] = {}
     for call, g in zip(tape.calls, grads, strict=True):
         if g is not None:
             by_parameter.setdefault(call.layer.parameter, (call.layer, []))[1].append(
@@ -185,14 +185,14 @@ def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Lay
     return by_parameter
 
 
-def _sample_ranges(layer: Layer, uses: list[tuple[Call, Tensor]], samples: int) -> Iterator[tuple[int, int]]:
+def _sample_ranges(layer: Layer, uses: list[tuple[LayerCall, Tensor]], samples: int) -> Iterator[tuple[int, int]]:
     largest = max(layer.weight.numel(), *(_row_elements(c, g, samples) for c, g in uses))
     step = max(1, chunk_elements(layer.weight.device) // largest)
     for low in range(0, samples, step):
         yield low, min(samples, low + step)
 
 
-def _row_elements(call: Call, g: Tensor, samples: int) -> int:
+def _row_elements(call: LayerCall, g: Tensor, samples: int) -> int:
     """Return the elements of one sample's unfolded input. Raises DataError: rows cannot be assigned to samples."""
     entries = call.x.shape[0]
     if entries % samples:
@@ -204,7 +204,7 @@ def _row_elements(call: Call, g: Tensor, samples: int) -> int:
     return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
 
 
-def _sum_of_calls(uses: list[tuple[Call, Tensor]], low: int, high: int, samples: int) -> Tensor:
+def _sum_of_calls(uses: list[tuple[LayerCall, Tensor]], low: int, high: int, samples: int) -> Tensor:
     """Return the gradients (B, G, R, C) of samples low..high, in memory of their own."""
     total: Tensor | None = None
     for call, g in uses:
@@ -215,7 +215,7 @@ def _sum_of_calls(uses: list[tuple[Call, Tensor]], low: int, high: int, samples:
     return total
 
 
-def _factors(call: Call, g: Tensor, low: int, high: int, samples: int) -> tuple[Tensor, Tensor]:
+def _factors(call: LayerCall, g: Tensor, low: int, high: int, samples: int) -> tuple[Tensor, Tensor]:
     """Return the factors of the gradients of samples low..high: dy (B, G, R, L) and x (B, G, C, L), in float32."""
     per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
     x, y = call.x[low * per : high * per].float(), g[low * per : high * per].float()
