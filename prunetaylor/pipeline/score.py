@@ -169,7 +169,7 @@ def _step(setup: StageSetup, fit: _Fit, removed: int) -> dict[str, Tensor]:
         moves = {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in network.layers}
     if setup.plan.solves:
         model = fit.context.model
-        repair_by_obs(setup, masks, model.moments, fit.holdout_model.state, model.damping, [])
+        repair_by_obs(setup, masks, model.moments, fit.holdout_model.state, model.damping)
         return masks
     for layer in network.layers:
         layer.weight.add_(moves[layer.parameter].to(layer.weight))

@@ -13,7 +13,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.progress import Silent
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.choice_log import ChoiceLog
-from prunetaylor.pipeline.stages.acceptance import describe_rejection, describe_ruin, is_accepted, make_record
+from prunetaylor.pipeline.stages.acceptance import decide_acceptance, describe_rejection, describe_ruin, make_record
 from prunetaylor.pipeline.stages.state import PruningState
 from prunetaylor.pipeline.stages.step import Change, StepOutcome
 from prunetaylor.pruning.selection.schedule import RAISES, Fixed
@@ -52,14 +52,16 @@ def test_a_step_ruins_the_network_by_its_change_against_a_constant_answer(
 
 def test_a_ruined_network_is_taken_back_until_no_more_damping_helps() -> None:
     control, how = Fixed([0.5], 0.01), {"damped": True, "moves_weights": True}
-    assert is_accepted(control, changed(0.2), 1.0, repair="none", **how)
+    assert decide_acceptance(control, changed(0.2), 1.0, repair="none", **how)
     for k in range(RAISES):
-        assert not is_accepted(control, changed(inf), 1.0, repair="none", **how)
+        assert not decide_acceptance(control, changed(inf), 1.0, repair="none", **how)
         assert control.damping == pytest.approx(0.01 * 10 ** (k + 1))
     with pytest.raises(NumericsError, match=r"20.00% to 50.00% the network is ruined .*\n.*=least-squares, or"):
-        is_accepted(control, changed(inf), 1.0, repair="none", **how)
+        decide_acceptance(control, changed(inf), 1.0, repair="none", **how)
     with pytest.raises(NumericsError, match=r"\ntry a sparsity nearer to 20.00%"):
-        is_accepted(Fixed([0.5], 0.01), changed(inf), 1.0, repair="least-squares", damped=False, moves_weights=True)
+        decide_acceptance(
+            Fixed([0.5], 0.01), changed(inf), 1.0, repair="least-squares", damped=False, moves_weights=True
+        )
 
 
 def test_a_rejection_is_described_with_its_reason() -> None:

@@ -1,4 +1,4 @@
-"""Pure functions of a step's outcome decide whether the stage stands, and make its record for the report."""
+"""The acceptance of a stage by its control, from the step's outcome, and the stage's record for the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunetaylor.pipeline.stages.step import Change, StepOutcome
 from prunetaylor.pruning.selection.trust_region import agrees
 
 EXPLODED = 100.0
-"""A stage is taken back where the held-out error exceeds that of a constant answer so many times."""
+"""A stage is taken back if its held-out error is so many times that of a constant answer."""
 
 
 def describe_ruin(outcome: StepOutcome, constant_error: float) -> str:
@@ -28,10 +28,10 @@ def describe_ruin(outcome: StepOutcome, constant_error: float) -> str:
     return ""
 
 
-def is_accepted(
+def decide_acceptance(
     control: StepControl, outcome: StepOutcome, constant_error: float, *, damped: bool, moves_weights: bool, repair: str
 ) -> bool:
-    """Let ``control`` decide whether the stage stands, and learn from its outcome.
+    """Let ``control`` accept or reject the stage, and learn from its outcome.
 
     Args:
         damped: the step depends on the damping.

@@ -1,11 +1,12 @@
-"""Repair in closed form after a removal, layer by layer; an interrupted repair goes on with the layers that are left.
+"""Repair in closed form after a removal, layer by layer.
 
-``repaired`` holds the names of the layers that are repaired already, and grows.
+An interrupted repair resumes with the layers that are not among the ``repaired`` ones; ``on_repaired`` is called with
+the name of each layer that follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from torch import Tensor
 
@@ -24,8 +25,8 @@ def repair_by_obs(
     moments: Mapping[str, Moments],
     before: Mapping[str, Tensor],
     damping: float,
-    repaired: list[str],
-    checkpoint_point: Callable[[], None] = lambda: None,
+    repaired: Collection[str] = (),
+    on_repaired: Callable[[str], None] = lambda layer: None,
 ) -> None:
     """Solve each layer's kept weights from its Gram matrix at ``before``, the state that nothing was removed from."""
     network = setup.job.network
@@ -39,7 +40,7 @@ def repair_by_obs(
         damping=damping,
         note=setup.choices,
     )
-    _follow(names, repaired, setup.progress, checkpoint_point)
+    _follow(names, repaired, setup.progress, on_repaired)
     apply_masks(network.module, masks)
 
 
@@ -49,8 +50,8 @@ def repair_by_least_squares(
     calibration: Calibration,
     target: Network,
     damping: float,
-    repaired: list[str],
-    checkpoint_point: Callable[[], None],
+    repaired: Collection[str],
+    on_repaired: Callable[[str], None],
 ) -> None:
     """Fit each layer's kept weights to the outputs of the same layer of ``target``, in the order in which they run."""
     network, batches = setup.job.network, calibration.fit.batches
@@ -68,16 +69,15 @@ def repair_by_least_squares(
         note=setup.choices,
         solved=frozenset(repaired),
     )
-    _follow(names, repaired, setup.progress, checkpoint_point)
+    _follow(names, repaired, setup.progress, on_repaired)
 
 
 def _follow(
-    names: Iterator[str], repaired: list[str], progress: Progress, checkpoint_point: Callable[[], None]
+    names: Iterator[str], repaired: Collection[str], progress: Progress, on_repaired: Callable[[str], None]
 ) -> None:
     """Run a repair that yields each layer's name when it is solved."""
     for name in repaired:
         progress.step(name)
     for name in names:
-        repaired.append(name)
         progress.step(name)
-        checkpoint_point()
+        on_repaired(name)

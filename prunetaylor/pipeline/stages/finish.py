@@ -1,4 +1,4 @@
-"""A stage that stands is finished: batch-norm statistics, refinement, and its metric for the report."""
+"""The end of an accepted stage: batch-norm statistics, refinement, and its metric for the report."""
 
 from __future__ import annotations
 

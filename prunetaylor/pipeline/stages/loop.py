@@ -17,7 +17,7 @@ from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.sampler import Sampler
-from prunetaylor.pipeline.stages.acceptance import describe_rejection, is_accepted, make_record
+from prunetaylor.pipeline.stages.acceptance import decide_acceptance, describe_rejection, make_record
 from prunetaylor.pipeline.stages.control import fixed_sparsities, make_control
 from prunetaylor.pipeline.stages.finish import finish_stage, note_empty_layers, repair_batch_norms
 from prunetaylor.pipeline.stages.setup import (
@@ -148,7 +148,7 @@ class Stages:
         calibration = self.sampler.calibration
         outcome = run_step(setup, state, calibration, self._checkpoint_point)
         constant_error = calibration.spread(self.job.task)
-        accepted = is_accepted(
+        accepted = decide_acceptance(
             control,
             outcome,
             constant_error,

@@ -26,7 +26,7 @@ from prunetaylor.pruning.selection.selector import Selection
 from prunetaylor.pruning.selection.trust_region import TrustRegion
 
 StepControl = Fixed | TrustRegion
-"""Proposes the sparsity of each stage and decides whether the stage stands."""
+"""Proposes the sparsity of each stage and decides whether it is accepted."""
 
 
 @dataclass
@@ -48,6 +48,10 @@ class StageProgress:
     def select(self, selection: Selection) -> None:
         """Record the selection, which needs the layers' scores no more."""
         self.selection, self.layer_scores = selection, {}
+
+    def add_repaired(self, layer: str) -> None:
+        """Record that a layer is repaired."""
+        self.repaired.append(layer)
 
     def state_dict(self, network: Network) -> dict[str, Any]:
         """Everything but ``weights``; ``network`` is as it is now."""
@@ -80,7 +84,7 @@ class PruningState:
         generator: the source of all random draws of the stages.
         masks: True = keep, by parameter name.
         history: one record a stage, also of those that were taken back.
-        histogram: the scores of the last stage that stands.
+        histogram: the scores of the last accepted stage.
         stage: the stage being computed; None between stages.
         control: sizes and judges the stages; None where nothing has been pruned yet.
         repair_ratio: the share of the change by removal alone that remained after repair in the last stage; None

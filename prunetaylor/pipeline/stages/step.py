@@ -72,7 +72,7 @@ def run_step(
     holdout = calibration.holdout.risk(network.module, setup.plan.objective)
     holdout_model = setup.taylor_model(network, holdout, calibration, damping=damping, stage=state.stage_number)
     errors = holdout.values()
-    selection = _select(setup, state, stage, calibration, holdout_model, checkpoint_point)
+    selection = _select_and_repair(setup, state, stage, calibration, holdout_model, checkpoint_point)
     measured, noise = measure_change(holdout, errors)
     progress.step("measured")
     predicted = predict_change(holdout_model, network, setup.plan.keep_first_order)
@@ -140,7 +140,7 @@ def _repair_target(setup: StageSetup, state: PruningState) -> Network:
     return setup.job.network.copy() if refined or state.train_steps else setup.dense
 
 
-def _select(
+def _select_and_repair(
     setup: StageSetup,
     state: PruningState,
     stage: StageProgress,
@@ -148,7 +148,7 @@ def _select(
     holdout_model: TaylorModel,
     checkpoint_point: Callable[[], None],
 ) -> Selection:
-    """Select, remove and repair, but for what the stage has done already."""
+    """Select, remove and repair; a resumed stage skips the parts that it has already."""
     network, plan, damping = setup.job.network, setup.plan, holdout_model.damping
     target = _repair_target(setup, state)
     model = setup.taylor_model(
@@ -162,29 +162,42 @@ def _select(
     )
     # Fitted before the removal, which moves the network in place.
     moments = model.moments if plan.repair == "obs" else {}
-    if stage.selection is None:
-        assert state.control is not None
-        stage.select(
-            setup.selector.step(
-                state.masks,
-                state.control,
-                model,
-                holdout_model,
-                keep_first=plan.keep_first_order,
-                repaired=state.repair_ratio,
-            )
-        )
-    elif stage.restored is not None:
-        restore(network.module, stage.restored)
-    selection = stage.selection
-    assert selection is not None
-    synchronise(network, selection.masks)
+    selection = _select(setup, state, stage, model, holdout_model)
     checkpoint_point()
     setup.progress.step("selected")
+
+    def on_repaired(layer: str) -> None:
+        stage.add_repaired(layer)
+        checkpoint_point()
+
+    repaired = tuple(stage.repaired)
     if plan.repair == "obs":
-        repair_by_obs(setup, selection.masks, moments, stage.weights, damping, stage.repaired, checkpoint_point)
+        repair_by_obs(setup, selection.masks, moments, stage.weights, damping, repaired, on_repaired)
     del model, moments  # free the curvature before repair and the next phases need the memory
     release()
     if plan.repair == "least-squares":
-        repair_by_least_squares(setup, selection.masks, calibration, target, damping, stage.repaired, checkpoint_point)
+        repair_by_least_squares(setup, selection.masks, calibration, target, damping, repaired, on_repaired)
+    return selection
+
+
+def _select(
+    setup: StageSetup, state: PruningState, stage: StageProgress, model: TaylorModel, holdout_model: TaylorModel
+) -> Selection:
+    """Select and remove weights. A resumed stage has its selection; the network returns to where it was."""
+    if stage.selection is None:
+        assert state.control is not None
+        selection = setup.selector.step(
+            state.masks,
+            state.control,
+            model,
+            holdout_model,
+            keep_first=setup.plan.keep_first_order,
+            repaired=state.repair_ratio,
+        )
+        stage.select(selection)
+    else:
+        selection = stage.selection
+        if stage.restored is not None:
+            restore(setup.job.network.module, stage.restored)
+    synchronise(setup.job.network, selection.masks)
     return selection
