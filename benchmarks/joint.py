@@ -57,7 +57,7 @@ def obs(model: Quadratic, k: int) -> Tensor:
 
 def elimination(model: Quadratic, k: int) -> Tensor:
     """Our joint solve's first part alone."""
-    return exact(model, eliminate(model, k, torch.zeros(len(model.w), dtype=torch.bool)).keep)
+    return exact(model, eliminate(model, k, torch.zeros(len(model.w), dtype=torch.bool)).kept)
 
 
 def joint(model: Quadratic, k: int) -> Tensor:

@@ -34,6 +34,7 @@ ROOMS = [
     "prunetaylor/pipeline/sampling",
     "prunetaylor/pipeline/score.py",
     "prunetaylor/pipeline/stages",
+    "prunetaylor/pruning",
     "prunetaylor/report",
     "prunetaylor/runtime",
     "prunetaylor/sweep",

@@ -1,1 +1,1 @@
-"""What a configuration can name: criteria, structures, selection, repair and training."""
+"""Pruning: criteria, structures, selection, repair and training, which a configuration names."""

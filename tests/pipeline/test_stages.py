@@ -15,7 +15,7 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import snapshot
 from prunetaylor.pipeline.stages import step
 from prunetaylor.pipeline.stages.step import change_since_dense, measure_change, run_step
-from prunetaylor.pruning.selection.schedule import Fixed
+from prunetaylor.pruning.selection.schedule import Fixed, StageChange
 from prunetaylor.pruning.selection.trust_region import RAISES, STAGES, TrustRegion
 from prunetaylor.taylor import model
 from prunetaylor.taylor.curvature.gram import Moments
@@ -177,8 +177,8 @@ def test_the_first_stage_s_change_is_that_since_the_dense_network(conv: nn.Modul
 class Refusing(Fixed):
     """Takes every stage back from the second on."""
 
-    def judge(self, now: float, *rest: Any, **more: Any) -> bool:
-        return now == 0
+    def update(self, change: StageChange) -> bool:
+        return change.start == 0
 
 
 def test_a_stage_taken_back_leaves_nothing_behind(conv: nn.Module) -> None:
@@ -209,9 +209,9 @@ class Asking(TrustRegion):
         self.asked = change(target)
         return target
 
-    def judge(self, *numbers: Any, **more: Any) -> bool:
-        self.known = numbers[-1]
-        return super().judge(*numbers, **more)
+    def update(self, change: StageChange) -> bool:
+        self.predictable = change.predictable
+        return super().update(change)
 
 
 def test_a_stage_is_as_long_as_what_repair_left_of_the_last_one_allows(conv: nn.Module) -> None:
@@ -267,15 +267,15 @@ def test_what_repair_by_obs_solves_is_fitted_before_anything_is_removed(
 
 
 @pytest.mark.parametrize(
-    ("method", "repair", "guess"),
-    [("obd", "none", "none needed"), ("obd", "least-squares", "needed"), ("obs_fisher", "none", "needed")],
+    ("method", "repair", "predictable"),
+    [("obd", "none", True), ("obd", "least-squares", False), ("obs_fisher", "none", False)],
 )
 def test_where_weights_move_what_a_stage_changes_is_a_guess_beforehand(
-    conv: nn.Module, method: str, repair: str, guess: str
+    conv: nn.Module, method: str, repair: str, predictable: bool
 ) -> None:
     control = Asking(0.3, 2.0, 0.01, 0.35)
     prepared(conv, control=control, prune__sparsity=0.3, prune__method=method, prune__repair=repair).run_stage()
-    assert control.known == guess
+    assert control.predictable == predictable
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.calibration import pseudo_labelled
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.repair.masks import check_masks
-from prunetaylor.pruning.training.divergence import LOOK_EVERY, Diverged
+from prunetaylor.pruning.training.divergence import CHECK_EVERY, Diverged
 from prunetaylor.pruning.training.train import Training, TrainState
 from prunetaylor.taylor.objective import Objective
 
@@ -137,7 +137,7 @@ class Finetuning:
         self.stages.state.train(state.step)
         detail = f"epoch {state.epoch} of {self.plan.epochs}"
         # A loss that is not finite ends training at its next check.
-        if state.step % LOOK_EVERY == 0 and math.isfinite(loss := state.loss):
+        if state.step % CHECK_EVERY == 0 and math.isfinite(loss := state.loss):
             speed = {"train/loss": loss, "train/lr": state.lr, "train/samples_per_second": state.samples_per_second}
             self.progress.measured(state.step, speed)
         self.progress.step(f"{detail}, {state.samples_per_second:,.0f} samples/s, {_duration(state.seconds_left)} left")

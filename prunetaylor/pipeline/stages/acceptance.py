@@ -8,6 +8,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.results.outcome import Stage
 from prunetaylor.pipeline.stages.state import StepControl
 from prunetaylor.pipeline.stages.step import Change, StepOutcome
+from prunetaylor.pruning.selection.schedule import StageChange
 from prunetaylor.pruning.selection.trust_region import agrees
 
 EXPLODED = 100.0
@@ -42,15 +43,17 @@ def decide_acceptance(
         NumericsError: the network is ruined, and no smaller or more damped step is left.
     """
     ruin, change = describe_ruin(outcome, constant_error), outcome.change
-    accepted = control.judge(
-        outcome.start,
-        outcome.selection.sparsity,
-        change.predicted,
-        float("inf") if ruin else change.measured,
-        change.noise,
-        "needed" if moves_weights else "none needed",
-        damped=damped,
-        least=outcome.removed == 1,
+    accepted = control.update(
+        StageChange(
+            start=outcome.start,
+            end=outcome.selection.sparsity,
+            predicted=change.predicted,
+            measured=float("inf") if ruin else change.measured,
+            noise=change.noise,
+            predictable=not moves_weights,
+            damped=damped,
+            smallest=outcome.removed == 1,
+        )
     )
     if accepted and ruin:
         other = "" if repair == "least-squares" else "prune.repair=least-squares, or "

@@ -64,13 +64,13 @@ def _refine_by_features(
         scale=scale,
         steps=plan.steps,
         chunk=part.batches.batch_size,
-        alone=[one.name for one in network.skipped],
+        frozen=[one.name for one in network.skipped],
     )
     if saved:
         matching.load_state_dict(saved)
     for step in matching.run():
         text = f"held-out error {step.before:.4g} -> {step.after:.4g} (step {step.step} of {plan.steps})"
-        yield RefinementStep(text if step.looked else None, matching.state_dict)
+        yield RefinementStep(text if step.measured else None, matching.state_dict)
 
 
 def _augmented_batches(setup: StageSetup, state: PruningState, part: Part) -> Batches:
@@ -108,8 +108,8 @@ def _refine_by_gauss_newton(
         holdout,
         steps=setup.plan.refinement.steps,
         seed=job.config.seed + 1_000_003 * (len(state.history) - 1),
-        alone=[one.name for one in job.network.skipped],
-        done=saved.get("steps", 0),
+        frozen=[one.name for one in job.network.skipped],
+        steps_done=saved.get("steps", 0),
     ):
         damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
         text = f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"

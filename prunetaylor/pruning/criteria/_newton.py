@@ -1,4 +1,4 @@
-"""How far to go along a Newton step that was found layer by layer."""
+"""The length of a Newton step that was computed layer by layer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from prunetaylor.taylor.model import TaylorModel
 
 
 def newton_share(model: TaylorModel, step: Mapping[str, Tensor]) -> float:
-    """The share, in [0, 1], of ``step`` (the weights' shapes, by parameter name) at which the judge's Taylor model of
-    the whole network, or the model itself where there is no judge, has its minimum along it.
+    """Return the share in [0, 1] of ``step`` (the weights' shapes, by parameter name) that minimises the error.
 
-    Each block's own Newton step makes up for the whole of the error; all of them together overshoot, about as many
-    times as there are layers. And where there are more weights than samples a step meets any gradient of the samples
-    that it was fitted to, noise too: others say how much of it is more than that.
+    The error is that of the whole network's Taylor model on held-out samples, or else of the model itself.
+
+    Each block's own Newton step corrects the whole error, so that all of them overshoot together, about as many times
+    as there are layers. And with more weights than samples a step follows any gradient of the samples that it was
+    fitted to, including noise: other samples tell how much of it is more than that.
     """
     moves = {name: v.to(model.state[name]) for name, v in step.items()}
-    found = (model.holdout_model or model).predict(moves)
-    if found.first_order >= 0 or found.second_order <= 0:  # uphill, or as far as anybody can tell without an end
+    prediction = (model.holdout_model or model).predict(moves)
+    if prediction.first_order >= 0 or prediction.second_order <= 0:  # uphill, or downhill without end
         return 0.0
-    return min(1.0, -found.first_order / (2 * found.second_order))
+    return min(1.0, -prediction.first_order / (2 * prediction.second_order))

@@ -35,23 +35,23 @@ _ELEMENTS = 1 << 22  # of X at a time: 32 MiB in float64
 
 
 def quadratic_bytes(sizes: Sizes) -> int:
-    """What a step takes besides the rows: some columns three times over, and n x n matrices."""
+    """Return the bytes of a step besides the rows: some columns three times over, and n x n matrices."""
     n = sizes.samples
     return sizes.wide * (3 * max(n, _ELEMENTS // current_chunks().systems) + 8 * n * n)
 
 
 @dataclass(frozen=True)
 class Support:
-    """What is known of a support: ``keep`` (p,), M (n, n) and z (n,)."""
+    """A set of kept weights, ``kept`` (p,), with its M (n, n) and z (n,)."""
 
-    keep: Tensor
+    kept: Tensor
     m: Tensor
     z: Tensor
 
 
 @dataclass(frozen=True)
 class Changes:
-    """For every weight (p,): q and h as above, and what its leaving (kept) or joining (not kept) changes Q by, >= 0."""
+    """For every weight (p,): q, h, and ``size`` >= 0, the change of Q if it leaves (kept) or joins (not kept)."""
 
     q: Tensor
     h: Tensor
@@ -59,7 +59,8 @@ class Changes:
 
 
 class Quadratic:
-    """``rows`` (n, p) are the samples' gradients, scaled in place; ``weights`` and ``gradient`` are (p,)."""
+    """The quadratic model Q. ``rows`` (n, p) are the samples' gradients, scaled in place; weights and gradient are
+    (p,)."""
 
     def __init__(self, rows: Tensor, weights: Tensor, gradient: Tensor, ridge: float) -> None:
         self.dtype = accumulate_type(rows.device)
@@ -72,68 +73,68 @@ class Quadratic:
             raise NumericsError("the gradients of the samples are not finite", "check the samples and the weights")
 
     def set_gradient(self, gradient: Tensor) -> None:
-        """Take another g (p,)."""
+        """Replace g (p,)."""
         self.gradient = gradient.to(self.dtype)
         self.pull = self.gradient / self.ridge
         self.c = self.w - self.pull
 
-    def within(self, vector: Tensor) -> Tensor:
-        """X'(I + XX')^-1 X v: the part of a vector (p,) in the directions in which F is larger than the ridge."""
+    def project(self, vector: Tensor) -> Tensor:
+        """Return X'(I + XX')^-1 X v, the part of a vector (p,) along directions in which F is larger than the ridge."""
         everything = self.support(torch.ones_like(self.w, dtype=torch.bool))
         seen = self.times(vector).unsqueeze(1)
         return self.times_transposed(torch.cholesky_solve(seen, self._factor(everything)).squeeze(1))
 
     def value(self, d: Tensor) -> float:
-        """Q(d)."""
+        """Return Q(d)."""
         return self.ridge * float(self.pull @ d + 0.5 * self.times(d).square().sum() + 0.5 * d.square().sum())
 
     def slope(self, d: Tensor) -> Tensor:
-        """dQ/dd (p,) at ``d``."""
+        """Return dQ/dd (p,) at ``d``."""
         return self.ridge * (self.pull + self.times_transposed(self.times(d)) + d)
 
     def times(self, vector: Tensor) -> Tensor:
-        """X v (n,)."""
+        """Return X v (n,)."""
         total = torch.zeros(len(self.x), dtype=self.dtype, device=self.x.device)
         for part, x in self.columns():
             total += x @ vector[part]
         return total
 
     def times_transposed(self, vector: Tensor) -> Tensor:
-        """X'u (p,)."""
+        """Return X'u (p,)."""
         return self._by_weight(lambda x: vector @ x)
 
-    def support(self, keep: Tensor) -> Support:
-        """The matrices of a support (p,), from all of its columns."""
+    def support(self, kept: Tensor) -> Support:
+        """Return the matrices of a support (p,), computed from all of its columns."""
         eye = torch.eye(len(self.x), dtype=self.dtype, device=self.x.device)
-        empty = Support(torch.zeros_like(keep), eye, eye[0])
-        all_of = self.changed(empty, keep.nonzero(), keep[:0].nonzero())
+        empty = Support(torch.zeros_like(kept), eye, eye[0])
+        all_of = self.changed(empty, kept.nonzero(), kept[:0].nonzero())
         # z = y - X_S c_S without the cancellation: exactly zero where all weights are kept and there is no gradient.
-        return Support(keep, all_of.m, self.times(torch.where(keep, self.pull, self.w)))
+        return Support(kept, all_of.m, self.times(torch.where(kept, self.pull, self.w)))
 
     def changed(self, support: Support, joining: Tensor, leaving: Tensor) -> Support:
-        """The support with some weights (indices) more and some fewer."""
-        keep, m, z = support.keep.clone(), support.m.clone(), support.z.clone()
+        """Return the support after some weights (indices) join and others leave."""
+        kept, m, z = support.kept.clone(), support.m.clone(), support.z.clone()
         for sign, which in ((1, joining.flatten()), (-1, leaving.flatten())):
-            keep[which] = sign > 0
+            kept[which] = sign > 0
             for some in torch.split(which, max(1, _ELEMENTS // current_chunks().systems // len(self.x))):
                 x = self.x.index_select(1, some).to(self.dtype)
                 m.addmm_(x, x.mT, alpha=sign)
                 z -= sign * (x @ self.c[some])
-        return Support(keep, m, z)
+        return Support(kept, m, z)
 
     def best_value(self, support: Support) -> float:
-        """The least Q with the weights outside the support at zero."""
+        """Return the least Q with the weights outside the support at zero."""
         solved = torch.cholesky_solve(support.z.unsqueeze(1), self._factor(support)).squeeze(1)
-        outside = self.c[~support.keep].square().sum() - self.pull.square().sum()
+        outside = self.c[~support.kept].square().sum() - self.pull.square().sum()
         return 0.5 * self.ridge * float(support.z @ solved + outside)
 
     def best_point(self, support: Support) -> Tensor:
-        """The displacement d (p,) that reaches :meth:`best_value`."""
+        """Return the displacement d (p,) that reaches :meth:`best_value`."""
         solved = torch.cholesky_solve(support.z.unsqueeze(1), self._factor(support)).squeeze(1)
-        return torch.where(support.keep, self.c + self.times_transposed(solved), 0) - self.w
+        return torch.where(support.kept, self.c + self.times_transposed(solved), 0) - self.w
 
     def changes(self, support: Support) -> Changes:
-        """For every weight, the exact change of the least Q if it alone changes sides; h to the precision of X."""
+        """Return the exact change of the least Q if each weight alone changes sides; h has the precision of X."""
         factor = self._factor(support)
         solved = torch.cholesky_solve(support.z.unsqueeze(1), factor).squeeze(1)
         eye = torch.eye(len(factor), dtype=self.dtype, device=factor.device)
@@ -145,21 +146,21 @@ class Quadratic:
             h[part] = (whiten @ self.x[:, part]).square().sum(0)
         # By rounding h may pass what it cannot: leaving adds at least as much as in a model of that weight alone.
         rest = torch.maximum(1 - h, 1 / (1 + self.squares))
-        return Changes(q, h, 0.5 * self.ridge * q.square() / torch.where(support.keep, rest, 1 + h))
+        return Changes(q, h, 0.5 * self.ridge * q.square() / torch.where(support.kept, rest, 1 + h))
 
     def columns(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some columns of X (n, m) at a time, in the widest type."""
+        """Yield some columns of X (n, m) at a time, in the widest type."""
         step = max(1, _ELEMENTS // current_chunks().systems // len(self.x))
         for low in range(0, self.x.shape[1], step):
             part = slice(low, min(self.x.shape[1], low + step))
             yield part, self.x[:, part].to(self.dtype)
 
     def _by_weight(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        found = torch.empty_like(self.w)
+        values = torch.empty_like(self.w)
         # Not a list of parts: small tensors that stay between large ones keep the allocator from reusing their room.
         for part, x in self.columns():
-            found[part] = function(x)
-        return found
+            values[part] = function(x)
+        return values
 
     def _factor(self, support: Support) -> Tensor:
         factor, info = torch.linalg.cholesky_ex(support.m)

@@ -32,25 +32,25 @@ ENOUGH = 1e-3
 """Exchanges end when one gains less than this share of the value."""
 
 
-def best_subset(model: Quadratic, keep: int, fixed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(mask (p,), exactly ``keep`` of it True = keep; displacement d (p,)). ``fixed`` (p,) marks what must stay."""
+def best_subset(model: Quadratic, count: int, fixed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the best mask (p,) of ``count`` weights and its displacement d (p,); weights in ``fixed`` (p,) stay."""
     stay = torch.zeros_like(model.w, dtype=torch.bool) if fixed is None else fixed
-    support = eliminate(model, keep, stay)
-    if 0 < keep < len(model.w):
+    support = eliminate(model, count, stay)
+    if 0 < count < len(model.w):
         support = _improve(model, support, stay)
-    support = model.support(support.keep)  # afresh, without the rounding of many small changes
-    return support.keep, model.best_point(support)
+    support = model.support(support.kept)  # afresh, without the rounding of many small changes
+    return support.kept, model.best_point(support)
 
 
-def eliminate(model: Quadratic, keep: int, fixed: Tensor) -> Support:
-    """Remove, in rounds, what costs least until ``keep`` weights are left; equals go in the order of their position."""
+def eliminate(model: Quadratic, count: int, fixed: Tensor) -> Support:
+    """Remove in rounds the weights that cost least until ``count`` remain; ties are broken by position."""
     support = model.support(torch.ones_like(fixed))
-    left = len(fixed)
-    while left > keep:
-        going = min(left - keep, max(1, int(ROUND * left)))
-        cost = model.changes(support).size.masked_fill(~support.keep, torch.inf).masked_fill(fixed, torch.inf)
+    remaining = len(fixed)
+    while remaining > count:
+        going = min(remaining - count, max(1, int(ROUND * remaining)))
+        cost = model.changes(support).size.masked_fill(~support.kept, torch.inf).masked_fill(fixed, torch.inf)
         support = model.changed(support, fixed[:0].nonzero(), torch.argsort(cost, stable=True)[:going])
-        left -= going
+        remaining -= going
     return support
 
 
@@ -76,40 +76,40 @@ Sorted = tuple[Tensor, Tensor]
 
 
 def _candidates(model: Quadratic, support: Support, fixed: Tensor) -> tuple[Sorted, Sorted, Tensor]:
-    """The kept, cheapest first; the others, best first; and every weight's q."""
+    """Return the kept weights, cheapest first, the others, best first, and the q of every weight."""
     changes = model.changes(support)
-    kept = (support.keep & ~fixed).nonzero().squeeze(1)
-    others = (~support.keep).nonzero().squeeze(1)
+    kept = (support.kept & ~fixed).nonzero().squeeze(1)
+    others = (~support.kept).nonzero().squeeze(1)
     kept = kept[torch.argsort(changes.size[kept], stable=True)]
     others = others[torch.argsort(changes.size[others], descending=True, stable=True)]
     return (kept, changes.size[kept]), (others, changes.size[others]), changes.q
 
 
 def _exchange(model: Quadratic, support: Support, value: float, cheap: Sorted, best: Sorted) -> tuple[Support, float]:
-    """Exchange the first m on either side, m the best of those that pay one by one and its halves."""
+    """Exchange the first m of either side, with m the number that pays one by one, or a half, a quarter ... of it."""
     most = min(len(cheap[0]), len(best[0]))
     size = int((cheap[1][:most] < best[1][:most]).sum())
     worse = 0
-    found = support
+    lowest = support
     while size > 0 and worse < 3:
-        tried = model.changed(support, best[0][:size], cheap[0][:size])
-        now = model.best_value(tried)
+        candidate = model.changed(support, best[0][:size], cheap[0][:size])
+        now = model.best_value(candidate)
         if now < value:
-            found, value, worse = tried, now, 0
-        elif found is not support:
+            lowest, value, worse = candidate, now, 0
+        elif lowest is not support:
             worse += 1
         size //= 2
-    return found, value
+    return lowest, value
 
 
 def _swap(
     model: Quadratic, support: Support, value: float, kept: Tensor, others: Tensor, q: Tensor
 ) -> tuple[Support, float]:
-    """Chains of swaps within a pool of weights, as long as they lower the value."""
+    """Follow chains of swaps within a pool of weights as long as they lower the value."""
     pool = torch.cat([kept, others])
     x = model.x.index_select(1, pool).to(model.dtype)
     g = x.mT @ torch.cholesky_solve(x, torch.linalg.cholesky(support.m))
-    inside = support.keep[pool].clone()
+    inside = support.kept[pool].clone()
     q = q[pool]
     first = 0
     while first < STARTS:
@@ -118,13 +118,13 @@ def _swap(
             (g, q, inside), first = point, 0
         else:
             first += 1
-    tried = model.changed(support, pool[inside & ~support.keep[pool]], pool[~inside & support.keep[pool]])
-    now = model.best_value(tried)
-    return (tried, now) if now < value else (support, value)
+    candidate = model.changed(support, pool[inside & ~support.kept[pool]], pool[~inside & support.kept[pool]])
+    now = model.best_value(candidate)
+    return (candidate, now) if now < value else (support, value)
 
 
 def _chain(g: Tensor, q: Tensor, inside: Tensor, first: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """One chain of swaps, no weight moving twice: (what the best point on it gains in Q/r, and g, q, inside there).
+    """Follow a chain of swaps without moving a weight twice; return gain in Q/r, g, q and inside at its best point.
 
     It starts with the best swap but ``first``, each of another weight to be kept.
 
@@ -153,7 +153,7 @@ def _chain(g: Tensor, q: Tensor, inside: Tensor, first: int) -> tuple[float, Ten
 
 
 def _best_pair(g: Tensor, q: Tensor, kept: Tensor, others: Tensor, but: int) -> tuple[float, int, int]:
-    """(change of Q/r, i, j) of the best swap of a kept weight i for another j, but so many j, all others moving."""
+    """Return (change of Q/r, i, j) of the best swap of a kept weight i for another j but the ``but`` best of these."""
     diagonal = g.diagonal()
     rest = (1 - diagonal[kept]).unsqueeze(1)  # positive: the kept weights' x'M^-1 x are below one
     across = g[kept.unsqueeze(1), others]

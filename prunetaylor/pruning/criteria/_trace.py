@@ -25,85 +25,86 @@ SHRINK = 0.8
 
 
 def traces_bytes(layer: LayerSize, wide: int) -> int:
-    """What the rows of a layer that go together take: their inverses, and what copying them into smaller ones adds."""
+    """Return the bytes of the rows that are solved together: their inverses, and copies into smaller ones."""
     return systems_bytes(layer, wide, copies=4.5)
 
 
-def greedy_traces(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:
-    """The order in which each row's weights go, and what each adds to the row's error.
+def greedy_traces(h: Tensor, w: Tensor, mask: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:
+    """Return the order in which each row's weights are removed, and what each removal adds to the row's error.
 
     Args:
         h: (C, C), the rows' common Gram matrix, damped as in ``curvature.solve``.
         w: (R, C), in the type of ``h``; zero where not kept.
-        keep: (R, C), the weights that are there.
+        mask: (R, C), the weights that are not removed yet.
 
     Returns:
         order (R, C), long: 0 for the first to go; -1 where not kept.
         added (R, C): the increase of  d'Hd  by that removal; 0 where not kept.
 
-    NumericsError, naming the layer, where no damping makes ``h`` positive definite.
+    Raises:
+        NumericsError: no damping makes ``h`` positive definite; it names the layer.
     """
-    order = torch.full(keep.shape, -1, dtype=torch.long, device=h.device)
-    added = torch.zeros(keep.shape, dtype=h.dtype, device=h.device)
+    order = torch.full(mask.shape, -1, dtype=torch.long, device=h.device)
+    added = torch.zeros(mask.shape, dtype=h.dtype, device=h.device)
     finished = 0
-    for rows in row_batches(keep):
-        columns, valid = kept_columns(keep[rows])
-        inverse, floor = _inverses(h, keep[rows], damping, name, note)
+    for rows in row_batches(mask):
+        columns, valid = kept_columns(mask[rows])
+        inverse, floor = _inverses(h, mask[rows], damping, name, note)
         part_order, part_added = _remove_all(inverse, floor, w[rows].gather(1, columns), valid)
         order[rows] = order[rows].scatter(1, columns, torch.where(valid, part_order, -1))
         added[rows] = added[rows].scatter(1, columns, torch.where(valid, part_added, 0))
         finished += len(rows)
-        report_part(finished, len(keep))
+        report_part(finished, len(mask))
     return order, added
 
 
-def _inverses(h: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:
-    """(R, K, K) inverses of damped ``h`` on each row's kept columns, and 1 / its diagonal (R, K).
+def _inverses(h: Tensor, mask: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:
+    """Return inverses (R, K, K) of damped ``h`` on each row's kept columns, and 1 / its diagonal (R, K).
 
-    The latter is what the diagonal of the inverse falls to, whatever else goes. Rows that keep the same columns share
+    The diagonal of the inverse falls to the latter, whatever else is removed. Rows that keep the same columns share
     one factorisation.
     """
-    distinct, which = torch.unique(keep, dim=0, return_inverse=True)
+    distinct, which = torch.unique(mask, dim=0, return_inverse=True)
     factor = cholesky(h, distinct, damping, name, note)
     return torch.cholesky_inverse(factor).index_select(0, which), (1 / factor.square().sum(2)).index_select(0, which)
 
 
-def _remove_all(inverse: Tensor, floor: Tensor, w: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-    """(order, added) of :func:`greedy_traces` for (R, K, K) inverses; ``inverse`` is used up."""
+def _remove_all(inverse: Tensor, floor: Tensor, w: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (order, added) of :func:`greedy_traces` for inverses (R, K, K), which are overwritten."""
     rows = len(w)
-    order, added = torch.full_like(alive, -1, dtype=torch.long), torch.zeros_like(w)
+    order, added = torch.full_like(present, -1, dtype=torch.long), torch.zeros_like(w)
     place = torch.arange(w.shape[1], device=w.device).expand(rows, -1)  # of each column among the columns at first
-    alive, diagonal = alive.clone(), inverse.diagonal(dim1=-2, dim2=-1).clone()
-    done, left = 0, int(alive.sum(1).max())
-    while left > 0:
-        steps = min(STEPS, left)
+    present, diagonal = present.clone(), inverse.diagonal(dim1=-2, dim2=-1).clone()
+    removed, remaining = 0, int(present.sum(1).max())
+    while remaining > 0:
+        steps = min(STEPS, remaining)
         put_off = w.new_zeros(rows, steps, w.shape[1])
         for step in range(steps):
-            chosen, cost = _remove_one(inverse, put_off[:, : step + 1], w, alive, diagonal, floor)
+            chosen, cost = _remove_one(inverse, put_off[:, : step + 1], w, present, diagonal, floor)
             at = place.gather(1, chosen)
             going = torch.isfinite(cost)
-            order.scatter_(1, at, torch.where(going, done + step, order.gather(1, at)))
+            order.scatter_(1, at, torch.where(going, removed + step, order.gather(1, at)))
             added.scatter_(1, at, torch.where(going, cost, added.gather(1, at)))
-        done, left = done + steps, left - steps
-        if 0 < left <= SHRINK * w.shape[1]:
-            stay = torch.argsort((~alive).to(torch.uint8), dim=1, stable=True)[:, :left]
+        removed, remaining = removed + steps, remaining - steps
+        if 0 < remaining <= SHRINK * w.shape[1]:
+            stay = torch.argsort((~present).to(torch.uint8), dim=1, stable=True)[:, :remaining]
             # Rows twice, with a transposition between: rows are copied whole, columns would be entry by entry.
             inverse = _some_rows(_some_rows(inverse, stay).mT.contiguous(), stay)
             put_off = put_off.gather(2, stay.unsqueeze(1).expand(-1, steps, -1))
-            w, alive, place, diagonal, floor = (t.gather(1, stay) for t in (w, alive, place, diagonal, floor))
-        if left > 0:
+            w, present, place, diagonal, floor = (t.gather(1, stay) for t in (w, present, place, diagonal, floor))
+        if remaining > 0:
             inverse.baddbmm_(put_off.mT, put_off, alpha=-1)
     return order, added
 
 
 def _remove_one(
-    inverse: Tensor, put_off: Tensor, w: Tensor, alive: Tensor, diagonal: Tensor, floor: Tensor
+    inverse: Tensor, put_off: Tensor, w: Tensor, present: Tensor, diagonal: Tensor, floor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Remove one weight of each row, in place: the columns (R, 1), and the costs (R, 1), inf where no weight is left.
+    """Remove one weight of each row in place; return its column (R, 1) and cost (R, 1), inf for a row without weights.
 
     ``put_off`` (R, B, K) holds the updates since ``inverse`` was last brought up to date; its last is this one's.
     """
-    costs = (w.square() / diagonal).masked_fill_(~alive, float("inf"))
+    costs = (w.square() / diagonal).masked_fill_(~present, float("inf"))
     cost, chosen = costs.min(1, keepdim=True)
     column = _some_rows(inverse, chosen)
     before = put_off[:, :-1]
@@ -116,11 +117,11 @@ def _remove_one(
     w -= u * (w.gather(1, chosen) / pivot.sqrt())
     w.scatter_(1, chosen, 0)
     torch.maximum(diagonal - u.square(), floor, out=diagonal)
-    alive.scatter_(1, chosen, False)
+    present.scatter_(1, chosen, False)
     return chosen, cost
 
 
 def _some_rows(matrices: Tensor, which: Tensor) -> Tensor:
-    """(R, L, K) from contiguous matrices (R, J, K): the rows ``which`` (R, L) of each."""
+    """Return the rows ``which`` (R, L) of each of the contiguous matrices (R, J, K), as (R, L, K)."""
     first = torch.arange(len(matrices), device=matrices.device).unsqueeze(1) * matrices.shape[1]
     return matrices.flatten(0, 1).index_select(0, (first + which).flatten()).view(*which.shape, -1)

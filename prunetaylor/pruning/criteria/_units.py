@@ -1,4 +1,4 @@
-"""How the output errors of different layers are made comparable: the one place where criteria take their units from.
+"""Units that make the output errors of different layers comparable; all criteria take theirs from here.
 
 A removal that adds e to the mean square error of one of a layer's outputs counts
 
@@ -29,9 +29,9 @@ RETRAINED = 1.0
 
 
 def error_unit(model: TaylorModel, layer: Layer) -> Tensor:
-    """a/2, (G, R, 1): the change of the error by K-FAC's factors for a unit of square error in each of the outputs.
+    """Return a/2 (G, R, 1), the change of the error by K-FAC's factors for a unit of square error in each output.
 
-    Zero for a layer that the outputs do not depend on.
+    It is zero for a layer that the network's outputs do not depend on.
     """
     moments = model.moments[layer.name]
     sensitivity = model.sensitivity.get(layer.name, torch.zeros_like(moments.variance))
@@ -39,9 +39,9 @@ def error_unit(model: TaylorModel, layer: Layer) -> Tensor:
 
 
 def ranking_unit(model: TaylorModel, layer: Layer) -> Tensor:
-    """u, (G, R, 1): what square errors in each of a layer's outputs are multiplied with to rank them across layers.
+    """Return u (G, R, 1), the factor of a square error in each of a layer's outputs when layers are compared.
 
-    Zero for a layer that the outputs do not depend on: it costs nothing, and goes first.
+    It is zero for a layer that the network's outputs do not depend on: its weights cost nothing, and are removed first.
     """
     variance = model.moments[layer.name].variance.sum()
     # Two powers rather than one of the quotient, which a layer without any variance would take out of range.

@@ -35,6 +35,8 @@ APART = 1000
 
 
 class ExactOBS(Criterion):
+    """ExactOBS empties each row greedily, and updates its inverse Gram matrix after each removal."""
+
     summary = (
         "Optimal Brain Surgeon one weight at a time: the rest of a row is updated after each removal, so weights "
         "that can replace one another are not all removed"
@@ -80,20 +82,20 @@ class ExactOBS(Criterion):
             return centred_bytes(layer, sizes.wide) + traces_bytes(layer, sizes.wide)
 
         systems, layer = largest_of(sizes.layers, need)
-        held = grams + sensitivity
+        stored = grams + sensitivity
         return [
             Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("output sensitivities", {"curvature": held, "activations": batch}),
-            Phase("traces", {"curvature": held, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
+            Phase("output sensitivities", {"curvature": stored, "activations": batch}),
+            Phase("traces", {"curvature": stored, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
         ]
 
 
-def _traces(model: TaylorModel, layer: Layer, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The step at which each weight (G, R, C) goes in its row, and the largest addition to the error up to then."""
+def _traces(model: TaylorModel, layer: Layer, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the step at which each weight (G, R, C) is removed in its row, and the largest added error up to then."""
     h = model.gram(layer)
-    w = layer.matrix(layer.weight.detach()).to(h.dtype) * keep
-    order, added = torch.zeros_like(keep, dtype=torch.long), torch.zeros_like(w)
-    parts = -(-max(1, int(keep.sum(2).max())) // BLOCK)
+    w = layer.matrix(layer.weight.detach()).to(h.dtype) * mask
+    order, added = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(w)
+    parts = -(-max(1, int(mask.sum(2).max())) // BLOCK)
     if parts > 1:
         model.note(f"{layer.name}: weights chosen in {parts} blocks of columns, as rows keep more than {BLOCK}")
     width = -(-h.shape[1] // parts)
@@ -101,13 +103,13 @@ def _traces(model: TaylorModel, layer: Layer, keep: Tensor) -> tuple[Tensor, Ten
         for start in range(0, h.shape[1], width):
             part = slice(start, min(h.shape[1], start + width))
             order[g, :, part], cost = greedy_traces(
-                h[g, part, part], w[g, :, part], keep[g, :, part], model.damping, layer.name, model.note
+                h[g, part, part], w[g, :, part], mask[g, :, part], model.damping, layer.name, model.note
             )
             added[g, :, part] = _largest_before(order[g, :, part], cost)
     return order, added
 
 
 def _largest_before(order: Tensor, added: Tensor) -> Tensor:
-    """For each weight (R, C) the largest of ``added`` among the removals of its row up to its own."""
+    """Return, for each weight (R, C), the largest of ``added`` among the removals of its row up to its own."""
     sequence = torch.argsort(order, dim=1, stable=True)
     return torch.empty_like(added).scatter_(1, sequence, added.gather(1, sequence).cummax(1).values)

@@ -38,6 +38,8 @@ _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 
 
 
 class Joint(Solver):
+    """One quadratic model of the whole network chooses the kept weights and moves them."""
+
     summary = (
         "one quadratic model of all layers together, whose best subset of weights is searched for (as in CBS and CHITA)"
     )
@@ -65,20 +67,20 @@ class Joint(Solver):
         network, masks = context.network, context.masks
         quadratic = _fit(context.model, network, masks)
         weights = len(quadratic.w)
-        left = network.prunable - removed
-        if left > weights:
+        remaining = network.prunable - removed
+        if remaining > weights:
             raise ValueError(f"{network.prunable - weights} weights are gone, {removed} were asked for")
-        keep, d = best_subset(quadratic, left)
-        fixed = _largest_where_none_is_kept(network, masks, keep)
+        kept, d = best_subset(quadratic, remaining)
+        fixed = _largest_where_none_is_kept(network, masks, kept)
         # A layer that keeps nothing cuts the network through: once more, with one weight of it that stays.
-        while 0 < int(fixed.sum()) <= left and not bool(keep[fixed].all()):
-            keep, d = best_subset(quadratic, left, fixed)
-            fixed = fixed | _largest_where_none_is_kept(network, masks, keep)
+        while 0 < int(fixed.sum()) <= remaining and not bool(kept[fixed].all()):
+            kept, d = best_subset(quadratic, remaining, fixed)
+            fixed = fixed | _largest_where_none_is_kept(network, masks, kept)
         if not bool(torch.isfinite(d).all()):
             raise NumericsError("the move of the kept weights is not finite", "raise prune.damping")
         moves = _by_parameter(network, masks, d)
         return Step(
-            _by_parameter(network, masks, keep),
+            _by_parameter(network, masks, kept),
             {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
         )
 
@@ -101,7 +103,8 @@ class Joint(Solver):
 
 
 def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
-    """The model of the weights that are not gone, in the layers' order; made once for the same point and masks."""
+    """Return the model of the weights that are not removed, in the layers' order; it is reused for the same point
+    and masks."""
     made, first, quadratic = model.made.get("joint", (None, None, None))
     if made is not masks or first != model.keep_first:
         quadratic = _quadratic(model, network, masks)
@@ -111,15 +114,15 @@ def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Q
 
 
 def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
-    keep = {layer.parameter: masks[layer.parameter].flatten() for layer in network.layers}
-    w = torch.cat([layer.weight.detach().flatten()[keep[layer.parameter]] for layer in network.layers])
+    kept = {layer.parameter: masks[layer.parameter].flatten() for layer in network.layers}
+    w = torch.cat([layer.weight.detach().flatten()[kept[layer.parameter]] for layer in network.layers])
     x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
     start, squares = 0, 0.0
     with torch.enable_grad():
         for layer, rows in FisherRows(
             model.risk, network.layers, model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
         ):
-            part = rows[:, keep[layer.parameter]]
+            part = rows[:, kept[layer.parameter]]
             x[:, start : start + part.shape[1]] = part
             start += part.shape[1]
             squares += float(part.square().sum(0).sum(dtype=accumulate_type(w.device)))
@@ -130,7 +133,7 @@ def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]
     if not model.keep_first:
         return quadratic
     # Outside the directions in which F is larger than the ridge, nothing would hold a step along g back.
-    quadratic.set_gradient(quadratic.within(_gradient(model, network, masks)))
+    quadratic.set_gradient(quadratic.project(_gradient(model, network, masks)))
     newton = quadratic.best_point(quadratic.support(torch.ones_like(w, dtype=torch.bool)))
     share = newton_share(model, _by_parameter(network, masks, newton))
     quadratic.set_gradient(share * quadratic.gradient)
@@ -138,32 +141,32 @@ def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]
 
 
 def _gradient(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Tensor:
-    """g of the weights that are not gone, in the widest type; zero where the first-order term is not kept."""
-    found = []
+    """Return g of the weights that are not removed, in the widest type; zero without the first-order term."""
+    parts = []
     for layer in network.layers:
         kept = masks[layer.parameter]
         g = model.gradient[layer.parameter] if model.keep_first else torch.zeros_like(layer.weight)
-        found.append(g.detach()[kept])
-    return torch.cat(found).to(accumulate_type(found[0].device))
+        parts.append(g.detach()[kept])
+    return torch.cat(parts).to(accumulate_type(parts[0].device))
 
 
-def _largest_where_none_is_kept(network: Network, masks: Mapping[str, Tensor], keep: Tensor) -> Tensor:
-    """Marks, among the weights that are not gone, the first of the largest of each layer of which none is kept."""
-    marks, start = torch.zeros_like(keep), 0
+def _largest_where_none_is_kept(network: Network, masks: Mapping[str, Tensor], kept: Tensor) -> Tensor:
+    """Mark, among the weights that are not removed, the largest of each layer that keeps none."""
+    marks, start = torch.zeros_like(kept), 0
     for layer in network.layers:
-        left = layer.weight.detach()[masks[layer.parameter]].abs()
-        if len(left) and not bool(keep[start : start + len(left)].any()):
-            marks[start + int(left.argmax())] = True
-        start += len(left)
+        sizes = layer.weight.detach()[masks[layer.parameter]].abs()
+        if len(sizes) and not bool(kept[start : start + len(sizes)].any()):
+            marks[start + int(sizes.argmax())] = True
+        start += len(sizes)
     return marks
 
 
 def _by_parameter(network: Network, masks: Mapping[str, Tensor], values: Tensor) -> dict[str, Tensor]:
-    """Values of the weights that are not gone, in the weights' shapes; zero (False) for the others."""
-    found, start = {}, 0
+    """Return values of the weights that are not removed in the weights' shapes; zero (False) for the others."""
+    shaped, start = {}, 0
     for layer in network.layers:
         mask = masks[layer.parameter]
         count = int(mask.sum())
-        found[layer.parameter] = values.new_zeros(mask.shape).masked_scatter_(mask, values[start : start + count])
+        shaped[layer.parameter] = values.new_zeros(mask.shape).masked_scatter_(mask, values[start : start + count])
         start += count
-    return found
+    return shaped

@@ -17,6 +17,8 @@ from prunetaylor.taylor.memory import Phase, Sizes
 
 
 class Lamp(Criterion):
+    """The squared weight is divided by the sum of the larger ones of its layer."""
+
     summary = "layer-adaptive magnitude: the squared weight, relative to the larger ones of its layer"
     cost = "a sort; needs no data"
     use = "no data and a high sparsity: it keeps layers from being emptied"
@@ -28,8 +30,8 @@ class Lamp(Criterion):
             weight = layer.weight.detach()
             squares = weight.flatten().to(accumulate_type(weight.device)).square()
             order = torch.argsort(squares, stable=True)
-            left = squares[order].flip(0).cumsum(0).flip(0)  # what is no smaller, itself included
-            share = squares[order] / left.clamp_min(torch.finfo(left.dtype).tiny)
+            rest = squares[order].flip(0).cumsum(0).flip(0)  # what is no smaller, itself included
+            share = squares[order] / rest.clamp_min(torch.finfo(rest.dtype).tiny)
             scores[layer.parameter] = torch.empty_like(share).scatter(0, order, share).view(weight.shape)
         return scores
 

@@ -12,6 +12,8 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class Magnitude(Criterion):
+    """The score of a weight is its absolute value."""
+
     summary = "the smallest absolute weights are removed"
     cost = "a sort; needs no data"
     use = "the default without data; the baseline to beat"

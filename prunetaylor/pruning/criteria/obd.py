@@ -16,6 +16,8 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class OptimalBrainDamage(Criterion):
+    """The score of a weight is its second-order term alone, without compensation."""
+
     summary = "Optimal Brain Damage: half the diagonal curvature times the squared weight, nothing compensates"
     cost = "up to one backward pass per class over the calibration samples"
     use = "a classic baseline; worse than magnitude on networks with batch norm"
@@ -35,8 +37,8 @@ class OptimalBrainDamage(Criterion):
         """The diagonal, the gradient beside it, then the scores."""
         diagonal, rows = diagonal_bytes(sizes)
         gradient, batch = gradient_bytes(sizes)
-        held = diagonal + gradient
+        stored = diagonal + gradient
         return [
-            Phase("Gauss-Newton diagonal", {"curvature": held, "activations": max(rows, batch)}),
-            Phase("scores", {"curvature": held, "scores": FLOAT * (sizes.weights + sizes.largest)}),
+            Phase("Gauss-Newton diagonal", {"curvature": stored, "activations": max(rows, batch)}),
+            Phase("scores", {"curvature": stored, "scores": FLOAT * (sizes.weights + sizes.largest)}),
         ]

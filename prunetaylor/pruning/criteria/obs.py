@@ -26,6 +26,8 @@ from prunetaylor.taylor.memory import Phase, Sizes, largest_of
 
 
 class OptimalBrainSurgeon(Criterion):
+    """The score of a weight is the output error of its layer after the rest of its row has compensated."""
+
     summary = (
         "Optimal Brain Surgeon per layer: the output error that removing a weight leaves when the rest of its row "
         "compensates"
@@ -41,11 +43,11 @@ class OptimalBrainSurgeon(Criterion):
 
         def score_layer(layer: Layer) -> Tensor:
             h = model.gram(layer)
-            keep = layer.matrix(context.masks[layer.parameter])
+            mask = layer.matrix(context.masks[layer.parameter])
             w = layer.matrix(layer.weight.detach()).to(h.dtype)
             added = torch.stack(
                 [
-                    w[g].square() / inverse_diagonal(h[g], keep[g], model.damping, layer.name, model.note)
+                    w[g].square() / inverse_diagonal(h[g], mask[g], model.damping, layer.name, model.note)
                     for g in range(layer.groups)
                 ]
             )
@@ -60,10 +62,10 @@ class OptimalBrainSurgeon(Criterion):
         systems, layer = largest_of(
             sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + systems_bytes(layer, sizes.wide)
         )
-        held = grams + sensitivity
+        stored = grams + sensitivity
         scores = sizes.wide * sizes.weights
         return [
             Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("output sensitivities", {"curvature": held, "activations": batch}),
-            Phase("scores", {"curvature": held, "systems": systems, "scores": scores}, layer),
+            Phase("output sensitivities", {"curvature": stored, "activations": batch}),
+            Phase("scores", {"curvature": stored, "systems": systems, "scores": scores}, layer),
         ]

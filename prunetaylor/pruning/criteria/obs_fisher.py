@@ -37,6 +37,8 @@ BLOCK = 256
 
 
 class BlockFisherOBS(Solver):
+    """Optimal Brain Surgeon with the inverse Fisher information of blocks of weights, as score and as solver."""
+
     summary = "Optimal Brain Surgeon on blocks of 256 weights of the Fisher information (WoodFisher)"
     cost = "one gradient per calibration sample; time grows with samples x weights"
     use = "comparisons with WoodFisher; convolutions whose weights depend on one another across rows"
@@ -68,24 +70,24 @@ class BlockFisherOBS(Solver):
         rows, making = rows_bytes(sizes)
         gradient, batch = gradient_bytes(sizes)
         blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
-        vectors, held = 3 * sizes.wide * sizes.weights, rows + gradient
+        vectors, stored = 3 * sizes.wide * sizes.weights, rows + gradient
         largest = max(sizes.layers, key=lambda layer: layer.weights).name
         return [
-            Phase("gradients", {"curvature": held, "scores": vectors, "activations": max(making, batch)}, largest),
-            Phase("inverses", {"curvature": held, "scores": vectors, "systems": blocks}, largest),
-            Phase("Newton's step", {"curvature": held, "scores": vectors, "activations": prediction_bytes(sizes)}),
+            Phase("gradients", {"curvature": stored, "scores": vectors, "activations": max(making, batch)}, largest),
+            Phase("inverses", {"curvature": stored, "scores": vectors, "systems": blocks}, largest),
+            Phase("Newton's step", {"curvature": stored, "scores": vectors, "activations": prediction_bytes(sizes)}),
         ]
 
 
 def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-    """s in the weights' shapes, and e."""
-    diagonals, steps, alive = {}, {}, False
+    """Return s in the weights' shapes, and e."""
+    diagonals, steps, has_curvature = {}, {}, False
     for layer, rows in model.fisher_rows:
-        alive = alive or bool(rows.any())
+        has_curvature = has_curvature or bool(rows.any())
         fisher, shape = _fisher(model, layer, rows), layer.weight.shape
         diagonal, newton = fisher.inverse(masks[layer.parameter].flatten(), _gradient(model, layer))
         diagonals[layer.parameter], steps[layer.parameter] = diagonal.view(shape), -newton.view(shape)
-    if not alive:
+    if not has_curvature:
         model.nothing_to_choose_by()
     share = newton_share(model, steps) if model.keep_first else 0.0
     scores = {}
@@ -100,7 +102,7 @@ def _fisher(model: TaylorModel, layer: Layer, rows: Tensor) -> BlockFisher:
 
 
 def _gradient(model: TaylorModel, layer: Layer) -> Tensor:
-    """g, flat; zero where the first-order term is not kept."""
+    """Return g, flat; zero without the first-order term."""
     if not model.keep_first:
         return torch.zeros_like(layer.weight).detach().flatten()
     return model.gradient[layer.parameter].flatten()

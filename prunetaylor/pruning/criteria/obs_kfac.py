@@ -37,6 +37,8 @@ _SEEN = torch.finfo(torch.float32).eps
 
 
 class KroneckerOBS(Criterion):
+    """Optimal Brain Surgeon in units of the error, with the Kronecker factors of its curvature."""
+
     summary = (
         "Optimal Brain Surgeon with Kronecker-factored curvature: as obs, but in units of the loss and with the "
         "gradient's term"
@@ -58,9 +60,9 @@ class KroneckerOBS(Criterion):
 
         def score_layer(layer: Layer) -> Tensor:
             h = model.gram(layer)
-            keep = layer.matrix(context.masks[layer.parameter])
+            mask = layer.matrix(context.masks[layer.parameter])
             inverse = [
-                inverse_diagonal(h[i], keep[i], model.damping, layer.name, model.note) for i in range(layer.groups)
+                inverse_diagonal(h[i], mask[i], model.damping, layer.name, model.note) for i in range(layer.groups)
             ]
             target = layer.matrix(targets[layer.parameter]).to(h.dtype)
             return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
@@ -70,49 +72,49 @@ class KroneckerOBS(Criterion):
     def memory(self, sizes: Sizes) -> list[Phase]:
         """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
         grams, fitting = grams_bytes(sizes)
-        sensitivity, first = sensitivity_bytes(sizes)
-        gradient, second = gradient_bytes(sizes)
-        held, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
+        sensitivity, sensitivity_batch = sensitivity_bytes(sizes)
+        gradient, gradient_batch = gradient_bytes(sizes)
+        stored, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
         systems, layer = largest_of(
             sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
         )
         return [
             Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("gradient", {"curvature": held, "activations": max(first, second)}),
-            Phase("Newton's step", {"curvature": held, "scores": steps, "activations": prediction_bytes(sizes)}),
+            Phase("gradient", {"curvature": stored, "activations": max(sensitivity_batch, gradient_batch)}),
+            Phase("Newton's step", {"curvature": stored, "scores": steps, "activations": prediction_bytes(sizes)}),
             Phase(
-                "scores", {"curvature": held, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer
+                "scores", {"curvature": stored, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer
             ),
         ]
 
 
 def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of each layer by itself, by parameter name."""
+    """Return each layer's own Newton step, by parameter name."""
     least = model.damping * _SEEN * max(float(_curvature(model, layer).max()) for layer in network.layers)
     return {layer.parameter: _newton_step(model, layer, masks[layer.parameter], least) for layer in network.layers}
 
 
 def _curvature(model: TaylorModel, layer: Layer) -> Tensor:
-    """The mean of a diag(H) in each of the layer's rows, (G, R, 1)."""
+    """Return the mean of a diag(H) of each of the layer's rows, (G, R, 1)."""
     return 2 * error_unit(model, layer) * _mean_square(model, layer)
 
 
 def _mean_square(model: TaylorModel, layer: Layer) -> Tensor:
-    """Of the layer's inputs, (G, 1, 1)."""
+    """Return the mean square of the layer's inputs, (G, 1, 1)."""
     h, _ = model.moments[layer.name].plain()
     return h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
 
 
 def _newton_step(model: TaylorModel, layer: Layer, mask: Tensor, least: float) -> Tensor:
-    """-(a H)^-1 g on the kept weights, in the weight's shape; a row's curvature counts as no less than ``least``."""
+    """Return -(a H)^-1 g on the kept weights, in the weight's shape; a row's curvature counts as at least ``least``."""
     h, _ = model.moments[layer.name].plain()
-    keep, curvature = layer.matrix(mask), _curvature(model, layer)
+    kept, curvature = layer.matrix(mask), _curvature(model, layer)
     g = layer.matrix(model.gradient[layer.parameter]).to(h.dtype)
     # Rows that the outputs do not depend on have neither a gradient nor anywhere to go.
-    wanted = torch.where(curvature > 0, -g * _mean_square(model, layer) / curvature.clamp_min(least), 0)
-    start = torch.zeros_like(wanted)
+    targets = torch.where(curvature > 0, -g * _mean_square(model, layer) / curvature.clamp_min(least), 0)
+    start = torch.zeros_like(targets)
     rows = [
-        restricted_least_squares(h[i], wanted[i], start[i], keep[i], model.damping, layer.name, model.note)
+        restricted_least_squares(h[i], targets[i], start[i], kept[i], model.damping, layer.name, model.note)
         for i in range(layer.groups)
     ]
     return layer.tensor(torch.stack(rows))

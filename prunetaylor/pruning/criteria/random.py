@@ -13,6 +13,8 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class Random(Criterion):
+    """The score of a weight is a random number."""
+
     summary = "weights are removed at random"
     cost = "none; needs no data"
     use = "a lower bound for other methods"

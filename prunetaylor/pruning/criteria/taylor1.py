@@ -16,6 +16,8 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class FirstOrderTaylor(Criterion):
+    """The score of a weight is the absolute first-order term of its removal."""
+
     summary = "first-order Taylor expansion: the absolute value of gradient times weight"
     cost = "one forward and backward pass over labelled samples"
     use = "networks far from convergence, with labels; useless at convergence"
@@ -32,8 +34,8 @@ class FirstOrderTaylor(Criterion):
 
     def memory(self, sizes: Sizes) -> list[Phase]:
         """The gradient, then the scores beside it."""
-        held, batch = gradient_bytes(sizes)
+        stored, batch = gradient_bytes(sizes)
         return [
-            Phase("gradient", {"curvature": held, "activations": batch}),
-            Phase("scores", {"curvature": held, "scores": FLOAT * sizes.weights}),
+            Phase("gradient", {"curvature": stored, "activations": batch}),
+            Phase("scores", {"curvature": stored, "scores": FLOAT * sizes.weights}),
         ]

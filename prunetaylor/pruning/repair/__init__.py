@@ -1,1 +1,1 @@
-"""How the kept weights make up for the removed ones: least squares, batch norm, fine-tuning."""
+"""Repair: the kept weights compensate for the removed ones, by least squares, batch norm or refinement."""

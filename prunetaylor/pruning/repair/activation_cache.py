@@ -1,7 +1,7 @@
-"""Passes that do not compute again what is already settled.
+"""The outputs of modules whose layers are final are stored, so that later passes do not compute them again.
 
 While layers are solved in the order in which they run, everything that ran before the current one is final. A module
-all of whose prunable layers are solved gives the same outputs in every pass to come: they are kept, and replayed in
+all of whose prunable layers are solved gives the same outputs in every pass to come: they are stored, and replayed in
 place of the module. A pass then costs the part of the network that is new, instead of all of it up to the layer.
 """
 
@@ -22,25 +22,25 @@ KEPT_BYTES = 1 << 29
 
 
 def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
-    """What is kept of one sample while each of the layers is solved, ``outputs`` being the bytes of each module's."""
-    replay, found, before = ActivationCache(module, layers, 1), [], set[nn.Module]()
+    """Return the bytes stored for one sample while each layer is solved, from the bytes of each module's outputs."""
+    replay, sizes, before = ActivationCache(module, layers, 1), [], set[nn.Module]()
     for layer in layers:
         final = set(replay._largest_final())
         # What a pass adds is kept beside what it replaces until the pass is done.
-        found.append(sum(outputs.get(m, 0) for m in final | before))
+        sizes.append(sum(outputs.get(m, 0) for m in final | before))
         before = final
-        replay.settle(layer)
-    return found
+        replay.freeze(layer)
+    return sizes
 
 
 def kept_bytes(sizes: Sizes) -> int:
-    """What is kept at one time, at most."""
+    """Return the most bytes that are stored at one time."""
     most = sizes.samples * max(sizes.activations.settled, default=0)
     return min(most, KEPT_BYTES // current_chunks().kept)
 
 
 class ActivationCache:
-    """Outputs of settled modules, by batch. Only modules that are called once a pass and return a tensor are kept."""
+    """Outputs of final modules, by batch. Only modules that are called once a pass and return a tensor are stored."""
 
     def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: int) -> None:
         self._module, self._batches = module, batches
@@ -50,20 +50,20 @@ class ActivationCache:
             names = {owner[m] for m in child.modules() if m in owner}
             if names and child is not module:
                 self._inside[child] = names
-        self._settled: set[str] = set()
+        self._frozen: set[str] = set()
         self._kept: dict[nn.Module, list[Tensor]] = {}
         self._coming: dict[nn.Module, int] = {}  # bytes of what the pass at work keeps
         # Modules that share a weight are settled with the first of them, when what feeds the others may be yet to come.
         shared = {m for layer in layers if len(layer.modules) > 1 for m in layer.modules}
         self._refused = {child for child in self._inside if not shared.isdisjoint(child.modules())}
 
-    def settle(self, layer: Layer) -> None:
-        """The layer is final."""
-        self._settled.add(layer.name)
+    def freeze(self, layer: Layer) -> None:
+        """Declare the layer final."""
+        self._frozen.add(layer.name)
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Around one pass over the batches: replay what is kept, and keep what has become final."""
+        """Replay the stored outputs during one pass over the batches, and store those that have become final."""
         batch = _BatchCounter()
         final = self._largest_final()
         fresh: dict[nn.Module, list[Tensor]] = {m: [] for m in final if m not in self._kept}
@@ -85,18 +85,18 @@ class ActivationCache:
         self._coming = {}
         for m, outputs in fresh.items():
             if m not in self._refused and len(outputs) == self._batches:
-                within = set(m.modules())
-                self._kept = {n: o for n, o in self._kept.items() if n not in within}
+                inside = set(m.modules())
+                self._kept = {n: o for n, o in self._kept.items() if n not in inside}
                 self._kept[m] = outputs
 
     def _largest_final(self) -> list[nn.Module]:
-        """Settled modules that may be kept and lie in no other such module."""
-        final = [m for m, names in self._inside.items() if names <= self._settled and m not in self._refused]
+        """Return the final modules that may be stored and lie in no other such module."""
+        final = [m for m, names in self._inside.items() if names <= self._frozen and m not in self._refused]
         inner = {child for m in final for child in m.modules() if child is not m}
         return [m for m in final if m not in inner]
 
     def _keeper(self, into: list[Tensor], batch: _BatchCounter) -> OutputHook:
-        def keep(module: nn.Module, _: Any, output: Any) -> None:
+        def store(module: nn.Module, _: Any, output: Any) -> None:
             called_once = len(into) == batch.value
             if module in self._refused:
                 return
@@ -107,11 +107,11 @@ class ActivationCache:
             else:
                 into.append(output.clone())
 
-        return keep
+        return store
 
     def _fits(self, module: nn.Module, output: Tensor) -> bool:
-        within = set(module.modules())
-        others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in within for o in kept)
+        inside = set(module.modules())
+        others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in inside for o in kept)
         size = output.numel() * output.element_size() * self._batches
         if others + sum(self._coming.values()) + size > KEPT_BYTES // current_chunks().kept:
             return False
@@ -120,7 +120,7 @@ class ActivationCache:
 
 
 class _BatchCounter:
-    """Which batch is on its way: a hook that counts the calls of the network."""
+    """A hook that counts the calls of the network: the index of the current batch."""
 
     value = -1
 

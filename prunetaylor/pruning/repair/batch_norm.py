@@ -26,7 +26,7 @@ _FLOOR = 0.01
 
 
 def norms(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The batch norms with stored statistics, by name."""
+    """Return the batch norms with stored statistics, by name."""
     return {n: m for n, m in module.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
@@ -55,7 +55,8 @@ def correct(module: nn.Module, dense: nn.Module, dense_state: Mapping[str, Tenso
 def _statistics(
     module: nn.Module, watched: Mapping[str, _BatchNorm], batches: Batches, until: nn.Module | None = None
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Mean and variance (C,) of what each batch norm reads and its calls a pass, in the order in which they run."""
+    """Return mean and variance (C,) of each batch norm's inputs and its calls a pass, in the order in which they
+    run."""
     sums: dict[str, Tensor] = {}  # (3, C): of x, of its squares; its values and the norm's calls
 
     def watcher(name: str) -> ForwardHook:
@@ -63,10 +64,10 @@ def _statistics(
             dims = [0, *range(2, x.dim())]
             wide = accumulate_type(x.device)
             # Products in float32, sums over batches in the wide type.
-            found = torch.stack([x.float().sum(dims).to(wide), x.float().square().sum(dims).to(wide)])
-            count = found.new_tensor([[x.numel() // x.shape[1]], [1]]).expand(2, found.shape[1])
-            found = torch.cat([found, count])
-            sums[name] = sums[name] + found if name in sums else found
+            statistics = torch.stack([x.float().sum(dims).to(wide), x.float().square().sum(dims).to(wide)])
+            count = statistics.new_tensor([[x.numel() // x.shape[1]], [1]]).expand(2, statistics.shape[1])
+            statistics = torch.cat([statistics, count])
+            sums[name] = sums[name] + statistics if name in sums else statistics
 
         return add
 
@@ -74,8 +75,8 @@ def _statistics(
     for _ in forward_own(module, batches, watch={norm: watcher(name) for name, norm in watched.items()}, until=until):
         passes += 1
     (passes,) = map(int, sum_numbers(passes))
-    found = {}
+    statistics = {}
     for name, (total, squares, values, calls) in all_sum(sums).items():
         mean = total / values
-        found[name] = (mean, (squares / values - mean.square()).clamp_min(0), int(calls[0]) / passes)
-    return found
+        statistics[name] = (mean, (squares / values - mean.square()).clamp_min(0), int(calls[0]) / passes)
+    return statistics

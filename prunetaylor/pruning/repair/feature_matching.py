@@ -37,63 +37,63 @@ from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, forward_own, hooked
 
 BATCH = 64
-"""Samples a step."""
+"""Number of samples in a step."""
 STEPS = 300
-"""By default."""
+"""Number of steps by default."""
 RATE = 0.015
 """The largest step of a weight, as a share of its tensor's root mean square; from there it falls along a cosine."""
 SMALLEST = 0.01
-"""The root mean square that a tensor is taken to have at least: biases may all be zero."""
+"""The least root mean square of a tensor for its rate: biases may all be zero."""
 FEATURES = 5.0
-"""c, what the layers' outputs weigh beside the network's."""
+"""c, the weight of the layers' outputs relative to the network's."""
 ROUNDING = 1e-12
-"""Of the mean square: outputs whose variance is no more than this are constant, as far as float32 can tell."""
+"""Outputs whose variance is at most this share of their mean square are constant in float32."""
 WARMUP = 10
-"""Steps in which it rises before."""
-LOOKS = 6
-"""Looks at the held-out samples on the way."""
+"""Number of steps in which the rate rises at first."""
+CHECKS = 6
+"""Number of times that the held-out error is measured on the way."""
 
 
 @dataclass(frozen=True)
 class MatchState:
-    """After a step: the held-out error before the first and the lowest so far; ``looked``: it has just been taken."""
+    """The state after a step: the held-out error before the first and the lowest so far; ``measured``: it is new."""
 
     step: int
     before: float
     after: float
-    looked: bool
+    measured: bool
 
 
 def memory(sizes: Sizes) -> Phase:
-    """Gradients, Adam's state, masks as numbers and the best state, beside a batch with its graph.
+    """Return the memory of gradients, Adam's state, masks as numbers and the best state, and of a batch with its graph.
 
-    Of each layer both networks' outputs and their differences.
+    Both networks' outputs of each layer, and their differences, are stored too.
     """
     outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
-    held = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
+    stored = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
     batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
-    parts = {"optimizer": held, "activations": batch}
+    parts = {"optimizer": stored, "activations": batch}
     return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
 class Matching:
-    """Refines ``module`` in place towards ``dense``; masked weights stay zero.
+    """A refinement of ``module`` in place towards ``dense``; masked weights stay zero.
 
     :meth:`run` yields after each step and ends with the state of the lowest held-out error, which may be the first.
-    Like a training, it goes on from a dictionary of what it has done; weights in between are the caller's to keep.
+    Like a training it continues from a state; the weights between two steps are saved by the caller.
 
     Args:
-        layers: whose outputs are matched: behind the batch norm that reads them, where there is one (``intercepts``).
+        layers: their outputs are matched, behind the batch norm that reads them if there is one (``intercepts``).
         masks: by parameter name, True = keep.
         batches: shuffled training batches of BATCH samples, changed anew each time.
-        held: the error of ``module`` on samples that are never fitted.
+        holdout: the error of ``module`` on samples that are never fitted.
         scale: s, in the unit of the error.
         chunk: samples that are passed through the network at once.
-        alone: modules and parameters, by name, that are left as they are.
+        frozen: modules and parameters, by name, that do not move.
 
     Raises (in ``run``):
-        NumericsError: where the error on held-out samples is not finite to begin with.
-        UsageError: where a layer is not called as it is in the dense network, so that there is nothing to match.
+        NumericsError: the error on held-out samples is not finite at the start.
+        UsageError: a layer is not called as in the dense network, so that there is nothing to match.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class Matching:
         intercepts: Mapping[str, Intercept],
         masks: Mapping[str, Tensor],
         batches: Batches,
-        held: Risk,
+        holdout: Risk,
         *,
         scale: float,
         steps: int,
         chunk: int,
-        alone: Collection[str] = (),
+        frozen: Collection[str] = (),
     ) -> None:
-        self.module, self.dense, self.masks, self.batches, self.held = module, dense, masks, batches, held
+        self.module, self.dense, self.masks, self.batches, self.holdout = module, dense, masks, batches, holdout
         self._scale, self._steps, self._chunk = scale, steps, chunk
-        self._free = movable_parameters(module, alone)
+        self._free = movable_parameters(module, frozen)
         self._watched = _watched(module, layers, intercepts)
         # Before anything is moved; what a dictionary holds instead, where one is loaded.
         rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
@@ -121,39 +121,40 @@ class Matching:
 
     def run(self) -> Iterator[MatchState]:
         """Refine, yielding after each step."""
-        state, towards = self._state, Objective(self.held.objective.task, "divergence")
+        state, towards = self._state, Objective(self.holdout.objective.task, "divergence")
         if state["step"] == 0:
-            state["first"] = state["best"] = self.held.value()
+            state["first"] = state["best"] = self.holdout.value()
             state["kept"] = snapshot(self.module)
         with ExitStack() as stack:
             for network in (self.module, self.dense):
                 stack.enter_context(evaluating(network))
             stack.enter_context(trainable(self._free.values()))
-            pull = FeatureLoss(self.module, self.dense, self._watched)
-            stack.enter_context(hooked(pull.hooks))
+            features = FeatureLoss(self.module, self.dense, self._watched)
+            stack.enter_context(hooked(features.hooks))
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
             if state["optimizer"] is not None:
                 self._optimizer.load_state_dict(state["optimizer"])
                 self.batches.load_state_dict(state["batches"], finished=state["finished"])
             stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
-            pull.variances = _variances(self.dense, self.held.batches, pull)
-            looks = {round(self._steps * (k + 1) / LOOKS) for k in range(LOOKS)}
+            features.variances = _variances(self.dense, self.holdout.batches, features)
+            checks = {round(self._steps * (k + 1) / CHECKS) for k in range(CHECKS)}
             for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
-                for part in torch.split(share.x, self._chunk) if len(share.x) else ():
-                    _backward(self.module, self.dense, part, pull, towards, self._scale, len(part) / share.batch_size)
+                for x in torch.split(share.x, self._chunk) if len(share.x) else ():
+                    weight = len(x) / share.batch_size
+                    _backward(self.module, self.dense, x, features, towards, self._scale, weight)
                 sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
-                if state["step"] in looks:
-                    self._look()
-                yield MatchState(state["step"], state["first"], state["best"], state["step"] in looks)
+                if state["step"] in checks:
+                    self._measure()
+                yield MatchState(state["step"], state["first"], state["best"], state["step"] in checks)
         self.module.zero_grad(set_to_none=True)
         restore(self.module, state["kept"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What the steps to come depend on, between two steps."""
+        """Return the state that the coming steps depend on; call it between two steps."""
         place = self.batches.state_dict()
         finished = place["given"] == len(self.batches)
         return {
@@ -164,7 +165,7 @@ class Matching:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, once :meth:`run` is called."""
+        """Continue from that state once :meth:`run` is called."""
         self._state = dict(state)
 
     def _set_rates(self) -> None:
@@ -172,54 +173,60 @@ class Matching:
         for group, rate in zip(self._optimizer.param_groups, self._state["rates"].values(), strict=True):
             group["lr"] = rate * share
 
-    def _look(self) -> None:
-        found = self.held.value_or_inf()
-        if found < self._state["best"]:
-            self._state |= {"best": found, "kept": snapshot(self.module)}
+    def _measure(self) -> None:
+        error = self.holdout.value_or_inf()
+        if error < self._state["best"]:
+            self._state |= {"best": error, "kept": snapshot(self.module)}
 
 
 def _backward(
-    module: nn.Module, dense: nn.Module, x: Tensor, pull: FeatureLoss, towards: Objective, scale: float, share: float
+    module: nn.Module,
+    dense: nn.Module,
+    x: Tensor,
+    features: FeatureLoss,
+    towards: Objective,
+    scale: float,
+    share: float,
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
     x = match_memory_format(module, x)
-    pull.taken()
+    features.pop_targets()
     with torch.no_grad():
         reference = compute_outputs(dense, x).float()
     with torch.enable_grad():
-        with pull.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
+        with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
             outputs = compute_outputs(module, x).float()
         error = towards.values(outputs, reference).mean() / scale
         (error * share).backward()  # type: ignore[no-untyped-call]
 
 
-def _variances(dense: nn.Module, batches: Batches, pull: FeatureLoss) -> dict[str, float]:
-    """Of all values that each watched call puts out, over all samples; 1 for a constant, to divide by."""
+def _variances(dense: nn.Module, batches: Batches, features: FeatureLoss) -> dict[str, float]:
+    """Return the variance of all values that each watched call puts out, over all samples; 1 for a constant output."""
     sums: dict[str, Tensor] = {}
     for _ in forward_own(dense, batches):
-        for call, output in pull.taken().items():
+        for call, output in features.pop_targets().items():
             y = output.double() if output.device.type != "mps" else output
             added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
             sums[call] = sums.get(call, 0) + added
-    found = {}
+    variances = {}
     for call, (count, total, square) in all_sum(sums).items():
         mean, whole = float(total / count), float(square / count)
         # What rounding leaves of a constant's is none.
-        found[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
-    return found
+        variances[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
+    return variances
 
 
 class FeatureLoss:
     """The layers' part of the loss, put into the gradients on their way back.
 
-    What it adds to the gradient of a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are: no
-    graph of it is needed, which would take six passes over each output in place of two. Layers whose outputs the
-    network's do not depend on are not pulled.
+    Its gradient in a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are, so that it needs no
+    graph of its own, which would take six passes over each output instead of two. Layers that the network's outputs do
+    not depend on are not matched.
     """
 
     def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
         self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
-        self._wanted: dict[str, Tensor] = {}  # y* by layer and call
+        self._targets: dict[str, Tensor] = {}  # y* by layer and call
         self._share: float | None = None  # None: passes of ``module`` are none of ours
         self._calls: Counter[str] = Counter()
         self.variances: Mapping[str, float] = {}
@@ -227,30 +234,30 @@ class FeatureLoss:
     @property
     def hooks(self) -> dict[nn.Module, OutputHook]:
         """The hooks of both networks' modules, to be called while the loss is in use."""
-        return {**dict.fromkeys(self._theirs, self._keep), **dict.fromkeys(self._mine, self._pull)}
+        return {**dict.fromkeys(self._theirs, self._store), **dict.fromkeys(self._mine, self._pull)}
 
-    def taken(self) -> dict[str, Tensor]:
-        """What each call of the dense layers has put out since this was last asked, in float32."""
-        found, self._wanted, self._calls = self._wanted, {}, Counter()
-        return found
+    def pop_targets(self) -> dict[str, Tensor]:
+        """Return the outputs of each call of the dense layers since the last time, in float32."""
+        targets, self._targets, self._calls = self._targets, {}, Counter()
+        return targets
 
     @contextmanager
     def weighed(self, share: float) -> Iterator[None]:
-        """Inside is a pass of ``module``, right after one of the dense network over the same samples."""
+        """Weigh the pass of ``module`` inside; the dense network has just seen the same samples."""
         self._share, self._calls = share, Counter()
         try:
             yield
         finally:
             self._share = None
-            self.taken()
+            self.pop_targets()
 
     def _call(self, name: str) -> str:
         self._calls[name] += 1
         return f"{name} {self._calls[name]}"
 
-    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def _store(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         # An activation may overwrite it.
-        self._wanted[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
+        self._targets[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
 
     def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         if self._share is None:
@@ -259,13 +266,13 @@ class FeatureLoss:
         call = self._call(name)
         if not output.requires_grad:
             return
-        wanted, variance = self._wanted.get(call), self.variances.get(call)
-        if wanted is None or variance is None or wanted.shape != output.shape:
+        target, variance = self._targets.get(call), self.variances.get(call)
+        if target is None or variance is None or target.shape != output.shape:
             raise UsageError(
                 f"{name} is not called as in the dense network, so its outputs cannot be matched",
                 "use prune.refine_by=gauss-newton, or prune.refine=none",
             )
-        back, weight = wanted.sub_(output.detach()), -2 * FEATURES * self._share
+        back, weight = target.sub_(output.detach()), -2 * FEATURES * self._share
         weight /= len(self.variances) * variance * output.numel()
         last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
         order = torch.channels_last if last else torch.contiguous_format
@@ -279,27 +286,27 @@ class FeatureLoss:
 
 
 def _watched(module: nn.Module, layers: Sequence[Layer], intercepts: Mapping[str, Intercept]) -> list[str]:
-    """Names of the modules whose outputs are matched: a layer's batch norm, else the layer's own."""
-    names = {child: name for name, child in module.named_modules()}
-    found: dict[str, None] = {}
+    """Return the names of the modules whose outputs are matched: a layer's batch norm, or else the layer itself."""
+    paths = {child: name for name, child in module.named_modules()}
+    names: dict[str, None] = {}
     for layer in layers:
         intercept = intercepts.get(layer.name)
-        for name in [intercept.key.rpartition(".")[0]] if intercept else [names[m] for m in layer.modules]:
-            found[name] = None
-    return list(found)
+        for name in [intercept.key.rpartition(".")[0]] if intercept else [paths[m] for m in layer.modules]:
+            names[name] = None
+    return list(names)
 
 
 def _endless(batches: Batches, steps: int) -> Iterator[BatchShard]:
-    done = 0
-    while done < steps:
+    count = 0
+    while count < steps:
         for share in batches.shards():
-            done += 1
+            count += 1
             yield share
-            if done == steps:  # before another is drawn: a run that goes on after the last step draws none either
+            if count == steps:  # before another is drawn: a run that goes on after the last step draws none either
                 return
 
 
 def _root_mean_square(x: Tensor) -> float:
-    """Of the entries that are not zero."""
+    """Return the root mean square of the entries that are not zero."""
     count = int(x.count_nonzero())
     return float((x.float().square().sum() / count).sqrt()) if count else 0.0

@@ -30,7 +30,7 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, backward, directional
 from prunetaylor.taylor.passes import Risk
 
 PRODUCTS = 8
-"""Products with the Gauss-Newton matrix a step, at most: the dimension of the space that it is solved in."""
+"""The most products with the Gauss-Newton matrix in a step: the dimension of the space that it is solved in."""
 DAMPINGS = tuple(10.0 ** (1 - k / 2) for k in range(10))
 """lambda in units of the largest eigenvalue that Lanczos found, the most damped first."""
 ENOUGH = 0.01
@@ -41,7 +41,7 @@ Vector = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class RefineState:
-    """After one step, taken or not: the held-out error before and after it, and the damping (None: no step helped)."""
+    """The state after a step: the held-out error before and after it, and the damping (None: no step lowered it)."""
 
     step: int
     before: float
@@ -54,43 +54,43 @@ def refine(
     module: nn.Module,
     masks: Mapping[str, Tensor],
     fresh: Callable[[], Risk],
-    held: Risk,
+    holdout: Risk,
     *,
     steps: int,
     seed: int,
-    alone: Collection[str] = (),
-    done: int = 0,
+    frozen: Collection[str] = (),
+    steps_done: int = 0,
 ) -> Iterator[RefineState]:
     """Refine ``module`` in place, yielding after each of at most ``steps`` steps; masked weights stay zero.
 
-    Of these ``done`` were done before.
+    The first ``steps_done`` of them were done before.
 
     Args:
         module: in evaluation mode for all of it; batch-norm statistics stay as they are.
         masks: by parameter name, True = keep.
-        fresh: gives the error to lower, of ``module``, on samples changed anew.
-        held: the error of ``module`` on samples that are never fitted: no step is taken that raises it.
-        seed: of the labels that the diagonal is drawn with.
-        alone: modules and parameters, by name, that are left as they are.
+        fresh: gives the error of ``module`` to lower, on newly augmented samples.
+        holdout: the error of ``module`` on samples that are never fitted: no step is taken that raises it.
+        seed: for the labels from which the diagonal is estimated.
+        frozen: modules and parameters, by name, that do not move.
 
     Raises:
-        NumericsError: where a gradient or product is not finite.
+        NumericsError: a gradient or product is not finite.
     """
-    free = _free(module, masks, alone)
-    error = held.value()
-    for step in range(done + 1, steps + 1):
+    free = _free(module, masks, frozen)
+    error = holdout.value()
+    for step in range(steps_done + 1, steps + 1):
         solve = _Krylov(fresh(), free, seed + step)
         now = {name: p.detach().clone() for name, p in solve.parameters.items()}
         before, best, chosen = error, None, None
         for damping in DAMPINGS:
             moved = solve.step(damping)
             _write(solve.parameters, {name: now[name] + moved[name] for name in now})
-            found = held.value_or_inf()
-            if found >= error:
+            lowered = holdout.value_or_inf()
+            if lowered >= error:
                 if chosen is not None:
                     break
                 continue
-            error, chosen, best = found, damping, moved
+            error, chosen, best = lowered, damping, moved
         _write(solve.parameters, now if best is None else {name: now[name] + best[name] for name in now})
         last = step == steps or before - error <= ENOUGH * abs(before)
         yield RefineState(step, before, error, chosen, last)
@@ -99,17 +99,15 @@ def refine(
 
 
 def memory(sizes: Sizes) -> Phase:
-    """The Lanczos basis, some fifteen more vectors of all parameters, and a batch with its graph and derivatives.
-
-    The samples once more as they are changed anew.
-    """
+    """Return the memory of the Lanczos basis, fifteen more vectors of all parameters, a batch with its graph, and
+    new samples."""
     vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
     parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
     return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
 
 
 class _Krylov:
-    """The space that one step is solved in. ``free`` (0 or 1, by parameter name) says what may move."""
+    """The space that one step is solved in. ``free`` (0 or 1, by parameter name) says which weights may move."""
 
     def __init__(self, risk: Risk, free: Vector, seed: int) -> None:
         every = dict(risk.module.named_parameters())
@@ -141,7 +139,7 @@ class _Krylov:
         self.eigenvalues, self.eigenvectors = torch.linalg.eigh(t)
 
     def step(self, damping: float) -> Vector:
-        """d(lambda), lambda = ``damping`` x the largest eigenvalue found; zero where there is no gradient."""
+        """Return d(lambda), lambda = ``damping`` x the largest eigenvalue; zero without a gradient."""
         total = {name: torch.zeros_like(x) for name, x in self.scale.items()}
         if not self.basis or self.eigenvalues[-1] <= 0:
             return total
@@ -153,25 +151,26 @@ class _Krylov:
         return {name: self.scale[name] * x for name, x in total.items()}
 
     def _masked(self, vector: Mapping[str, Tensor]) -> Vector:
-        return {name: vector[name] * keep for name, keep in self.free.items()}
+        return {name: vector[name] * free for name, free in self.free.items()}
 
     def _scale(self, diagonal: Mapping[str, Tensor]) -> Vector:
-        """D^-1/2: half each weight's own curvature, half its tensor's mean; 0 where nothing may move or matters."""
-        found = {}
-        for name, keep in self.free.items():
-            mean = (diagonal[name] * keep).sum() / keep.sum().clamp_min(1)
+        """Return D^-1/2: half each weight's own curvature, half its tensor's mean; 0 for weights that are fixed or
+        flat."""
+        scale = {}
+        for name, free in self.free.items():
+            mean = (diagonal[name] * free).sum() / free.sum().clamp_min(1)
             own = 0.5 * (diagonal[name] + mean)
-            found[name] = torch.where(own > 0, own.clamp_min(torch.finfo(own.dtype).tiny).rsqrt(), 0) * keep
-        return found
+            scale[name] = torch.where(own > 0, own.clamp_min(torch.finfo(own.dtype).tiny).rsqrt(), 0) * free
+        return scale
 
 
-def _free(module: nn.Module, masks: Mapping[str, Tensor], alone: Collection[str] = ()) -> Vector:
-    """1 where a parameter may move, by name: every floating-point one, but for what is masked or left alone."""
+def _free(module: nn.Module, masks: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Vector:
+    """Return 1 for each parameter that may move, by name: all of floating point that are not masked or frozen."""
     own = own_names(module)
     kept = {own[name]: mask for name, mask in masks.items()}
     return {
         name: kept[name].to(p.device, torch.float32) if name in kept else torch.ones_like(p, dtype=torch.float32)
-        for name, p in movable_parameters(module, alone).items()
+        for name, p in movable_parameters(module, frozen).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""What can take up a shift of a layer's output: its own bias, or the batch norm that reads it."""
+"""Intercepts: the bias of a layer, or the batch norm that reads it, absorbs a shift of the layer's outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ than what the network itself computes."""
 
 @dataclass(frozen=True)
 class Intercept:
-    """The tensor that an intercept goes into: ``key`` is its name in the state, ``sign`` how it enters.
+    """The tensor that holds an intercept: ``key`` is its name in the state, ``sign`` the sign with which it enters.
 
     A bias b gives y = W x + b; a batch norm subtracts its running mean, so the intercept enters with a minus.
     """
@@ -31,7 +31,7 @@ class Intercept:
 
 
 def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) -> dict[str, Intercept]:
-    """Absorbers by layer name; a layer without one has no entry.
+    """Return the intercepts by layer name; a layer without one has no entry.
 
     A batch norm belongs to a layer when its input *is* that layer's output, seen in one forward pass: no naming
     convention is relied on. It must read nothing else, the layer must be called once, and no second batch norm may read
@@ -42,21 +42,21 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
     """
     readers, sizes = _batch_norm_readers(module, layers, batches)
     used = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
-    found = {
+    intercepts = {
         layer.name: Intercept(f"{layer.name}.bias" if layer.name else "bias", 1)
         for layer in layers
         if len(layer.modules) == 1 and layer.name in sizes and used[id(layer.module._parameters.get("bias"))] == 1
     }
     for norm, layer in readers.items():
-        found.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
+        intercepts.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
     trial = _ShiftTrial(module, layers, batches, sizes)
-    if trial.unchanged(found):
-        return found
-    return {name: intercept for name, intercept in found.items() if trial.unchanged({name: intercept})}
+    if trial.unchanged(intercepts):
+        return intercepts
+    return {name: intercept for name, intercept in intercepts.items() if trial.unchanged({name: intercept})}
 
 
 class _ShiftTrial:
-    """Shifts of layers' outputs, each with its intercept moved against it, on two samples.
+    """A test on two samples that shifts layers' outputs and moves their intercepts against the shift.
 
     ``sizes``: the root mean square of each layer's outputs, by name. Their shifts are as large: far above rounding.
     """
@@ -78,7 +78,7 @@ class _ShiftTrial:
         self.rounding = max(LEAST_ROUNDING, (10 * precision) ** 0.5) * float(self.outputs.abs().max())
 
     def unchanged(self, intercepts: Mapping[str, Intercept]) -> bool:
-        """Whether the network's outputs are the same, up to rounding, with all of these layers' outputs shifted."""
+        """Return whether the network's outputs stay the same, up to rounding, if all of these layers are shifted."""
         before = {name: self.state[intercept.key].clone() for name, intercept in intercepts.items()}
         shifting: dict[nn.Module, OutputHook] = {
             self.layers[name].module: _shifting(self.shifts[name]) for name in intercepts
@@ -111,7 +111,7 @@ def _shifting(shift: Tensor) -> OutputHook:
 
 
 class _Recording:
-    """What one pass shows of layers and batch norms.
+    """A record of the layers and batch norms that one pass calls.
 
     ``sizes``: the root mean square of each layer's outputs; ``calls``: how often each layer ran; ``readers``: the
     layers whose outputs each batch norm read, None for any other tensor. All are by name.

@@ -35,7 +35,8 @@ _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they
 
 
 def memory(sizes: Sizes) -> list[Phase]:
-    """The layer that takes the most while it is solved: its moments, then its systems, beside what is kept."""
+    """Return the memory of the layer that takes the most, its moments and then its systems, beside the stored
+    outputs."""
     rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
     dense = FLOAT * sizes.samples * rows
     kept = (dense if dense <= _CACHE_BYTES // current_chunks().kept else 0) + kept_bytes(sizes)
@@ -59,9 +60,9 @@ def memory(sizes: Sizes) -> list[Phase]:
 
 
 class DenseOutputs:
-    """The dense layers' outputs at the drawn positions: kept from one pass where they fit in memory.
+    """The dense layers' outputs at the sampled positions: stored after one pass if they fit in memory.
 
-    ``layers`` are the dense network's own, by name: a copy's, whose modules the pruned network does not share.
+    ``layers`` are those of a copy of the network, whose modules the pruned network does not share.
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: Batches, where: Positions) -> None:
@@ -81,8 +82,8 @@ class DenseOutputs:
                 return
         self._kept = kept
 
-    def of(self, name: str) -> Iterator[list[Tensor]]:
-        """Rows (G, P, R) of each call of the layer, batch by batch."""
+    def rows_of(self, name: str) -> Iterator[list[Tensor]]:
+        """Yield the rows (G, P, R) of each call of the layer, batch by batch."""
         if self._kept is not None:
             yield from self._kept[name]
             return
@@ -91,7 +92,7 @@ class DenseOutputs:
             yield batch[name]
 
     def last_module(self, layer: Layer) -> nn.Module | None:
-        """The module after which a pass may stop: the layer's, where each pass calls it once."""
+        """Return the module after which a pass may stop: the layer's, if each pass calls it once."""
         return layer.module if layer.name in self._once else None
 
     def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
@@ -114,10 +115,10 @@ def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, whe
 def paired_moments(
     module: nn.Module, layer: Layer, intercept: Intercept | None, dense: DenseOutputs, batches: Batches
 ) -> Moments:
-    """Moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
+    """Return the moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
 
-    A bias that takes up no intercept stays as it is: it is no part of the targets. Neither are the biases of modules
-    that share a weight.
+    A bias that is no intercept stays as it is and is subtracted from the targets, and so are the biases of modules that
+    share a weight.
     """
     absorbed = intercept is not None and intercept.sign > 0
     sums: dict[str, Accumulator] = {}
@@ -131,7 +132,7 @@ def paired_moments(
 
     watch: dict[nn.Module, ForwardHook] = {used: watcher(used) for used in layer.modules}
     passes = forward_own(module, batches, watch=watch, until=dense.last_module(layer))
-    for _, targets in zip(passes, dense.of(layer.name), strict=True):
+    for _, targets in zip(passes, dense.rows_of(layer.name), strict=True):
         if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
             raise UsageError(
                 f"{layer.name} is not called as in the dense network, so least squares has no target for it",
@@ -147,17 +148,17 @@ def paired_moments(
 
 @torch.no_grad()
 def solve_layer(
-    layer: Layer, moments: Moments, keep: Tensor, intercept: Intercept | None, damping: float, note: Note
+    layer: Layer, moments: Moments, mask: Tensor, intercept: Intercept | None, damping: float, note: Note
 ) -> tuple[Tensor, Tensor | None]:
-    """The weights (G, R, C) and intercepts (G, R) that bring a layer nearest to its targets.
+    """Return the weights (G, R, C) and intercepts (G, R) that bring a layer nearest to its targets.
 
-    ``keep`` (G, R, C) are the weights that may be nonzero. Without ``intercept`` there is no intercept.
+    ``mask`` (G, R, C) marks the weights that may be nonzero. Without ``intercept`` the second value is None.
     """
     h, cross = moments.centred() if intercept else moments.plain()
     now = layer.matrix(layer.weight.detach()).to(h.dtype)
     solved = torch.stack(
         [
-            restricted_least_squares(h[g], cross[g], now[g], keep[g], damping, layer.name, note)
+            restricted_least_squares(h[g], cross[g], now[g], mask[g], damping, layer.name, note)
             for g in range(layer.groups)
         ]
     )
@@ -180,27 +181,27 @@ def repair(
     note: Note,
     solved: Collection[str] = (),
 ) -> Iterator[str]:
-    """Solve the layers one after another in place; yields the name of each when it is done.
+    """Solve the layers one after another in place; yield the name of each when it is solved.
 
-    ``layers`` in the order in which they run; masks (True = keep) by parameter name. Layers in ``solved`` are final.
+    ``layers`` are in the order in which they run, masks (True = keep) by parameter name; those in ``solved`` are final.
     """
     state = module.state_dict()
-    replay = ActivationCache(module, layers, batches.own_count())
+    cache = ActivationCache(module, layers, batches.own_count())
     for layer in layers:
         if layer.name in solved:
-            replay.settle(layer)
+            cache.freeze(layer)
             continue
-        with replay.passing():
+        with cache.passing():
             moments = paired_moments(module, layer, intercepts.get(layer.name), dense, batches)
         # A weight that the dense network does without stays zero: a checkpoint may have been pruned before.
         present = dense_state[layer.parameter].to(layer.weight.device) != 0
-        keep = layer.matrix(masks[layer.parameter] & present)
+        mask = layer.matrix(masks[layer.parameter] & present)
         intercept = intercepts.get(layer.name)
-        weight, solved_intercept = solve_layer(layer, moments, keep, intercept, damping, note)
+        weight, solved_intercept = solve_layer(layer, moments, mask, intercept, damping, note)
         layer.weight.copy_(layer.tensor(weight).to(layer.weight.dtype))
         if intercept and solved_intercept is not None:
             target = state[intercept.key]
             shift = solved_intercept.flatten().to(target.dtype)
             target.copy_(shift if intercept.sign > 0 else dense_state[intercept.key].to(target.device) - shift)
-        replay.settle(layer)
+        cache.freeze(layer)
         yield layer.name

@@ -1,4 +1,5 @@
-"""Masks: boolean tensors by parameter name, True = KEEP; and what keeps dead weights dead while others train."""
+"""Masks: boolean tensors by parameter name, True = keep; and a handle that keeps removed weights at zero in
+training."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from prunetaylor.network.network import Network
 
 
 def masks_of(module: nn.Module) -> dict[str, Tensor]:
-    """The mask of every prunable weight as its zeros say it, dense weights included."""
+    """Return the mask of every prunable weight from its zeros."""
     return {layer.parameter: layer.weight.detach() != 0 for layer in Network.from_module(module).layers}
 
 
 @torch.no_grad()
 def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the weights that masks do not keep to zero, in place, whatever their value was (NaN included).
+    """Set the weights that masks remove to zero, in place, whatever their value was (NaN included).
 
-    A zero stays as it is, a negative one too: to the bit what is resumed is then what was interrupted.
+    A zero stays as it is, even a negative one, so that a resumed run has the same bits as the interrupted one.
     """
     for parameter, mask in _paired(module, masks).values():
         parameter.masked_fill_(~mask.to(parameter.device) & (parameter != 0), 0)
@@ -30,12 +31,12 @@ def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def check_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Every weight that a mask does not keep is exactly zero; NumericsError with tensors and counts otherwise."""
-    alive = {
+    """Check that every weight that a mask removes is exactly zero; NumericsError with tensors and counts otherwise."""
+    nonzero = {
         name: int(((parameter != 0) & ~mask.to(parameter.device)).sum())
         for name, (parameter, mask) in _paired(module, masks).items()
     }
-    wrong = [f"{name} ({count})" for name, count in alive.items() if count]
+    wrong = [f"{name} ({count})" for name, count in nonzero.items() if count]
     if wrong:
         raise NumericsError(
             f"removed weights are not zero any more: {', '.join(wrong[:5])}{', ...' if len(wrong) > 5 else ''}",
@@ -48,8 +49,8 @@ def keep_masks(module: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tens
 
     After each ``optimizer.step()`` the removed weights are set to zero, and so are their entries in the optimizer's
     state (momentum, second moments). Works with any optimizer of ``torch.optim`` form, several parameter groups, and
-    gradient scalers. With ``masks`` None, removed are the weights of convolutions and linear layers that are exactly
-    zero now. The handle can be used in a ``with`` statement::
+    gradient scalers. Without ``masks`` the removed weights are those of convolutions and linear layers that are
+    exactly zero now. The handle can be used in a ``with`` statement::
 
         model = prunetaylor.load("runs/resnet20-1")
         optimizer = torch.optim.AdamW(model.parameters())
@@ -71,8 +72,8 @@ def keep_masks(module: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tens
                 "nothing to keep: no weight of the network's convolutions and linear layers is zero",
                 "prune the network first, or pass the masks",
             )
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if pairs and not any(id(parameter) in held for parameter, _ in pairs.values()):
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if pairs and not any(id(parameter) in owned for parameter, _ in pairs.values()):
         raise UsageError(
             f"the optimizer holds none of the network's {len(pairs)} masked weights",
             "make the optimizer from this network's parameters() before calling keep_masks",
@@ -90,12 +91,12 @@ class MaskKeeper:
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     def remove(self) -> None:
-        """Let go: later steps may revive weights."""
+        """Stop keeping the masks: later steps may make removed weights nonzero."""
         self._hook.remove()
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Removed weights have no gradient from here to the step: for whoever measures it, as clipping does."""
+        """Set the gradients of removed weights to zero, so that they do not count in a norm that clips gradients."""
         self._multiply([p.grad] if p.grad is not None else [] for p, _ in self._pairs)
 
     def __enter__(self) -> MaskKeeper:
@@ -111,23 +112,24 @@ class MaskKeeper:
     def _zero(self, optimizer: Optimizer) -> None:
         self._multiply([p, *optimizer.state.get(p, {}).values()] for p, _ in self._pairs)
 
-    def _multiply(self, held: Iterable[Sequence[object]]) -> None:
-        """What is held of each masked weight by its mask, where it has its shape.
+    def _multiply(self, tensors_of_each: Iterable[Sequence[object]]) -> None:
+        """Multiply the tensors of each masked weight that have its shape by its mask.
 
-        One fused multiplication per device and type, so that a GPU is not waited for.
+        There is one fused multiplication per device and type, so that a GPU is not waited for.
         """
-        kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-        for index, ((_, mask), own) in enumerate(zip(self._pairs, held, strict=True)):
+        by_type: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for index, ((_, mask), own) in enumerate(zip(self._pairs, tensors_of_each, strict=True)):
             for tensor in own:
                 if isinstance(tensor, Tensor) and tensor.shape == mask.shape and _multipliable(tensor):
-                    tensors, factors = kinds.setdefault((tensor.device, tensor.dtype), ([], []))
+                    tensors, factors = by_type.setdefault((tensor.device, tensor.dtype), ([], []))
                     tensors.append(tensor)
                     factors.append(self._factor(index, mask, tensor))
-        for tensors, factors in kinds.values():
+        for tensors, factors in by_type.values():
             torch._foreach_mul_(tensors, factors)
 
     def _factor(self, index: int, mask: Tensor, like: Tensor) -> Tensor:
-        """The mask as numbers of the tensor's kind and strides (the fused multiplication asks for equal strides)."""
+        """Return the mask as numbers of the tensor's type and strides (the fused multiplication asks for equal
+        strides)."""
         key = (index, like.device, like.dtype, like.stride())
         factor = self._factors.get(key)
         if factor is None:
@@ -140,7 +142,7 @@ def _multipliable(tensor: Tensor) -> bool:
 
 
 def _paired(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, tuple[nn.Parameter, Tensor]]:
-    """Each mask beside its parameter; UsageError where one does not fit."""
+    """Return each mask with its parameter; UsageError if one does not fit."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     pairs = {}
     for name, mask in masks.items():

@@ -34,7 +34,8 @@ from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
 
 
 def memory(sizes: Sizes) -> Phase:
-    """The layer that takes the most: its Gram matrix, inverse and factor, and the systems of its rows."""
+    """Return the memory of the layer that takes the most: its Gram matrix, inverse and factor, and the systems of
+    its rows."""
 
     def need(layer: LayerSize) -> int:
         matrices = 3 * sizes.wide * layer.columns**2
@@ -56,17 +57,17 @@ def repair(
     damping: float,
     note: Note,
 ) -> Iterator[str]:
-    """Solve the layers in place, each from its weights in ``before``, the state that nothing was yet removed from;
-    yields the name of each when it is done.
+    """Solve the layers in place, each from its weights in ``before``; yield the name of each when it is solved.
 
-    Masks (True = keep) by parameter name, moments of ``before`` and absorbers by the layer's name.
+    ``before`` is the state before any removal, ``moments`` its moments. Moments and intercepts are by layer name, masks
+    (True = keep) by parameter name.
     """
     state = module.state_dict()
     for layer in layers:
         layer.weight.copy_(before[layer.parameter])
     for layer in layers:
-        intercept, keep = intercepts.get(layer.name), layer.matrix(masks[layer.parameter])
-        moved, means = compensate(layer, moments[layer.name], keep, intercept is not None, damping, note)
+        intercept, mask = intercepts.get(layer.name), layer.matrix(masks[layer.parameter])
+        moved, means = compensate(layer, moments[layer.name], mask, intercept is not None, damping, note)
         layer.weight.add_(layer.tensor(moved).to(layer.weight))
         if intercept is not None and means is not None:
             target = state[intercept.key]
@@ -76,36 +77,36 @@ def repair(
 
 @torch.no_grad()
 def compensate(
-    layer: Layer, moments: Moments, keep: Tensor, absorbed: bool, damping: float, note: Note
+    layer: Layer, moments: Moments, mask: Tensor, absorbed: bool, damping: float, note: Note
 ) -> tuple[Tensor, Tensor | None]:
-    """The displacement of the weights (G, R, C), and how far the outputs' means move by it (G, R).
+    """Return the displacement of the weights (G, R, C), and the move of the outputs' means by it (G, R).
 
-    ``keep`` (G, R, C), True = keep. With ``absorbed`` something takes up that move of the means (see ``affine``), so
-    that only what varies has to be made up for; without, there is no second value.
+    ``mask`` is (G, R, C), True = keep. With ``absorbed`` an intercept takes up the move of the means, so that only the
+    variation of the outputs is compensated for; otherwise the second value is None.
     """
     h = (moments.centred() if absorbed else moments.plain())[0]
     w = layer.matrix(layer.weight.detach()).to(h.dtype)
-    moved = torch.stack([_moved(h[g], w[g], keep[g], damping, layer.name, note) for g in range(layer.groups)])
+    moved = torch.stack([_moved(h[g], w[g], mask[g], damping, layer.name, note) for g in range(layer.groups)])
     return moved, (moved @ moments.xx[..., -1, :-1].unsqueeze(2)).squeeze(2) if absorbed else None
 
 
-def _moved(h: Tensor, w: Tensor, keep: Tensor, damping: float, name: str, note: Note) -> Tensor:
-    """d (R, C) for rows ``w`` (R, C) and H (C, C)."""
-    out = -w * ~keep
-    lost = (~keep).sum(1)
-    few = lost < keep.sum(1).clamp_max(BLOCK)
+def _moved(h: Tensor, w: Tensor, mask: Tensor, damping: float, name: str, note: Note) -> Tensor:
+    """Return d (R, C) for rows ``w`` (R, C) and H (C, C)."""
+    out = -w * ~mask
+    lost = (~mask).sum(1)
+    few = lost < mask.sum(1).clamp_max(BLOCK)
     if bool((~few).any()):
         rows = w[~few]
-        out[~few] = restricted_least_squares(h, rows @ h, rows, keep[~few], damping, name, note) - rows
+        out[~few] = restricted_least_squares(h, rows @ h, rows, mask[~few], damping, name, note) - rows
     # With the weights that go now in the part of the ones that were kept; rows that lose none stay as they are.
     some = (few & (lost > 0)).nonzero().squeeze(1)
     if len(some):
-        inverse = torch.cholesky_inverse(cholesky(h, torch.ones_like(keep[:1]), damping, name, note)[0])
-        for rows in row_batches(~keep[some]):
+        inverse = torch.cholesky_inverse(cholesky(h, torch.ones_like(mask[:1]), damping, name, note)[0])
+        for rows in row_batches(~mask[some]):
             at = some[rows]
-            columns, valid = kept_columns(~keep[at])
-            factor = cholesky(inverse, ~keep[at], 0.0, name, note)
+            columns, valid = kept_columns(~mask[at])
+            factor = cholesky(inverse, ~mask[at], 0.0, name, note)
             pull = torch.cholesky_solve((w[at].gather(1, columns) * valid).unsqueeze(2), factor).squeeze(2)
             spread = torch.zeros_like(w[at]).scatter(1, columns, pull * valid)
-            out[at] = torch.where(keep[at], -(spread @ inverse), out[at])
+            out[at] = torch.where(mask[at], -(spread @ inverse), out[at])
     return out

@@ -1,1 +1,1 @@
-"""Which groups go: ranking, schedule."""
+"""Selection: the size of each stage, and the groups that it removes within a budget."""

@@ -60,20 +60,20 @@ def select(groups: Sequence[Groups], budget: Budget) -> list[Tensor]:
     saved = costs[order].cumsum(0)
     excess = float(saved[-1]) - budget.limit
     count = int(torch.searchsorted(saved, excess)) + 1 if excess > 0 else 0
-    keep = ~removed
-    keep[order[:count]] = False
-    return [part.to(each.scores.device) for part, each in zip(_split(keep, groups), groups, strict=True)]
+    kept = ~removed
+    kept[order[:count]] = False
+    return [part.to(each.scores.device) for part, each in zip(_split(kept, groups), groups, strict=True)]
 
 
-def masks_after(groups: Sequence[Groups], keep: Sequence[Tensor], masks: Masks) -> dict[str, Tensor]:
-    """Return ``masks`` without the weights of all groups that ``keep`` (N,) does not keep.
+def masks_after(groups: Sequence[Groups], kept: Sequence[Tensor], masks: Masks) -> dict[str, Tensor]:
+    """Return ``masks`` without the weights of all groups that are not ``kept`` (N,).
 
     A weight that belongs to several groups stays only if all of them do.
     """
     after = dict(masks)
-    for each, kept in zip(groups, keep, strict=True):
+    for each, stays in zip(groups, kept, strict=True):
         for parameter, expand in each.members.items():
-            after[parameter] = after[parameter] & expand(kept)
+            after[parameter] = after[parameter] & expand(stays)
     return after
 
 
@@ -87,12 +87,12 @@ def _score_per_cost(groups: Groups, cost: str, device: torch.device) -> Tensor:
 
 
 def _last_of_each(groups: Sequence[Groups], ratios: Tensor, removed: Tensor) -> Tensor:
-    """Positions of the group of each of ``groups`` that would be removed last, where one is left."""
+    """Return the position of the group of each of ``groups`` that is removed last, for those with any left."""
     last, offset = [], 0
     for ratio, gone in zip(_split(ratios, groups), _split(removed, groups), strict=True):
         if not bool(gone.all()):
-            left = ratio.masked_fill(gone, float("-inf"))
-            last.append(offset + int((left == left.max()).nonzero()[-1]))  # among equals the later one
+            remaining = ratio.masked_fill(gone, float("-inf"))
+            last.append(offset + int((remaining == remaining.max()).nonzero()[-1]))  # among equals the later one
         offset += ratio.numel()
     return torch.tensor(last, dtype=torch.long, device=ratios.device)
 

@@ -1,4 +1,4 @@
-"""How the scores of a stage are spread, and where the line was drawn between what went and what stays."""
+"""The histogram of the scores of a stage, and the threshold between removed and kept weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LOWEST = 1e-12
 def histogram(
     scores: Mapping[str, Tensor], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> Histogram | None:
-    """Counts of log10(score) over the weights that were left before the stage, apart for those it removed and kept.
+    """Count log10(score) over the weights that remained before the stage, separately for removed and kept ones.
 
-    ``before`` and ``after`` are the masks (True = keep) around the selection; all three are by the same names. None
-    where there is nothing to count: no positive score.
+    ``before`` and ``after`` are the masks (True = keep) around the selection, by the same names as the scores. Without
+    a positive score there is no histogram.
     """
-    left = {name: before[name].cpu() for name in scores}
-    values = torch.cat([score.cpu()[left[name]].double() for name, score in scores.items()])
-    kept = torch.cat([after[name].cpu()[left[name]] for name in scores])
+    present = {name: before[name].cpu() for name in scores}
+    values = torch.cat([score.cpu()[present[name]].double() for name, score in scores.items()])
+    kept = torch.cat([after[name].cpu()[present[name]] for name in scores])
     largest = float(values.max()) if len(values) else 0.0
     if not largest > 0:
         return None

@@ -1,4 +1,4 @@
-"""How far each stage goes."""
+"""Schedules: the sparsity after each stage, fixed before the first of them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from math import ceil, isfinite, log
 
 RAISES = 4
-"""Powers of ten that the damping may be above the one asked for."""
+"""The most powers of ten by which the damping may exceed the one asked for."""
 STEP = 0.7
-"""Share of the weights that a stage keeps, by default: the local model is re-fitted before it is asked for more."""
+"""Share of the weights that a stage keeps by default: the local model is fitted anew before it predicts further."""
 
 
 def usual_stages(target: float) -> int:
-    """Stages that each keep at least the share ``STEP`` of the weights, at most, and reach ``target`` together."""
+    """Return the number of stages that each keep the share ``STEP`` of the weights, or more, and reach ``target``."""
     return max(1, ceil(log(1 - target) / log(STEP)))
 
 
 def sparsities(target: float, stages: int | Sequence[float]) -> list[float]:
-    """The sparsity after each stage, up to ``target``.
+    """Return the sparsity after each stage, the last of them ``target``.
 
-    A list is taken as it is, up to the target, which ends it; otherwise each stage keeps the same share of what the one
-    before left.
+    A list is used as it is, up to the target; otherwise each stage keeps the same share of the remaining weights.
     """
     if target == 0:
         return []
@@ -32,7 +31,7 @@ def sparsities(target: float, stages: int | Sequence[float]) -> list[float]:
 
 
 def gradual(target: float, shape: str, steps: int) -> list[float]:
-    """The sparsity after each step of a gradual schedule, the last of them ``target``.
+    """Return the sparsity after each step of a gradual schedule, the last of them ``target``.
 
     cubic       s_k = s (1 - (1 - k/n)^3)      (Zhu & Gupta 2017, equation 1)
     linear      s_k = s k/n
@@ -49,51 +48,66 @@ def gradual(target: float, shape: str, steps: int) -> list[float]:
 
 
 def pruning_steps(stages: int, steps: float) -> list[int]:
-    """After how many training steps each stage comes: evenly over the first ``steps`` of them, the first before any."""
+    """Return the number of training steps before each stage: evenly over the first ``steps``, 0 for the first stage."""
     return [int(k * steps / stages) for k in range(stages)]
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """The outcome of a stage that is about to be accepted or taken back.
+
+    Attributes:
+        start: the sparsity before the stage.
+        end: the sparsity after it.
+        predicted: the change of the error that the Taylor model predicts for all that has moved.
+        measured: the change on held-out samples; infinite if the network is ruined.
+        noise: the standard error of the measured change.
+        predictable: the change was predicted when the stage was proposed; False if repair or a solver moves weights.
+        damped: something in the stage depends on the damping.
+        smallest: the stage removed a single group, so that none is smaller.
+    """
+
+    start: float
+    end: float
+    predicted: float
+    measured: float
+    noise: float
+    predictable: bool = True
+    damped: bool = True
+    smallest: bool = False
 
 
 @dataclass
 class Fixed:
-    """Stages that were settled beforehand: how they turn out changes nothing.
+    """Stages whose sparsities are fixed beforehand; their outcome changes nothing.
 
-    But for one that explodes: it is tried again with more damping, where that changes it, and up to ``RAISES`` times.
+    Only a stage that ruins the network is tried again, with more damping if anything depends on it, at most ``RAISES``
+    times.
     """
 
     levels: Sequence[float]
     asked_damping: float
-    _done: int = 0
+    _index: int = 0
 
     def __post_init__(self) -> None:
         self.damping = self.asked_damping
 
     def propose(self, now: float, change: Callable[[float], float]) -> float:
-        """The next of the levels."""
-        self._done += 1
-        return self.levels[self._done - 1]
+        """Return the next of the levels."""
+        self._index += 1
+        return self.levels[self._index - 1]
 
-    def judge(
-        self,
-        now: float,
-        then: float,
-        predicted: float,
-        measured: float,
-        noise: float,
-        guess: str = "",
-        *,
-        damped: bool = True,
-        least: bool = False,
-    ) -> bool:
-        """Whether the stage stands; an infinite ``measured`` is an explosion."""
-        if not isfinite(measured) and damped and self.damping < self.asked_damping * 10**RAISES:
+    def update(self, change: StageChange) -> bool:
+        """Return whether the stage stands; one with an infinite measured change is tried again with more damping."""
+        if not isfinite(change.measured) and change.damped and self.damping < self.asked_damping * 10**RAISES:
             self.damping *= 10
-            self._done -= 1
+            self._index -= 1
             return False
         self.damping = self.asked_damping
         return True
 
     def state_dict(self) -> dict[str, float]:
-        return {"done": self._done, "damping": self.damping}
+        return {"done": self._index, "damping": self.damping}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self._done, self.damping = int(state["done"]), state["damping"]
+        self._index, self.damping = int(state["done"]), state["damping"]

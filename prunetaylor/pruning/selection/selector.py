@@ -58,7 +58,7 @@ class Selector:
         """Remove the weights with the lowest scores until ``removed`` are zero, by a criterion that needs no data."""
         context = ScoringContext(self.network, masks, self.generator)
         scores = self.criterion.score(context)
-        after = self._within(self.structure.groups(context, scores), masks, removed)
+        after = self._masks_within(self.structure.groups(context, scores), masks, removed)
         return self._apply(scores, masks, after, removed / self.network.prunable)
 
     def step(
@@ -94,21 +94,21 @@ class Selector:
         unrepaired: dict[float, float] = {}
 
         def predict(sparsity: float) -> float:
-            after = self._within(groups, masks, count(sparsity))
+            after = self._masks_within(groups, masks, count(sparsity))
             moves = {x.parameter: -x.weight.detach() * ~after[x.parameter] for x in self.network.layers}
             unrepaired[sparsity] = holdout_model.predict(moves).change(keep_first)
             return 0.0 if repaired is None else repaired * unrepaired[sparsity]
 
         target = plan.propose(now, predict)
-        after = self._within(groups, masks, count(target))
+        after = self._masks_within(groups, masks, count(target))
         return self._apply(scores, masks, after, target, unrepaired.get(target))
 
     def ranked(self, scores: Mapping[str, Tensor], masks: Masks, removed: int) -> dict[str, Tensor]:
         """Return the masks after which ``removed`` weights are zero, those with the lowest scores."""
         groups = self.structure.groups(ScoringContext(self.network, masks, self.generator), scores)
-        return self._within(groups, masks, removed)
+        return self._masks_within(groups, masks, removed)
 
-    def _within(self, groups: Sequence[Groups], masks: Masks, removed: int) -> dict[str, Tensor]:
+    def _masks_within(self, groups: Sequence[Groups], masks: Masks, removed: int) -> dict[str, Tensor]:
         return masks_after(groups, select(groups, Budget(self.network.prunable - removed)), masks)
 
     def _solve(self, solver: Solver, context: ScoringContext, removed: int, sparsity: float) -> Selection:

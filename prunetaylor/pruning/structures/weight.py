@@ -12,6 +12,8 @@ from prunetaylor.pruning.interfaces import Groups, ScoringContext, Structure
 
 
 class Weight(Structure):
+    """Each weight is a group of its own, with a cost of one weight."""
+
     summary = "single weights: every group is one weight"
 
     def groups(self, context: ScoringContext, scores: Mapping[str, Tensor]) -> list[Groups]:
@@ -27,5 +29,5 @@ def _weights(layer: Layer, mask: Tensor, scores: Tensor) -> Groups:
         scores=scores.flatten(),
         removed=~mask.flatten(),
         costs={"weights": torch.ones((), device=scores.device).expand(scores.numel())},
-        members={layer.parameter: lambda keep: keep.view(shape)},
+        members={layer.parameter: lambda kept: kept.view(shape)},
     )

@@ -1,4 +1,4 @@
-"""The gradients of a training step: towards the labels and the dense network, in parts that fit in memory."""
+"""The gradients of a training step towards labels and dense outputs, in parts that fit in memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Backward:
-    """Leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
+    """The backward pass leaves the gradients of the mean training loss over some batches in ``module``'s parameters.
 
     Args:
         module: in training mode; inputs are laid out as its weights are.
-        teacher: the dense network, in evaluation mode; None: of the labels alone.
-        guard: told what an output that never changes would cost, which is how bad a loss may be.
-        note: told what the user should read.
+        teacher: the dense network, in evaluation mode; None: the loss is that of the labels alone.
+        guard: receives the loss of a constant output, the limit for the training loss.
+        note: called with messages for the user.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class Backward:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._parameters = list(module.parameters())
         self.parts = current_chunks().training
-        """That a batch is split into, so that it fits in memory."""
+        """The number of parts that a batch is split into to fit in memory."""
 
     def __call__(self, group: Sequence[BatchShard], count: int) -> Tensor:
-        """The mean loss over a group of batches of ``count`` samples in all: a scalar on the device.
+        """Return the mean loss over a group of batches of ``count`` samples in all, a scalar on the device.
 
-        Of several processes each has the part of its own rows.
+        Each of several processes computes the part of its own rows.
         """
         largest = max(len(share.x) for share in group)
         while True:
@@ -82,7 +82,7 @@ class Backward:
             self._say_parts("out of memory", largest, count)
 
     def agree(self, group: Sequence[BatchShard], count: int) -> None:
-        """After a step: several processes go on with as many parts as the one that needs the most."""
+        """Let several processes continue with as many parts as the one that needs the most; call it after a step."""
         if (most := max(gather_objects(self.parts))) > self.parts:
             self.parts = most
             self._say_parts("another process was out of memory", max(len(share.x) for share in group), count)
@@ -93,10 +93,9 @@ class Backward:
         self._note(f"{why}: micro-batches of {size} samples from here on, with the same step of {count}{norms}")
 
     def _added(self, group: Sequence[BatchShard], count: int, size: int) -> Tensor:
-        """The mean loss, its gradients added, with at most ``size`` samples at a time.
+        """Add the gradients of at most ``size`` samples at a time, and return the mean loss.
 
-        A call of its own: what fails leaves nothing behind that the next attempt, on fewer samples, would find no room
-        beside.
+        It is a call of its own, so that after a failure nothing is left that would fill the memory of the next attempt.
         """
         means: list[Tensor] = []
         for share in group:
@@ -109,7 +108,7 @@ class Backward:
         return means[0] if len(means) == 1 else torch.stack(means).sum()
 
     def _forget(self) -> None:
-        """No gradients, as ``module.zero_grad`` leaves none; that looks for the parameters at every step."""
+        """Delete the gradients, as ``module.zero_grad`` does, which looks for the parameters at every step."""
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -118,17 +117,17 @@ class Backward:
             outputs = self._outputs(x).float()
         if not len(x):  # the other processes wait for it in every batch norm
             return outputs.sum() * 0
-        wanted = None
+        teacher_outputs = None
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
-                wanted = outputs_of(self._teacher(x)).float()
+                teacher_outputs = outputs_of(self._teacher(x)).float()
         if self._guard.worst is None:
             # Of zeros too: where these samples are of one class, their mean output is no bad answer.
             same = outputs.detach().mean(0).expand_as(outputs), torch.zeros_like(outputs)
             with torch.no_grad():
-                losses = [float(self._mixed(answer, wanted, y)) for answer in same]
+                losses = [float(self._mixed(answer, teacher_outputs, y)) for answer in same]
             self._guard.worst = max(filter(math.isfinite, losses), default=math.nan)
-        return self._mixed(outputs, wanted, y)
+        return self._mixed(outputs, teacher_outputs, y)
 
     def _outputs(self, x: Tensor) -> Tensor:
         try:
@@ -153,11 +152,11 @@ class Backward:
                 "leave finetune.compile at false",
             ) from error
 
-    def _mixed(self, outputs: Tensor, wanted: Tensor | None, y: Tensor) -> Tensor:
-        """The training loss: of the labels, of the dense network's outputs ``wanted``, or of both."""
-        if wanted is None:
+    def _mixed(self, outputs: Tensor, teacher_outputs: Tensor | None, y: Tensor) -> Tensor:
+        """Return the training loss from the labels, the dense network's outputs, or both."""
+        if teacher_outputs is None:
             return self._loss(outputs, y)
-        distance = distillation(outputs, wanted, y, self._task, self._options.distill)
+        distance = distillation(outputs, teacher_outputs, y, self._task, self._options.distill)
         share = self._share
         return distance if share == 1 else (1 - share) * self._loss(outputs, y) + share * distance
 
@@ -168,7 +167,7 @@ class Backward:
 
 
 def _parts(share: BatchShard, size: int) -> list[tuple[Tensor, Tensor]]:
-    """At most ``size`` samples each, evenly: no batch norm can train on one sample that is left over."""
+    """Split a batch evenly into at most ``size`` samples each: no batch norm can train on a single sample."""
     parts = -(-len(share.x) // size)
     if parts <= 1:
         return [(share.x, share.y)]

@@ -1,4 +1,4 @@
-"""Distillation: what is left learns from the dense network's outputs."""
+"""Distillation: the pruned network learns from the dense network's outputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from prunetaylor.taylor.losses import LOSSES
 from prunetaylor.taylor.objective import Task
 
 
-def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, task: Task, options: DistillSettings) -> Tensor:
-    """How far outputs (B, K) are from the teacher's: a scalar.
+def distillation(
+    outputs: Tensor, teacher_outputs: Tensor, targets: Tensor, task: Task, options: DistillSettings
+) -> Tensor:
+    """Return the mean distance of outputs (B, K) from the teacher's, a scalar.
 
     For classes, and answers of yes or no, the KL divergence of the softened outputs times T^2, which keeps the size of
     its gradient (Hinton, Vinyals & Dean 2015, section 2); for values the mean squared error. With a loss of the user's
@@ -19,8 +21,8 @@ def distillation(outputs: Tensor, wanted: Tensor, targets: Tensor, task: Task, o
     """
     heat = options.temperature
     if task == "binary":
-        return LOSSES["binary"].divergence(outputs / heat, wanted / heat).mean() * heat**2
+        return LOSSES["binary"].divergence(outputs / heat, teacher_outputs / heat).mean() * heat**2
     if targets.is_floating_point():
-        return functional.mse_loss(outputs, wanted)
-    student, dense = (outputs / heat).log_softmax(1), (wanted / heat).log_softmax(1)
+        return functional.mse_loss(outputs, teacher_outputs)
+    student, dense = (outputs / heat).log_softmax(1), (teacher_outputs / heat).log_softmax(1)
     return functional.kl_div(student, dense, reduction="batchmean", log_target=True) * heat**2

@@ -1,4 +1,4 @@
-"""When a training comes to nothing: a loss that is not finite, or as bad as no network's that still learns."""
+"""Divergence of a training: a loss that is not finite, or far worse than that of a constant answer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.state import nonfinite_tensors
 
-LOOK_EVERY = 25
-"""Steps between looks at the loss: reading it waits for the GPU, and one that is not finite stays so in the sum."""
+CHECK_EVERY = 25
+"""Steps between checks of the loss: reading it waits for the GPU, and a loss that is not finite stays so in the sum."""
 SMALLEST_SCALE = 2.0**-24
-"""Of fp16's gradients: its smallest number. It starts at 2^16 and is halved with each step left out, as they overflow.
+"""The smallest scale of fp16's gradients. It starts at 2^16 and is halved with each step that overflows.
 
 A loss of a million needs less than 1.
 """
 EXPLODED = 10.0
-"""Times the loss of an answer that is the same for all samples: no network that still learns is as bad as that."""
+"""A loss of this many times that of a constant answer has exploded: no network that still learns is as bad."""
 
 
 class Diverged(NumericsError):
@@ -28,19 +28,19 @@ class Diverged(NumericsError):
 
 
 class Guard:
-    """Finds losses that are not finite, or as bad as no network's that still learns, without waiting at every step."""
+    """A guard that finds a diverged loss without waiting for the device at every step."""
 
     def __init__(self, device: torch.device) -> None:
         self.worst: float | None = None  # the loss of an answer that is the same for all samples
         self._sum, self._count, self._device = torch.zeros((), device=device), 0, device
 
-    def wants(self, value: Tensor) -> bool:
-        """Whether it is time to look, after this step's loss."""
+    def is_due(self, value: Tensor) -> bool:
+        """Count this step's loss, and return whether the losses are to be checked now."""
         self._sum, self._count = self._sum + value, self._count + 1
-        return self._count >= LOOK_EVERY or (self._device.type == "cpu" and not math.isfinite(float(value)))
+        return self._count >= CHECK_EVERY or (self._device.type == "cpu" and not math.isfinite(float(value)))
 
-    def look(self, value: Tensor, lr: float, step: int, steps: int) -> None:
-        """Diverged where the losses since the last look say so."""
+    def check(self, value: Tensor, lr: float, step: int, steps: int) -> None:
+        """Raise Diverged if the losses since the last check are not finite or too large."""
         mean, worst = float(self._sum) / self._count, math.nan if self.worst is None else self.worst
         self._sum, self._count = torch.zeros_like(self._sum), 0
         if math.isfinite(mean) and not mean > EXPLODED * worst > 0:
@@ -60,7 +60,7 @@ class Guard:
 
 
 def check_finite(module: nn.Module) -> None:
-    """Diverged where a parameter or a batch norm's statistics are not finite."""
+    """Raise Diverged if a parameter or a batch norm's statistics are not finite."""
     if bad := nonfinite_tensors(module):
         raise Diverged(
             f"fine-tuning left values in {bad[0]} that are not finite",
@@ -69,7 +69,7 @@ def check_finite(module: nn.Module) -> None:
 
 
 def check_scale(scaler: torch.amp.GradScaler, step: int, steps: int) -> None:
-    """Diverged where fp16's gradients overflow however little they are scaled: no step is taken any more."""
+    """Raise Diverged if fp16's gradients overflow at the smallest scale, so that no step is taken any more."""
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE:
         raise Diverged(
             f"no gradient has been finite in fp16 for a while, by step {step} of {steps}",

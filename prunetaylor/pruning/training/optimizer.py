@@ -1,4 +1,4 @@
-"""What a training step is made with: learning rate, optimiser and the average of the weights."""
+"""The parts of a training step: learning rate, optimiser and the average of the weights."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float, shape: str = "cosine") -> float:
-    """Linear warm-up over a share of the steps, then a cosine or a line towards zero, or constant.
+    """Return the rate of ``step``, counted from 0.
 
-    ``step`` counts from 0.
+    It warms up linearly over a share of the steps, then follows a cosine or a line towards zero, or is constant.
     """
     rising = round(warmup * steps)
     if step < rising:
         return peak * (step + 1) / rising
     if shape == "constant":
         return peak
-    done = (step - rising) / (steps - rising)
-    return peak * (1 - done if shape == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    progress = (step - rising) / (steps - rising)
+    return peak * (1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Rates:
     starts: Sequence[int] = (0,)
 
     def __call__(self, step: int) -> float:
-        """Of ``step``, counted from 0."""
+        """Return the rate of ``step``, counted from 0."""
         index = bisect_right(self.starts, step) - 1
         first, end = self.starts[index], [*self.starts[1:], self.steps][index]
         return learning_rate(step - first, end - first, self.options.lr, self.options.warmup, self.options.lr_schedule)
 
 
 def make_optimizer(module: nn.Module, options: TrainingSettings, device: torch.device) -> torch.optim.Optimizer:
-    """No decay on norms, and on vectors and scalars: biases. UsageError where nothing is to train."""
+    """Return the optimiser, without decay on norms, vectors and scalars; UsageError if nothing is to be trained."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if not trained:
         raise UsageError("no parameter of the network requires a gradient", "call requires_grad_() on what is to train")
@@ -70,8 +70,11 @@ def make_optimizer(module: nn.Module, options: TrainingSettings, device: torch.d
 
 
 def can_fuse(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> bool:
-    """Where torch's fused steps are right: of a parameter with holes (a slice of something larger) they update other
-    memory, and SGD's leaves its momentum unset when a gradient scaler skips the first step; both without a word."""
+    """Return whether torch's fused steps are right for these parameters.
+
+    For a parameter with holes (a slice of something larger) they update other memory, and SGD's leaves its momentum
+    unset when a gradient scaler skips the first step; both silently.
+    """
     return dtype is not torch.float16 and all(torch.empty_like(p).stride() == p.stride() for p in parameters)
 
 
@@ -90,7 +93,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the module's weights as they are now."""
+        """Add the module's current weights to the average."""
         self._steps += 1
         weight = 1 - min(self._decay, (1 + self._steps) / (10 + self._steps))
         now = self._module.state_dict()
@@ -99,7 +102,7 @@ class Average:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The module has the averaged values inside, its own again after."""
+        """Give the module the averaged values inside, and its own again afterwards."""
         own = snapshot(self._module)
         restore(self._module, self._values)
         try:
@@ -120,7 +123,7 @@ class Average:
 
 
 def _by_type(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of the tensors of each device and type: torch takes such together."""
+    """Group the tensors' names by device and type, as torch's fused operations need them."""
     groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
     for name, tensor in tensors.items():
         groups.setdefault((tensor.device, tensor.dtype), []).append(name)

@@ -1,4 +1,4 @@
-"""The settings of a training run, with nothing left to choose."""
+"""The settings of a training, in which every choice is made."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Precision = Literal["float32", "bf16", "fp16"]
 
 
 class DistillSettings(DistillSection):
-    """Training towards the dense network's outputs; ``weight`` 0: off."""
+    """Distillation from the dense network's outputs; with ``weight`` 0 there is none."""
 
     weight: float = 0.0
 
 
 class TrainingSettings(FinetuneSection):
-    """What the section ``finetune`` comes to. ``epochs`` is not read: training is told how many."""
+    """The section ``finetune`` with every choice made. ``epochs`` is not read: a training is told how many."""
 
     epochs: int = 0
     lr: float = 0.05
@@ -27,5 +27,5 @@ class TrainingSettings(FinetuneSection):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that convolutions and matrix products compute in."""
+        """Return the type that convolutions and matrix products compute in."""
         return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]

@@ -1,7 +1,7 @@
-"""Fine-tuning of what is left, with the removed weights held at zero. It yields after each step.
+"""Fine-tuning of the remaining weights, with the removed ones kept at zero. It yields after each step.
 
-Whoever runs it may measure, save and prune between two steps. What it has done is a dictionary of plain values and
-tensors; a training that starts from such a dictionary goes on as if it had never stopped, bit for bit on one machine.
+The caller may measure, save and prune between two steps. The state is a dictionary of plain values and tensors; a
+training that starts from such a state continues as if it had never stopped, bit for bit on one machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from prunetaylor.taylor.objective import Task
 
 @dataclass(frozen=True)
 class TrainState:
-    """After an optimiser step. ``epoch`` and ``step`` count from 1, ``steps`` are those of all epochs."""
+    """The state after an optimiser step. ``epoch`` and ``step`` count from 1, ``steps`` are those of all epochs."""
 
     epoch: int
     step: int
@@ -57,41 +57,42 @@ class TrainState:
 
 
 _LAST = ("lr", "samples_per_second", "seconds_left", "loss_tensor")
-"""What of a TrainState the rest of a state does not say."""
+"""Fields of a TrainState that the rest of a state does not contain."""
 
 
 def memory(sizes: Sizes, options: TrainingSettings) -> Phase:
-    """Gradients and what stays between steps, beside a batch's graph. The dense network, which teaches, needs none."""
-    held = FLOAT * sizes.parameters + held_bytes(sizes, options)
-    return Phase("fine-tuning", {"optimizer": held, "activations": 2 * forward(sizes) + graph(sizes)})
+    """Return the memory of gradients, the state between steps and a batch's graph. The dense network needs none."""
+    stored = FLOAT * sizes.parameters + held_bytes(sizes, options)
+    return Phase("fine-tuning", {"optimizer": stored, "activations": 2 * forward(sizes) + graph(sizes)})
 
 
 def held_bytes(sizes: Sizes, options: TrainingSettings) -> int:
-    """What stays between steps: the optimizer's state, masks as numbers, the best state and the average's."""
+    """Return the bytes of the state between steps: the optimizer's, masks as numbers, the best state and the
+    averages."""
     states = 1 if options.optimizer == "sgd" else 2
     averages = 2 if options.ema else 0
     return FLOAT * (states * sizes.parameters + sizes.weights) + (1 + averages) * sizes.state
 
 
 class Training:
-    """Trains ``module`` in place; masked weights are zero at every yield of :meth:`run`.
+    """A training of ``module`` in place; masked weights are zero at every yield of :meth:`run`.
 
     At a yield with ``epoch_done`` the module is in evaluation mode, ready to be measured; at the end too, with its
     gradients released. The global random state, which dropout draws from, is seeded from ``generator`` and put back.
     Several processes train on their rows of each batch; steps are those of one process, but for what dropout draws.
 
     Args:
-        module: the network on ``device``; parameters that require no gradient are left alone.
+        module: the network on ``device``; parameters that require no gradient do not move.
         masks: by parameter name, True = keep; :meth:`prune` changes them between steps.
         batches: shuffled training batches; what they draw comes from their own generator. Use ``drop_last``, as batch
             norm cannot train on a last batch of one sample.
         options: optimiser, schedule, precision and distillation. ``options.epochs`` is not read.
         epochs: passes over ``batches``; 0 only applies the masks.
         loss: gets float32 outputs and the targets.
-        kind: what the outputs are, for the distance from the teacher's.
+        task: the task of the network, for the distance from the teacher's outputs.
         teacher: the dense network; without it ``options.distill.weight`` must be 0.
         starts: steps, the first of them 0, at which the learning rate's schedule starts anew.
-        note: told what the user should read.
+        note: called with messages for the user.
 
     Raises (in ``run``):
         Diverged: the loss is not finite or has exploded, or a weight is not finite at the end.
@@ -142,11 +143,12 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Return the number of optimiser steps in an epoch."""
         return -(-len(self.batches) // self._options.accumulate)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Return the number of optimiser steps in all epochs."""
         return self.epochs * self.steps_per_epoch
 
     def run(self) -> Iterator[TrainState]:
@@ -165,12 +167,13 @@ class Training:
         self.check()
 
     def check(self) -> None:
-        """Diverged where a weight is not finite, NumericsError where a removed one is not zero."""
+        """Raise Diverged if a weight is not finite, NumericsError if a removed one is not zero."""
         check_finite(self.module)  # first: not even a mask makes a zero of a weight that is not a number
         check_masks(self.module, self.masks)
 
     def prune(self, masks: Mapping[str, Tensor]) -> None:
-        """New masks from here on, between two steps. The momentum of what goes is gone too; the average starts anew."""
+        """Replace the masks between two steps; the momentum of removed weights is reset, and the average starts
+        anew."""
         self.masks = dict(masks)
         if self._resumed is not None:  # it is yet to go on
             self._resumed = {**self._resumed, "average": None}
@@ -182,15 +185,15 @@ class Training:
 
     @property
     def worst(self) -> float | None:
-        """The training loss of an answer that is the same for all samples; None before the first step."""
+        """Return the training loss of a constant answer; None before the first step."""
         return self._guard.worst if self.epochs else None
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the module has the averaged weights, where an average is kept."""
+        """Give the module the averaged weights inside, if an average is computed."""
         return nullcontext() if self._average is None else self._average.swapped_in()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the steps to come depend on, between two steps; weights and masks are the caller's to keep."""
+        """Return the state that the coming steps depend on; the caller saves weights and masks."""
         if self._resumed is not None:
             return dict(self._resumed)
         return {
@@ -208,9 +211,9 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, again: bool = False) -> None:
-        """Go on from there, once :meth:`run` is called; until then this is its state.
+        """Continue from that state once :meth:`run` is called.
 
-        ``again``: by yielding once more what was yielded last, an epoch's end that the caller had yet to do with.
+        With ``again`` the last state is yielded once more: an epoch's end that the caller had not finished with.
         """
         self._resumed, self._again = state, again
 
@@ -251,7 +254,7 @@ class Training:
         self._sum, self._seen = torch.zeros((), device=self._device), 0
 
     def _keep_masks(self) -> MaskKeeper:
-        """Of what is trained: what is not stays at zero by itself, and the optimizer does not know it."""
+        """Keep the masks of trained weights; others stay zero, and the optimizer does not know them."""
         own = dict(self.module.named_parameters(remove_duplicate=False))
         moving = {name: mask for name, mask in self.masks.items() if name not in own or own[name].requires_grad}
         apply_masks(self.module, self.masks)
@@ -266,25 +269,25 @@ class Training:
             self._step += 1
             self._seen, new = self._seen + count, new + count
             self._sum = torch.add(self._sum, value, alpha=count)
-            done = self._step == self._epoch * self.steps_per_epoch
-            if self._guard.wants(value) or done:
-                self._guard.look(value, lr, self._step, self.steps)
+            epoch_done = self._step == self._epoch * self.steps_per_epoch
+            if self._guard.is_due(value) or epoch_done:
+                self._guard.check(value, lr, self._step, self.steps)
                 check_scale(self._backward.scaler, self._step, self.steps)
-            if done:
+            if epoch_done:
                 self.module.eval()
                 copy_from_main(t for t in self.module.state_dict().values() if isinstance(t, Tensor))
                 self.check()
             busy += time.perf_counter() - start
             rate = new / max(busy, 1e-9)
-            left = (self.steps - self._step) * count / rate
+            seconds_left = (self.steps - self._step) * count / rate
             self._last = TrainState(
-                self._epoch, self._step, self.steps, lr, done, rate, left, value, self._sum, self._seen
+                self._epoch, self._step, self.steps, lr, epoch_done, rate, seconds_left, value, self._sum, self._seen
             )
             yield self._last
             start = time.perf_counter()
 
     def _do(self, group: Sequence[BatchShard], count: int, lr: float) -> Tensor:
-        """One optimiser step; the mean loss comes back as a tensor, so that nothing waits for the device."""
+        """Do one optimiser step; the mean loss is returned as a tensor, so that nothing waits for the device."""
         for settings in self._optimizer.param_groups:
             settings["lr"] = lr
         self._seed_step()
@@ -307,7 +310,7 @@ class Training:
         return value
 
     def _resume(self) -> TrainState | None:
-        """Go on from the state that was loaded, if any; what is to be yielded once more before the next step."""
+        """Restore a loaded state, if any; return the state to yield once more before the next step."""
         state, self._resumed = self._resumed, None
         if state is None:
             return None
@@ -318,9 +321,9 @@ class Training:
         self._epoch, self._step, self._backward.parts = state["epoch"], state["step"], state["parts"]
         self._sum, self._seen = state["sum"].to(self._device), state["seen"]
         self._guard.load_state_dict(state["guard"])
-        done = self._step == self._epoch * self.steps_per_epoch
-        self.batches.load_state_dict(state["batches"], finished=done)
-        if not done:
+        epoch_done = self._step == self._epoch * self.steps_per_epoch
+        self.batches.load_state_dict(state["batches"], finished=epoch_done)
+        if not epoch_done:
             return None
         if not self._again:  # its last step was done, the next one begins
             self._next_epoch()
@@ -338,14 +341,14 @@ class Training:
 
     @contextmanager
     def _reproducible(self) -> Iterator[None]:
-        """The network's own randomness comes from the generator; on a GPU convolutions sum in a fixed order."""
+        """Seed the network's own randomness from the generator; on a GPU convolutions sum in a fixed order."""
         self._seed, device = int(torch.randint(2**62, (), generator=self._generator)), self._device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), fixed_order(device):
             self._seed_step()
             yield
 
     def _seed_step(self) -> None:
-        """Each step, and each process, has random numbers of its own: what is resumed need not know the ones before."""
+        """Seed each step of each process on its own, so that a resumed run needs no earlier random numbers."""
         seed = (self._seed + 1_000_003 * self._step + 7_919 * rank()) % 2**63
         if self._device.type == "cpu":  # leaves the generators of GPUs that nobody uses alone
             torch.default_generator.manual_seed(seed)
@@ -354,12 +357,12 @@ class Training:
 
 
 def train(module: nn.Module, masks: Mapping[str, Tensor], batches: Batches, **how: Any) -> Iterator[TrainState]:
-    """:class:`Training` from the beginning to the end."""
+    """Run a whole :class:`Training`."""
     return Training(module, masks, batches, **how).run()
 
 
 def _groups(batches: Batches, size: int) -> Iterator[list[BatchShard]]:
-    """This process's rows of ``size`` batches at a time, of fewer at the end."""
+    """Yield this process's rows of ``size`` batches at a time, fewer at the end."""
     group: list[BatchShard] = []
     for share in batches.shards():
         group.append(share)

@@ -80,7 +80,7 @@ def test_a_changed_support_is_the_one_computed_afresh() -> None:
     model, keep, other = Dense(30, 8, 2, gradient=True).model(), some(30, 3), some(30, 4)
     changed = model.changed(model.support(keep), (other & ~keep).nonzero(), (keep & ~other).nonzero())
     afresh = model.support(other)
-    assert torch.equal(changed.keep, other)
+    assert torch.equal(changed.kept, other)
     torch.testing.assert_close(changed.m, afresh.m)
     torch.testing.assert_close(changed.z, afresh.z)
 

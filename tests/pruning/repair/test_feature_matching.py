@@ -95,7 +95,7 @@ def test_held_out_samples_confirm_it_and_masks_hold(name: str) -> None:
     before = risk(module, held, dense=dense).value()
     states = matched(module, dense, masks, x, held, size=8)
     assert len(states) == 60
-    assert sum(state.looked for state in states) == room.LOOKS
+    assert sum(state.measured for state in states) == room.CHECKS
     assert states[0].before == pytest.approx(before)
     after = risk(module, held, dense=dense).value()
     assert states[-1].after == pytest.approx(after, rel=1e-5)
@@ -123,7 +123,7 @@ def test_nothing_else_is_changed() -> None:
     module[1].weight.requires_grad_(False)
     flags = {name: p.requires_grad for name, p in module.named_parameters()}
     fixed, statistics = copy.deepcopy(dense.state_dict()), copy.deepcopy(dict(module.named_buffers()))
-    matched(module, dense, masks, x, x, alone=["4"])
+    matched(module, dense, masks, x, x, frozen=["4"])
     assert module.training
     assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
     assert all(p.grad is None and p.is_contiguous() for p in [*module.parameters(), *dense.parameters()])

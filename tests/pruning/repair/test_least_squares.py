@@ -294,7 +294,7 @@ def test_replay_stays_within_its_memory_limit(
     layers = Network.from_module(module).layers
     keeping = activation_cache.ActivationCache(module, layers, 1)
     for layer in layers:
-        keeping.settle(layer)
+        keeping.freeze(layer)
     wanted = module(x)
     for _ in range(2):
         with keeping.passing():
@@ -316,7 +316,7 @@ def test_dense_outputs_are_the_layers_own_at_the_drawn_positions(limit: int, mon
     dense, x = case("twice", 5)
     outputs = DenseOutputs(dense, Network.from_module(dense).layers, batches(x, size=2), Positions(5, 0))
     assert (outputs._kept is None) is (limit == 0)
-    found = list(outputs.of("a"))
+    found = list(outputs.rows_of("a"))
     assert [len(calls) for calls in found] == [2, 2, 2]
     with torch.no_grad():
         first = dense.a(x)

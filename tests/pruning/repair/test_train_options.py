@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.pruning.repair.masks import apply_masks, check_masks
-from prunetaylor.pruning.training.divergence import EXPLODED, LOOK_EVERY, Diverged
+from prunetaylor.pruning.training.divergence import CHECK_EVERY, EXPLODED, Diverged
 from prunetaylor.pruning.training.optimizer import Average, Rates, learning_rate
 from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import Training
@@ -177,7 +177,7 @@ def test_weights_pruned_between_steps_stay_zero_in_momentum_and_average(optimize
 
 def test_a_loss_that_explodes_is_found_before_it_is_infinite() -> None:
     module = plain()
-    data = batches(n=8 * LOOK_EVERY)
+    data = batches(n=8 * CHECK_EVERY)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.cross_entropy(outputs, targets) * (1 if steps[0] < 2 else 20 * EXPLODED)
@@ -193,7 +193,7 @@ def test_a_loss_that_explodes_is_found_before_it_is_infinite() -> None:
 def test_a_first_batch_of_one_class_makes_no_explosion_of_what_comes() -> None:
     """The constant answer costs next to nothing there, so that ten times as much is no explosion."""
     module = nn.Linear(2, 2, bias=False)
-    y = torch.zeros(2 * LOOK_EVERY, dtype=torch.long)
+    y = torch.zeros(2 * CHECK_EVERY, dtype=torch.long)
     y[20:] = 1
     x = 8 * torch.eye(2)[y]
     x[30] = x[0]  # one that the network gets wrong

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunetaylor.pruning.selection.schedule import STEP, Fixed, gradual, pruning_steps, sparsities, usual_stages
+from prunetaylor.pruning.selection.schedule import (
+    STEP,
+    Fixed,
+    StageChange,
+    gradual,
+    pruning_steps,
+    sparsities,
+    usual_stages,
+)
 
 TARGETS = st.floats(0.001, 0.999)
 
@@ -72,5 +80,5 @@ def test_gradual_steps_come_evenly_the_first_before_any_training(stages: int, st
 def test_fixed_stages_go_on_whatever_happens() -> None:
     plan = Fixed([0.3, 0.6], 0.01)
     assert plan.propose(0.0, lambda _: 1e9) == 0.3
-    assert plan.judge(0.0, 0.3, 1.0, 1e9, 0.0)
+    assert plan.update(StageChange(0.0, 0.3, 1.0, 1e9, 0.0))
     assert plan.propose(0.29, lambda _: 1e9) == 0.6
