@@ -50,6 +50,9 @@ STRUCTURES = Registry("structure", "pruning/structures", "prunetaylor.structures
 SOURCES = Registry("data source", "data/sources", "prunetaylor.sources")
 TRACKERS = Registry("tracker", "report/trackers")
 ENGINES = Registry("engine", "sweep/engines")
+RESERVED_GROUPS = ("prunetaylor.metrics", "prunetaylor.exports")
+"""Groups of entry points that are not read yet, and mean nothing else: metrics and export formats are not found by name
+so far. A metric of one's own is a function, FILE.py:FUNCTION, for ``gate.metric``."""
 
 
 @dataclass(frozen=True)

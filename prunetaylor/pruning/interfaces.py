@@ -23,6 +23,9 @@ from prunetaylor.network.network import Network
 from prunetaylor.taylor.memory import Phase, Sizes
 from prunetaylor.taylor.model import TaylorModel
 
+RepairName = Literal["least-squares", "obs", "batch-norm", "none"]
+"""The repairs of a stage. They run at different points of it: obs and least squares follow the removal, the former from
+the curvature that was fitted before it, the latter from new passes over the samples; batch norm follows acceptance."""
 Masks = Mapping[str, Tensor]
 """Boolean tensors in the weights' shapes, True = keep, by parameter name."""
 
@@ -70,7 +73,7 @@ class Criterion(ABC):
     cost: ClassVar[str] = ""
     use: ClassVar[str] = ""
     needs: ClassVar[Literal["nothing", "samples", "labels"]] = "samples"
-    default_repair: ClassVar[Literal["none", "batch-norm", "least-squares"]] = "none"
+    default_repair: ClassVar[RepairName] = "none"
     uses_gradient: ClassVar[bool] = False
     uses_damping: ClassVar[bool] = False
     max_stage_fraction: ClassVar[float | None] = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.choice import Choice
@@ -11,7 +9,6 @@ from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.interfaces import Criterion, Solver
 
-Repair = Literal["least-squares", "obs", "batch-norm", "none"]
 SOLVING = ("least-squares", "obs")
 """Repairs that solve fitted Gram matrices for the kept weights."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,38 +22,12 @@ from prunetaylor.pruning.training.backward import Backward, Loss
 from prunetaylor.pruning.training.divergence import Guard, check_finite, check_scale
 from prunetaylor.pruning.training.optimizer import Average, Rates, make_optimizer
 from prunetaylor.pruning.training.settings import TrainingSettings
+from prunetaylor.pruning.training.train_state import TrainState
 from prunetaylor.runtime.processes.exchange import all_sum, copy_from_main, from_main
 from prunetaylor.runtime.processes.group import rank, world
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm, waits_within
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.taylor.objective import Task
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """The state after an optimiser step. ``epoch`` and ``step`` count from 1, ``steps`` are those of all epochs."""
-
-    epoch: int
-    step: int
-    steps: int
-    lr: float  # of the step just done
-    epoch_done: bool
-    samples_per_second: float  # of this epoch so far, what the caller does between steps left out
-    seconds_left: float  # for the steps to come, at the rate of this epoch
-    loss_tensor: Tensor = field(repr=False)  # scalar on the device
-    _epoch_sum: Tensor = field(repr=False)
-    _epoch_samples: int = field(repr=False)
-
-    @property
-    def loss(self) -> float:
-        """The mean training loss of this step's samples. Reading it waits for the device."""
-        return float(self.loss_tensor)
-
-    @property
-    def epoch_loss(self) -> float:
-        """The mean training loss over the samples of this epoch so far. Reading it waits for the device."""
-        return float(self._epoch_sum) / self._epoch_samples
-
 
 _LAST = ("lr", "samples_per_second", "seconds_left", "loss_tensor")
 """Fields of a TrainState that the rest of a state does not contain."""
