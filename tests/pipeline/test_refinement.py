@@ -29,7 +29,7 @@ def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: 
 
 @pytest.mark.parametrize(
     ("method", "by", "steps"),
-    [("obs", "gauss-newton", 6), ("magnitude", "gauss-newton", 6), ("obs", "features", 100)],
+    [("magnitude", "gauss-newton", 6), ("obs", "features", 100)],
 )
 def test_refinement_after_the_last_stage_or_each_lowers_the_error(
     conv: nn.Module, method: str, by: str, steps: int
@@ -64,8 +64,7 @@ def line(outcome: PruneResult, what: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("when", ["last", "stages"])
-@pytest.mark.parametrize("sparsity", [0.8, 0.3])
+@pytest.mark.parametrize(("when", "sparsity"), [("last", 0.8), ("stages", 0.3)])
 def test_with_nothing_to_remove_requested_refinement_uses_labels(
     sparse: PruneResult, when: str, sparsity: float
 ) -> None:

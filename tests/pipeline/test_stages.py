@@ -46,11 +46,10 @@ def unconverged() -> tuple[nn.Module, tuple[Tensor, Tensor], tuple[Tensor, Tenso
     return module, (train, wrong[0]), (test, wrong[1])
 
 
-@pytest.mark.parametrize(("method", "sparsity"), [("obs_fisher", 0.8), ("joint", 0.6)])
-def test_a_solver_s_stage_that_made_things_worse_is_taken_back(method: str, sparsity: float) -> None:
+def test_a_solver_s_stage_that_made_things_worse_is_taken_back() -> None:
     module, train, test = unconverged()
-    outcome = quick(module, train, test, sparsity=sparsity, prune__method=method, prune__stages="auto")
-    assert_truthful(outcome, module, sparsity)
+    outcome = quick(module, train, test, sparsity=0.8, prune__method="obs_fisher", prune__stages="auto")
+    assert_truthful(outcome, module, 0.8)
     assert any(not stage.accepted for stage in outcome.stages)
     assert outcome.pruned.metrics["loss"] < 3 * outcome.dense.metrics["loss"]
 
@@ -331,7 +330,7 @@ def test_no_stage_is_tried_again_with_the_same_numbers(
     assert len(tried) <= STAGES + 1
 
 
-@pytest.mark.parametrize("stages", ["auto", 2, 1])
+@pytest.mark.parametrize("stages", ["auto", 1])
 def test_a_stage_whose_error_explodes_is_taken_back(
     conv: nn.Module, stages: str | int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
