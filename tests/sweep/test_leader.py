@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from prunetaylor.sweep.engine_context import EngineContext, EngineMonitor
 from prunetaylor.sweep.engines import local
 from prunetaylor.sweep.file import read
 from prunetaylor.sweep.folder import lead_lock, open_study, prepare_folder, read_stored
-from prunetaylor.sweep.heartbeat import new_worker_name
 from prunetaylor.sweep.leader import make_context, run_leader, run_worker
 
 FILE = """
@@ -48,6 +46,14 @@ class Seen:
 
 
 Nobody = Seen
+
+
+class NoMonitor:
+    def __call__(self) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
 
 
 def engine_that_fails(bad: set[int]) -> SimpleNamespace:
@@ -168,13 +174,14 @@ def test_a_start_that_was_killed_is_begun_again(folder: Path) -> None:
 
 
 WORKER = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from prunetaylor.sweep.folder import open_study
-if not Path(sys.argv[3]).exists():
+if not Path("healthy").exists():
     os.kill(os.getpid(), signal.SIGKILL)
-study = open_study(Path(sys.argv[1]), None)
-while (claimed := study.claim(sys.argv[2])) is not None:
+settings = json.loads(sys.stdin.readline())
+study = open_study(Path(settings["folder"]), None)
+while (claimed := study.claim(settings["worker"])) is not None:
     study.complete(claimed, {"metrics": {"top1": 1.0}})
 """
 
@@ -183,29 +190,25 @@ while (claimed := study.claim(sys.argv[2])) is not None:
 def test_a_worker_that_dies_before_it_has_a_trial_is_replaced(
     folder: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
-    """Unless there is no end of it."""
+    """After three deaths in a row the sweep ends with an error."""
     sweep = read(folder / "s.yaml")
     home = prepare_folder(sweep, Path("out"), resume=False)
-    started: list[str] = []
+    started: list[tuple[str, ...]] = []
 
-    def start(context: EngineContext, jobs: int, threads: int, gpu: str | None) -> local._Worker:
-        started.append(new_worker_name())
+    def python(*words: str) -> list[str]:
+        started.append(words)
         if len(started) > deaths:
-            (folder / "well").touch()
-        command = [sys.executable, "-c", WORKER, str(context.folder), started[-1], str(folder / "well")]
-        said = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the worker
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, text=True)
-        return local._Worker(started[-1], process, said, gpu)
+            Path("healthy").touch()
+        return [sys.executable, "-c", WORKER]
 
-    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(local, "python", python)
     if deaths == 3:
-        with pytest.raises(PruneTaylorError, match="workers of the sweep end before they run a trial"):
+        with pytest.raises(PruneTaylorError, match="before they run a trial"):
             run_leader(sweep, make_context(sweep, home, None, TRUST), Nobody())
-        assert len(started) == 3
     else:
         trials = run_leader(sweep, make_context(sweep, home, None, TRUST), Nobody())
         assert {trial.state for trial in trials} == {"done"}
-        assert len(started) == 3
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize(
@@ -228,8 +231,8 @@ def test_gpus_are_handed_out_one_a_worker(
             super().__init__([sys.executable, "-c", "import sys; sys.stdin.readline()"], env=env, **others)
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
+    monkeypatch.setattr(local.shutil, "which", lambda name: f"/usr/bin/{name}")  # nvidia-smi: there may be a GPU
     monkeypatch.setattr(local.subprocess, "Popen", Process)
     context = replace(make_context(sweep, home, None, TRUST), device=device, options={"jobs": jobs})
-    local.run(context, local._NoMonitor())
+    local.run(context, NoMonitor())
     assert seen == expected
