@@ -292,7 +292,7 @@ def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
 
 def _metadata(job: Job) -> dict[str, Any]:
     """Return the metadata of the job's network and samples that a file can hold."""
-    metadata = job.identity()
+    metadata = job.describe_network()
     augment = metadata["data"].get("augment")
     if callable(augment) or isinstance(augment, list):
         try:

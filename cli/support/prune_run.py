@@ -89,7 +89,7 @@ def _run_in(folder: RunFolder, request: Request, progress: Logged) -> FinishedRu
         progress.trackers = trackers
         result = run(job, progress, store)
     progress.phase("write")
-    result, document = write_run(folder, request.resolved, result, job.identity(), {"loss": job.config.loss})
+    result, document = write_run(folder, request.resolved, result, job.describe_network(), {"loss": job.config.loss})
     try:
         verdict = _judge_run(folder, config, request.trust, document, progress) if limits_set(config.gate) else None
         write_page(folder, document)

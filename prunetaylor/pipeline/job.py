@@ -38,9 +38,9 @@ from prunetaylor.taylor.passes import first_batch
 
 @dataclass(frozen=True)
 class Job:
-    """What a run works on. ``network.module`` is what it prunes, in place.
+    """The subject of a run: the network, which is pruned in place, its samples, and the facts about both.
 
-    ``choices`` were made to open it; ``notes`` tell what else was noticed on the way.
+    ``choices`` were made to open it; ``notes`` are remarks from opening it.
     """
 
     config: Config
@@ -57,52 +57,54 @@ class Job:
 
     @property
     def task(self) -> Task:
+        """Return the task of the network."""
         return self.facts.task
 
     @property
     def labelled(self) -> bool:
-        """Whether the training samples have labels, or there are none."""
+        """Return whether the training samples have labels."""
         return self.facts.labelled
 
     @property
     def method(self) -> str:
+        """Return the name of the criterion."""
         return choose_method(self.config, self.facts).value
 
     @property
     def epochs(self) -> int:
-        """Epochs of fine-tuning."""
+        """Return the number of epochs of fine-tuning."""
         return choose_epochs(self.config, self.facts).value
 
     def with_samples(self, samples: Samples, *notes: str) -> Job:
-        """The job on other samples of the same kind."""
+        """Return the job on other samples of the same kind."""
         facts = replace(self.facts, training_samples=len(samples.train), has_validation=samples.validation is not None)
         return replace(self, samples=samples, facts=facts, notes=(*self.notes, *notes))
 
     def warn(self, alert: Alert, progress: Progress) -> None:
-        """Tell the user, and keep it for the result."""
+        """Warn the user, and keep the warning for the result."""
         self.warnings.append(alert)
         progress.warn(alert.text)
 
     def batches(self, split: Split, **how: Any) -> Batches:
-        """A split as batches on the device."""
+        """Return a split as batches on the device."""
         assert self.samples is not None
         return _batches(self.config, self.samples, self.device, split, **how)
 
-    def identity(self) -> dict[str, Any]:
-        """What a written network says of itself, so that it can be rebuilt: arch, args, data."""
+    def describe_network(self) -> dict[str, Any]:
+        """Return the metadata from which a written network can be rebuilt: arch, args, data."""
         data: dict[str, Any] = {}
         if self.samples is not None:
             cfg = self.config.data
-            said = self.checkpoint.metadata.data if self.checkpoint and self.checkpoint.metadata else {}
+            recorded = self.checkpoint.metadata.data if self.checkpoint and self.checkpoint.metadata else {}
             data = {
                 "source": absolute(self.samples.source),
                 "normalize": self.samples.preprocess.to_json() or "none",
                 "augment": self.samples.augment,
             }
-            root = cfg.root or said.get("root")
+            root = cfg.root or recorded.get("root")
             if root is not None:
                 data["root"] = str(Path(root).resolve())
-            size = cfg.size or said.get("size")
+            size = cfg.size or recorded.get("size")
             if size is not None:
                 data["size"] = size
         return {"arch": absolute(self.arch) if self.arch else None, "args": self.args, "data": data}
@@ -134,8 +136,8 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     progress.phase("open")
     checkpoint = read(config.model.checkpoint)
     built = resolve(config.model.arch, config.model.args, checkpoint, trust=trust)
-    said = checkpoint.metadata.data if checkpoint.metadata else None
-    samples = load_samples(config.data, recorded=said, trust=trust, seed=config.seed)
+    recorded = checkpoint.metadata.data if checkpoint.metadata else None
+    samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
     config = with_recorded_loss(config, [checkpoint])
     notes = [f"network: {built.reason}", *checkpoint.notes]
     wide = next(built.module.parameters()).dtype

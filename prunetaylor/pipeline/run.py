@@ -58,7 +58,7 @@ def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Tim
     job = leave_out_outliers(job, progress)
     plan = make_plan(job.config, job.facts, job.choices)
     memory = plan_memory(job, plan)
-    with use_chunks(memory.chunks):
+    with use_chunks(memory.divisors):
         check_quickly(job, progress)
     return plan, memory, estimate(job, plan)
 
@@ -80,7 +80,7 @@ class _Run:
         self.memory, self.time = plan_memory(job, self.plan), estimate(job, self.plan)
         with restoring():
             if self.saved:  # other chunks would round differently
-                self.memory = replace(self.memory, chunks=ChunkDivisors(**self.saved["chunks"]))
+                self.memory = replace(self.memory, divisors=ChunkDivisors(**self.saved["chunks"]))
             self.clock = Clock(dict(self.saved.get("seconds", {})))
             known = self.saved.get("dense")
             self.dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
@@ -107,7 +107,7 @@ class _Run:
         job, clock = self.job, self.clock
         memory_format = use_memory_format(job, job.network.module, self.dense.module)
         fixed, listening = fixed_order(job.device, self.saved.get("threads")), listen(part_listener(self.progress))
-        with clock.time("total"), use_chunks(self.memory.chunks), fixed, listening, memory_format as notes:
+        with clock.time("total"), use_chunks(self.memory.divisors), fixed, listening, memory_format as notes:
             notes = self._announce(notes)
             with clock.time("measure"):
                 dense = self._measure_dense()
@@ -183,7 +183,7 @@ class _Run:
     def _state_dict(self) -> dict[str, Any]:
         dense = self.dense_evaluation
         return {
-            "chunks": asdict(self.memory.chunks),
+            "chunks": asdict(self.memory.divisors),
             "threads": torch.get_num_threads(),
             "seconds": self.clock.so_far(),
             "dense": None if dense is None else vars(dense),

@@ -1,8 +1,4 @@
-"""How many bytes of one sample's tensors are alive at a time in a pass, whoever made them.
-
-Modules show what goes in and out of them. What lies between, such as the products of all tokens with all others in
-attention, only the operators show.
-"""
+"""The bytes of one sample's tensors that are alive at a time in a pass, wherever they are made."""
 
 from __future__ import annotations
 
@@ -78,13 +74,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         self.closed = self.closed or func.name() in _CLOSED
         if any(s._cdata in self._sizes for s in _storages((args, kwargs))):
-            for storage in _storages(found):
+            for storage in _storages(result):
                 self._follow(storage)
             self.most = max(self.most, sum(self._sizes.values()))
-        return found
+        return result
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         address = storage._cdata
@@ -100,7 +96,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _storages(values: object) -> list[torch.UntypedStorage]:
-    """Of all tensors in ``values``; those that are not dense have none of their own."""
+    """Return the storages of all dense tensors in ``values``; the others have none of their own."""
     return [
         value.untyped_storage()
         for value in tree_leaves(values)

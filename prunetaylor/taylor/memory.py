@@ -1,8 +1,8 @@
-"""What a run holds in memory, in bytes, said before it starts; and how much of everything is held at a time.
+"""The memory of a run in bytes, stated before it starts, and the chunks in which the run works.
 
-Each curvature, criterion and repair has functions beside it that state what it holds, from :class:`Sizes` alone. A
-criterion's ``memory(sizes)`` lists its moments as :class:`Phase`; ``pipeline/memory_plan.py`` adds what a run holds
-besides, and chooses :class:`ChunkDivisors` under which the largest phase fits. The code that works in chunks asks
+Each curvature, criterion and repair has functions beside it that state what it allocates, from :class:`Sizes` alone. A
+criterion's ``memory(sizes)`` lists its phases as :class:`Phase`; ``pipeline/estimates/memory.py`` adds the rest of a
+run, and chooses :class:`ChunkDivisors` under which the largest phase fits. Code that works in chunks calls
 :func:`current_chunks` when it runs, and so do the formulas: both see the same sizes.
 """
 
@@ -37,10 +37,10 @@ LIBRARIES = 48 << 20
 
 @dataclass(frozen=True)
 class ChunkDivisors:
-    """How many times less than usual is held at a time; 1 is as usual. No result depends on it beyond rounding.
+    """The factors by which chunks are smaller than usual; 1 is the usual size. Results differ by rounding only.
 
-    Each module has its usual amount beside its code, and divides it by the field that it asks for. One does change the
-    result: batch norms train on the statistics of the samples that they see together, which ``training`` makes fewer.
+    Each module has its usual amount beside its code, and divides it by one of these fields. One of them does change the
+    result: batch norms train on the statistics of the samples that they see at once, which ``training`` reduces.
     """
 
     batch: int = 1  # calibration samples in a batch
@@ -50,22 +50,22 @@ class ChunkDivisors:
     training: int = 1  # samples that gradients are taken of together; a step is of as many as before
 
 
-_chunks = ContextVar("chunks", default=ChunkDivisors())  # noqa: B039 frozen
+_divisors = ContextVar("divisors", default=ChunkDivisors())  # noqa: B039 frozen
 
 
 def current_chunks() -> ChunkDivisors:
-    """What holds now; the usual amounts outside of :func:`use_chunks`."""
-    return _chunks.get()
+    """Return the current divisors; all are 1 outside of :func:`use_chunks`."""
+    return _divisors.get()
 
 
 @contextmanager
 def use_chunks(chosen: ChunkDivisors) -> Iterator[None]:
-    """``chosen`` holds inside."""
-    token = _chunks.set(chosen)
+    """Use the divisors ``chosen`` inside the block."""
+    token = _divisors.set(chosen)
     try:
         yield
     finally:
-        _chunks.reset(token)
+        _divisors.reset(token)
 
 
 @dataclass(frozen=True)
@@ -88,29 +88,30 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that one sample needs in a pass."""
+    """The bytes that one sample needs in a pass."""
 
     sample: int = 0  # itself, as the network takes it
     kept: int = 0  # what a forward pass leaves for the backward one
     live: int = 0  # what goes in and out of one module, at most
-    settled: tuple[
+    repair_outputs: tuple[
         int, ...
     ] = ()  # outputs kept by ``pruning/repair/activation_cache.py`` while each of the layers is solved
     passing: int = 0  # what is alive at a time in a pass without gradients, between modules and inside of them
     moving: int = 0  # the same in a forward-mode pass
 
     @property
-    def at_work(self) -> int:
-        """In a pass without gradients: what goes in and out of one module, or a third of what is alive if that is more.
+    def peak(self) -> int:
+        """Return the bytes in a pass without gradients: a module's input and output, or a third of the live tensors if
+        larger.
 
-        Three times that is what is planned: kernels take room that no tensor shows.
+        The plan counts three times as much, since kernels allocate memory that no tensor shows.
         """
         return max(self.live, self.passing // 3)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that the formulas are made of. ``samples`` are those that are fitted, ``batch`` of them at a time."""
+    """The sizes in all formulas. ``samples`` are fitted, ``batch`` of them at a time."""
 
     layers: tuple[LayerSize, ...]
     state: int  # bytes of the network's parameters and buffers
@@ -137,7 +138,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Phase:
-    """A moment of a run: bytes by what they are for. ``layer`` is the one that asks for the most, where one does."""
+    """A phase of a run: bytes by purpose. ``layer`` is the one that needs the most, if a single one does."""
 
     name: str
     parts: Mapping[str, int]
@@ -145,10 +146,11 @@ class Phase:
 
     @property
     def total(self) -> int:
+        """Return the bytes of all parts."""
         return sum(self.parts.values())
 
     def plus(self, *more: Mapping[str, int]) -> Phase:
-        """With more of some parts."""
+        """Return the phase with more of some parts."""
         parts = dict(self.parts)
         for name, size in (item for one in more for item in one.items()):
             parts[name] = parts.get(name, 0) + size
@@ -156,25 +158,25 @@ class Phase:
 
 
 def forward(sizes: Sizes) -> int:
-    """A batch in a pass without gradients: its samples, a module at work and what waits beside it."""
-    return _of_batch(sizes, 2 * sizes.activations.sample + 3 * sizes.activations.at_work)
+    """Return the bytes of a batch in a pass without gradients: its samples, and the tensors of a module."""
+    return _of_batch(sizes, 2 * sizes.activations.sample + 3 * sizes.activations.peak)
 
 
 def backward(sizes: Sizes) -> int:
-    """A batch with its graph, and the gradients of all layers' outputs."""
+    """Return the bytes of a batch with its graph, and of the gradients of all layers' outputs."""
     outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
     return forward(sizes) + graph(sizes) + _of_batch(sizes, outputs)
 
 
 def graph(sizes: Sizes) -> int:
-    """What a batch's forward pass leaves for the backward one."""
+    """Return the bytes that a batch's forward pass keeps for the backward pass."""
     return _of_batch(sizes, sizes.activations.kept)
 
 
 def sample_gradients(sizes: Sizes) -> int:
-    """Backward passes that take gradients of single samples from every layer, some at a time.
+    """Return the bytes of backward passes that compute gradients of single samples, some at a time.
 
-    Those of one layer, and its unfolded inputs and outputs.
+    They are those of one layer, with its unfolded inputs and outputs.
     """
     each = FLOAT * max(max(layer.weights, _unfolded(layer)) for layer in sizes.layers)
     return backward(sizes) + 3 * min(sizes.batch * each, max(sizes.gradients, each))
@@ -185,43 +187,45 @@ def _unfolded(layer: LayerSize) -> int:
 
 
 def directional(sizes: Sizes) -> int:
-    """A batch in a forward-mode pass: values and derivatives, batch norm as plain arithmetic."""
-    at_work = max(sizes.activations.at_work, sizes.activations.moving // 6)
-    return _of_batch(sizes, 2 * sizes.activations.sample + 6 * at_work, at_work)
+    """Return the bytes of a batch in a forward-mode pass: values, derivatives, and batch norm as plain arithmetic."""
+    peak = max(sizes.activations.peak, sizes.activations.moving // 6)
+    return _of_batch(sizes, 2 * sizes.activations.sample + 6 * peak, peak)
 
 
-def _of_batch(sizes: Sizes, each: int, at_work: int = 0) -> int:
-    """So many bytes a sample. Tensors of a pass come and go in all sizes, and leave gaps between them."""
-    mapped = sizes.batch * max(at_work, sizes.activations.at_work) >= 2 * _MAPPED
+def _of_batch(sizes: Sizes, each: int, peak: int = 0) -> int:
+    """Return the bytes of a batch. Tensors of a pass have all sizes, and leave gaps in memory."""
+    mapped = sizes.batch * max(peak, sizes.activations.peak) >= 2 * _MAPPED
     return int((1.1 if mapped else SLACK) * sizes.batch * each)
 
 
 def largest_of(layers: Sequence[LayerSize], need: Callable[[LayerSize], int]) -> tuple[int, str]:
-    """The most that a layer needs, and its name."""
+    """Return the most that a layer needs, and its name."""
     most = max(layers, key=need)
     return need(most), most.name
 
 
-def measure(network: Network, x: Tensor, settled: Callable[[Mapping[nn.Module, int]], Sequence[int]]) -> _Measured:
-    """What one sample ``x`` (1, ...) needs, from one forward pass with its graph and one look at what it left.
+def measure(
+    network: Network, x: Tensor, repair_outputs: Callable[[Mapping[nn.Module, int]], Sequence[int]]
+) -> _Measured:
+    """Return what one sample ``x`` (1, ...) needs, from one forward pass with its graph.
 
-    ``settled`` makes of every module's output bytes what repair keeps while each layer is solved. What is alive inside
-    of modules is for ``live_memory.py`` to say.
+    ``repair_outputs`` computes from every module's output bytes what repair keeps while each layer is solved.
+    ``live_memory.py`` measures the tensors inside of modules.
     """
     module, owner = network.module, {m: layer.name for layer in network.layers for m in layer.modules}
     live, outputs = 0, dict[nn.Module, int]()
-    found: dict[str, LayerSize] = {layer.name: _size(layer) for layer in network.layers}
+    layers: dict[str, LayerSize] = {layer.name: _size(layer) for layer in network.layers}
 
-    def look(m: nn.Module, inputs: tuple[object, ...], y: object) -> None:
+    def record(m: nn.Module, inputs: tuple[object, ...], y: object) -> None:
         nonlocal live
         outputs[m] = outputs.get(m, 0) + _bytes(y)
         if not any(True for _ in m.children()):
             live = max(live, _bytes(inputs) + _bytes(y))
         if m in owner and isinstance(y, Tensor) and inputs and isinstance(inputs[0], Tensor):
-            layer, into = found[owner[m]], inputs[0]
+            layer, into = layers[owner[m]], inputs[0]
             # A first dimension that is a multiple of the batch counts as more positions of a sample.
             each = len(into) * positions(m, into, y) if into.dim() > 1 else 1
-            found[owner[m]] = LayerSize(
+            layers[owner[m]] = LayerSize(
                 layer.name,
                 layer.groups,
                 layer.rows,
@@ -232,14 +236,14 @@ def measure(network: Network, x: Tensor, settled: Callable[[Mapping[nn.Module, i
                 layer.calls + (1 if layer.inputs else 0),
             )
 
-    handles = [m.register_forward_hook(look) for m in module.modules()]
+    handles = [m.register_forward_hook(record) for m in module.modules()]
     try:
         kept, answer = _left_for_backward(module, x.clone())  # it may be a view of many samples
     finally:
         for handle in handles:
             handle.remove()
-    activations = Activations(x.numel() * max(FLOAT, x.element_size()), kept, live, tuple(settled(outputs)))
-    return _Measured(tuple(found.values()), activations, answer.shape[1])
+    activations = Activations(x.numel() * max(FLOAT, x.element_size()), kept, live, tuple(repair_outputs(outputs)))
+    return _Measured(tuple(layers.values()), activations, answer.shape[1])
 
 
 @dataclass(frozen=True)
@@ -255,21 +259,21 @@ def _size(layer: Layer) -> LayerSize:
 
 
 def layer_sizes(network: Network) -> tuple[LayerSize, ...]:
-    """The layers as matrices, where no sample says more."""
+    """Return the layers as matrices, without what only a sample shows."""
     return tuple(_size(layer) for layer in network.layers)
 
 
 def _left_for_backward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
-    """(bytes that a forward pass leaves for the backward one, parameters and buffers aside; the outputs)."""
+    """Return (bytes kept for the backward pass, without parameters and buffers; the outputs)."""
     known = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
-    left: dict[int, int] = {}
-    alive = []  # an address stands for one tensor only as long as that lives
+    sizes: dict[int, int] = {}
+    tensors = []  # an address stands for one tensor only as long as that lives
 
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in known:
-            left[storage.data_ptr()] = storage.nbytes()
-            alive.append(t)
+            sizes[storage.data_ptr()] = storage.nbytes()
+            tensors.append(t)
         return t
 
     with (
@@ -279,11 +283,11 @@ def _left_for_backward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
         answer = outputs_of(module(x)).detach()
-    return sum(left.values()), answer
+    return sum(sizes.values()), answer
 
 
 def _bytes(value: object) -> int:
-    """Of the tensors in what goes in or out of a module."""
+    """Return the bytes of the tensors in a module's inputs or outputs."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
@@ -292,13 +296,13 @@ def _bytes(value: object) -> int:
 
 
 def state_bytes(module: nn.Module) -> int:
-    """Of the parameters and buffers, each counted once."""
+    """Return the bytes of the parameters and buffers, each counted once."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return sum(prod(t.shape) * t.element_size() for t in tensors.values())
 
 
 def release() -> None:
-    """Give the system back what was freed: the C library keeps it otherwise, and the next phase's tensors add to it."""
+    """Return freed memory to the system: the C library keeps it otherwise, and the next phase's tensors add to it."""
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
@@ -306,6 +310,6 @@ def release() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that tensors found no room: torch has a class for it on CUDA only."""
-    said = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in said)
+    """Return whether an error means that memory ran out; torch has a class for that on CUDA only."""
+    messages = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in messages)

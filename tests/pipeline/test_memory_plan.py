@@ -75,7 +75,7 @@ def test_a_plan_says_what_it_is_made_of(conv: nn.Module) -> None:
     assert report.parts["samples"] >= TRAIN[0].nbytes + TEST[0].nbytes
     assert report.limit is not None
     assert report.limit > report.planned
-    assert plan.chunks == ChunkDivisors()
+    assert plan.divisors == ChunkDivisors()
     assert plan.describe().startswith(f"memory: needs up to {show_size(report.planned)} (")
     assert f"{show_size(plan.free)} free" in plan.describe()
     assert max(map(len, (plan.describe(),))) < 250
@@ -271,8 +271,8 @@ def test_a_training_batch_that_does_not_fit_is_taken_in_parts(conv: nn.Module) -
     assert usual.phase.name == "fine-tuning"
     limit = usual.report.planned - MIB
     plan = plan_of(job_of(conv, memory=f"{limit}B", **how))
-    assert plan.chunks == ChunkDivisors(training=plan.chunks.training)
-    assert plan.chunks.training > 1
+    assert plan.divisors == ChunkDivisors(training=plan.divisors.training)
+    assert plan.divisors.training > 1
     assert plan.report.planned <= limit
     outcome = pruned(conv, memory=f"{limit}B", **how)
     assert any(line.startswith("micro-batches: each batch is split into ") for line in outcome.choices)

@@ -144,7 +144,7 @@ def test_the_file_says_which_loss_it_was(one: tuple[nn.Module, Pair], tmp_path: 
     resolved = from_values({**how, "prune.sparsity": 0.3, "prune.refine": "none"})
     job = open_job(resolved.config, trust=Trust(everything=True), progress=Silent())
     with RunFolder.create(tmp_path / "run", "run") as folder:
-        write_run(folder, resolved, run(job, Silent()), job.identity(), {"loss": job.config.loss})
+        write_run(folder, resolved, run(job, Silent()), job.describe_network(), {"loss": job.config.loss})
         folder.commit()
     gate = {"gate.baseline": str(tmp_path / "dense.pt"), "gate.max_drop": 50.0}
     written = from_values({**common, **gate, "model.checkpoint": str(tmp_path / "run")}).config

@@ -235,7 +235,7 @@ def test_what_repair_keeps_of_a_chain() -> None:
 
 
 def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = Sizes((LayerSize("x", 1, 2, 3),), 24, 6, samples=10, activations=Activations(settled=(0, 100)))
+    sizes = Sizes((LayerSize("x", 1, 2, 3),), 24, 6, samples=10, activations=Activations(repair_outputs=(0, 100)))
     assert activation_cache.kept_bytes(sizes) == 1000
     monkeypatch.setattr(activation_cache, "KEPT_BYTES", 600)
     assert activation_cache.kept_bytes(sizes) == 600

@@ -106,8 +106,8 @@ def check_scoring(config: Config) -> list[str]:
     """A line that names settings of no effect on scores."""
     options, usual = config.prune, PruneSection()
     keys = ("stages", "schedule", "during", "refine", "refine_steps", "refine_by")
-    idle = [f"prune.{key}" for key in keys if getattr(options, key) != getattr(usual, key)]
-    return [f"no effect: {', '.join(idle)}, because each row is one step from the dense weights"] if idle else []
+    unused = [f"prune.{key}" for key in keys if getattr(options, key) != getattr(usual, key)]
+    return [f"no effect: {', '.join(unused)}, because each row is one step from the dense weights"] if unused else []
 
 
 def _check_finetuning(config: Config, facts: Facts) -> list[str]:

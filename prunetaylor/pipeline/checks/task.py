@@ -24,7 +24,7 @@ _SOME_TARGETS = 256
 
 
 def find_task(config: Config, module: nn.Module, samples: Samples, x: Tensor, y: Tensor) -> tuple[Task, Samples]:
-    """What the outputs are, or the user's loss, and the samples with their targets checked against it and the metric.
+    """Return the task (or the user's loss), and the samples with their targets checked against it and the metric.
 
     ``x``, ``y``: a batch of one test sample, ready for the network.
     """
@@ -68,7 +68,7 @@ def _facts(outputs: Tensor, y: Tensor, samples: Samples) -> TargetFacts:
 
 
 def _zeros_and_ones(split: Split) -> bool:
-    """Whether the first targets are nothing else."""
+    """Return whether the first targets are all 0 or 1."""
     _, y = split.fetch(range(min(len(split), _SOME_TARGETS)))
     return bool(((y == 0) | (y == 1)).all())
 

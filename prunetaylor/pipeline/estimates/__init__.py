@@ -1,1 +1,1 @@
-"""What a run will need, before it starts: memory and time."""
+"""Estimates of a run's memory and time, made before it starts."""

@@ -1,7 +1,7 @@
-"""The memory plan of a run: what it holds at most, and the chunks under which that fits; refused where none do.
+"""The memory plan of a run: its peak, and the chunk sizes under which it fits; a run that cannot fit is refused.
 
-What each criterion, curvature and repair holds is stated beside it; here stands what a run holds besides, phase by
-phase. The largest phase is the plan. Chunks are halved one after another, always where that helps most, until every
+What each criterion, curvature and repair allocates is stated beside it; this module adds the rest of a run, phase by
+phase. The largest phase is the plan. Chunks are halved one after another, each time where that helps most, until every
 phase fits.
 """
 
@@ -61,16 +61,16 @@ _FEWEST = 16
 """Calibration samples that are still suggested."""
 _SMALLEST_BATCH = 8
 """Samples in a batch of fine-tuning that are still suggested."""
-_SAID = 3
+_SUGGESTED = 3
 """Other methods that are suggested, at most."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run needs. ``limit`` is what it may take, ``free`` what is free beside what it holds already."""
+    """The memory that a run needs, its ``limit``, and the memory that is ``free`` beside what it has allocated."""
 
     phase: Phase
-    chunks: ChunkDivisors
+    divisors: ChunkDivisors
     batch: int
     limit: int | None
     asked: bool  # whether the limit is the user's
@@ -78,28 +78,31 @@ class MemoryPlan:
 
     @property
     def report(self) -> Memory:
+        """Return the plan as a part of the run's result."""
         return Memory(self.phase.total, self.limit, dict(self.phase.parts), self.phase.name, self.batch)
 
     def describe(self) -> str:
-        """One line: the total, and what is free."""
+        """Return the total and the free memory in one line."""
         there = "free memory unknown, no limit" if self.free is None else f"{show_size(self.free)} free"
         if self.asked and self.limit is not None:
             there = f"limit {show_size(self.limit)}"
-        smaller = [field.name for field in fields(self.chunks) if getattr(self.chunks, field.name) > 1]
+        smaller = [field.name for field in fields(self.divisors) if getattr(self.divisors, field.name) > 1]
         note = f"; smaller chunks to fit: {', '.join(smaller)}" if smaller else ""
         return f"memory: needs up to {show_size(self.phase.total)} ({there}){note}"
 
     def details(self) -> str:
-        """One line: the phase that needs the most, and what for."""
+        """Return the largest phase and its parts in one line."""
         parts = sorted(self.phase.parts.items(), key=lambda part: -part[1])
-        said = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
-        return f"memory peak: {self.phase.name} ({said})"
+        largest = ", ".join(f"{show_size(size)} {name}" for name, size in parts if size >= 0.01 * self.phase.total)
+        return f"memory peak: {self.phase.name} ({largest})"
 
 
 def plan_memory(job: Job, plan: PruningPlan, command: str = "prune") -> MemoryPlan:
-    """The memory of ``prune`` or ``score`` (``command``), a process: of several, of the one with least room.
+    """Return the memory of ``prune`` or ``score`` (``command``) for a process, the one with the least memory of
+    several.
 
-    UsageError where it does not fit even in the smallest chunks, with what needs how much and what would fit.
+    Raises UsageError if it does not fit even in the smallest chunks; the error names the largest part and settings that
+    fit.
     """
     planner = _Planner(job, plan, command)
     free = free_bytes(job.device)
@@ -116,7 +119,7 @@ def plan_memory(job: Job, plan: PruningPlan, command: str = "prune") -> MemoryPl
 
 
 class _Planner:
-    """Everything that is measured once; the configuration may be another than the job's, to see whether it fits."""
+    """Everything that is measured once; the configuration may differ from the job's, to see whether it fits."""
 
     def __init__(self, job: Job, plan: PruningPlan, command: str) -> None:
         self.job, self.plan, self.command = job, plan, command
@@ -145,41 +148,41 @@ class _Planner:
             splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
             self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.lazy)
         x, _ = first_batch(job.batches(samples.test.subset([0]), batch_size=1))
-        found = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
+        measured = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))
         trial = network.copy()  # hooks may leave in it what a pass has made
         activations = replace(
-            found.activations,
+            measured.activations,
             passing=alive_without_gradients(trial.module, x),
             moving=alive_in_forward_mode(trial.module, x, trial.layers),
         )
         self.sizes = replace(
-            self.sizes, layers=found.layers, activations=activations, outputs=found.outputs, cached=True
+            self.sizes, layers=measured.layers, activations=activations, outputs=measured.outputs, cached=True
         )
 
     def batch(self, config: Config) -> int:
-        """Calibration samples in a batch."""
+        """Return the calibration samples in a batch."""
         return chunk(self.each, config.data.batch_size)
 
     def sized(self, config: Config) -> Sizes:
-        """The sizes under a configuration and the chunks that hold."""
+        """Return the sizes under a configuration and the current chunks."""
         if self.job.samples is None:
             return self.sizes
         samples = min(config.calibration.samples, len(self.job.samples.train))
-        held = max(1, round(config.calibration.holdout * samples))
+        held_out = max(1, round(config.calibration.holdout * samples))
         return replace(
             self.sizes,
-            samples=max(1, samples - held),
-            held_out=held,
+            samples=max(1, samples - held_out),
+            held_out=held_out,
             batch=min(self.batch(config), samples),
             cached=config.cache.enabled,
         )
 
     def worst(self, plan: PruningPlan, config: Config) -> Phase:
-        """The largest phase under the chunks that hold."""
+        """Return the largest phase under the current chunks."""
         return max(self.phases(plan, config), key=lambda phase: phase.total)
 
     def phases(self, plan: PruningPlan, config: Config) -> Iterator[Phase]:
-        """What is held at every moment that may be the largest."""
+        """Yield every phase that may be the largest."""
         job = self.job
         sizes, criterion = self.sized(config), load_criterion(plan.method)
         # The network, its dense copy and that one's state, masks now and before.
@@ -204,10 +207,10 @@ class _Planner:
             far = make_plan(config, facts, one_step=self.command == "score")
             yield from (phase.plus(always, models) for phase in self._after(far, sizes, scored))
         if trains:
-            yield train.memory(replace(sizes, batch=self._together(config)), plan.training).plus(always)
+            yield train.memory(replace(sizes, batch=self._training_batch(config)), plan.training).plus(always)
 
     def _after(self, plan: PruningPlan, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
-        """What follows the scores, at each stage."""
+        """Yield the phases that follow the scores in each stage."""
         predicted = Phase("prediction", {"activations": prediction_bytes(sizes)})
         fit = {"curvature": max((phase.parts.get("curvature", 0) for phase in scored), default=0)}
         if self.command == "score":
@@ -235,13 +238,13 @@ class _Planner:
             yield refine.memory(sizes).plus({"weights": sizes.state})
 
     def _samples(self, config: Config, sizes: Sizes) -> int:
-        """The source's, those that calibrate, and the dense network's outputs for them."""
+        """Return the bytes of the source's samples, the calibration samples and the dense network's outputs."""
         remembered = SAMPLE_HISTORY if config.calibration.resample else 1
         outputs = 2 * FLOAT * sizes.outputs
         return self.source + remembered * (sizes.samples + sizes.held_out) * (self.raw + outputs)
 
-    def _together(self, config: Config) -> int:
-        """The samples of a training batch that a process takes gradients of together.
+    def _training_batch(self, config: Config) -> int:
+        """Return the samples of a training batch whose gradients a process computes at once.
 
         Several processes that wait for one another in the middle of a batch do not split theirs.
         """
@@ -258,37 +261,39 @@ class _Planner:
         return replace(sizes, batch=min(most, len(self.job.samples.test)))
 
     def fit(self, plan: PruningPlan, config: Config, limit: int | None) -> tuple[ChunkDivisors, Phase]:
-        """The largest chunks found under which all phases fit ``limit``, else the smallest; and the largest phase."""
+        """Return the largest chunks found under which all phases fit ``limit``, else the smallest; and the largest
+        phase.
+        """
         chosen = ChunkDivisors()
         while limit is not None and (over := self._over(plan, config, chosen, limit)) > 0:
             smaller = (self._halved(plan, config, chosen, field.name, limit, over) for field in fields(chosen))
-            found = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
-            if found is None:
+            best = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
+            if best is None:
                 break
-            chosen = found[1]
+            chosen = best[1]
         with use_chunks(chosen):
             return chosen, self.worst(plan, config)
 
     def _halved(
         self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, name: str, limit: int, over: int
     ) -> tuple[int, ChunkDivisors] | None:
-        """(bytes over the limit, chunks) of the first halving of one of them that helps, if any does."""
+        """Return (bytes over the limit, chunks) of the first halving of a chunk that helps, or None."""
         by = getattr(chosen, name)
         while by < _SMALLEST:
             by *= 2
             smaller = replace(chosen, **{name: by})
-            left = self._over(plan, config, smaller, limit)
-            if left < over:
-                return left, smaller
+            excess = self._over(plan, config, smaller, limit)
+            if excess < over:
+                return excess, smaller
         return None
 
     def _over(self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, limit: int) -> int:
-        """By how much all phases together are over the limit: halving helps where any of them falls."""
+        """Return the sum of all phases' bytes over the limit, so that halving helps if any phase shrinks."""
         with use_chunks(chosen):
             return sum(max(0, phase.total - limit) for phase in self.phases(plan, config))
 
     def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
-        """What does not fit, and what would."""
+        """Return the error that names what does not fit, and what would."""
         # The libraries' share is nobody's to change.
         part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
         layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
@@ -301,7 +306,7 @@ class _Planner:
         return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
 
     def _fitting(self, limit: int) -> Iterator[str]:
-        """Settings that fit, one by one: what changes least first, then methods, those that need most first."""
+        """Yield settings that fit: the smallest changes first, then other methods, the largest first."""
         methods = []
         for text, smaller in self._smaller():
             if self._need(smaller, limit) <= limit:
@@ -313,10 +318,12 @@ class _Planner:
             need = self._need(_with(self.job.config, "prune", method=name), limit)
             if need <= limit:
                 methods.append((need, name))
-        yield from (f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SAID])
+        yield from (
+            f"prune.method={name} ({show_size(need)})" for need, name in sorted(methods, reverse=True)[:_SUGGESTED]
+        )
 
     def _need(self, config: Config, limit: int) -> float:
-        """The bytes of a run by another configuration; infinite where it cannot run."""
+        """Return the bytes of a run by another configuration; infinite if it cannot run."""
         try:
             check_needs(config, self.job.facts)
             plan = make_plan(config, self.job.facts, one_step=self.command == "score")
@@ -325,7 +332,7 @@ class _Planner:
         return self.fit(plan, config, limit)[1].total
 
     def _smaller(self) -> Iterator[tuple[str, Config]]:
-        """Settings that need less with the same method."""
+        """Yield settings that need less with the same method."""
         config = self.job.config
         if self.plan.refinement.when != "none":
             if config.prune.refine_by != "features":
@@ -345,7 +352,7 @@ class _Planner:
 
 
 def _rounded_up(size: int) -> str:
-    """As ``--memory`` takes it, no less than ``size``."""
+    """Return the size as ``--memory`` accepts it, rounded up."""
     return f"{-(-size // 2**20)}MiB"
 
 

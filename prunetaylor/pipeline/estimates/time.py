@@ -1,7 +1,7 @@
-"""How long a run will take, about: its counted work over the speed that a few timed steps of it have here.
+"""An estimate of a run's duration: its counted work over the speed of a few timed steps on this machine.
 
-Nothing is chosen by what is measured. Which method and refinement ``auto`` takes is settled by counted operations and
-the kind of device (``planning/``): the same seed must give the same bits, on a busy machine too.
+No choice depends on what is measured. ``auto`` method and refinement follow from counted operations and the kind of
+device (``planning/``): the same seed must give the same bits, on a busy machine too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ADAPTIVE_STAGES = 2
 
 
 def estimate(job: Job, plan: PruningPlan) -> Time:
-    """Seconds by what they are for. Nothing is drawn, and nothing of the job changes."""
+    """Return the seconds by purpose. No random number is drawn, and the job does not change."""
     if job.samples is None:
         return Time(0.0, {})
     forward, row = _forward(job), _row(job)
@@ -66,7 +66,7 @@ def estimate(job: Job, plan: PruningPlan) -> Time:
 
 
 def _stages(job: Job, plan: PruningPlan) -> list[float]:
-    """The share of the weights that is left before each stage, about."""
+    """Return the approximate share of the weights that remains before each stage."""
     levels = list(plan.gradual.values() or plan.schedule.levels)
     if plan.schedule.max_fraction is not None and not plan.gradual:
         levels = sparsities(job.config.prune.sparsity, ADAPTIVE_STAGES)
@@ -75,7 +75,7 @@ def _stages(job: Job, plan: PruningPlan) -> list[float]:
 
 
 def _forward(job: Job) -> float:
-    """Seconds of a forward pass for each sample."""
+    """Return the seconds of a forward pass for each sample."""
     assert job.samples is not None
     test = job.samples.test
     raw, _ = test.fetch([0])
@@ -87,23 +87,23 @@ def _forward(job: Job) -> float:
 
 
 def _row(job: Job) -> float:
-    """Seconds for each operation of a row's elimination and factorisation, by rows of about the widest layer's size."""
+    """Return the seconds per operation of a row's elimination, by rows of about the widest layer's size."""
     width = min(_WIDEST, max(layer.matrix(layer.weight.detach()).shape[2] for layer in job.network.layers))
     kind = accumulate_type(job.device)
     h = torch.eye(width, dtype=kind, device=job.device) + 0.1
     w = torch.ones((_ROWS, width), dtype=kind, device=job.device)
-    keep = torch.ones_like(w, dtype=torch.bool)
-    seconds = _best(lambda: greedy_traces(h, w, keep, 0.01, "", lambda _: None), job.device, tries=1)
+    mask = torch.ones_like(w, dtype=torch.bool)
+    seconds = _best(lambda: greedy_traces(h, w, mask, 0.01, "", lambda _: None), job.device, tries=1)
     return seconds / (_ROWS * width**2 * (width + APART))
 
 
 def _best(work: Callable[[], object], device: torch.device, tries: int = 2) -> float:
-    """The least of a few times: the first pays for what is set up."""
-    found = []
+    """Return the shortest of a few times; the first one includes the set-up."""
+    seconds = []
     for _ in range(tries):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,4 +1,4 @@
-"""Which error is pruned by, whether its first-order term is kept, and how each stage is repaired."""
+"""The choice of the error to prune by: with labels or without, and with its first-order term or without."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from prunetaylor.taylor.objective import Objective
 
 @dataclass(frozen=True)
 class ErrorTerms:
-    """``labels``: the error is the one with labels; ``first_order``: predictions keep its gradient's term."""
+    """The terms of the error: ``labels`` uses the loss with labels, ``first_order`` keeps its gradient term."""
 
     labels: bool
     first_order: bool
 
 
 def choose_error(config: Config, facts: Facts, method: str, criterion: Criterion) -> ErrorTerms:
-    """Labels or not, first-order term or not, from what the user forces and how far the network has converged.
+    """Return whether labels and the first-order term are used, from the settings and the network's convergence.
 
     Raises:
-        UsageError: the criterion needs labels, and they are ruled out.
+        UsageError: the criterion needs labels, and the configuration forbids them.
     """
     first_order = config.prune.first_order != "drop"
-    wanted = asked(config.calibration.labels)
+    requested = asked(config.calibration.labels)
     needed = criterion.needs == "labels"
-    if needed and wanted is False:
+    if needed and requested is False:
         raise UsageError(
             f"{method} needs labels: without them the error has no gradient at the dense weights",
             "leave calibration.labels at auto, or choose another prune.method",
         )
     if facts.convergence is None:
         return ErrorTerms(False, first_order)
-    labels = needed or (facts.convergence.first_order_matters if wanted is None else wanted)
+    labels = needed or (facts.convergence.first_order_matters if requested is None else requested)
     if labels and not needed and asked(config.prune.first_order) is None:
         # Who asks for labels wants the network to learn from them: then any gradient beyond noise is enough.
-        seen = wanted is True and facts.convergence.gradient_is_significant
+        seen = requested is True and facts.convergence.gradient_is_significant
         first_order = facts.convergence.first_order_matters or seen
     return ErrorTerms(labels, first_order)
 
@@ -50,7 +50,7 @@ def choose_error(config: Config, facts: Facts, method: str, criterion: Criterion
 def explain_error(
     config: Config, facts: Facts, method: str, criterion: Criterion, terms: ErrorTerms
 ) -> list[Choice[object]]:
-    """The choices of labels and of the first-order term, with their reasons."""
+    """Return the choices of labels and of the first-order term, with their reasons."""
     objective = Objective(facts.task, "task" if terms.labels else "divergence")
     error = objective.describe()
     kept = "keep" if terms.first_order else "drop"
@@ -63,7 +63,7 @@ def explain_error(
             Choice("calibration.labels", False, "the training samples have no labels", line),
             Choice("prune.first_order", kept, _as_asked(config.prune.first_order) or reason),
         ]
-    wanted = asked(config.calibration.labels)
+    requested = asked(config.calibration.labels)
     why = _first_order_reason(method, criterion, terms)
     shown = f"first-order term: {'kept' if terms.first_order else 'not kept'}{why and f'; {why}'}"
     measured = facts.convergence.describe()
@@ -74,8 +74,8 @@ def explain_error(
         Choice(
             "calibration.labels",
             terms.labels,
-            _labels_reason(facts.convergence, terms.labels, wanted, method, criterion),
-            _convergence_line(facts.convergence, terms.labels, wanted),
+            _labels_reason(facts.convergence, terms.labels, requested, method, criterion),
+            _convergence_line(facts.convergence, terms.labels, requested),
         ),
         Choice("error", error, "labels are used" if terms.labels else "labels are not used",
                Detail(f"error: {error}; {measured}")),
@@ -87,16 +87,18 @@ def _as_asked(value: str) -> str:
     return "" if asked(value) is None else AS_ASKED
 
 
-def _labels_reason(found: Convergence, labels: bool, wanted: bool | None, method: str, criterion: Criterion) -> str:
-    if wanted is not None:
+def _labels_reason(
+    convergence: Convergence, labels: bool, requested: bool | None, method: str, criterion: Criterion
+) -> str:
+    if requested is not None:
         return AS_ASKED
     if criterion.needs == "labels":
         return f"{method} needs them"
-    return "the network is not converged" if labels else f"the network is converged: {_state(found)[1]}"
+    return "the network is not converged" if labels else f"the network is converged: {_state(convergence)[1]}"
 
 
 def _state(convergence: Convergence) -> tuple[str, str]:
-    """Whether the network is converged, in a word, and the gradient beside its sampling noise."""
+    """Return whether the network is converged, in a word, and its gradient compared with sampling noise."""
     above = convergence.first_order_matters or convergence.gradient_is_significant
     not_quite = convergence.gradient_is_significant and not convergence.first_order_matters
     state = "not quite" if not_quite else "no" if above else "yes"
@@ -104,13 +106,13 @@ def _state(convergence: Convergence) -> tuple[str, str]:
     return state, f"gradient {convergence.gradient_norm:.2g}, {noise} sampling noise"
 
 
-def _convergence_line(convergence: Convergence, labels: bool, wanted: bool | None) -> str:
-    """How far from a minimum the network is, and what pruning therefore keeps to."""
+def _convergence_line(convergence: Convergence, labels: bool, requested: bool | None) -> str:
+    """Return a line about the network's convergence, and about the error that pruning therefore uses."""
     state, gradient = _state(convergence)
     if labels:
         return f"converged: {state} ({gradient}) - pruning keeps the loss with labels"
     ignored = "; labels are not needed"
-    if wanted is False and state != "yes":
+    if requested is False and state != "yes":
         ignored = " (calibration.labels=false)"
     return f"converged: {state} ({gradient}) - pruning keeps the dense network's outputs{ignored}"
 

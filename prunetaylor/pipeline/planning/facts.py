@@ -1,4 +1,4 @@
-"""The facts that a plan is made of, beside the configuration: plain numbers, so that a decision can be tested alone."""
+"""The facts that a plan is made from, beside the configuration: plain values, so that decisions are easily tested."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from prunetaylor.taylor.objective import Task
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the network, its samples and the device.
+    """The facts about the network, its samples and the device.
 
-    The first half is known when all is open, the second once the dense network was probed (``pipeline/probe.py``).
+    The first half is known when everything is open, the second once the dense network was probed
+    (``pipeline/probe.py``).
     """
 
     device: str = "cpu"  # its kind: cpu, cuda or mps
@@ -33,4 +34,5 @@ class Facts:
 
     @property
     def has_data(self) -> bool:
+        """Return whether there are samples."""
         return self.training_samples is not None

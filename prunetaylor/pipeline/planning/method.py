@@ -59,7 +59,7 @@ def elimination_work(config: Config, facts: Facts) -> float:
 
 
 def choose_epochs(config: Config, facts: Facts) -> Choice[int]:
-    """How many epochs; the line tells how to have as many on every machine, as the default depends on the device."""
+    """Return the number of epochs. Its line tells how to fix it, as the default depends on the device."""
     key, epochs = "finetune.epochs", asked(config.finetune.epochs)
     if epochs is not None:
         return Choice(key, epochs, AS_ASKED, f"fine-tuning: {f'{epochs} epochs' if epochs else 'off'}, {AS_ASKED}")

@@ -43,12 +43,12 @@ class PruningPlan:
 
     @property
     def solves(self) -> bool:
-        """Each stage's repair solves the fitted Gram matrices for the kept weights."""
+        """Return whether each stage's repair solves the fitted Gram matrices for the kept weights."""
         return self.repair in SOLVING
 
     @property
     def lines(self) -> list[str]:
-        """What the log and the report say of the choices, a line each."""
+        """Return the choices as lines for the log and the report."""
         return [choice.line for choice in self.choices if choice.line]
 
 
@@ -123,9 +123,13 @@ def make_plan(
 def _choose_samples(config: Config, facts: Facts, held_out: int) -> list[Choice[object]]:
     if facts.training_samples is None:
         return []
-    there, wanted = facts.training_samples - held_out, config.calibration.samples
-    reason = AS_ASKED if wanted != type(config.calibration)().samples else "the default"
-    return [Choice("calibration.samples", min(there, wanted), reason if wanted <= there else "there are no more")]
+    available, requested = facts.training_samples - held_out, config.calibration.samples
+    reason = AS_ASKED if requested != type(config.calibration)().samples else "the default"
+    return [
+        Choice(
+            "calibration.samples", min(available, requested), reason if requested <= available else "there are no more"
+        )
+    ]
 
 
 def _memory_format(facts: Facts) -> list[Choice[object]]:
@@ -139,7 +143,9 @@ def _memory_format(facts: Facts) -> list[Choice[object]]:
 
 
 def _first_order(facts: Facts, terms: ErrorTerms) -> FirstOrder | None:
-    if (found := facts.convergence) is None:
+    if (convergence := facts.convergence) is None:
         return None
     kept = terms.labels and terms.first_order
-    return FirstOrder(found.first_order_share, found.gradient_norm, found.noise_norm, kept, terms.labels)
+    return FirstOrder(
+        convergence.first_order_share, convergence.gradient_norm, convergence.noise_norm, kept, terms.labels
+    )

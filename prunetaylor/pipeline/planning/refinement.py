@@ -1,4 +1,4 @@
-"""Whether all kept weights are refined at once, when, towards what and in how many steps."""
+"""The choice of the refinement: when all kept weights are refined jointly, by which method, in how many steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Method = Literal["features", "gauss-newton"]
 
 @dataclass(frozen=True)
 class Refinement:
-    """``when`` it happens; ``why`` says what decided; ``asked``: the user did."""
+    """The refinement of a run: ``when`` it happens, ``why``, and whether the user ``asked`` for it."""
 
     when: Literal["none", "last", "stages"] = "none"
     by: Method = "features"
@@ -38,6 +38,7 @@ class Refinement:
     asked: bool = False
 
     def choices(self) -> list[Choice[object]]:
+        """Return the choices with their reasons."""
         if self.when == "none":
             return [Choice("prune.refine", "none", self.why, f"refinement: off ({self.why})")]
         towards = "matching the dense layers' outputs" if self.by == "features" else "by Gauss-Newton"
@@ -117,9 +118,11 @@ def _steps(config: Config, by: Method) -> int:
 
 
 def _learns_labels(config: Config, facts: Facts) -> bool:
-    """Whether labels are asked for, each stage draws fresh samples, and learning from them each time is worth it.
+    """Return whether each stage should learn from labels: they are requested, samples are fresh, and the cost is
+    acceptable.
 
-    All stages together then see many times as many labels as one: more than the dense network's outputs can tell.
+    All stages together then see many times as many labels as one does, which tell more than the dense network's
+    outputs.
     """
     if config.calibration.labels is not True or not config.calibration.resample:
         return False

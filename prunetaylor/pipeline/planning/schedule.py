@@ -1,4 +1,4 @@
-"""How far each stage goes, and when it comes."""
+"""The choice of the schedule: the sparsity of each stage, and when it is reached."""
 
 from __future__ import annotations
 

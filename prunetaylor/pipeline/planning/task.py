@@ -1,4 +1,4 @@
-"""What the network's outputs are compared with: its task, and the loss that it was trained with."""
+"""The choice of the task: the meaning of the network's outputs, and the loss that it was trained with."""
 
 from __future__ import annotations
 

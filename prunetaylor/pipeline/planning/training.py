@@ -1,4 +1,4 @@
-"""How fine-tuning trains: samples that choose the epoch, learning rate, precision, distillation."""
+"""The choices of fine-tuning: validation samples, learning rate, precision, distillation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ USUAL_DISTILLATION = 0.9
 
 
 def choose_validation(config: Config, facts: Facts, epochs: int) -> Choice[int] | None:
-    """How many training samples are held out to choose between epochs; None where none are needed.
+    """Return the number of training samples that choose between epochs, or None if none are needed.
 
-    DataError where there are too few.
+    Raises DataError if there are too few.
     """
     if not facts.training_samples or not epochs or facts.has_validation:
         return None
@@ -38,7 +38,7 @@ def choose_validation(config: Config, facts: Facts, epochs: int) -> Choice[int] 
 
 
 def choose_distillation(options: FinetuneSection, labelled: bool) -> Choice[float]:
-    """The share of the dense network's outputs in the training loss."""
+    """Return the share of the dense network's outputs in the training loss."""
     key, weight = "finetune.distill.weight", asked(options.distill.weight)
     if not labelled:
         reason = "there are no labels; teacher: the dense network"
@@ -50,7 +50,7 @@ def choose_distillation(options: FinetuneSection, labelled: bool) -> Choice[floa
 
 
 def choose_training(config: Config, facts: Facts, epochs: int) -> tuple[TrainingSettings, list[Choice[object]]]:
-    """The settings of fine-tuning, with the reasons of those that were open."""
+    """Return the settings of fine-tuning, and the choices that were open."""
     options = config.finetune
     lr, precision = _choose_lr(options), _choose_precision(options, facts)
     distillation = choose_distillation(options, facts.labelled)
@@ -66,9 +66,9 @@ def _choose_lr(options: FinetuneSection) -> Choice[float]:
 
 
 def _choose_precision(options: FinetuneSection, facts: Facts) -> Choice[Precision]:
-    wanted, half = cast(Precision | None, asked(options.precision)), facts.half_precision
-    if wanted is not None:
-        precision, reason = wanted, AS_ASKED
+    requested, half = cast(Precision | None, asked(options.precision)), facts.half_precision
+    if requested is not None:
+        precision, reason = requested, AS_ASKED
     elif half is None:
         precision, reason = "float32", f"mixed precision gains nothing on {facts.device}"
     else:

@@ -35,7 +35,7 @@ def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[n
 
 def kept_bytes(sizes: Sizes) -> int:
     """Return the most bytes that are stored at one time."""
-    most = sizes.samples * max(sizes.activations.settled, default=0)
+    most = sizes.samples * max(sizes.activations.repair_outputs, default=0)
     return min(most, KEPT_BYTES // current_chunks().kept)
 
 

@@ -120,7 +120,7 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
         dense = split.dense_reporting if split else None
         outcome = run(job, progress, store, dense_evaluation=dense, monitor=_EarlyStopper(sweep, claimed, job))
     ranked = _rank_evaluation(job, outcome, split)
-    outcome, document = write_run(folder, resolved, outcome, job.identity(), {"loss": job.config.loss})
+    outcome, document = write_run(folder, resolved, outcome, job.describe_network(), {"loss": job.config.loss})
     write_page(folder, document)
     measured = _measured(outcome, document, ranked)
     _check_objectives(sweep, measured)
