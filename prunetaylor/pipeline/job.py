@@ -23,6 +23,7 @@ from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present
+from prunetaylor.pipeline.checks.channels_last import find_obstacle, would_gain
 from prunetaylor.pipeline.checks.settings import check_needs, check_settings
 from prunetaylor.pipeline.checks.task import find_task
 from prunetaylor.pipeline.planning.facts import Facts
@@ -188,6 +189,10 @@ def make_job(
         x, y = first_batch(_batches(config, samples, device, samples.test.subset([0])))
         task, samples = find_task(config, module, samples, x, y)
         facts = replace(facts, task=task)
+        if would_gain(module, device):
+            some = samples.test.subset(range(min(2, len(samples.test))))
+            x, _ = first_batch(_batches(config, samples, device, some, workers=0))
+            facts = replace(facts, plain_layout=find_obstacle(module, x))
         if not facts.labelled and task != "classification":
             # of the kind that a value is
             zeros = torch.zeros(len(samples.train), 1)

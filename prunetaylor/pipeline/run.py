@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -54,13 +53,25 @@ def run(
 
 
 def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Time]:
-    """Do what a run does before it begins: make the plan, estimate memory and time, and check the dense network."""
+    """Do what a run does before its first stage, and return its plan with the memory and the time that it needs."""
     job = leave_out_outliers(job, progress)
     plan = make_plan(job.config, job.facts, job.choices)
     memory = plan_memory(job, plan)
-    with use_chunks(memory.divisors):
+    dense = _copy(job)
+    training, _ = training_split(job, plan.validation)
+    memory_format = use_memory_format(job, job.network.module, dense.module)
+    with use_chunks(memory.divisors), fixed_order(job.device), memory_format:
         check_quickly(job, progress)
-    return plan, memory, estimate(job, plan)
+        if training is not None:
+            stages = Stages(job, plan, dense, training, progress)
+            stages.prepare()
+            plan = stages.setup.plan
+        return plan, memory, estimate(job, plan)
+
+
+def _copy(job: Job) -> Network:
+    """Return a copy of the job's network, which stays as it is."""
+    return Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
 
 
 class _Run:
@@ -84,9 +95,7 @@ class _Run:
             self.clock = Clock(dict(self.saved.get("seconds", {})))
             known = self.saved.get("dense")
             self.dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
-        self.dense = Network.from_module(
-            copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude
-        )
+        self.dense = _copy(job)
         training, validation = training_split(job, self.plan.validation)
         self.stages = Stages(job, self.plan, self.dense, training, progress, self.checkpoint_point, monitor)
         self.finetuning: Finetuning | None = None
@@ -107,8 +116,8 @@ class _Run:
         job, clock = self.job, self.clock
         memory_format = use_memory_format(job, job.network.module, self.dense.module)
         fixed, listening = fixed_order(job.device, self.saved.get("threads")), listen(part_listener(self.progress))
-        with clock.time("total"), use_chunks(self.memory.divisors), fixed, listening, memory_format as notes:
-            notes = self._announce(notes)
+        with clock.time("total"), use_chunks(self.memory.divisors), fixed, listening, memory_format:
+            self._announce()
             with clock.time("measure"):
                 dense = self._measure_dense()
             with clock.time("prune"):
@@ -124,16 +133,15 @@ class _Run:
             finetuning,
             dense,
             pruned,
-            notes=notes,
             seconds=clock.seconds,
             memory=self.memory.report,
             time=self.time,
         )
 
-    def _announce(self, notes: Sequence[str]) -> list[str]:
-        """Tell the user of the run's opening and its needs; return the notes for the report."""
-        memory, time, notes = self.memory, self.time, [*self.job.notes, *notes]
-        for note in (*notes, memory.describe(), Detail(memory.details()), time.describe()):
+    def _announce(self) -> None:
+        """Tell the user of the run's opening and its needs."""
+        memory, time = self.memory, self.time
+        for note in (*self.job.notes, memory.describe(), Detail(memory.details()), time.describe()):
             self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
         return notes

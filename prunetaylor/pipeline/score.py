@@ -66,8 +66,8 @@ def run(job: Job, progress: Progress) -> Scores:
     setup = make_setup(job, plan, job.network, generator, choices, progress, trained_between_stages=False)
     # The memory format is that of a run, whose fits in the cache serve here too.
     memory_format = use_memory_format(job, job.network.module, setup.dense.module)
-    with memory_format as reasons, use_chunks(memory.divisors), listen(part_listener(progress)):
-        notes = [*job.notes, *check_scoring(job.config), *reasons]
+    with memory_format, use_chunks(memory.divisors), listen(part_listener(progress)):
+        notes = [*job.notes, *check_scoring(job.config)]
         for note in (*notes, memory.describe(), Detail(memory.details())):
             progress.note(note)
         check_quickly(job, progress)

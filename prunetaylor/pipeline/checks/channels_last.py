@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.progress import Detail
 from prunetaylor.core.text import error_line
 from prunetaylor.network.state import channels_last, copy_module
-from prunetaylor.pipeline.job import Job
-from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs, first_batch
+from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs
+
+if TYPE_CHECKING:
+    from prunetaylor.pipeline.job import Job
 
 _TOLERANCE = 0.05
 """Relative to the outputs' norm: rounding in half precision moves them by less, values read in another order by far
@@ -20,28 +22,22 @@ more."""
 
 
 @contextmanager
-def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[list[str]]:
+def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[None]:
     """Store the weights of the convolutions of ``modules``, copies of one network, with channels last inside the block.
 
     Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs are then stored so too, and
-    some networks do not support that: they read them with ``view``. Then the weights stay as they are, and the notes
-    that this yields say why.
+    some networks do not support that: they read them with ``view``. Then the weights stay as they are.
     """
-    reason = _obstacle(job, modules[0])
     with ExitStack() as stack:
-        if reason is None:
+        if job.facts.plain_layout is None:
             for module in modules:
                 stack.enter_context(channels_last(module))
-        yield [Detail(f"memory layout: plain (with channels last, which is faster, {reason})")] if reason else []
+        yield
 
 
-def _obstacle(job: Job, module: nn.Module) -> str | None:
-    """Call :func:`find_obstacle` on test samples; return the empty string too where nothing would be faster."""
-    if job.samples is None or job.device.type not in ("cpu", "cuda") or all(p.dim() != 4 for p in module.parameters()):
-        return ""
-    test = job.samples.test
-    x, _ = first_batch(job.batches(test.subset(range(min(2, len(test)))), workers=0))
-    return find_obstacle(module, x)
+def would_gain(module: nn.Module, device: torch.device) -> bool:
+    """Return whether there are convolutions that channels last makes faster on the device."""
+    return device.type in ("cpu", "cuda") and any(p.dim() == 4 for p in module.parameters())
 
 
 def find_obstacle(module: nn.Module, x: Tensor) -> str | None:
