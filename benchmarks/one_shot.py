@@ -166,7 +166,7 @@ def measure(
                 job = open_job(config, trust=Trust(everything=True), progress=Silent())
                 if dense is None:  # the same for all rows
                     opened = time.perf_counter()
-                    with use_memory_format(job, job.network.module):
+                    with use_memory_format(job.facts, job.network.module):
                         dense = on_test_samples(job)
                     dense_seconds = time.perf_counter() - opened
                     start += dense_seconds  # every row has them, this one too

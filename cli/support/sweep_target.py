@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 
 from .options import split_words
@@ -108,7 +109,7 @@ def _from_folder(
     user = resolve(None, os.environ, pairs, {})
     trust = Trust(frozenset(code_in(flat(user).items())), trust_code)
     trust.require(sweep.code(), f"the sweep in {home}")
-    if not trust_code and (cluster := sweep.engine.get("address")) not in (None, "auto", address):
+    if not trust_code and (cluster := asked(sweep.engine.get("address"))) not in (None, address):
         raise CheckpointRefused(
             f"the sweep in {home} runs on the cluster at {cluster!r}, which could run any code here",
             f"if you trust it, pass --trust-code, or name it: --address {shlex.quote(str(cluster))}",

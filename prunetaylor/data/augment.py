@@ -70,14 +70,14 @@ _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": cr
 def resolve(name: str | Named | Callable[[Tensor], Tensor], sample: Tensor) -> tuple[str | Named, Augment | None]:
     """Return the augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
-    "auto" is crop-flip for colour images (3 channels, at least 8 pixels a side) and none otherwise; a list contains
+    "usual" is crop-flip for colour images (3 channels, at least 8 pixels a side) and none otherwise; a list contains
     transforms of torchvision or their names; a single transform counts as a list of one. Raises UsageError for an
     unknown name, and for flips or crops of inputs that are not images.
     """
     if not isinstance(name, str):
         steps = [name] if callable(name) else name
         return steps, chain(steps, sample)
-    if name == "auto":
+    if name == "usual":
         colour = sample.ndim == 3 and sample.shape[0] == 3 and min(sample.shape[1:]) >= 8
         name = "crop-flip" if colour else "none"
     if name not in _KNOWN:

@@ -12,10 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from prunetaylor.core import registry
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.code import NOBODY, Trust, is_code
 from prunetaylor.core.config.schema import DataSection, Normalization
 from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError, close_match
 from prunetaylor.core.progress import Detail
+from prunetaylor.core.results.choice import Choice
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.conversion import as_split
 from prunetaylor.data.preprocess import Preprocess
@@ -54,9 +56,9 @@ def load_samples(
         )
     raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
-    preprocess, choices = _preprocess(cfg, recorded, raw, spec)
+    preprocess, normalized = _preprocess(cfg, recorded, raw, spec)
     preprocess.check(first[None].shape)
-    augment, choice = _augment(cfg, recorded, raw, first)
+    augment, augmented = _augment(cfg, recorded, raw, first)
     return Samples(
         source=spec,
         train=raw.train,
@@ -66,7 +68,7 @@ def load_samples(
         preprocess=preprocess,
         augment=augment,
         fingerprint=fingerprint(raw.train, raw.validation, raw.test),
-        choices=(*choices, *choice),
+        choices=(normalized, augmented),
     )
 
 
@@ -107,8 +109,9 @@ def workers(cfg: DataSection) -> int:
 
     The processes of a run share the cores of the machine.
     """
-    if cfg.workers != "auto":
-        return int(cfg.workers)
+    given = asked(cfg.workers)
+    if given is not None:
+        return given
     return min(8, max(1, cores.available() // local_world()))
 
 
@@ -206,32 +209,36 @@ def _checked(raw: RawSource, spec: str) -> Tensor:
 
 def _preprocess(
     cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, spec: str
-) -> tuple[Preprocess, tuple[str, ...]]:
-    if isinstance(cfg.normalize, Normalization):
-        return Preprocess.from_json(cfg.normalize.model_dump()), ()
-    if cfg.normalize != "auto":
-        return Preprocess.from_json(cfg.normalize), ()
-    if "normalize" in recorded and recorded["normalize"] != "auto":
+) -> tuple[Preprocess, Choice[object]]:
+    key, given = "data.normalize", asked(cfg.normalize)
+    if given is not None:
+        preprocess = Preprocess.from_json(given.model_dump() if isinstance(given, Normalization) else given)
+        return preprocess, Choice(key, preprocess.to_json() or "none", AS_ASKED)
+    if "normalize" in recorded and asked(recorded["normalize"]) is not None:
         with _recorded_words():
-            return Preprocess.from_json(recorded["normalize"]), ("normalization: from the checkpoint",)
-    return Preprocess.from_json(raw.normalize), (
-        f"normalization: {raw.normalize} (default for {spec.partition(':')[0]}; set data.normalize if you trained with "
-        "another)",
-    )
+            preprocess = Preprocess.from_json(recorded["normalize"])
+        reason = "from the checkpoint"
+        return preprocess, Choice(key, preprocess.to_json() or "none", reason, f"normalization: {reason}")
+    source = spec.partition(":")[0]
+    line = f"normalization: {raw.normalize} (default for {source}; set data.normalize if you trained with another)"
+    return Preprocess.from_json(raw.normalize), Choice(key, raw.normalize, f"the default for {source}", line)
 
 
 def _augment(
     cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, first: Tensor
-) -> tuple[str | Named, tuple[str, ...]]:
-    if cfg.augment != "auto":
-        return augmentation.resolve(cfg.augment, first)[0], ()
-    named = recorded.get("augment")
-    if isinstance(named, str | list) and named != "auto":
+) -> tuple[str | Named, Choice[object]]:
+    key, given, named = "data.augment", asked(cfg.augment), recorded.get("augment")
+    if given is not None:
+        name = augmentation.resolve(given, first)[0]
+        return name, Choice(key, name, AS_ASKED)
+    if isinstance(named, str | list) and asked(named) is not None:
         _require_small(named, first)
         with _recorded_words():
-            return augmentation.resolve(named, first)[0], (Detail("augmentation: from the checkpoint"),)
-    name = augmentation.resolve(raw.augment, first)[0]
-    return name, (Detail(f"augmentation: {name} (default for such samples)"),)
+            name = augmentation.resolve(named, first)[0]
+        reason = "from the checkpoint"
+        return name, Choice(key, name, reason, Detail(f"augmentation: {reason}"))
+    name, reason = augmentation.resolve(raw.augment, first)[0], "default for such samples"
+    return name, Choice(key, name, reason, Detail(f"augmentation: {name} ({reason})"))
 
 
 def _require_small(named: Any, first: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError
+from prunetaylor.core.results.choice import Choice
 from prunetaylor.data.batches import Batches, BatchShard
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decode_sharded
@@ -44,7 +45,7 @@ class RawSource:
     validation: Split | None
     classes: int | None  # None where the targets are no class ids, or unknown
     normalize: str = "none"  # the usual normalisation, by name
-    augment: str = "auto"  # the usual augmentation, by name
+    augment: str = "usual"  # the usual augmentation, by name
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Samples:
     validation: Split | None  # the source's own
     classes: int | None
     preprocess: Preprocess
-    augment: str | Named  # a name or list for augment.resolve, never "auto"
+    augment: str | Named  # a name or list for augment.resolve, never "usual"
     fingerprint: str  # sha256, hexadecimal
-    choices: tuple[str, ...] = ()  # automatic choices with their reasons, a line each
+    choices: tuple[Choice[object], ...] = ()  # automatic choices with their reasons, a line each
 
 
 def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:

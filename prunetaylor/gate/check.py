@@ -199,7 +199,7 @@ def _resample(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progr
 
 
 def _evaluate(job: Job, progress: Progress, phase: str) -> Evaluation:
-    with use_memory_format(job, job.network.module):
+    with use_memory_format(job.facts, job.network.module):
         evaluation = evaluate_on_test(job, job.network.module, progress, phase)
     assert evaluation is not None  # the caller has checked that there are samples
     return evaluation

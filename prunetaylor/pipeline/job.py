@@ -185,7 +185,7 @@ def make_job(
                 "the test samples have no labels, so nothing can be measured",
                 "give test samples with labels; training samples need none",
             )
-        notes += samples.choices
+        choices = [*choices, *samples.choices]
         x, y = first_batch(_batches(config, samples, device, samples.test.subset([0])))
         task, samples = find_task(config, module, samples, x, y)
         facts = replace(facts, task=task)

@@ -20,7 +20,7 @@ from prunetaylor.taylor.passes import first_batch
 def measure(job: Job, progress: Progress) -> NetworkStats:
     """Measure the job's network as it is, and warn where it is no better than guessing."""
     module = job.network.module
-    with use_memory_format(job, module):
+    with use_memory_format(job.facts, module):
         evaluation = evaluate_on_test(job, module, progress, "measure")
         warn_if_at_chance(job, evaluation, progress)
     return network_stats(job, module, evaluation, job.checkpoint)

@@ -59,7 +59,7 @@ def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Tim
     memory = plan_memory(job, plan)
     dense = _copy(job)
     training, _ = training_split(job, plan.validation)
-    memory_format = use_memory_format(job, job.network.module, dense.module)
+    memory_format = use_memory_format(job.facts, job.network.module, dense.module)
     with use_chunks(memory.divisors), fixed_order(job.device), memory_format:
         check_quickly(job, progress)
         if training is not None:
@@ -114,7 +114,7 @@ class _Run:
 
     def run(self) -> PruneResult:
         job, clock = self.job, self.clock
-        memory_format = use_memory_format(job, job.network.module, self.dense.module)
+        memory_format = use_memory_format(job.facts, job.network.module, self.dense.module)
         fixed, listening = fixed_order(job.device, self.saved.get("threads")), listen(part_listener(self.progress))
         with clock.time("total"), use_chunks(self.memory.divisors), fixed, listening, memory_format:
             self._announce()
@@ -144,7 +144,6 @@ class _Run:
         for note in (*self.job.notes, memory.describe(), Detail(memory.details()), time.describe()):
             self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
-        return notes
 
     def _measure_dense(self) -> Measurement:
         job, module = self.job, self.dense.module

@@ -65,7 +65,7 @@ def run(job: Job, progress: Progress) -> Scores:
     generator, choices = torch.Generator().manual_seed(job.config.seed), ChoiceLog(progress)
     setup = make_setup(job, plan, job.network, generator, choices, progress, trained_between_stages=False)
     # The memory format is that of a run, whose fits in the cache serve here too.
-    memory_format = use_memory_format(job, job.network.module, setup.dense.module)
+    memory_format = use_memory_format(job.facts, job.network.module, setup.dense.module)
     with memory_format, use_chunks(memory.divisors), listen(part_listener(progress)):
         notes = [*job.notes, *check_scoring(job.config)]
         for note in (*notes, memory.describe(), Detail(memory.details())):

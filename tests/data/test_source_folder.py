@@ -43,7 +43,7 @@ def test_images_of_equal_size_are_kept_and_classes_are_numbered_by_name(tmp_path
     np.testing.assert_array_equal(inputs[0].numpy(), expected.transpose(2, 0, 1))
     assert targets.tolist() == [1, 0]
     assert samples.preprocess == Preprocess.from_json("imagenet")
-    assert any("imagenet" in line for line in samples.choices)
+    assert any(choice.value == "imagenet" for choice in samples.choices)
 
 
 def test_images_without_class_folders_have_no_labels(tmp_path):

@@ -252,11 +252,11 @@ def test_what_the_checkpoint_says_is_used_until_the_user_says_otherwise(tmp_path
     assert samples.source == "torchvision:MNIST"
     assert samples.preprocess == Preprocess((0.5,), (0.25,))
     assert samples.augment == "flip"
-    assert all("checkpoint" in line for line in samples.choices)
+    assert all("checkpoint" in choice.reason for choice in samples.choices)
     told = _load(recorded=said, normalize=Normalization(mean=[0.1], std=[0.2]), augment="none")
     assert told.preprocess == Preprocess((0.1,), (0.2,))
     assert told.augment == "none"
-    assert told.choices == ()
+    assert {choice.reason for choice in told.choices} == {"as asked"}
     assert _load(recorded=said, normalize="none").preprocess == Preprocess()
     assert len(_load("digits", recorded=said).train) > 1000
     hostile = {"source": "digits", "root": ["x"], "size": "big", "augment": 3}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.convergence import Convergence
 
+ROOT = Path(__file__).parents[2]
 CONVERGED = Convergence(first_order_share=0.1, gradient_norm=1.0, noise_norm=1.0, probe=0.05)
 NOT_QUITE = Convergence(first_order_share=0.1, gradient_norm=9.0, noise_norm=1.0, probe=0.05)
 FAR = Convergence(first_order_share=0.9, gradient_norm=9.0, noise_norm=1.0, probe=0.05)
@@ -292,3 +295,15 @@ def test_task(loss: str, targets: dict[str, Any], task: object) -> None:
     assert isinstance(task, type)
     with pytest.raises(task):
         choose_task(config, facts)
+
+
+def test_auto_is_settled_in_one_place() -> None:
+    allowed = ("prunetaylor/core/config/",)
+    found = []
+    for path in sorted([*(ROOT / "prunetaylor").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]):
+        name = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare) and not name.startswith(allowed):
+                parts = [constant.value for constant in ast.walk(node) if isinstance(constant, ast.Constant)]
+                found += [f"{name}:{node.lineno}"] if "auto" in parts else []
+    assert found == []

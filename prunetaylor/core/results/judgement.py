@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Drop, Judgement, PruneResult, Stage
 
@@ -68,13 +69,13 @@ def remedies(outcome: PruneResult, config: Config, training: int) -> list[str]:
         words.append("prune.method=auto (a stronger criterion)")
     if config.prune.refine == "none":
         words.append("prune.refine=auto (refinement of the kept weights)")
-    drawn, fits = config.calibration.samples, config.prune.repair not in ("auto", "none")
+    drawn, fits = config.calibration.samples, asked(config.prune.repair) not in (None, "none")
     if drawn < training and (fits or outcome.method not in _UNFITTED):
         words.append(f"calibration.samples={min(4 * drawn, training)}")
     epochs = len(outcome.epochs)
     words.append(f"--epochs {2 * epochs if epochs else 3} ({'longer ' if epochs else ''}fine-tuning)")
-    asked, lower = outcome.sparsity.asked, _lower(outcome.sparsity.asked)
-    return [*words[:2], *([f"--sparsity {lower}%"] if lower < 100 * asked else [])]
+    target, lower = outcome.sparsity.asked, _lower(outcome.sparsity.asked)
+    return [*words[:2], *([f"--sparsity {lower}%"] if lower < 100 * target else [])]
 
 
 def _lower(sparsity: float) -> int:

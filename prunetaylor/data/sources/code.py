@@ -45,5 +45,5 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         validation=splits.get("validation"),
         classes=None,
         # A data set has transforms of its own; only bare tensors are ours to augment.
-        augment="auto" if isinstance(splits["train"], TensorSplit) else "none",
+        augment="usual" if isinstance(splits["train"], TensorSplit) else "none",
     )

@@ -65,7 +65,7 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         validation=splits[2] if len(splits) > 2 else None,
         classes=_classes(parts[0], splits),
         normalize=_NORMALIZE.get(argument, "none"),
-        augment="none" if argument in _NO_FLIPS else "auto",
+        augment="none" if argument in _NO_FLIPS else "usual",
     )
 
 

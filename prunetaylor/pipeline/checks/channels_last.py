@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.text import error_line
 from prunetaylor.network.state import channels_last, copy_module
+from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs
-
-if TYPE_CHECKING:
-    from prunetaylor.pipeline.job import Job
 
 _TOLERANCE = 0.05
 """Relative to the outputs' norm: rounding in half precision moves them by less, values read in another order by far
@@ -22,14 +19,14 @@ more."""
 
 
 @contextmanager
-def use_memory_format(job: Job, *modules: nn.Module) -> Iterator[None]:
+def use_memory_format(facts: Facts, *modules: nn.Module) -> Iterator[None]:
     """Store the weights of the convolutions of ``modules``, copies of one network, with channels last inside the block.
 
     Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs are then stored so too, and
     some networks do not support that: they read them with ``view``. Then the weights stay as they are.
     """
     with ExitStack() as stack:
-        if job.facts.plain_layout is None:
+        if facts.plain_layout is None:
             for module in modules:
                 stack.enter_context(channels_last(module))
         yield

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.schema import CalibrationSection, Config, FinetuneSection, PruneSection
 from prunetaylor.core.errors import UsageError
-from prunetaylor.pipeline.planning.asked import asked
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
 from prunetaylor.pipeline.planning.repair import SOLVING, usual_repair

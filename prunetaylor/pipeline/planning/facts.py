@@ -13,8 +13,7 @@ from prunetaylor.taylor.objective import Task
 class Facts:
     """The facts about the network, its samples and the device.
 
-    The first half is known when everything is open, the second once the dense network was probed
-    (``pipeline/probe.py``).
+    The first half is known when everything is open, the second once the dense network was probed.
     """
 
     device: str = "cpu"  # its kind: cpu, cuda or mps

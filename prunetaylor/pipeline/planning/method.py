@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from prunetaylor.core.config.asked import AS_ASKED, asked, asked_stages
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.choice import Choice
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked, asked_stages
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.selection.schedule import sparsities, usual_stages
 from prunetaylor.pruning.selection.trust_region import fresh_stages

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.progress import Detail
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import FirstOrder, removed_at
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
 from prunetaylor.pipeline.planning.error import ErrorTerms, choose_error, explain_error
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.method import choose_epochs, choose_method

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.choice import Choice
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.interfaces import Criterion
 from prunetaylor.pruning.repair import feature_matching

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.choice import Choice
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.interfaces import Criterion, Solver
 

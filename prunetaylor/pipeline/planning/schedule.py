@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prunetaylor.core.config.asked import AS_ASKED, asked, asked_stages
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.choice import Choice
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked, asked_stages
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.refinement import Refinement
 from prunetaylor.pruning.interfaces import Criterion

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.network.checkpoint.read import Checkpoint
-from prunetaylor.pipeline.planning.asked import asked
 from prunetaylor.taylor.objective import Task
 
 

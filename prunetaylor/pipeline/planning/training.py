@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import Config, FinetuneSection
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.results.choice import Choice
-from prunetaylor.pipeline.planning.asked import AS_ASKED, asked
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.training.settings import DistillSettings, Precision, TrainingSettings
 

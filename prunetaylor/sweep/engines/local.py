@@ -15,6 +15,7 @@ from typing import IO, Annotated
 
 from pydantic import Field
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.schema import Section
 from prunetaylor.pipeline.files.signals import Terminated, first_signal_terminates
 from prunetaylor.runtime.cores import available, environment, share
@@ -211,7 +212,7 @@ def _stop_workers(study: Study, workers: list[_Worker]) -> None:
 
 def _gpus(context: EngineContext) -> list[str]:
     """Return the GPUs for the workers, as CUDA_VISIBLE_DEVICES names them; none where the sweep's device is another."""
-    if context.device not in ("auto", "cuda") or not _may_have_gpu():
+    if asked(context.device) not in (None, "cuda") or not _may_have_gpu():
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunetaylor._version import __version__
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.files import write_by_path, write_text
 from prunetaylor.core.json_file import read_json
@@ -67,8 +68,8 @@ def split_for_ranking(job: Job, folder: Path, seed: int, progress: Progress) -> 
             "samples"
         )
         return RankingSplit(samples, samples.validation, dense.evaluate("test", samples.test), text)
-    share = job.config.data.validation
-    remaining, holdout = _halves(samples.train, 0.1 if share == "auto" else share, seed)
+    share = asked(job.config.data.validation)
+    remaining, holdout = _halves(samples.train, 0.1 if share is None else share, seed)
     test = dense.evaluate("test", samples.test)
     holdout_split = samples.train.subset(holdout)
 
@@ -131,7 +132,7 @@ class _DenseEvaluations:
             return _evaluation(tensors)
         except Exception:  # the file is missing or damaged: the evaluation is made again
             self.progress.phase(f"measure the dense network ({name})")
-            with use_memory_format(self.job, self.job.network.module):
+            with use_memory_format(self.job.facts, self.job.network.module):
                 made = evaluate(self.job.network.module, self.job.batches(split), self.job.task)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             more = {"correct": made.correct, "answers": made.predictions}

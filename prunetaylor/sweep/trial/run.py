@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.resolve import Resolved, flat, override
 from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
@@ -187,7 +188,7 @@ def _earlier_result(path: Path, claimed: ClaimedTrial) -> dict[str, Any] | None:
 def _with_memory_share(resolved: Resolved, context: TrialContext) -> Resolved:
     """Give trials that run at the same time on a CPU equal shares of the free memory; a GPU runs one trial."""
     config = resolved.config
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+    on_cpu = config.device == "cpu" or (asked(config.device) is None and not torch.accelerator.is_available())
     free = free_bytes(torch.device("cpu")) if context.jobs > 1 and on_cpu and config.memory is None else None
     if free is None:
         return resolved
@@ -198,7 +199,7 @@ def _with_memory_share(resolved: Resolved, context: TrialContext) -> Resolved:
 def _rank_evaluation(job: Job, outcome: PruneResult, split: RankingSplit | None) -> Evaluation | None:
     if split is None:
         return None
-    with use_memory_format(job, outcome.module):
+    with use_memory_format(job.facts, outcome.module):
         return evaluate(outcome.module, job.batches(split.ranking), job.task)
 
 

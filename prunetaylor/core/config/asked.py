@@ -1,4 +1,4 @@
-"""The values that the user asked for: the one place that knows how a configuration says "auto"."""
+"""The values that the user asked for. Only this room knows how a configuration leaves a value to prunetaylor."""
 
 from __future__ import annotations
 
