@@ -51,18 +51,13 @@ from prunetaylor.taylor.memory import (
 from prunetaylor.taylor.model import prediction_bytes
 from prunetaylor.taylor.passes import first_batch
 
-_SMALLEST = 1 << 14
-"""A chunk is divided by no more."""
+_SMALLEST = 1 << 14  # the largest divisor of a chunk
+# Share of the free memory that stays unused without a limit: plans were up to so much too low (benchmarks/README.md).
 _MARGIN = 0.1
-"""Of what is free, left alone where no limit was asked for: plans were up to so much too low (benchmarks/README.md)."""
-_RANKED = 48
-"""Bytes a weight while all are ranked: scores, their order, the ranks and the masks."""
-_FEWEST = 16
-"""Calibration samples that are still suggested."""
-_SMALLEST_BATCH = 8
-"""Samples in a batch of fine-tuning that are still suggested."""
-_SUGGESTED = 3
-"""Other methods that are suggested, at most."""
+_RANKED = 48  # bytes a weight while all are ranked: scores, their order, the ranks and the masks
+_FEWEST = 16  # the fewest calibration samples that are suggested
+_SMALLEST_BATCH = 8  # the fewest samples in a batch of fine-tuning that are suggested
+_SUGGESTED = 3  # other methods that are suggested, at most
 
 
 @dataclass(frozen=True)
@@ -302,7 +297,7 @@ class _Planner:
             f"{worst.name} needs {show_size(worst.total)} of memory even in the smallest chunks, "
             f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
         )
-        fitting = [*self._fitting(limit), *([f"--memory {_rounded_up(worst.total)}"] if asked else [])]
+        fitting = [*self._fitting(limit), *([f"--memory {-(-worst.total // 2**20)}MiB"] if asked else [])]
         return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
 
     def _fitting(self, limit: int) -> Iterator[str]:
@@ -349,11 +344,6 @@ class _Planner:
             while samples >= _FEWEST:
                 yield f"calibration.samples={samples}", _with(config, "calibration", samples=samples)
                 samples //= 2
-
-
-def _rounded_up(size: int) -> str:
-    """Return the size as ``--memory`` accepts it, rounded up."""
-    return f"{-(-size // 2**20)}MiB"
 
 
 def _with(config: Config, section: str, **values: Any) -> Config:
