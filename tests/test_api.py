@@ -115,7 +115,7 @@ def test_what_is_saved_is_a_run_for_every_command(here: Path, result: prunetaylo
 
 def test_without_names_what_is_missing_is_said(here: Path, result: prunetaylor.Result, capsys) -> None:
     folder = result.save("x")
-    with pytest.raises(UsageError, match=r"its class was torch\.nn\.modules\.container\.Sequential(.|\n)*arch="):
+    with pytest.raises(UsageError, match=r"Sequential(.|\n)*arch="):
         prunetaylor.load(folder)
     torch.testing.assert_close(prunetaylor.load(folder, arch="net.py:make")(X), result.module(X))
     assert run(["eval", "x", "--arch", "net.py:make"]) == 2

@@ -118,7 +118,7 @@ def test_workers_change_nothing_but_the_speed():
 
 def test_an_error_in_a_worker_keeps_its_cause_and_remedy():
     batches = Batches(DatasetSplit(Jittered(broken=7)), Preprocess(), batch_size=4, device="cpu", workers=1)
-    with pytest.raises(DataError, match="sample 7 of the data set cannot be read: ValueError: torn") as caught:
+    with pytest.raises(DataError, match=r"sample 7 .*ValueError: torn") as caught:
         list(batches)
     assert caught.value.remedy.startswith("fix the data set")
     assert "Traceback" not in str(caught.value)
@@ -138,7 +138,7 @@ def test_preprocess_scales_bytes_and_normalises_channels():
 def test_preprocess_refuses_another_number_of_channels():
     with pytest.raises(DataError, match="3 channels, the inputs have 1"):
         Preprocess.from_json("imagenet")(torch.zeros(2, 1, 4, 4))
-    with pytest.raises(UsageError, match="unknown normalisation 'imagnet'; did you mean 'imagenet'"):
+    with pytest.raises(UsageError, match=r"'imagnet'.*'imagenet'"):
         Preprocess.from_json("imagnet")
     with pytest.raises(UsageError, match="cannot be"):
         Preprocess.from_json({"mean": [0.5]})

@@ -148,7 +148,7 @@ def test_a_rare_odd_size_is_named_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "PROBES", 1)
     _tree(tmp_path)
     _image(tmp_path / "train" / "dog" / "2.png", size=(7, 7))
-    with pytest.raises(DataError, match=r"2\.png is 7x7 where the others are 6x5\n.*data\.size=5"):
+    with pytest.raises(DataError, match=r"2\.png .*7x7 .*6x5\n.*data\.size=5"):
         _load(tmp_path)
     assert _load(tmp_path, size=5).train.fetch([5])[0].shape == (1, 3, 5, 5)
 
@@ -167,7 +167,7 @@ def test_a_corrupt_image_is_named(tmp_path):
 def test_classes_must_agree(tmp_path):
     _tree(tmp_path, parts=("train",), classes=("cat", "dog", "emu"))
     _tree(tmp_path, parts=("test",), classes=("cat", "fox"))
-    with pytest.raises(DataError, match=r"3 and 2 classes.*train has dog, emu; only .*test has fox"):
+    with pytest.raises(DataError, match=r"3 and 2 classes.*dog, emu.*fox"):
         _load(tmp_path)
 
 

@@ -82,11 +82,11 @@ def test_a_failing_sample_is_named():
         def __getitem__(self, index):
             raise KeyError("lost")
 
-    with pytest.raises(DataError, match=r"sample 4 of my data cannot be read: KeyError: 'lost'"):
+    with pytest.raises(DataError, match=r"sample 4 of my data .*KeyError: 'lost'"):
         DatasetSplit(Broken(), name="my data").fetch([4])
     with pytest.raises(DataError, match="sample 0 of it is a str, not a pair"):
         DatasetSplit(["a.png"], name="it").fetch([0])
-    with pytest.raises(DataError, match="sample 1 of it is a Tensor, not a pair"):  # the others have labels
+    with pytest.raises(DataError, match=r"sample 1 .*Tensor"):  # the others have labels
         DatasetSplit([(torch.zeros(2), 0), torch.zeros(2)], name="it").fetch([1])
     with pytest.raises(DataError, match="cannot be stacked"):
         DatasetSplit([(torch.zeros(2), 0), (torch.zeros(3), 0)]).fetch([0, 1])
@@ -168,7 +168,7 @@ def test_draw_gives_distinct_indices_and_repeats_by_seed():
 
 def test_check_targets_names_value_and_index():
     check_targets(torch.tensor([0, 9]), 10)
-    with pytest.raises(DataError, match=r"class 10 at index 2 is out of range for a network with 10 outputs"):
+    with pytest.raises(DataError, match=r"class 10 at index 2 .*10 outputs"):
         check_targets(torch.tensor([0, 1, 10, 11]), 10)
     with pytest.raises(DataError, match=r"class -1 at index 0"):
         check_targets(torch.tensor([-1]), 10)

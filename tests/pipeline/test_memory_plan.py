@@ -147,7 +147,7 @@ def test_scoring_has_a_plan_too(conv: nn.Module) -> None:
     found = look(job_of(conv), Silent())
     assert found.memory is not None
     assert found.memory.planned > 0
-    with pytest.raises(UsageError, match=r"a step needs .* even in the smallest chunks"):
+    with pytest.raises(UsageError, match="smallest chunks"):
         look(job_of(conv, memory="1MiB"), Silent())
 
 

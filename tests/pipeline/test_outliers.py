@@ -88,7 +88,7 @@ def test_a_constant_image_and_a_moderate_one_are_samples_like_any_other(conv: nn
 def test_a_sample_that_is_not_finite_is_refused_and_not_left_out(conv: nn.Module, value: float) -> None:
     x, y = TRAIN[0].clone(), TRAIN[1]
     x[3] = value
-    with pytest.raises(NumericsError, match="the samples themselves are not finite"):
+    with pytest.raises(NumericsError, match=r"samples .*not finite"):
         quick(conv, (x, y), calibration__samples=len(x))
 
 

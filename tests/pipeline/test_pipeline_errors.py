@@ -151,7 +151,7 @@ class Wordy(Unreached):
 
 
 def test_networks_that_cannot_be_pruned() -> None:
-    with pytest.raises(NumericsError, match=r"different outputs for the same inputs.*\n.*module.training"):
+    with pytest.raises(NumericsError, match=r"outputs(.|\n)*module.training"):
         quick(Noisy(), sparsity=0.5)
     with pytest.raises(DataError, match=r"returned dict, not a tensor\n.*wrap it"):
         quick(Wordy(ConvNet()), sparsity=0.5)
@@ -159,17 +159,17 @@ def test_networks_that_cannot_be_pruned() -> None:
         quick(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)), sparsity=0.5)
     bad = mlp(36, 4)
     bad[0].weight.data[0, 0] = NAN
-    with pytest.raises(NumericsError, match=r"1\.0\.weight has values that are not finite\n.*checkpoint"):
+    with pytest.raises(NumericsError, match=r"1\.0\.weight .*not finite"):
         quick(nn.Sequential(nn.Flatten(), bad), sparsity=0.5)
 
 
 def test_networks_whose_weights_are_not_there_yet() -> None:
     network = ConvNet()
     network.fc = nn.LazyLinear(4)
-    with pytest.raises(UsageError, match=r"fc\.weight has no shape yet, as its module is lazy\nrun the network"):
+    with pytest.raises(UsageError, match=r"fc\.weight.* lazy"):
         quick(network, sparsity=0.5)
     network.fc = nn.Linear(72, 4, device="meta")
-    with pytest.raises(UsageError, match=r"fc\.weight is on the meta device .*\n.*to_empty.*load_state_dict"):
+    with pytest.raises(UsageError, match=r"fc\.weight .*meta"):
         quick(network, sparsity=0.5)
 
 

@@ -120,7 +120,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
-    with pytest.raises(OutputError, match="is a file, and a run needs a folder"):
+    with pytest.raises(OutputError, match="is a file"):
         RunFolder.create(tmp_path / "f", "m")
     with pytest.raises(OutputError, match="cannot write"):
         RunFolder.create(tmp_path / "f" / "deeper", "m")

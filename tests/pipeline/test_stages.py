@@ -101,7 +101,7 @@ def test_outputs_out_of_range_are_a_stage_taken_back() -> None:
     torch.manual_seed(0)
     module = Cliff()
     module.most = 0.2
-    with pytest.raises(NumericsError, match=r"% to [\d.]+% the network is ruined \(its outputs .*\n.*least-squares"):
+    with pytest.raises(NumericsError, match=r"ruined(.|\n)*least-squares"):
         quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
     module.most = 0.5
     outcome = quick(module, sparsity=0.5, prune__stages="auto", prune__repair="none")
@@ -344,5 +344,5 @@ def test_a_stage_whose_error_explodes_is_taken_back(
     if stages != "auto":
         assert [stage.damping for stage in (first, *others)][:2] == pytest.approx([0.01, 0.1])
     monkeypatch.setattr(step, "measure_change", lambda *a: (1e9, 0.0))
-    with pytest.raises(NumericsError, match=r"is ruined .*its held-out error is .* times that of a constant answer"):
+    with pytest.raises(NumericsError, match="ruined"):
         quick(conv, sparsity=0.5, prune__stages=stages)

@@ -73,5 +73,5 @@ def test_what_asks_for_labels_is_refused(conv: nn.Module, settings: dict[str, ob
 
 
 def test_the_test_samples_need_labels(conv: nn.Module) -> None:
-    with pytest.raises(DataError, match=r"the test samples have no labels.*\n.*training samples need none"):
+    with pytest.raises(DataError, match=r"test samples .*labels"):
         quick(conv, INPUTS, None, sparsity=0.5)

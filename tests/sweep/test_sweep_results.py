@@ -123,7 +123,7 @@ def test_the_plot_has_every_trial_its_bars_and_the_front(tmp_path: Path) -> None
 
 def test_an_unknown_field_is_refused() -> None:
     check_cost("flops_nonzero")
-    with pytest.raises(UsageError, match="unknown field 'nonzeros'; did you mean 'nonzero'"):
+    with pytest.raises(UsageError, match=r"'nonzeros'.*'nonzero'"):
         check_cost("nonzeros")
 
 

@@ -93,7 +93,7 @@ def test_a_trial_that_did_not_reach_its_sparsity_has_failed(home: Path) -> None:
     text = (home / "sweep.yaml").read_text().replace("epochs: 0", "epochs: 3, lr: 1.0e+6")
     text = text.replace("stages: 1", "stages: 2, schedule: linear")
     study, claimed, place = begin(home, text)
-    with pytest.raises(NumericsError, match=r"are removed where .* were asked for, as the training loss is"):
+    with pytest.raises(NumericsError, match="training loss"):
         run_trial(study.sweep, place, claimed)
 
 

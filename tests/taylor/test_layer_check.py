@@ -197,5 +197,5 @@ class Apart(nn.Module):
 
 @pytest.mark.parametrize("method", ["magnitude", "obs"])
 def test_every_criterion_refuses_a_network_without_gradient(method: str) -> None:
-    with pytest.raises(UsageError, match=r"inner\.1 was skipped \(the error does not depend on it"):
+    with pytest.raises(UsageError, match=r"inner\.1 "):
         quick(Apart(), sparsity=0.5, prune__method=method)

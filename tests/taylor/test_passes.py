@@ -95,7 +95,7 @@ def test_randomness_in_evaluation_mode_is_caught() -> None:
 
     samples = batches(rand(8, 4))
     check_deterministic(network(), samples)
-    with pytest.raises(NumericsError, match="different outputs for the same inputs"):
+    with pytest.raises(NumericsError, match="outputs"):
         check_deterministic(Noisy(), samples)
 
 
@@ -138,6 +138,6 @@ def test_a_sample_that_is_not_finite_is_the_reason() -> None:
     x[6, 1] = float("nan")
     module = nn.Linear(4, 3)
     outputs, _ = all_outputs(module, batches(x, size=4))
-    with pytest.raises(NumericsError, match=r"for 1 of 9 samples: the samples themselves are not finite\n"):
+    with pytest.raises(NumericsError, match="1 of 9 samples"):
         check_outputs(module, batches(x, size=4), outputs)
     check_outputs(module, batches(x, size=4), outputs[:6])

@@ -35,7 +35,7 @@ def test_a_list_that_ends_elsewhere_is_refused_wherever_the_two_stand(tmp_path: 
         (file, {}, [], {}),
     )
     for path, environ, pairs, flags in ways:
-        with pytest.raises(UsageError, match=r"prune\.stages ends at 80\.00% \(command line\), but prune\.sparsity"):
+        with pytest.raises(UsageError, match=r"prune\.stages .*prune\.sparsity"):
             resolve(path, environ, ["prune.stages=[0.5, 0.8]", *pairs], flags)
 
 
@@ -107,7 +107,7 @@ def test_a_sweep_of_lists_alone_is_one(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(
         "method: grid\nbase: {model: {checkpoint: m.pt}}\nparameters: {seed: {values: [1, 2]}}\n"
     )
-    with pytest.raises(UsageError, match="seed is varied, and set on the command line too"):
+    with pytest.raises(UsageError, match=r"seed .*command line"):
         read(tmp_path / "s.yaml", {}, ["seed=5"])
 
 

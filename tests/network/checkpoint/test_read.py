@@ -360,7 +360,7 @@ def test_a_name_that_no_file_can_have(tmp_path, name):
 @pytest.mark.parametrize("look", [read, inspect_file])
 def test_nothing_there(tmp_path, look):
     (tmp_path / "model.pt").touch()
-    with pytest.raises(UsageError, match=r"no such file: .*modle\.pt; did you mean 'model\.pt'") as caught:
+    with pytest.raises(UsageError, match=r"modle\.pt.*'model\.pt'") as caught:
         look(tmp_path / "modle.pt")
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match=r"no such file"):

@@ -232,7 +232,7 @@ def test_fewer_than_are_gone_is_refused_and_so_is_no_curvature() -> None:
     model = taylor(module, rand(9, 3))
     masks = model.network.masks()
     masks["0.weight"][0] = False
-    with pytest.raises(ValueError, match="3 weights are gone, 2 were asked for"):
+    with pytest.raises(ValueError, match=r"3 weights .*2 "):
         solve(model, masks, 2)
     with torch.no_grad():
         module[2].weight.zero_()

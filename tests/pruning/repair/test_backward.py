@@ -286,5 +286,5 @@ def test_a_compiled_network_trains_alike() -> None:
 def test_a_network_that_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
     torch.compiler.reset()
-    with pytest.raises(UsageError, match=r"torch.compile cannot compile .*C\+\+ compiler.*\n.*finetune.compile"):
+    with pytest.raises(UsageError, match=r"C\+\+ compiler(.|\n)*finetune.compile"):
         list(training(plain(), {}, epochs=1, options={"compile": True}).run())

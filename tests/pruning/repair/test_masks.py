@@ -162,7 +162,7 @@ def test_masks_are_applied_at_once_and_let_go_by_remove():
         check_masks(module, masks)
     assert not optimizer._optimizer_step_post_hooks
     train_steps(module, optimizer, 1)
-    with pytest.raises(NumericsError, match=r"removed weights are not zero any more: 0\.weight"):
+    with pytest.raises(NumericsError, match=r"0\.weight"):
         check_masks(module, masks)
 
 
@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_an_optimizer_of_another_network_is_refused():
     module, other = network(), network()
-    with pytest.raises(UsageError, match="holds none of the network's 2 masked weights"):
+    with pytest.raises(UsageError, match="2 masked weights"):
         keep_masks(module, torch.optim.SGD(other.parameters(), lr=0.1), some_masks(module))
 
 

@@ -174,7 +174,7 @@ def test_frozen_parameters_stay():
     torch.testing.assert_close(module[0].weight, before["0.weight"], rtol=0, atol=0)
     assert not torch.equal(module[5].weight, before["5.weight"])
     module.requires_grad_(False)
-    with pytest.raises(UsageError, match="no parameter of the network requires a gradient"):
+    with pytest.raises(UsageError, match="gradient"):
         run(module, {}, batches())
 
 
@@ -269,7 +269,7 @@ def test_a_weight_revived_behind_our_back_is_found():
     masks = half_masks(module)
     steps = train(module, masks, batches(), options=TrainingSettings(), epochs=1, loss=nn.functional.cross_entropy,
                   device=CPU, generator=torch.Generator())  # fmt: skip
-    with pytest.raises(NumericsError, match=r"not zero any more: 5\.weight \(3\)"):  # noqa: PT012
+    with pytest.raises(NumericsError, match=r"5\.weight \(3\)"):  # noqa: PT012
         for state in steps:
             if state.epoch_done:
                 with torch.no_grad():
@@ -282,7 +282,7 @@ def test_a_weight_revived_behind_our_back_is_found():
 def test_a_loss_that_is_not_finite_says_what_to_try(precision_name):
     module = network()
     options = TrainingSettings(lr=1e30, warmup=0.0, precision=precision_name)
-    with pytest.raises(NumericsError, match=r"training loss is (nan|inf) by step \d+ of 10 .*\n.*lower finetune\.lr"):
+    with pytest.raises(NumericsError, match=r"training loss is (nan|inf)(.|\n)*finetune\.lr"):
         run(module, half_masks(module), batches(), options=options)
     assert not module.training
 

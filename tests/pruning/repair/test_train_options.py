@@ -186,7 +186,7 @@ def test_a_loss_that_explodes_is_found_before_it_is_infinite() -> None:
     work = training(module, {}, epochs=1, data=data, loss=loss)
     states = work.run()
     steps[0] = next(states).step + 1
-    with pytest.raises(Diverged, match=r"training loss is \d+.* by step 25 of 25 (.|\n)*lower finetune\.lr"):
+    with pytest.raises(Diverged, match=r"training loss(.|\n)*finetune\.lr"):
         list(states)
 
 

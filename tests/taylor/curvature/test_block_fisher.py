@@ -86,5 +86,5 @@ def test_too_little_damping_is_raised_and_reported() -> None:
 def test_a_failed_factorisation_names_the_layer() -> None:
     g = rows()
     g[2, 3] = float("nan")
-    with pytest.raises(NumericsError, match=r"features\.3: its Fisher information is not positive definite"):
+    with pytest.raises(NumericsError, match=r"features\.3: .*Fisher"):
         BlockFisher(g, 4, 0.01, "features.3", no_note).inverse(torch.ones(P, dtype=torch.bool), g[0])

@@ -216,7 +216,7 @@ def test_an_error_of_the_fit_is_not_kept(tmp_path: Path) -> None:
     made = model(tmp_path)
     with torch.no_grad():
         made.risk.reference.fill_(float("nan"))
-    with pytest.raises(NumericsError, match="gradient of the error is not finite"):
+    with pytest.raises(NumericsError, match=r"gradient .*not finite"):
         _ = made.gradient
     assert files(tmp_path) == []
 

@@ -92,5 +92,5 @@ def test_a_row_that_is_not_finite_is_refused_by_name() -> None:
             return self.a(x).abs().sqrt()
 
     module = Root()
-    with pytest.raises(NumericsError, match=r"a\.weight: the gradient of a sample is not finite"):
+    with pytest.raises(NumericsError, match=r"a\.weight: .*not finite"):
         fisher_rows(risk(module, torch.zeros(2, 4), kind="task"), Network.from_module(module).layers, 0)

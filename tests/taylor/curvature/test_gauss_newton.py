@@ -96,7 +96,7 @@ def test_what_is_no_parameter_is_refused() -> None:
 
 def test_a_product_that_is_not_finite_is_refused_by_name() -> None:
     module, x, _ = network_case("mlp")
-    with pytest.raises(NumericsError, match=r"0\.weight: a Gauss-Newton product is not finite"):
+    with pytest.raises(NumericsError, match=r"0\.weight: .*Gauss-Newton"):
         gauss_newton_product(risk(module, x), {"0.weight": torch.full((4, 3), float("nan"))})
 
 

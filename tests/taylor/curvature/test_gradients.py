@@ -341,7 +341,7 @@ def test_a_gradient_that_is_not_finite_is_refused_by_name() -> None:
             return self.a(x).abs().sqrt()
 
     module = Root()
-    with pytest.raises(NumericsError, match=r"a\.weight: the gradient of the error is not finite"):
+    with pytest.raises(NumericsError, match=r"a\.weight: .*not finite"):
         mean_gradient(risk(module, torch.zeros(2, 4), kind="task"), Network.from_module(module).layers)
 
 

@@ -186,7 +186,7 @@ def test_conjugate_gradients_raise_the_damping_as_cholesky_does(least: float, mo
 def test_a_wide_hopeless_matrix_is_an_error_that_names_the_layer(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solve, "BLOCK", 4)
     right = torch.ones(R, C).double()
-    with pytest.raises(NumericsError, match=r"features\.3: .* not positive definite even with damping 0\.01"):
+    with pytest.raises(NumericsError, match=r"features\.3: .*positive definite.* 0\.01"):
         restricted_least_squares(h.double(), right, 0 * right, right > 0, 1e-10, "features.3", lambda _: None)
 
 
@@ -199,7 +199,7 @@ def test_singular_matrices_need_no_more_than_the_damping_asked_for() -> None:
 
 def test_a_hopeless_matrix_is_an_error_that_names_the_layer() -> None:
     h = -torch.eye(3).double() * 1e9
-    with pytest.raises(NumericsError, match=r"features\.3: .* not positive definite even with damping 1e\+06"):
+    with pytest.raises(NumericsError, match=r"features\.3: .*positive definite.* 1e\+06"):
         cholesky(h, torch.ones(1, 3, dtype=torch.bool), 0.01, "features.3", lambda _: None)
 
 
@@ -212,9 +212,9 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_layer(
     h, keep, start = positive(), some_kept(), rand(R, C).double()
     broken = h.clone()
     broken[2, 3] = broken[3, 2] = bad
-    with pytest.raises(NumericsError, match=r"features\.3: the Gram matrix of its inputs is not finite"):
+    with pytest.raises(NumericsError, match=r"features\.3: .*Gram matrix"):
         inverse_diagonal(broken[:4, :4], keep[:, :4], 0.01, "features.3", no_note)
-    with pytest.raises(NumericsError, match=r"features\.3: the Gram matrix of its inputs is not finite"):
+    with pytest.raises(NumericsError, match=r"features\.3: .*Gram matrix"):
         restricted_least_squares(broken, start, start, keep, 0.01, "features.3", no_note)
     with pytest.raises(NumericsError, match=r"features\.3: the product of its inputs"):
         restricted_least_squares(h, torch.full_like(start, bad), start, keep, 0.01, "features.3", no_note)

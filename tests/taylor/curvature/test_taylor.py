@@ -204,9 +204,7 @@ def test_the_module_is_put_back() -> None:
 
 def test_a_prediction_that_is_not_finite_is_refused() -> None:
     module, x, _ = network_case("mlp")
-    with pytest.raises(
-        NumericsError, match=r"change .* not finite, as the move of 0\.weight is not\nraise prune.damping"
-    ):
+    with pytest.raises(NumericsError, match=r"0\.weight(.|\n)*prune.damping"):
         taylor(module, x).predict({"0.weight": torch.full((4, 3), float("nan"))})
 
 
