@@ -242,8 +242,8 @@ def test_a_loss_that_is_not_finite_is_not_logged_before_it_is_found(
     rate = Rates.__call__
     monkeypatch.setattr(Rates, "__call__", lambda self, step: rate(self, step) if step < 21 else 1e30)
 
-    wants = Guard.wants
-    monkeypatch.setattr(Guard, "wants", lambda self, value: wants(self, value) and False)  # at an epoch's end alone
+    is_due = Guard.is_due
+    monkeypatch.setattr(Guard, "is_due", lambda self, value: is_due(self, value) and False)  # at an epoch's end alone
     how = {**CUT, "data__batch_size": 24, "finetune__distill__weight": 0.0}
     outcome = quick(conv, **how, finetune__epochs=4, progress=Finite())
     assert [epoch.epoch for epoch in outcome.epochs] == [1, 2]  # of 9 steps each
