@@ -203,7 +203,7 @@ def test_workers_have_the_users_word_from_the_leader(here: Path, cli) -> None:
     assert "evil.py:make" in found[0]["cause"]
 
 
-def test_fits_are_cached_where_the_user_says_not_where_a_sweeps_folder_says(here: Path, cli) -> None:
+def test_fits_are_cached_where_the_user_says_not_the_sweep_s_folder(here: Path, cli) -> None:
     text = (
         (here / "sweep.yaml").read_text().replace("[0.2, 0.5, 0.8]", "[0.5]").replace("[magnitude, random]", "[random]")
     )

@@ -50,7 +50,7 @@ def test_one_step_of_a_gradual_schedule_always_fits(conv: nn.Module) -> None:
     assert outcome.sparsity.removed == round(0.5 * outcome.sparsity.prunable)
 
 
-def test_a_gradual_schedule_prunes_between_steps_from_the_weights_as_they_are(
+def test_a_gradual_schedule_prunes_the_current_weights_between_steps(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: dict[int, set[float]] = {}  # what Taylor models of each stage are fitted at: a sum over all weights

@@ -147,7 +147,7 @@ def test_training_that_diverges_at_once_leaves_the_network_before_it(conv: nn.Mo
     assert "; the network before fine-tuning is kept; to continue, lower finetune.lr" in said
 
 
-def test_training_that_diverges_before_the_sparsity_asked_for_is_reached_keeps_what_it_had(
+def test_training_that_diverges_early_keeps_the_network_it_had(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer, before = EpochSelector.offer_incomplete, {}
@@ -300,7 +300,7 @@ def test_steps_that_training_follows_are_ranked_by_the_error_alone(
     assert said == [False, False]
 
 
-def test_a_divergence_after_epochs_that_made_things_worse_leaves_the_network_before_them(
+def test_a_divergence_after_worse_epochs_restores_the_best_network(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = Rates.__call__

@@ -321,7 +321,7 @@ def test_scores_that_take_long_are_kept_layer_by_layer(conv: nn.Module, method: 
     assert counts == [1, 2, 3]
 
 
-def test_what_was_said_while_training_is_in_the_report_of_the_run_that_goes_on(
+def test_notes_of_training_are_in_the_report_of_the_resumed_run(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backward, steps = Backward.__call__, []
@@ -360,7 +360,7 @@ def test_what_was_measured_of_the_dense_network_is_not_measured_again(
     assert seen == ["measure the pruned network"]
 
 
-def test_what_is_measured_at_the_end_of_a_run_that_went_on_is_told_with_its_steps(
+def test_final_measures_of_a_resumed_run_are_reported_with_their_step(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = []

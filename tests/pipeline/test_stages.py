@@ -281,7 +281,7 @@ def test_where_weights_move_what_a_stage_changes_is_a_guess_beforehand(
     ("stages", "reached"),
     [([0.12, 0.14, 0.16, 0.5], [0.12, 0.2, 0.3, 0.5]), ("auto", [0.1, 0.2, 0.3, 0.4, 0.5])],
 )
-def test_a_stage_says_what_is_gone_where_one_weight_is_more_than_was_proposed(
+def test_a_stage_reports_what_it_removed_if_more_than_proposed(
     stages: object, reached: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrustRegion, "propose", lambda self, now, change: min(self.target, now + 0.02))
