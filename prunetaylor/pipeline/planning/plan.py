@@ -64,46 +64,32 @@ def make_plan(
     Raises:
         UsageError, DataError: settings that do not fit each other or the data.
     """
-    method = choose_method(config, facts)
-    name = method.value
-    criterion = load_criterion(name)
-    epochs = choose_epochs(config, facts)
+    method, epochs = choose_method(config, facts), choose_epochs(config, facts)
+    criterion = load_criterion(method.value)
     count = 0 if one_step else epochs.value
-    validation = choose_validation(config, facts, count)
-    terms = choose_error(config, facts, name, criterion)
-    refinement = Refinement()
     nothing = not one_step and facts.zeros >= removed_at(config.prune.sparsity, facts.prunable)
-    if facts.has_data:
-        far = terms.labels and terms.first_order
-        refinement = choose_refinement(config, facts, name, criterion, epochs=count, far=far)
-    refined = refinement.when == "stages"
-    if refined and terms.labels and asked(config.prune.first_order) is None:
-        # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
-        terms = replace(terms, first_order=True)
-    repair = choose_repair(config, facts, name, criterion, refined=refined, nothing_to_prune=nothing)
-    if nothing and facts.has_data:
-        refinement = refine_without_pruning(config, facts, labels=terms.labels)
+    validation = choose_validation(config, facts, count)
+    held_out = validation.value if validation else 0
+    terms, refinement, repair = _choose_adjustment(config, facts, method.value, count, nothing_to_prune=nothing)
     if one_step:
         refinement = Refinement()
     training, trained = choose_training(config, facts, count)
-    held_out = validation.value if validation else 0
     gradual, stages = choose_gradual(config, count, (facts.training_samples or 0) - held_out)
-    schedule, staged = choose_schedule(config, facts, name, criterion, refinement)
+    schedule, staged = choose_schedule(config, facts, method.value, criterion, refinement)
+    whole_run = [] if one_step else [epochs, *([validation] if validation else []), *(stages or [staged])]
     choices = [
         *opened,
         method,
-        *([] if one_step else [epochs]),
-        *([validation] if validation else []),
+        *whole_run,
         *_choose_samples(config, facts, held_out),
-        *([] if one_step else stages or [staged]),
         repair,
         *(refinement.choices() if facts.has_data and not one_step else []),
-        *explain_error(config, facts, name, criterion, terms),
+        *explain_error(config, facts, method.value, criterion, terms),
         *(trained if count else []),
         *_memory_format(facts),
     ]
     return PruningPlan(
-        method=name,
+        method=method.value,
         objective=Objective(facts.task, "task" if terms.labels else "divergence"),
         keep_first_order=terms.first_order,
         repair=repair.value,
@@ -118,6 +104,25 @@ def make_plan(
         first_order=_first_order(facts, terms),
         choices=tuple(choices),
     )
+
+
+def _choose_adjustment(
+    config: Config, facts: Facts, method: str, epochs: int, *, nothing_to_prune: bool
+) -> tuple[ErrorTerms, Refinement, Choice[str]]:
+    """Return the error, the refinement and the repair, which depend on one another."""
+    criterion, refinement = load_criterion(method), Refinement()
+    terms = choose_error(config, facts, method, criterion)
+    if facts.has_data:
+        far = terms.labels and terms.first_order
+        refinement = choose_refinement(config, facts, method, criterion, epochs=epochs, far=far)
+    refined = refinement.when == "stages"
+    if refined and terms.labels and asked(config.prune.first_order) is None:
+        # Each stage leaves the network elsewhere on its way towards the labels: no stage starts at a minimum.
+        terms = replace(terms, first_order=True)
+    repair = choose_repair(config, facts, method, criterion, refined=refined, nothing_to_prune=nothing_to_prune)
+    if nothing_to_prune and facts.has_data:
+        refinement = refine_without_pruning(config, facts, labels=terms.labels)
+    return terms, refinement, repair
 
 
 def _choose_samples(config: Config, facts: Facts, held_out: int) -> list[Choice[object]]:
