@@ -229,8 +229,8 @@ def test_a_full_disk_is_said_and_the_last_state_stays(tmp_path: Path, demo_model
     assert torch.load(folder / ".partial" / "state.pt", weights_only=True)["run"]["finetuning"] is None
 
 
-def test_force_and_resume_are_one_or_the_other(inline) -> None:
-    code, _, errors = inline("prune", "model.pt", "--force", "--resume")
+def test_force_and_resume_are_one_or_the_other(inline, small_model: list[str]) -> None:
+    code, _, errors = inline("prune", *small_model, "--force", "--resume")
     assert code == 2
     assert "give one of them" in errors
 
