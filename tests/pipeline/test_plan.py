@@ -42,6 +42,7 @@ def reason(key: str, facts: Facts = FACTS, **settings: Any) -> str:
 
 def test_the_usual_run() -> None:
     assert values() == {
+        "loss": "cross-entropy",
         "prune.method": "exact_obs",
         "finetune.epochs": 0,
         "calibration.samples": 1000,
@@ -295,6 +296,13 @@ def test_task(loss: str, targets: dict[str, Any], task: object) -> None:
     assert isinstance(task, type)
     with pytest.raises(task):
         choose_task(config, facts)
+
+
+def test_the_loss_goes_with_the_task() -> None:
+    assert values(replace(FACTS, task="regression"))["loss"] == "mse"
+    assert reason("loss") == "the targets are class ids"
+    assert reason("loss", loss="cross-entropy") == "as asked"
+    assert "loss" not in values(NO_DATA)
 
 
 def test_auto_is_settled_in_one_place() -> None:

@@ -16,6 +16,7 @@ from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
 from prunetaylor.pipeline.planning.refinement import Refinement, choose_refinement, refine_without_pruning
 from prunetaylor.pipeline.planning.repair import SOLVING, choose_repair
 from prunetaylor.pipeline.planning.schedule import Schedule, choose_gradual, choose_schedule
+from prunetaylor.pipeline.planning.task import explain_task
 from prunetaylor.pipeline.planning.training import choose_training, choose_validation
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.training.settings import TrainingSettings
@@ -79,6 +80,7 @@ def make_plan(
     whole_run = [] if one_step else [epochs, *([validation] if validation else []), *(stages or [staged])]
     choices = [
         *opened,
+        *([explain_task(config, facts.task)] if facts.has_data else []),
         method,
         *whole_run,
         *_choose_samples(config, facts, held_out),

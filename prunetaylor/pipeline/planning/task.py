@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunetaylor.core.config.asked import asked
+from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.results.choice import Choice
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.taylor.objective import Task
 
@@ -56,3 +57,15 @@ def choose_task(config: Config, targets: TargetFacts) -> Task:
         + ("" if loss is None else f" and loss={loss}"),
         "give one class id a sample, or floating-point targets of the outputs' size; or set loss=FILE.py:FUNCTION",
     )
+
+
+def explain_task(config: Config, task: Task) -> Choice[str]:
+    """Return the loss that goes with ``task``, and why it is taken."""
+    if not isinstance(task, str):
+        return Choice("loss", task.name, AS_ASKED)
+    loss, outputs = {
+        "classification": ("cross-entropy", "the targets are class ids"),
+        "binary": ("bce", "the targets are zeros and ones"),
+        "regression": ("mse", "the targets are floating-point values"),
+    }[task]
+    return Choice("loss", loss, outputs if asked(config.loss) is None else AS_ASKED)
