@@ -1,4 +1,4 @@
-"""score through the real command line, on a small network."""
+"""score through the real command line, on a small network; one test takes the demo's, whose fits are kept."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ _KEPT = ["cache.dir=kept", "calibration.holdout=5%", "prune.method=obs"]
 
 
 def test_it_says_how_far_and_the_second_time_takes_the_fit_from_the_cache(
-    small_model: list[str], inline, tmp_path: Path
+    demo_model: Path, inline, tmp_path: Path
 ) -> None:
-    code, stdout, stderr = inline("score", *small_model, "--json", *_KEPT)
+    code, stdout, stderr = inline("score", str(demo_model), "--json", *_KEPT)
     assert code == 0, stderr
     document = json.loads(stdout)
     assert document["schema_version"] == 1
     assert [level["sparsity"] for level in document["levels"]][-3:] == [0.9, 0.95, 0.98]
     assert document["levels"][0]["trusted"] is True
-    assert {layer["name"] for layer in document["layers"]} == {"conv1", "conv2", "fc"}
-    assert set(document["hashes"]) == {"checkpoint", "data", "code of the network"}
+    assert {layer["name"] for layer in document["layers"]} == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert set(document["hashes"]) == {"checkpoint", "data"}
     assert document["configuration"]["cache"]["dir"] == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    code, stdout, stderr = inline("score", *small_model, "-v", *_KEPT)
+    code, stdout, stderr = inline("score", str(demo_model), "-v", *_KEPT)
     assert code == 0, stderr
     assert "layer Grams of stage 1 taken from the cache" in stderr
     lines = stdout.splitlines()

@@ -10,7 +10,7 @@ from prunetaylor.measure.evaluate import evaluate_outputs
 from prunetaylor.measure.paired import bootstrap_interval
 from prunetaylor.taylor.losses import LOSSES
 
-MAX_STAGE_FRACTION = 10.0
+LARGEST_CHANGE = 10.0
 TRIALS = 100
 
 
@@ -22,19 +22,19 @@ def shares(samples: int, share: float, size: float, limit: float) -> dict[str, f
         rises = 0.01 * torch.randn(samples, generator=random, dtype=torch.float64)
         rises += size * (torch.rand(samples, generator=random) < share)
         drop = bootstrap_interval(
-            rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, MAX_STAGE_FRACTION
+            rises, torch.zeros(samples), torch.Generator().manual_seed(trial), 0.9, LARGEST_CHANGE
         )
-        found[metric_drop("loss", drop, samples, limit, MAX_STAGE_FRACTION).status] += 1
+        found[metric_drop("loss", drop, samples, limit, LARGEST_CHANGE).status] += 1
     return {status: count / TRIALS for status, count in found.items()}
 
 
 @pytest.mark.parametrize(
     ("share", "size"),
     [
-        (0.001, MAX_STAGE_FRACTION),
+        (0.001, LARGEST_CHANGE),
         (0.001, 1.0),
-        (0.003, MAX_STAGE_FRACTION),
-        (0.01, MAX_STAGE_FRACTION),
+        (0.003, LARGEST_CHANGE),
+        (0.01, LARGEST_CHANGE),
         (0.01, 1.0),
         (0.2, 1.0),
     ],
@@ -53,8 +53,8 @@ def test_what_the_samples_can_carry_is_still_judged() -> None:
 
 def test_it_says_which_rise_the_samples_cannot_exclude() -> None:
     rises = torch.full((400,), 0.001, dtype=torch.float64)
-    drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, MAX_STAGE_FRACTION)
-    check = metric_drop("loss", drop, 400, 0.02, MAX_STAGE_FRACTION)
+    drop = bootstrap_interval(rises, torch.zeros(400), torch.Generator().manual_seed(0), 0.9, LARGEST_CHANGE)
+    check = metric_drop("loss", drop, 400, 0.02, LARGEST_CHANGE)
     assert check.status == "inconclusive"
     assert check.samples_needed == pytest.approx(400 * 0.075 / 0.019, rel=0.1)  # nearly all of it shrinks with n
     assert "cannot exclude that 0.75 % of all lose up to 10 each" in check.why

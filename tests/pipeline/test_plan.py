@@ -234,7 +234,7 @@ def test_wording() -> None:
     assert "repair: obs (as asked)" in plan(prune__method="obd", prune__repair="obs").lines
     assert "repair: skipped; each stage is refined instead" in plan(**fresh).lines
     assert "refinement: off (default for magnitude)" in plan(prune__method="magnitude").lines
-    line = "refinement: 300 steps after the last stage, matching the dense layers' outputs (0.1 TFLOP)"
+    line = "refinement: 300 steps after the last stage, matching the dense layers' outputs (affordable: 0.1 TFLOP)"
     assert line in plan().lines
     assert "method: exact_obs (automatic: most accurate in our benchmarks)" in plan().lines
     assert "learning rate 0.05: the default of sgd" in plan(finetune__epochs=1).lines

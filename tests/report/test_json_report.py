@@ -8,7 +8,7 @@ from prunetaylor.report.json_report import finite, side_to_json, to_json
 
 _KEYS = {
     "": "schema_version verdict warnings method metric dense pruned constant sparsity drop_pp loss_rise stages "
-    "believed_to prediction_check first_order layers skipped unfinished epochs choices seconds memory time flips "
+    "believed_to prediction_check first_order layers skipped unfinished epochs choices plan seconds memory time flips "
     "classes histogram gate files seed device versions hashes configuration",
     "metric": "name goal",
     "dense": "metrics parameters nonzero flops flops_nonzero bytes",

@@ -85,7 +85,7 @@ def make_plan(
         *whole_run,
         *_choose_samples(config, facts, held_out),
         repair,
-        *(refinement.choices() if facts.has_data and not one_step else []),
+        *(refinement.choices(config.prune) if facts.has_data and not one_step else []),
         *explain_error(config, facts, method.value, criterion, terms),
         *(trained if count else []),
         *_memory_format(facts),
@@ -142,7 +142,7 @@ def _choose_samples(config: Config, facts: Facts, held_out: int) -> list[Choice[
 def _memory_format(facts: Facts) -> list[Choice[object]]:
     key, reason = "memory_format", facts.plain_layout
     if reason is None:
-        return [Choice(key, "channels_last", "convolutions are fastest so, and the network bears it")]
+        return [Choice(key, "channels_last", "convolutions are fastest this way")]
     if not reason:
         return [Choice(key, "contiguous", "there are no convolutions that would gain by channels last")]
     line = Detail(f"memory layout: plain (with channels last, which is faster, {reason})")

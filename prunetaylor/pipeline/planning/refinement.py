@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from prunetaylor.core.config.asked import AS_ASKED, asked
-from prunetaylor.core.config.schema import Config
+from prunetaylor.core.config.schema import Config, PruneSection
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pruning.interfaces import Criterion
@@ -16,7 +16,7 @@ from prunetaylor.pruning.selection.trust_region import fresh_stages
 
 GAUSS_NEWTON_STEPS = 6
 MAX_WORK = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
-"""FLOPs up to which a network is refined where nobody asked for it, by device: some minutes of two cores, or a GPU."""
+"""FLOPs up to which a network is refined by default, by device: some minutes of two cores, or of a GPU."""
 MIN_STEPS = 50
 """Steps below which it is not worth starting."""
 PASSES = 4
@@ -37,17 +37,23 @@ class Refinement:
     why: str = ""
     asked: bool = False
 
-    def choices(self) -> list[Choice[object]]:
-        """Return the choices with their reasons."""
+    def choices(self, options: PruneSection) -> list[Choice[object]]:
+        """Return the choices with their reasons; ``options`` are the settings that they were made from."""
         if self.when == "none":
             return [Choice("prune.refine", "none", self.why, f"refinement: off ({self.why})")]
         towards = "matching the dense layers' outputs" if self.by == "features" else "by Gauss-Newton"
         when = "after the last stage" if self.when == "last" else "after each stage"
         line = f"refinement: {self.steps} steps {when}, {towards} ({self.why})"
+        by = "it needs no labels" if self.by == "features" else "it minimises the error with labels"
+        usual = self.steps == _usual_steps(self.by)
         return [
             Choice("prune.refine", self.when, self.why, line),
-            Choice("prune.refine_by", self.by, self.why),
-            Choice("prune.refine_steps", self.steps, self.why),
+            Choice("prune.refine_by", self.by, by if asked(options.refine_by) is None else AS_ASKED),
+            Choice(
+                "prune.refine_steps",
+                self.steps,
+                AS_ASKED if asked(options.refine_steps) else "the default" if usual else "as many as take some minutes",
+            ),
         ]
 
 
@@ -81,10 +87,11 @@ def choose_refinement(
     most = MAX_WORK.get(facts.device, MAX_WORK["cpu"])
     if step * MIN_STEPS > most:
         much = f"{step * steps / 1e12:,.0f} TFLOP on the {facts.device}"
-        return Refinement(why=f"{steps} steps would cost {much}; prune.refine=last does it anyway")
+        return Refinement(why=f"{steps} steps would cost {much}; prune.refine=last runs them all the same")
     steps = min(steps, int(most // step)) if step else steps
     work = step * steps / 1e12
-    return Refinement("last", by, steps, f"{work:,.1f} TFLOP" if work >= 0.05 else "less than 0.1 TFLOP")
+    amount = f"{work:,.1f}" if work >= 0.05 else "less than 0.1"
+    return Refinement("last", by, steps, f"affordable: {amount} TFLOP")
 
 
 def refine_without_pruning(config: Config, facts: Facts, *, labels: bool) -> Refinement:
@@ -113,8 +120,11 @@ def _method(config: Config, usual: Method) -> Method:
 
 
 def _steps(config: Config, by: Method) -> int:
-    usual = GAUSS_NEWTON_STEPS if by == "gauss-newton" else feature_matching.STEPS
-    return asked(config.prune.refine_steps) or usual
+    return asked(config.prune.refine_steps) or _usual_steps(by)
+
+
+def _usual_steps(by: Method) -> int:
+    return GAUSS_NEWTON_STEPS if by == "gauss-newton" else feature_matching.STEPS
 
 
 def _learns_labels(config: Config, facts: Facts) -> bool:

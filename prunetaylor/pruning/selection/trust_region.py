@@ -42,7 +42,7 @@ then still nothing that anybody could see."""
 START = 0.01
 """The first radius, as a share of the error of a constant answer."""
 SMALLEST = 0.02
-"""One stage removes at least this share of the weights left, and at most the criterion's ``MAX_STAGE_FRACTION``."""
+"""One stage removes at least this share of the weights left, and at most the criterion's ``max_stage_fraction``."""
 FRESH_STAGE_FRACTION = 0.06
 """The most where every stage learns from fresh samples: the more stages, the more of them are seen."""
 STAGES = 40
