@@ -48,7 +48,8 @@ class ExactOBS(Criterion):
     use = "the default with data, where it takes minutes at most: the most accurate one-shot method in our benchmarks"
     default_repair = "least-squares"
     uses_damping = True
-    max_stage_fraction = 0.7  # twice as far as OBS: each score counts the earlier removals in its row, so it stays right for longer
+    # Twice OBS's: each score counts the earlier removals in its row, so that it stays right for longer.
+    max_stage_fraction = 0.7
 
     def score(self, context: ScoringContext) -> dict[str, Tensor]:
         """Return s_j. Equal scores of a row are told apart by a rounding error, in the order of removal.
