@@ -280,7 +280,9 @@ def _engine(entry: Any, at: str) -> dict[str, Any]:
             options(**{key: value})
         except ValueError as err:
             text = str(err).splitlines()[2].strip().partition(" [")[0]
-            raise UsageError(f"{key} of the engine {entry['name']} is {value!r} ({at}): {text}", "") from err
+            raise UsageError(
+                f"{key} of the engine {entry['name']} is {value!r} ({at}): {text}", f"correct {key} in the file"
+            ) from err
     return dict(entry)
 
 

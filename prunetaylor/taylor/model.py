@@ -149,7 +149,7 @@ class TaylorModel:
 
     @cached_property
     def sensitivity(self) -> dict[str, Tensor]:
-        """Return (G, R) by layer name: the cost in units of 2 E of a unit of squared error in each output."""
+        """Return s (G, R) by layer name: a squared error e in an output raises the mean error E by s e / 2."""
         return self._fitted_to_error(
             _SENSITIVITIES, lambda: output_sensitivity(self.risk, self.network.layers, self.seed)
         )

@@ -22,8 +22,8 @@ more."""
 def use_memory_format(facts: Facts, *modules: nn.Module) -> Iterator[None]:
     """Store the weights of the convolutions of ``modules``, copies of one network, with channels last inside the block.
 
-    Convolutions are fastest so, forward and backward, on a CPU and on a GPU. Their outputs are then stored so too, and
-    some networks do not support that: they read them with ``view``. Then the weights stay as they are.
+    Convolutions are fastest in this format, forward and backward, on CPUs and GPUs. Their outputs then have it too, and
+    networks that read these with ``view`` do not support it: their weights stay as they are.
     """
     with ExitStack() as stack:
         if facts.plain_layout is None:

@@ -85,7 +85,7 @@ def _check_binary(targets: Tensor, name: str, indices: Sequence[int] | None) -> 
 
 
 def _checked(samples: Samples, check: Check) -> Samples:
-    """The samples with their targets checked: now where they are known, else when they are read."""
+    """Return the samples with targets that are checked at once if they are in memory, otherwise batch by batch."""
 
     def one(split: Split, name: str) -> Split:
         targets = split.targets()

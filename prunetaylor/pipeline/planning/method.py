@@ -13,9 +13,9 @@ from prunetaylor.pruning.selection.trust_region import fresh_stages
 from prunetaylor.runtime.device import pick_device
 
 MAX_ELIMINATION = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
-"""Floating-point operations, by device, that ExactOBS may take where nobody asked for it: minutes."""
+"""Floating-point operations, by device, that ExactOBS may take by default: minutes."""
 CUDA_EPOCHS = 3
-"""Epochs of fine-tuning on a CUDA GPU, where nobody asked for another number."""
+"""Default epochs of fine-tuning on a CUDA GPU."""
 
 
 def choose_device(config: Config) -> tuple[torch.device, Choice[str]]:

@@ -46,7 +46,7 @@ class StageProgress:
         return time.perf_counter() - self.start
 
     def select(self, selection: Selection) -> None:
-        """Record the selection, which needs the layers' scores no more."""
+        """Record the selection, and drop the scores that it was made from."""
         self.selection, self.layer_scores = selection, {}
 
     def add_repaired(self, layer: str) -> None:

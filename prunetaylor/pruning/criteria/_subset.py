@@ -86,7 +86,7 @@ def _candidates(model: Quadratic, support: Support, fixed: Tensor) -> tuple[Sort
 
 
 def _exchange(model: Quadratic, support: Support, value: float, cheap: Sorted, best: Sorted) -> tuple[Support, float]:
-    """Exchange the first m of either side, with m the number that pays one by one, or a half, a quarter ... of it."""
+    """Exchange the first m of each side; m is the number of pairs that gain singly, then half, a quarter ... of it."""
     most = min(len(cheap[0]), len(best[0]))
     size = int((cheap[1][:most] < best[1][:most]).sum())
     worse = 0

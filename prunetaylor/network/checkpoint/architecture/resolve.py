@@ -62,7 +62,7 @@ def resolve(
 
 
 def _as_named(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust: Trust) -> Resolved:
-    """Build the network that the user names, with the file's own arguments only if the file names the same one."""
+    """Build the network that the user names, with the file's own arguments only if it names the same network."""
     metadata = checkpoint.metadata
     if metadata is None or metadata.arch is None or rooted("model.arch", metadata.arch) == rooted("model.arch", spec):
         own = own_arguments(checkpoint, args, trust) if metadata and metadata.arch else {}
