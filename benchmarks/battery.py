@@ -1,4 +1,4 @@
-"""How many networks of all kinds are pruned as their authors first wrote them, and what becomes of the others.
+"""Count the networks of all kinds that are pruned as their authors first wrote them, and tell why the others are not.
 
     python benchmarks/battery.py                    all cases of tests/support/battery, a row each, to battery.jsonl
     python benchmarks/battery.py layers/lstm tasks  those whose names begin so, without writing
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+# After the tests' helpers are on the path.
 import prunetaylor  # noqa: E402
 from support.battery.cases import Case, call, load_cases, train  # noqa: E402
 

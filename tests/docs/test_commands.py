@@ -59,7 +59,7 @@ LONG = [page for page in RUN if any(block.mark == "long" for block in blocks(pag
 
 
 DONE: dict[str, str] = {}
-"""What the commands that every reader has behind them printed."""
+"""The output of the commands that every reader has run before."""
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
@@ -148,14 +148,14 @@ class Reader:
             self.compare(line, printed.get(line, []), captured.out)
 
     def compare(self, line: str, printed: list[str], out: str) -> None:
-        """What the page shows of a command's output is what it prints, numbers aside."""
+        """Assert that a command prints the output that the page shows, numbers aside."""
         for one in printed:
             shown = one == "..." or masked(one) in masked(out)
             assert shown, f"{line} prints nothing like\n{one}\n{masked(one)}\nbut\n{out}\n{masked(out)}"
 
 
 def masked(text: str) -> str:
-    """What was printed without its numbers, and as one line, whatever the width of the terminal."""
+    """Return printed text without its numbers, as one line, whatever the width of the terminal."""
     text = text.replace("within noise, ", "")
     return " ".join(re.sub(r"[-+]?\d[\d,.]*(e[-+]\d+)?( [kM]?B?(?=\s|$))?", " # ", text).split())
 

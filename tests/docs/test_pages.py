@@ -1,4 +1,4 @@
-"""What pages say of the repository: links, extras, methods, and the pages that a script writes."""
+"""The pages agree with the repository: links, extras, methods, and the pages that a script writes."""
 
 from __future__ import annotations
 

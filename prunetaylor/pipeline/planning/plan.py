@@ -37,7 +37,6 @@ class PruningPlan:
     gradual: dict[int, float]  # sparsity to prune to, by the number of training steps done before
     training: TrainingSettings
     validation: int  # training samples held out to choose between epochs
-    channels_last: bool  # the memory format of convolutions
     nothing_to_prune: bool = False  # as it was given, the network has the sparsity asked for, or more
     first_order: FirstOrder | None = None  # how far from convergence the network is; None: without labels
     choices: tuple[Choice[object], ...] = field(default=())
@@ -101,7 +100,6 @@ def make_plan(
         gradual=gradual,
         training=training,
         validation=held_out,
-        channels_last=facts.plain_layout is None,
         nothing_to_prune=nothing,
         first_order=_first_order(facts, terms),
         choices=tuple(choices),

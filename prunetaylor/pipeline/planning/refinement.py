@@ -20,7 +20,7 @@ MAX_WORK = {"cpu": 5e13, "mps": 1e15, "cuda": 1e16}
 MIN_STEPS = 50
 """Steps below which it is not worth starting."""
 PASSES = 4
-"""What a step costs in forward passes: the dense network's, the pruned one's, and a backward pass of two."""
+"""A step costs as much as so many forward passes: the dense network's, the pruned one's, and a backward pass of two."""
 SAMPLE_HISTORY = 4
 """Stages whose samples a refinement still uses, where each stage draws fresh ones."""
 

@@ -33,7 +33,7 @@ from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, largest_of
 from prunetaylor.taylor.model import TaylorModel, prediction_bytes
 
 _SEEN = torch.finfo(torch.float32).eps
-"""Of the largest curvature in the network: gradients are in float32, and tell nothing of one that is smaller."""
+"""Curvature below this share of the network's largest is rounding: the gradients are in float32."""
 
 
 class KroneckerOBS(Criterion):

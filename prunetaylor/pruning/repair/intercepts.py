@@ -15,8 +15,8 @@ from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.taylor.passes import InputHook, OutputHook, first_batch, forward_one, hooked
 
 LEAST_ROUNDING = 0.01
-"""Of the outputs: what changes less is taken for rounding, that of TF32 among it; a shift that gets through is no less
-than what the network itself computes."""
+"""A change below this share of the outputs is taken for rounding, also that of TF32; a shift that gets through is as
+large as the outputs themselves."""
 
 
 @dataclass(frozen=True)
