@@ -1,7 +1,7 @@
 """The error E is the ``task`` error (the loss with labels) or the ``divergence`` from the dense network's outputs.
 
 Both are functions of the network's outputs z (B, K) and a reference of the same batch: targets, or the dense outputs.
-``losses.py`` defines them for each loss. For classification they are the cross-entropy and a KL divergence, which have
+``losses`` defines them for each loss. For classification they are the cross-entropy and a KL divergence, which have
 the same output Hessian and gradients of one form.
 """
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError
-from prunetaylor.taylor.losses import LOSSES, CustomLoss, Loss
+from prunetaylor.taylor.losses.by_task import LOSSES
+from prunetaylor.taylor.losses.custom import CustomLoss
+from prunetaylor.taylor.losses.interface import Loss
 
 Task = Literal["classification", "binary", "regression"] | CustomLoss
 """The meaning of a network's outputs, or the user's loss that it was trained with."""
@@ -97,7 +99,7 @@ class Objective:
     def draw_uniforms(self, samples: int, outputs: int, seed: int) -> Tensor:
         """Return uniform random numbers for :meth:`sampled_factor`, a row for each sample, however they are batched."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(samples, self.loss.uniforms_per_sample(outputs), generator=generator)
+        return torch.rand(samples, self.loss.uniforms_per_prediction(outputs), generator=generator)
 
     def sampled_factor(self, outputs: Tensor, reference: Tensor, uniform: Tensor) -> Tensor:
         """Return one random s (B, K) with E[s s'] = H, from these samples' rows of :meth:`draw_uniforms`."""

@@ -8,7 +8,7 @@ import torch
 from prunetaylor.gate.limits import metric_drop
 from prunetaylor.measure.evaluate import evaluate_outputs
 from prunetaylor.measure.paired import bootstrap_interval
-from prunetaylor.taylor.losses import LOSSES
+from prunetaylor.taylor.losses.by_task import LOSSES
 
 LARGEST_CHANGE = 10.0
 TRIALS = 100

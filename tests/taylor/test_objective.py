@@ -7,7 +7,8 @@ import torch
 from torch.func import grad, hessian, vmap
 
 from prunetaylor.core.errors import DataError, UsageError
-from prunetaylor.taylor.losses import LOSSES, CustomLoss
+from prunetaylor.taylor.losses.by_task import LOSSES
+from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.objective import Objective, Task, outputs_of
 from support.samples import rand
 from support.taylor_models import output_hessian

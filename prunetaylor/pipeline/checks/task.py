@@ -15,7 +15,7 @@ from prunetaylor.data.samples import Check, Checked, Samples, Split, check_targe
 from prunetaylor.network.state import evaluating
 from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
 from prunetaylor.runtime.user_code import load_object
-from prunetaylor.taylor.losses import CustomLoss
+from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.objective import Task, loss_of
 from prunetaylor.taylor.passes import compute_outputs
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prunetaylor.pruning.training.settings import DistillSettings
-from prunetaylor.taylor.losses import LOSSES
+from prunetaylor.taylor.losses.by_task import LOSSES
 from prunetaylor.taylor.objective import Task
 
 

@@ -47,7 +47,7 @@ from prunetaylor.runtime.processes.exchange import tensors_from_main
 from prunetaylor.runtime.processes.group import main_process, world
 from prunetaylor.taylor.curvature.fit_code import code_digest
 from prunetaylor.taylor.curvature.solve import Note
-from prunetaylor.taylor.losses import CustomLoss
+from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.passes import Risk, first_batch, forward_one
 
 MIN_SECONDS = 0.02

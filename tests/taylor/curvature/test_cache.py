@@ -28,7 +28,7 @@ from prunetaylor.pruning.selection.trust_region import TrustRegion
 from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache, open_cache
 from prunetaylor.taylor.curvature.gram import layer_moments, pack, unpack
-from prunetaylor.taylor.losses import CustomLoss
+from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.model import TaylorModel
 from support.networks import NETWORKS, ConvNet, network_case, trained
 from support.samples import quadrants, rand
