@@ -19,7 +19,7 @@ from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.convergence import Convergence
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONVERGED = Convergence(first_order_share=0.1, gradient_norm=1.0, noise_norm=1.0, probe=0.05)
 NOT_QUITE = Convergence(first_order_share=0.1, gradient_norm=9.0, noise_norm=1.0, probe=0.05)
 FAR = Convergence(first_order_share=0.9, gradient_norm=9.0, noise_norm=1.0, probe=0.05)
