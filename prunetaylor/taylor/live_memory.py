@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
-from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.outputs import read_outputs
 
 _CLOSED = (
     "aten::_transformer_encoder_layer_fwd",
@@ -48,7 +48,7 @@ def alive_in_forward_mode(module: nn.Module, x: Tensor, layers: Sequence[Layer])
     x = x.clone()
 
     def network(part: Mapping[str, Tensor]) -> Tensor:
-        return outputs_of(functional_call(module, dict(part), (x,)))
+        return read_outputs(module, functional_call(module, dict(part), (x,)))
 
     every = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
     for at in (every, {layer.parameter: layer.weight.detach() for layer in layers}):

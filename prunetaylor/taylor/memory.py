@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunetaylor.network.layer import Layer, positions
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, trainable
-from prunetaylor.taylor.objective import outputs_of
+from prunetaylor.taylor.outputs import read_outputs
 
 FLOAT = 4
 """Bytes of the type that samples, activations and gradients are in."""
@@ -282,7 +282,7 @@ def _left_for_backward(module: nn.Module, x: Tensor) -> tuple[int, Tensor]:
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
-        answer = outputs_of(module(x)).detach()
+        answer = read_outputs(module, module(x)).detach()
     return sum(sizes.values()), answer
 
 

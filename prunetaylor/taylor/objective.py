@@ -8,12 +8,11 @@ the same output Hessian and gradients of one form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prunetaylor.core.errors import DataError
 from prunetaylor.taylor.losses.by_task import LOSSES
 from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.losses.interface import Loss
@@ -25,25 +24,6 @@ Task = Literal["classification", "binary", "regression"] | CustomLoss
 def loss_of(task: Task) -> Loss:
     """Return the loss of a task."""
     return LOSSES[task] if isinstance(task, str) else task
-
-
-def outputs_of(result: Any) -> Tensor:
-    """Return the outputs (B, K) in the result of a network: a tensor, its logits, or the first of several tensors.
-
-    Raises DataError: the result holds no tensor.
-    """
-    for name in ("logits", "out"):
-        if isinstance(result, dict) and name in result:
-            result = result[name]
-        elif hasattr(result, name) and not isinstance(result, Tensor):
-            result = getattr(result, name)
-    if isinstance(result, tuple | list) and result:
-        result = result[0]
-    if not isinstance(result, Tensor):
-        raise DataError(
-            f"the network returned {type(result).__name__}, not a tensor", "wrap it so that it returns its outputs"
-        )
-    return result.flatten(1) if result.dim() > 1 else result.unsqueeze(1)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.taylor.objective import Objective, outputs_of
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.outputs import read_outputs
 
 OutputHook = Callable[[nn.Module, Any, Any], Any]
 """Called with (module, its first input, its output); a result other than None replaces the output."""
@@ -82,7 +83,7 @@ def compute_outputs(module: nn.Module, x: Tensor, state: Mapping[str, Tensor] | 
 
     Gradients are recorded if the caller has enabled them. ``state`` replaces parameters and buffers by name.
     """
-    return outputs_of(module(x) if state is None else functional_call(module, dict(state), (x,)))
+    return read_outputs(module, module(x) if state is None else functional_call(module, dict(state), (x,)))
 
 
 def differentiate_outputs(

@@ -13,7 +13,8 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step, load_criterion
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.objective import Objective, outputs_of
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.outputs import read_outputs
 from prunetaylor.taylor.passes import Risk, all_outputs
 from support.samples import batches, rand
 
@@ -86,7 +87,9 @@ def _context(model: TaylorModel, masks: dict[str, Tensor] | None) -> ScoringCont
 def outputs_at(module: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
     """Return the outputs (N, K) in float64 as a function of the state, from all samples at once."""
     double = copy.deepcopy(module).double().eval()
-    return lambda state: outputs_of(functional_call(double, state, (x.double() if x.is_floating_point() else x,)))
+    return lambda state: read_outputs(
+        double, functional_call(double, state, (x.double() if x.is_floating_point() else x,))
+    )
 
 
 def jacobians(module: nn.Module, x: Tensor, names: list[str]) -> dict[str, Tensor]:

@@ -1,15 +1,13 @@
 """The error's gradient and curvature in the outputs, against automatic differentiation in float64."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.func import grad, hessian, vmap
 
-from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.errors import UsageError
 from prunetaylor.taylor.losses.by_task import LOSSES
 from prunetaylor.taylor.losses.custom import CustomLoss
-from prunetaylor.taylor.objective import Objective, Task, outputs_of
+from prunetaylor.taylor.objective import Objective, Task
 from support.samples import rand
 from support.taylor_models import output_hessian
 
@@ -124,13 +122,3 @@ def test_a_function_that_is_none_or_fails() -> None:
 def test_targets_of_another_shape_are_the_outputs_own() -> None:
     objective = Objective("regression", "task")
     torch.testing.assert_close(objective.values(torch.ones(3, 1), torch.zeros(3)), torch.full((3,), 0.5))
-
-
-def test_outputs_of_richer_results() -> None:
-    z = rand(2, 3)
-    for result in (z, {"logits": z}, {"out": z, "aux": 1}, SimpleNamespace(logits=z), (z, "state"), [z]):
-        assert torch.equal(outputs_of(result), z)
-    assert outputs_of(rand(2, 3, 4, 5)).shape == (2, 60)
-    assert outputs_of(rand(4)).shape == (4, 1)
-    with pytest.raises(DataError, match="returned str, not a tensor"):
-        outputs_of("no")

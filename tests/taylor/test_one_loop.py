@@ -37,7 +37,7 @@ def offenders(offends: Callable[[ast.Call], bool], *allowed: str) -> list[str]:
 def test_only_the_loop_calls_the_network() -> None:
     def runs(call: ast.Call) -> bool:
         name = last_name(call.func)
-        return (name in NETWORKS and bool(call.args)) or name in ("outputs_of", "functional_call")
+        return (name in NETWORKS and bool(call.args)) or name in ("read_outputs", "functional_call")
 
     assert offenders(runs, LOOP, *CALLERS) == []
 

@@ -19,7 +19,8 @@ from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.runtime.processes.group import gather_objects, world
 from prunetaylor.runtime.processes.training import waits_within
 from prunetaylor.taylor.memory import current_chunks, is_out_of_memory, release
-from prunetaylor.taylor.objective import Task, outputs_of
+from prunetaylor.taylor.objective import Task
+from prunetaylor.taylor.outputs import read_outputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs (B, K), targets (B, ...)) -> mean loss, a scalar."""
@@ -120,7 +121,7 @@ class Backward:
         teacher_outputs = None
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
-                teacher_outputs = outputs_of(self._teacher(x)).float()
+                teacher_outputs = read_outputs(self._teacher, self._teacher(x)).float()
         if self._guard.worst is None:
             # Of zeros too: where these samples are of one class, their mean output is no bad answer.
             same = outputs.detach().mean(0).expand_as(outputs), torch.zeros_like(outputs)
@@ -141,11 +142,11 @@ class Backward:
 
     def _computed(self, x: Tensor) -> Tensor:
         if not self._options.compile:
-            return outputs_of(self._forward(x))
+            return read_outputs(self._module, self._forward(x))
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return outputs_of(self._forward(x))
+            return read_outputs(self._module, self._forward(x))
         except TorchDynamoException as error:
             raise UsageError(
                 f"torch.compile cannot compile the network: {first_line(error)}",
