@@ -152,5 +152,5 @@ def _parts(value: object) -> dict[str | int, object]:
     if isinstance(value, list):
         return dict(enumerate(value))
     if is_dataclass(value) or (hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Generator)):
-        return {**vars(value)}
+        return {name: part for name, part in vars(value).items()}  # noqa: C416 dict(...) has another type
     return {}
