@@ -34,16 +34,17 @@ def evaluate(state: State, request: Request) -> None:
     with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_job(config, trust=request.trust, progress=progress)
-        side = measure(job, progress)
+        measured = measure(job, progress)
     if not state.main:
         return
     if request.as_json:
         from prunetaylor.report.json_report import side_to_json
 
-        say_json(side_to_json(side, config.metric, time.monotonic() - start, str(job.device), job.warnings))
+        seconds = time.monotonic() - start
+        say_json(side_to_json(measured.stats, config.metric, seconds, str(job.device), measured.alerts))
         return
     from prunetaylor.report.terminal.run import print_side
 
     from .terminal.console import console
 
-    print_side(console(), side)  # stderr has the warnings already
+    print_side(console(), measured.stats)  # stderr has the warnings already

@@ -145,7 +145,8 @@ def _dry_run(state: State, request: Request) -> None:
     with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_checked(config, request.trust, progress)
-        plan, memory, time = rehearse(job, progress)
+        rehearsal = rehearse(job, progress)
+    plan, memory, time = rehearsal.plan, rehearsal.memory, rehearsal.time
     if not state.main:
         return
     if request.as_json:
@@ -154,7 +155,7 @@ def _dry_run(state: State, request: Request) -> None:
             "dry_run": True,
             "summary": job.describe(),
             "plan": plan_to_json(plan.choices),
-            "warnings": [asdict(alert) for alert in job.warnings],
+            "warnings": [asdict(alert) for alert in rehearsal.alerts],
             "memory": asdict(memory.report),
             "time": asdict(time),
             "configuration": config.model_dump(),

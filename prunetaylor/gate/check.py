@@ -16,6 +16,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import (
     BROKEN,
+    Alert,
     Drop,
     Latency,
     LayerResult,
@@ -32,7 +33,7 @@ from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.latency import compare_latency
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
+from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
 from prunetaylor.taylor.passes import all_outputs, first_batch
@@ -89,7 +90,7 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     measured = _measure(pair, progress)
     job = pair.pruned
     checks = _compare_with_limits(pair, measured)
-    if any(alert.key in BROKEN for alert in pair.dense.warnings):
+    if any(alert.key in BROKEN for alert in measured.alerts):
         checks = [limits.baseless(check) for check in checks]
     return Verdict(
         checks=checks,
@@ -111,7 +112,7 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
         seconds=time.perf_counter() - start,
         notes=pair.notes,
         hashes=_hashes(pair),
-        warnings=pair.dense.warnings,
+        warnings=list(measured.alerts),
     )
 
 
@@ -130,6 +131,7 @@ class _Measured:
     one_sided: Drop | None = None
     largest_change: float | None = None  # the most that one sample may add to the drop; None where that is unknown
     latency: Latency | None = None
+    alerts: tuple[Alert, ...] = ()  # of the dense network
 
 
 def _measure(pair: Pair, progress: Progress) -> _Measured:
@@ -139,10 +141,12 @@ def _measure(pair: Pair, progress: Progress) -> _Measured:
     if pair.pruned.samples is None:
         return _Measured((_stats(pair.dense, None), _stats(pair.pruned, None)), metric)
     dense = _evaluate(pair.dense, progress, "measure the dense network")
-    warn_if_at_chance(pair.dense, dense, progress)
+    alerts = dense_alerts(pair.dense, dense)
+    for alert in alerts:
+        progress.warn(alert.text)
     pruned = _evaluate(pair.pruned, progress, "measure the pruned network")
     sides = _stats(pair.dense, dense), _stats(pair.pruned, pruned)
-    measured = _Measured(sides, metric, len(dense.losses), compare_networks(dense, pruned))
+    measured = _Measured(sides, metric, len(dense.losses), compare_networks(dense, pruned), alerts=alerts)
     if metric != "top1":
         drop, one_sided = _resample(pair, dense, pruned, progress)
         largest = largest_loss_change(dense, pruned) if config.gate.metric is None else None

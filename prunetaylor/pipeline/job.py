@@ -41,7 +41,7 @@ from prunetaylor.taylor.passes import first_batch
 class Job:
     """The subject of a run: the network, which is pruned in place, its samples, and the facts about both.
 
-    ``choices`` were made to open it; ``notes`` are remarks from opening it.
+    ``choices`` were made to open it; ``notes`` and ``warnings`` are remarks and doubts from opening it.
     """
 
     config: Config
@@ -54,7 +54,7 @@ class Job:
     args: dict[str, Any] = field(default_factory=dict)
     choices: tuple[Choice[object], ...] = ()
     notes: tuple[str, ...] = ()
-    warnings: list[Alert] = field(default_factory=list)
+    warnings: tuple[Alert, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -80,11 +80,6 @@ class Job:
         """Return the job on other samples of the same kind."""
         facts = replace(self.facts, training_samples=len(samples.train), has_validation=samples.validation is not None)
         return replace(self, samples=samples, facts=facts, notes=(*self.notes, *notes))
-
-    def warn(self, alert: Alert, progress: Progress) -> None:
-        """Warn the user, and keep the warning for the result."""
-        self.warnings.append(alert)
-        progress.warn(alert.text)
 
     def batches(self, split: Split, **how: Any) -> Batches:
         """Return a split as batches on the device."""

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from prunetaylor.core.progress import Progress
-from prunetaylor.core.results.outcome import NetworkStats
+from prunetaylor.core.results.outcome import Alert, NetworkStats
 from prunetaylor.measure.cost import count_flops, count_parameters
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.checkpoint.write import model_bytes
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
+from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.job import Job
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.passes import first_batch
 
 
-def measure(job: Job, progress: Progress) -> NetworkStats:
+@dataclass(frozen=True)
+class Measurement:
+    """A network's evaluation on the test samples, None without data, its sizes, and the alerts that follow."""
+
+    evaluation: Evaluation | None
+    stats: NetworkStats
+    alerts: tuple[Alert, ...] = ()
+
+
+def measure(job: Job, progress: Progress) -> Measurement:
     """Measure the job's network as it is, and warn where it is no better than guessing."""
-    module = job.network.module
-    with use_memory_format(job.facts, module):
-        evaluation = evaluate_on_test(job, module, progress, "measure")
-        warn_if_at_chance(job, evaluation, progress)
-    return network_stats(job, module, evaluation, job.checkpoint)
+    with use_memory_format(job.facts, job.network.module):
+        evaluation = evaluate_on_test(job, job.network.module, progress, "measure")
+    return measure_dense(job, job.network.module, evaluation, progress)
+
+
+def measure_dense(job: Job, module: nn.Module, evaluation: Evaluation | None, progress: Progress) -> Measurement:
+    """Add its sizes to the dense network's evaluation, and warn where it is no better than guessing."""
+    alerts = dense_alerts(job, evaluation)
+    for alert in alerts:
+        progress.warn(alert.text)
+    return Measurement(evaluation, network_stats(job, module, evaluation, job.checkpoint), alerts)
 
 
 def evaluate_on_test(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -12,7 +12,6 @@ from prunetaylor.core.results.outcome import (
     Drop,
     LayerResult,
     Memory,
-    NetworkStats,
     PruneResult,
     Sparsity,
     Time,
@@ -24,15 +23,8 @@ from prunetaylor.pipeline.checks.sanity import pruned_alerts
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.finetuning.loop import FinetuningResult
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.measurement import Measurement
 from prunetaylor.pipeline.stages.loop import Stages
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A network's evaluation on the test samples, None without data, and its sizes."""
-
-    evaluation: Evaluation | None
-    stats: NetworkStats
 
 
 def make_outcome(
@@ -77,7 +69,13 @@ def make_outcome(
         classes=comparison.classes,
         histogram=state.histogram,
         unfinished=finetuning.unfinished,
-        warnings=[*job.warnings, *pruned_alerts(job, pruned.evaluation)],
+        warnings=[
+            *job.warnings,
+            *dense.alerts,
+            *stages.alerts,
+            *finetuning.alerts,
+            *pruned_alerts(job, pruned.evaluation, dense.alerts),
+        ],
         constant={} if dense.evaluation is None else best_constant_answer(dense.evaluation, job.task).metrics,
     )
     training_samples = 0 if job.samples is None else len(job.samples.train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,20 +10,20 @@ import torch
 from prunetaylor.core.clock import Clock
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
-from prunetaylor.core.results.outcome import PruneResult, Time
+from prunetaylor.core.results.outcome import Alert, PruneResult, Time
 from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import copy_module, fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers, warn_if_at_chance
+from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
 from prunetaylor.pipeline.estimates.memory import MemoryPlan, plan_memory
 from prunetaylor.pipeline.estimates.time import estimate
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetuning.loop import Finetuning, FinetuningResult
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
-from prunetaylor.pipeline.outcome import Measurement, make_outcome
+from prunetaylor.pipeline.measurement import Measurement, evaluate_on_test, measure_dense, network_stats
+from prunetaylor.pipeline.outcome import make_outcome
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.loop import Stages
@@ -52,8 +52,18 @@ def run(
     return _Run(job, progress, store or NullStore(), dense_evaluation, monitor).run()
 
 
-def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Time]:
-    """Do what a run does before its first stage, and return its plan with the memory and the time that it needs."""
+@dataclass(frozen=True)
+class Rehearsal:
+    """A run's plan, the memory and the time that it needs, and the warnings before its first stage."""
+
+    plan: PruningPlan
+    memory: MemoryPlan
+    time: Time
+    alerts: tuple[Alert, ...]
+
+
+def rehearse(job: Job, progress: Progress) -> Rehearsal:
+    """Do what a run does before its first stage."""
     job = leave_out_outliers(job, progress)
     plan = make_plan(job.config, job.facts, job.choices)
     memory = plan_memory(job, plan)
@@ -61,12 +71,13 @@ def rehearse(job: Job, progress: Progress) -> tuple[PruningPlan, MemoryPlan, Tim
     training, _ = training_split(job, plan.validation)
     memory_format = use_memory_format(job.facts, job.network.module, dense.module)
     with use_chunks(memory.divisors), fixed_order(job.device), memory_format:
-        check_quickly(job, progress)
+        alerts = [*job.warnings, *check_quickly(job, progress)]
         if training is not None:
             stages = Stages(job, plan, dense, training, progress)
             stages.prepare()
             plan = stages.setup.plan
-        return plan, memory, estimate(job, plan)
+            alerts += stages.alerts
+        return Rehearsal(plan, memory, estimate(job, plan), tuple(alerts))
 
 
 def _copy(job: Job) -> Network:
@@ -149,8 +160,7 @@ class _Run:
         job, module = self.job, self.dense.module
         if self.dense_evaluation is None:
             self.dense_evaluation = evaluate_on_test(job, module, self.progress, "measure the dense network")
-        warn_if_at_chance(job, self.dense_evaluation, self.progress)
-        return Measurement(self.dense_evaluation, network_stats(job, module, self.dense_evaluation, job.checkpoint))
+        return measure_dense(job, module, self.dense_evaluation, self.progress)
 
     def _prune(self) -> None:
         """Do all the pruning that comes before training: everything, unless the schedule is gradual."""

@@ -70,7 +70,7 @@ def run(job: Job, progress: Progress) -> Scores:
         notes = [*job.notes, *check_scoring(job.config)]
         for note in (*notes, memory.describe(), Detail(memory.details())):
             progress.note(note)
-        check_quickly(job, progress)
+        alerts = check_quickly(job, progress)
         sampler = Sampler(job, setup.dense, training, generator, progress)
         setup = prepare(setup, sampler, single_step=True)
         levels, layers = _try_levels(setup, sampler.calibration, generator)
@@ -91,7 +91,7 @@ def run(job: Job, progress: Progress) -> Scores:
         device=str(job.device),
         hashes=input_hashes(job),
         memory=memory.report,
-        warnings=job.warnings,
+        warnings=[*job.warnings, *alerts, *setup.alerts, *sampler.alerts],
     )
 
 

@@ -6,6 +6,7 @@ every fit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -23,14 +24,13 @@ SAMPLE_SIZES = 256, 2048
 """Test samples of a quick check: the first number is enough for a network that is plainly better than guessing."""
 
 
-def warn_if_at_chance(job: Job, evaluation: Evaluation | None, progress: Progress) -> None:
-    """Warn of a network that is no better than guessing on the test samples."""
+def dense_alerts(job: Job, evaluation: Evaluation | None) -> tuple[Alert, ...]:
+    """Return the alert of a dense network that is no better than guessing on the test samples, if it is none."""
     if evaluation is None:
-        return
+        return ()
     metadata = job.checkpoint.metadata if job.checkpoint is not None else None
     alert = check_chance(evaluation, job.task, pruned=metadata is not None and bool(metadata.masks))
-    if alert is not None and alert not in job.warnings:
-        job.warn(alert, progress)
+    return () if alert is None else (alert,)
 
 
 def leave_out_outliers(job: Job, progress: Progress) -> Job:
@@ -43,27 +43,28 @@ def leave_out_outliers(job: Job, progress: Progress) -> Job:
         outliers = set(rows)
         others = train.subset([row for row in range(len(train)) if row not in outliers])
         named = tuple(sorted(train.origin(row) for row in rows))
-        job.warn(Outliers(named, size).alert("calibration and fine-tuning"), progress)
-        return job.with_samples(replace(job.samples, train=others))
+        alert = Outliers(named, size).alert("calibration and fine-tuning")
+        progress.warn(alert.text)
+        return replace(job.with_samples(replace(job.samples, train=others)), warnings=(*job.warnings, alert))
     return job
 
 
-def pruned_alerts(job: Job, evaluation: Evaluation | None) -> list[Alert]:
+def pruned_alerts(job: Job, evaluation: Evaluation | None, dense: Iterable[Alert]) -> tuple[Alert, ...]:
     """Return the alert of a pruned network that is no better than guessing on the test samples.
 
-    There is none beside a dense network that is no better itself.
+    There is none beside a dense network that is no better itself, by its own alerts.
     """
-    if evaluation is None or any(alert.key in BROKEN for alert in job.warnings):
-        return []
+    if evaluation is None or any(alert.key in BROKEN for alert in dense):
+        return ()
     if not is_at_chance(evaluation, job.task):
-        return []
-    return [Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples")]
+        return ()
+    return (Alert(PRUNED_AT_CHANCE, "the pruned network is no better than guessing on the test samples"),)
 
 
-def check_quickly(job: Job, progress: Progress) -> None:
-    """Warn of a network at chance by some of the test samples, where it is not measured on all of them."""
+def check_quickly(job: Job, progress: Progress) -> tuple[Alert, ...]:
+    """Warn of a network at chance by some of the test samples, where it is not measured on all; return the alerts."""
     if job.samples is None:
-        return
+        return ()
     progress.phase("check the network")
     test = job.samples.test
     indices = draw(test, max(SAMPLE_SIZES), torch.Generator().manual_seed(job.config.seed))
@@ -71,5 +72,8 @@ def check_quickly(job: Job, progress: Progress) -> None:
     for size in SAMPLE_SIZES:
         evaluation = evaluate(job.network.module, job.batches(test.subset(indices[:size]), batch_size=batch), job.task)
         if is_above_chance(evaluation, job.task):
-            return
-    warn_if_at_chance(job, evaluation, progress)
+            return ()
+    alerts = dense_alerts(job, evaluation)
+    for alert in alerts:
+        progress.warn(alert.text)
+    return alerts

@@ -36,11 +36,12 @@ from prunetaylor.taylor.objective import Objective
 
 @dataclass(frozen=True)
 class FinetuningResult:
-    """The epochs of fine-tuning and the lines for the report; ``unfinished``: why the sparsity was not reached."""
+    """The epochs of fine-tuning, the lines and warnings for the report, and why the sparsity was not reached, if so."""
 
     epochs: list[Epoch] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     unfinished: Unfinished | None = None
+    alerts: tuple[Alert, ...] = ()
 
 
 class Finetuning:
@@ -73,6 +74,7 @@ class Finetuning:
         self._selector = EpochSelector(job.config.metric)
         self._epoch_is_ending = False
         self._unfinished: Unfinished | None = None
+        self._alerts: tuple[Alert, ...] = ()
         self.plan, self.options = plan, plan.training
         self._generator = torch.Generator().manual_seed(job.config.seed)
         assert job.samples is not None
@@ -113,7 +115,7 @@ class Finetuning:
             self._stop(error)
         if self._selector.best is not None:
             self._finish(training, self._selector.best)
-        return FinetuningResult(self.epochs, self.choices.lines, self._unfinished)
+        return FinetuningResult(self.epochs, self.choices.lines, self._unfinished, self._alerts)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Plain values and tensors; None before training has begun."""
@@ -222,7 +224,8 @@ class Finetuning:
         network = f"epoch {epoch}" if epoch else f"the network before fine-tuning{better}"
         text = f"fine-tuning stopped: {error.cause}; {network} is kept; to continue, {error.remedy}"
         self.choices.record(text)
-        self.job.warn(Alert("finetuning_stopped", text), self.progress)
+        self.progress.warn(text)
+        self._alerts = (Alert("finetuning_stopped", text),)
 
     def _fall_back(self, error: Diverged) -> int:
         """Return to the last epoch, with its masks, and return its number."""

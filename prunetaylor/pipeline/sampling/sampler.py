@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.progress import Progress
+from prunetaylor.core.results.outcome import Alert
 from prunetaylor.data.samples import Split
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import Job
@@ -26,7 +27,7 @@ class Sampler:
     """Draws calibration samples from ``pool`` and evaluates the dense network on them.
 
     ``calibration`` is the last draw. ``recent`` holds the fitted parts of the last draws, the latest last; refinement
-    learns from all of them.
+    learns from all of them. ``alerts`` are the warnings of all draws.
     """
 
     calibration: Calibration
@@ -37,6 +38,7 @@ class Sampler:
         self._random_states: list[Tensor] = []  # the generator's states before the draws in ``recent``
         self._drawn = False
         self.recent: list[Part] = []
+        self.alerts: list[Alert] = []
 
     def draw(self) -> Calibration:
         """Draw fresh calibration samples.
@@ -49,8 +51,9 @@ class Sampler:
         calibration = self._draw_reaching()
         if calibration.outliers is not None:
             alert = calibration.outliers.alert("calibration")
-            if alert not in self._job.warnings:
-                self._job.warn(alert, self._progress)
+            if alert not in self.alerts:
+                self.alerts.append(alert)
+                self._progress.warn(alert.text)
         for part in (calibration.fit, calibration.holdout):
             check_outputs(self._dense.module, part.batches, part.dense_outputs)
         self._random_states = [*self._random_states, state][-SAMPLE_HISTORY:]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
-from prunetaylor.core.results.outcome import FirstOrder, Stage, removed_at
+from prunetaylor.core.results.outcome import Alert, FirstOrder, Stage, removed_at
 from prunetaylor.data.samples import Split
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.choice_log import ChoiceLog
@@ -79,6 +79,11 @@ class Stages:
     def first_order(self) -> FirstOrder | None:
         """The judgement on the first-order term; None without data."""
         return self.setup.plan.first_order
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """Return the warnings about the samples."""
+        return [*self.setup.alerts, *([] if self._sampler is None else self._sampler.alerts)]
 
     @property
     def finished(self) -> bool:

@@ -49,6 +49,7 @@ class StageSetup:
         choices: the lines that the report lists.
         trained_between_stages: the network is trained between stages, as in a gradual schedule.
         intercepts: the biases or batch-norm means that can take up a shift of a layer's mean output, by layer name.
+        alerts: warnings about the samples.
     """
 
     job: Job
@@ -62,6 +63,7 @@ class StageSetup:
     progress: Progress
     trained_between_stages: bool
     intercepts: Mapping[str, Intercept] = field(default_factory=dict)
+    alerts: tuple[Alert, ...] = ()
 
     def taylor_model(
         self,
@@ -135,7 +137,7 @@ def prepare(setup: StageSetup, sampler: Sampler, *, single_step: bool = False) -
     progress.phase("calibrate", 3)
     calibration = sampler.draw()
     progress.step("samples drawn")
-    _warn_of_few_samples(setup, calibration)
+    alerts = _warn_of_few_samples(setup, calibration)
     fitted = setup.criterion.needs != "nothing" or job.config.prune.repair in ("least-squares", "obs")
     checked = check_layers(job.network, calibration.fit.batches, fitted=fitted)
     for network in (job.network, setup.dense):
@@ -155,7 +157,7 @@ def prepare(setup: StageSetup, sampler: Sampler, *, single_step: bool = False) -
     progress.step("error chosen")
     for text in plan.lines:
         choices(text)
-    return replace(setup, plan=plan)
+    return replace(setup, plan=plan, alerts=alerts)
 
 
 def _gather_facts(setup: StageSetup, calibration: Calibration) -> Facts:
@@ -191,7 +193,7 @@ def report_nothing_to_prune(setup: StageSetup) -> None:
     setup.choices(f"nothing to remove: {asked:.2%} was asked for, {zero:.2%} is zero already")
 
 
-def _warn_of_few_samples(setup: StageSetup, calibration: Calibration) -> None:
+def _warn_of_few_samples(setup: StageSetup, calibration: Calibration) -> tuple[Alert, ...]:
     holdout, fitted = calibration.holdout.batches.samples, calibration.fit.batches.samples
     if holdout < MIN_HOLDOUT:
         setup.choices(f"only {holdout} held-out samples: their measurements are rough; raise calibration.samples")
@@ -199,4 +201,6 @@ def _warn_of_few_samples(setup: StageSetup, calibration: Calibration) -> None:
         text = (
             f"only {holdout + fitted} calibration samples: expect a larger drop; 1,000 are usual (calibration.samples)"
         )
-        setup.job.warn(Alert("few_samples", text), setup.progress)
+        setup.progress.warn(text)
+        return (Alert("few_samples", text),)
+    return ()

@@ -24,7 +24,7 @@ from prunetaylor.core.text import error_line
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.intervals import mean_interval, wilson_interval
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import warn_if_at_chance
+from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.resume import FolderStateStore
 from prunetaylor.pipeline.files.run_folder import REPORT, RunFolder
@@ -109,8 +109,7 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
     split = split_for_ranking(job, context.folder, sweep.base.config.seed, progress)
     if split is not None:
         job = job.with_samples(split.samples, f"sweep {sweep.name}, trial {claimed.number}: {split.description}")
-        warn_if_at_chance(job, split.dense_reporting, progress)
-        write_description(context.folder, split.description, job.warnings)
+        write_description(context.folder, split.description, dense_alerts(job, split.dense_reporting))
     store = TrialStateStore(folder, job, split.description if split else "", progress)
     name = f"{sweep.name}-{folder.path.name}"
     with (
