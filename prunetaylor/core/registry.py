@@ -56,8 +56,8 @@ so far. A metric of one's own is a function, FILE.py:FUNCTION, for ``gate.metric
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A method's facts as users read them; the defaults are those of the interfaces."""
+class MethodDescription:
+    """A method as users read of it; the defaults are those of the interfaces."""
 
     summary: str
     cost: str = ""
@@ -107,31 +107,31 @@ def load(registry: Registry, interface: type[T], name: str) -> T:
 
 
 @cache
-def facts(registry: Registry, name: str) -> Facts:
+def describe_method(registry: Registry, name: str) -> MethodDescription:
     """Return what a method states about itself, without importing it.
 
-    The facts are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
+    These are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
     sentence of the file's docstring, and for a method of another package that package's name.
     """
     if name not in _own(registry.folder):
         plugin = next(plugin for plugin in _plugins(registry.group) if plugin.name == name)
-        return Facts(f"from the package {_package(plugin)}", needs="", default_repair="")
+        return MethodDescription(f"from the package {_package(plugin)}", needs="", default_repair="")
     tree = ast.parse((_ROOT / registry.folder / f"{name}.py").read_text(encoding="utf-8"))
     text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
     stated: dict[str, str] = {"summary": text.partition(". ")[0].rstrip(".")}
-    known = {field.name for field in fields(Facts)}
+    known = {field.name for field in fields(MethodDescription)}
     in_classes = (inner for node in tree.body if isinstance(node, ast.ClassDef) for inner in node.body)
     for node in [*tree.body, *in_classes]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in known:
             with contextlib.suppress(ValueError):  # not a literal
                 stated[node.targets[0].id] = ast.literal_eval(node.value)
-    return Facts(**stated)
+    return MethodDescription(**stated)
 
 
 def forget_packages() -> None:
     """Read the installed packages' entry points again at the next call, as after an installation in a notebook."""
     _plugins.cache_clear()
-    facts.cache_clear()
+    describe_method.cache_clear()
 
 
 @cache

@@ -67,7 +67,9 @@ def cut_mix(x: Tensor, draws: RowRandom) -> Tensor:
 _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": crop_flip}
 
 
-def resolve(name: str | Named | Callable[[Tensor], Tensor], sample: Tensor) -> tuple[str | Named, Augment | None]:
+def load_augmentation(
+    name: str | Named | Callable[[Tensor], Tensor], sample: Tensor
+) -> tuple[str | Named, Augment | None]:
     """Return the augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
 
     "usual" is crop-flip for colour images (3 channels, at least 8 pixels a side) and none otherwise; a list contains

@@ -99,7 +99,7 @@ def from_python(
         validation=held_out,
         classes=None,
         preprocess=preprocess,
-        augment=augmentation.resolve(augment, first)[0],
+        augment=augmentation.load_augmentation(augment, first)[0],
         fingerprint=fingerprint(raw.train, held_out, raw.test),
     )
 
@@ -229,15 +229,15 @@ def _augment(
 ) -> tuple[str | Named, Choice[object]]:
     key, given, named = "data.augment", asked(cfg.augment), recorded.get("augment")
     if given is not None:
-        name = augmentation.resolve(given, first)[0]
+        name = augmentation.load_augmentation(given, first)[0]
         return name, Choice(key, name, AS_ASKED)
     if isinstance(named, str | list) and asked(named) is not None:
         _require_small(named, first)
         with _recorded_words():
-            name = augmentation.resolve(named, first)[0]
+            name = augmentation.load_augmentation(named, first)[0]
         reason = "from the checkpoint"
         return name, Choice(key, name, reason, Detail(f"augmentation: {reason}"))
-    name, reason = augmentation.resolve(raw.augment, first)[0], "default for such samples"
+    name, reason = augmentation.load_augmentation(raw.augment, first)[0], "default for such samples"
     return name, Choice(key, name, reason, Detail(f"augmentation: {name} ({reason})"))
 
 

@@ -58,7 +58,7 @@ class Samples:
     validation: Split | None  # the source's own
     classes: int | None
     preprocess: Preprocess
-    augment: str | Named  # a name or list for augment.resolve, never "usual"
+    augment: str | Named  # a name or list for augment.load_augmentation, never "usual"
     fingerprint: str  # sha256, hexadecimal
     choices: tuple[Choice[object], ...] = ()  # automatic choices with their reasons, a line each
 

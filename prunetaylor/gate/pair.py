@@ -14,7 +14,7 @@ from prunetaylor.core.json_file import read_json
 from prunetaylor.core.results.inspection import CheckpointMetadata
 from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
-from prunetaylor.network.checkpoint.architecture.resolve import Resolved, resolve
+from prunetaylor.network.checkpoint.architecture.build import BuiltNetwork, build_network
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.pipeline.job import Job, make_job
@@ -59,15 +59,17 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     return pair
 
 
-def _networks(config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trust) -> list[tuple[Checkpoint, Resolved]]:
+def _networks(
+    config: Config, dense: Checkpoint, pruned: Checkpoint, trust: Trust
+) -> list[tuple[Checkpoint, BuiltNetwork]]:
     """Return both files with their networks. A file that names its network comes first, and may name the other's."""
-    networks: list[tuple[Checkpoint, Resolved]] = []
+    networks: list[tuple[Checkpoint, BuiltNetwork]] = []
     for file in sorted((pruned, dense), key=lambda one: one.metadata is None or one.metadata.arch is None):
         source = file
         nameless = file.metadata is None or file.metadata.arch is None
         if nameless and config.model.arch is None and networks and networks[0][0].metadata is not None:
             source = replace(file, metadata=CheckpointMetadata(arch=networks[0][1].spec, args=networks[0][1].args))
-        networks.append((file, resolve(config.model.arch, config.model.args, source, trust=trust)))
+        networks.append((file, build_network(config.model.arch, config.model.args, source, trust=trust)))
     return networks
 
 

@@ -18,8 +18,8 @@ from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import Alert, removed_at
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Samples, Split, WithTargets
+from prunetaylor.network.checkpoint.architecture.build import build_network
 from prunetaylor.network.checkpoint.architecture.factory import known_network
-from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present
@@ -131,7 +131,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     device, chosen = choose_device(config)
     progress.phase("open")
     checkpoint = read(config.model.checkpoint)
-    built = resolve(config.model.arch, config.model.args, checkpoint, trust=trust)
+    built = build_network(config.model.arch, config.model.args, checkpoint, trust=trust)
     recorded = checkpoint.metadata.data if checkpoint.metadata else None
     samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
     config = with_recorded_loss(config, [checkpoint])

@@ -192,14 +192,14 @@ def test_tiny_images_are_shifted_by_less_than_their_side(side):
 
 def test_resolve_by_kind_of_sample():
     colour, gray, features = torch.zeros(3, 32, 32), torch.zeros(1, 28, 28), torch.zeros(12)
-    assert augment.resolve("usual", colour) == ("crop-flip", augment.crop_flip)
-    assert augment.resolve("usual", gray) == ("none", None)
-    assert augment.resolve("usual", features) == ("none", None)
-    assert augment.resolve("flip", gray) == ("flip", augment.flip)
+    assert augment.load_augmentation("usual", colour) == ("crop-flip", augment.crop_flip)
+    assert augment.load_augmentation("usual", gray) == ("none", None)
+    assert augment.load_augmentation("usual", features) == ("none", None)
+    assert augment.load_augmentation("flip", gray) == ("flip", augment.flip)
     with pytest.raises(UsageError, match="needs images"):
-        augment.resolve("flip", features)
+        augment.load_augmentation("flip", features)
     with pytest.raises(UsageError, match="did you mean 'crop-flip'"):
-        augment.resolve("crop_flip", colour)
+        augment.load_augmentation("crop_flip", colour)
 
 
 @pytest.mark.gpu

@@ -76,8 +76,10 @@ def _explained(key: str, info: FieldInfo) -> str:
         words = choices(info)  # one alone is the word for what may be a number, or anything else, too
         return "\n".join([*lines, *([f"  values: {', '.join(words)}"] if len(words) > 1 else [])])
     for name, meaning in names.known.items():
-        facts = registry.Facts(meaning) if name in names.also else registry.facts(names.methods, name)
-        parts = [f"cost: {facts.cost}", f"use: {facts.use}"] if facts.cost else []
+        method = (
+            registry.MethodDescription(meaning) if name in names.also else registry.describe_method(names.methods, name)
+        )
+        parts = [f"cost: {method.cost}", f"use: {method.use}"] if method.cost else []
         lines += ["", f"  {name}"]
         for text in (meaning, *parts):
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
@@ -89,8 +91,8 @@ def methods_table() -> str:
     head = ["method", "what it is", "needs", "cost", "default repair", "when to use it"]
     rows = [head, ["---"] * len(head)]
     for name in registry.names(registry.CRITERIA):
-        facts = registry.facts(registry.CRITERIA, name)
-        rows.append([f"`{name}`", facts.summary, facts.needs, facts.cost, facts.default_repair, facts.use])
+        method = registry.describe_method(registry.CRITERIA, name)
+        rows.append([f"`{name}`", method.summary, method.needs, method.cost, method.default_repair, method.use])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 

@@ -81,7 +81,9 @@ class OneOf:
     @property
     def known(self) -> dict[str, str]:
         """Return every word with its meaning, the further words first."""
-        return self.also | {name: registry.facts(self.methods, name).summary for name in registry.names(self.methods)}
+        return self.also | {
+            name: registry.describe_method(self.methods, name).summary for name in registry.names(self.methods)
+        }
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(

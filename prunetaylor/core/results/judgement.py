@@ -26,7 +26,7 @@ _WEAK = ("random", "magnitude", "lamp", "taylor1", "obd")
 
 
 @dataclass(frozen=True)
-class _Change:
+class _MetricChange:
     """A change of the metric: a positive ``drop`` is worse; ``share`` is relative to the dense network's margin."""
 
     text: str
@@ -96,20 +96,20 @@ def _percent(fraction: float) -> str:
     return f"{shown:.2f}".rstrip("0").rstrip(".") + " %"
 
 
-def _change(outcome: PruneResult) -> _Change | None:
+def _change(outcome: PruneResult) -> _MetricChange | None:
     """Return the change of the run's metric, or None if the networks were not both measured."""
     dense, pruned = outcome.dense.metrics, outcome.pruned.metrics
     if outcome.drop is not None and outcome.metric == "top1":
         before, after, drop = dense["top1"], pruned["top1"], outcome.drop
         margin = before - outcome.constant.get("top1", 0.0)
         text = f"top-1 {before:.2f} to {after:.2f} % ({_drop_text(drop, points=True)})"
-        return _Change(text, drop, _as_share(drop, margin), points=True)
+        return _MetricChange(text, drop, _as_share(drop, margin), points=True)
     if outcome.loss_rise is None:
         return None
     before, after, rise = dense["loss"], pruned["loss"], outcome.loss_rise
     margin = outcome.constant["loss"] - before if "loss" in outcome.constant else abs(before)
     text = f"loss {before:.4g} to {after:.4g} ({_drop_text(rise, points=False)})"
-    return _Change(text, rise, _as_share(rise, margin), points=False)
+    return _MetricChange(text, rise, _as_share(rise, margin), points=False)
 
 
 def _drop_text(drop: Drop, *, points: bool) -> str:
@@ -129,7 +129,7 @@ def _as_share(drop: Drop, margin: float) -> Drop:
     return Drop(drop.value / margin, drop.low / margin, drop.high / margin)
 
 
-def _level(change: _Change) -> str:
+def _level(change: _MetricChange) -> str:
     drop, share = change.drop, change.share
     if not math.isfinite(drop.value):
         return "bad"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.config.code import Trust
-from prunetaylor.network.checkpoint.architecture.resolve import resolve
+from prunetaylor.network.checkpoint.architecture.build import build_network
 from prunetaylor.network.checkpoint.read import read
 
 
@@ -29,4 +29,4 @@ def load(
 
     Raises UsageError (no such file, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
     """
-    return resolve(arch, args, read(path), trust=Trust(everything=trust_code)).module.to(device)
+    return build_network(arch, args, read(path), trust=Trust(everything=trust_code)).module.to(device)

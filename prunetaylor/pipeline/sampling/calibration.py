@@ -84,7 +84,7 @@ class Part:
         """Return the same samples after fresh random changes (data.augment); no new sample is used."""
         assert job.samples is not None
         x, targets = self.batches.split.fetch(range(self.batches.samples))
-        _, change = augment.resolve(job.samples.augment, x[0])
+        _, change = augment.load_augmentation(job.samples.augment, x[0])
         if change is None:
             return self
         batches = job.batches(

@@ -76,7 +76,7 @@ def _refine_by_features(
 def _augmented_batches(setup: StageSetup, state: PruningState, part: Part) -> Batches:
     job = setup.job
     assert job.samples is not None
-    _, change = augment.resolve(job.samples.augment, part.batches.split.fetch([0])[0][0])
+    _, change = augment.load_augmentation(job.samples.augment, part.batches.split.fetch([0])[0][0])
     return job.batches(
         part.batches.split,
         batch_size=feature_matching.BATCH,

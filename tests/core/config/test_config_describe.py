@@ -83,7 +83,7 @@ def test_the_schema_and_the_check_of_a_key_take_the_same_words(key: str) -> None
 def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
     shown = explain("prune.method")
     for name in METHODS:
-        facts = registry.facts(registry.CRITERIA, name)
+        facts = registry.describe_method(registry.CRITERIA, name)
         for text in (facts.summary, facts.cost, facts.use):
             assert text, name
             assert text[0].islower() or text.startswith("Optimal Brain"), f"{name}: half a sentence"
@@ -93,7 +93,7 @@ def test_every_method_has_its_cost_and_use_wherever_people_look() -> None:
 
 def test_facts_read_from_the_source_are_those_of_the_criterion() -> None:
     for name in METHODS:
-        facts = registry.facts(registry.CRITERIA, name)
+        facts = registry.describe_method(registry.CRITERIA, name)
         assert {key: getattr(load_criterion(name), key) for key in vars(facts)} == vars(facts)
 
 
@@ -104,7 +104,7 @@ KINDS = [one for one in vars(registry).values() if isinstance(one, registry.Regi
 def test_every_method_has_a_summary(kind: registry.Registry) -> None:
     assert registry.names(kind)
     for name in registry.names(kind):
-        assert registry.facts(kind, name).summary
+        assert registry.describe_method(kind, name).summary
 
 
 def test_one_key_or_a_section_is_explained() -> None:

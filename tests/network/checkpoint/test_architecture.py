@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from prunetaylor.core.errors import CheckpointRefused, UsageError
+from prunetaylor.network.checkpoint.architecture.build import build_network
 from prunetaylor.network.checkpoint.architecture.builtin import NETWORKS
 from prunetaylor.network.checkpoint.architecture.factory import build
-from prunetaylor.network.checkpoint.architecture.resolve import resolve
 from prunetaylor.network.checkpoint.architecture.torchvision_match import Match, _reference, match
 from prunetaylor.network.checkpoint.inspect import inspect_file
 from prunetaylor.network.checkpoint.load import load
@@ -42,7 +42,7 @@ def same_outputs(one, other, shape):
 
 
 def test_named_by_the_user(net, network_file, tmp_path, capsys):
-    found = resolve(f"{network_file}:make", {"num_classes": 3}, saved(tmp_path, net.state_dict()))
+    found = build_network(f"{network_file}:make", {"num_classes": 3}, saved(tmp_path, net.state_dict()))
     assert (found.spec, found.args) == (f"{network_file}:make", {"num_classes": 3})
     assert not found.module.training
     same_outputs(found.module, net, (1, 4, 4))
@@ -52,14 +52,14 @@ def test_named_by_the_user(net, network_file, tmp_path, capsys):
 
 def test_half_precision_files_load_into_the_network_as_it_is_built(net, network_file, tmp_path):
     state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    found = resolve(f"{network_file}:make", None, saved(tmp_path, state)).module
+    found = build_network(f"{network_file}:make", None, saved(tmp_path, state)).module
     assert found[0].weight.dtype == torch.float32
     torch.testing.assert_close(found[0].weight, net[0].weight.bfloat16().float(), rtol=0, atol=0)
 
 
 def test_the_callers_random_stream_is_untouched(net, network_file, tmp_path):
     before = torch.random.get_rng_state()
-    resolve(f"{network_file}:make", None, saved(tmp_path, net.state_dict()))
+    build_network(f"{network_file}:make", None, saved(tmp_path, net.state_dict()))
     torch.testing.assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
 
 
@@ -68,7 +68,7 @@ def test_the_callers_random_stream_is_untouched(net, network_file, tmp_path):
 def test_built_in_networks_say_what_they_are(tmp_path, write, name, shape):
     net = NETWORKS[name](num_classes=7).eval()
     write(tmp_path / "a", net, arch=f"builtin:{name}", args={"num_classes": 7}, data={})
-    found = resolve(None, None, read(tmp_path / "a"))
+    found = build_network(None, None, read(tmp_path / "a"))
     assert (found.spec, found.args) == (f"builtin:{name}", {"num_classes": 7})
     assert "from the checkpoint" in found.reason
     same_outputs(found.module, net, shape)
@@ -181,25 +181,25 @@ def test_arguments_of_a_file_open_nothing(tmp_path, monkeypatch, name, value, pa
 def test_a_head_of_another_size_is_named_with_the_remedy(net, network_file, tmp_path):
     checkpoint = saved(tmp_path, net.state_dict())
     with pytest.raises(CheckpointRefused, match=r"'4\.weight' is 3x16 in the file and 10x16 in") as caught:
-        resolve(f"{network_file}:make", {"num_classes": 10}, checkpoint)
+        build_network(f"{network_file}:make", {"num_classes": 10}, checkpoint)
     assert caught.value.exit_code == 5
     assert "model.args.num_classes=3" in caught.value.remedy
     assert "--arch" in caught.value.remedy
     with pytest.raises(CheckpointRefused, match=r"fc\.weight.*10x512 .*1000x512") as caught:
-        resolve("torchvision:resnet18", None, saved(tmp_path, tv("resnet18", num_classes=10).state_dict()))
+        build_network("torchvision:resnet18", None, saved(tmp_path, tv("resnet18", num_classes=10).state_dict()))
     assert "model.args.num_classes=10" in caught.value.remedy
 
 
 def test_other_shapes_are_named(net, network_file, tmp_path):
     state = {**net.state_dict(), "0.weight": torch.zeros(4, 1, 5, 5)}
     with pytest.raises(CheckpointRefused, match=r"'0\.weight' is 4x1x5x5 in the file and 4x1x3x3"):
-        resolve(f"{network_file}:make", None, saved(tmp_path, state))
+        build_network(f"{network_file}:make", None, saved(tmp_path, state))
 
 
 def test_integer_weights_are_refused(net, network_file, tmp_path):
     state = {**net.state_dict(), "4.weight": torch.ones(3, 16, dtype=torch.int8)}
     with pytest.raises(CheckpointRefused, match=r"'4\.weight' is 3x16 int8 in the file and 3x16 float32"):
-        resolve(f"{network_file}:make", None, saved(tmp_path, state))
+        build_network(f"{network_file}:make", None, saved(tmp_path, state))
 
 
 def test_missing_and_unexpected_tensors_are_named(net, network_file, tmp_path):
@@ -210,26 +210,26 @@ def test_missing_and_unexpected_tensors_are_named(net, network_file, tmp_path):
         r"1 tensors of .* are missing in the file \('0\.bias'\); 1 tensors of the file are not in .* \('head\.bias'\)"
     )
     with pytest.raises(CheckpointRefused, match=match):
-        resolve(f"{network_file}:make", None, saved(tmp_path, state))
+        build_network(f"{network_file}:make", None, saved(tmp_path, state))
 
 
 def test_masks_of_torch_pruning_have_their_own_remedy(net, network_file, tmp_path):
     state = net.state_dict()
     state["4.weight_orig"], state["4.weight_mask"] = state.pop("4.weight"), torch.ones(3, 16)
     with pytest.raises(CheckpointRefused) as caught:
-        resolve(f"{network_file}:make", None, saved(tmp_path, state))
+        build_network(f"{network_file}:make", None, saved(tmp_path, state))
     assert "prune.remove" in caught.value.remedy
 
 
 def test_counters_of_old_batch_norms_may_be_missing(net, network_file, tmp_path):
     state = {k: v for k, v in net.state_dict().items() if "num_batches_tracked" not in k}
-    assert resolve(f"{network_file}:make", None, saved(tmp_path, state)).module[1].num_batches_tracked == 0
+    assert build_network(f"{network_file}:make", None, saved(tmp_path, state)).module[1].num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("head", ["model.", "net."])
 def test_a_frameworks_leading_name_is_taken_off(net, network_file, tmp_path, head):
     state = OrderedDict((head + k, v) for k, v in net.state_dict().items())
-    same_outputs(resolve(f"{network_file}:make", None, saved(tmp_path, state)).module, net, (1, 4, 4))
+    same_outputs(build_network(f"{network_file}:make", None, saved(tmp_path, state)).module, net, (1, 4, 4))
 
 
 def test_a_network_may_really_have_a_module_called_module(net, tmp_path):
@@ -241,7 +241,7 @@ def test_a_network_may_really_have_a_module_called_module(net, tmp_path):
         "        self.module = nn.Linear(2, 2)\n"
     )
     state = {"module.weight": torch.eye(2), "module.bias": torch.zeros(2)}
-    found = resolve(f"{tmp_path / 'outer.py'}:Outer", None, saved(tmp_path, state)).module
+    found = build_network(f"{tmp_path / 'outer.py'}:Outer", None, saved(tmp_path, state)).module
     torch.testing.assert_close(found.module.weight.detach(), torch.eye(2))
 
 
@@ -281,14 +281,14 @@ def test_specs_that_name_nothing(spec, match):
 def test_a_network_in_a_file_is_taken_as_it_is(net, tmp_path):
     (tmp_path / "net.py").write_text("from torch import nn\nmake = nn.Linear(2, 2)\n")
     state = {"weight": torch.eye(2), "bias": torch.zeros(2)}
-    found = resolve(f"{tmp_path / 'net.py'}:make", None, saved(tmp_path, state)).module
+    found = build_network(f"{tmp_path / 'net.py'}:make", None, saved(tmp_path, state)).module
     torch.testing.assert_close(found.weight.detach(), torch.eye(2))
 
 
 def test_torchvision_networks_are_found_by_names_and_shapes(tmp_path):
     start = time.perf_counter()
     net = tv("resnet18", num_classes=10)
-    found = resolve(None, None, saved(tmp_path, {"state_dict": net.state_dict()}))
+    found = build_network(None, None, saved(tmp_path, {"state_dict": net.state_dict()}))
     assert (found.spec, found.args) == ("torchvision:resnet18", {"num_classes": 10})
     assert "num_classes=10" in found.reason
     same_outputs(found.module, net, (3, 64, 64))
@@ -342,15 +342,15 @@ def twins(monkeypatch):
 def test_ambiguity_is_an_error_that_lists_them_unless_the_file_names_one(twins, tmp_path):
     net = tv("squeezenet1_1", num_classes=2)
     with pytest.raises(UsageError, match="torchvision:squeezenet1_1, torchvision:twin") as caught:
-        resolve(None, None, saved(tmp_path, net.state_dict()))
+        build_network(None, None, saved(tmp_path, net.state_dict()))
     assert "--arch torchvision:squeezenet1_1" in caught.value.remedy
     named = saved(tmp_path, {"arch": "twin", "state_dict": net.state_dict()})
-    assert resolve(None, None, named).spec == "torchvision:twin"
+    assert build_network(None, None, named).spec == "torchvision:twin"
 
 
 def test_nothing_known_says_how_to_name_it(net, tmp_path):
     with pytest.raises(UsageError, match="does not name its network") as caught:
-        resolve(None, None, saved(tmp_path, net.state_dict()))
+        build_network(None, None, saved(tmp_path, net.state_dict()))
     assert "--arch FILE.py:FACTORY" in caught.value.remedy
 
 
@@ -369,6 +369,6 @@ def test_the_example_network_file_fits_its_checkpoint():
         pytest.skip("PRUNING_TEST_DATA names no folder with resnet20-cifar10-jpeg.pt")
     checkpoint = read(Path(folder) / "resnet20-cifar10-jpeg.pt")
     assert checkpoint.form == "training dict"
-    found = resolve(f"{ROOT / 'configs' / 'resnet20_cifar.py'}:resnet20", {}, checkpoint).module
+    found = build_network(f"{ROOT / 'configs' / 'resnet20_cifar.py'}:resnet20", {}, checkpoint).module
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, checkpoint.state[name], rtol=0, atol=0)

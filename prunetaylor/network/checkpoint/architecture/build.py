@@ -24,7 +24,7 @@ from prunetaylor.network.checkpoint.read import Checkpoint
 _NAME_IT = f"name the network yourself: --arch with {FORMS}"
 
 
-class Resolved(NamedTuple):
+class BuiltNetwork(NamedTuple):
     """A network with its weights, in eval mode on the CPU; ``args`` are those it was built with."""
 
     module: nn.Module
@@ -33,9 +33,9 @@ class Resolved(NamedTuple):
     reason: str  # one line: why this network
 
 
-def resolve(
+def build_network(
     spec: str | None, args: Mapping[str, Any] | None, checkpoint: Checkpoint, *, trust: Trust = NOBODY
-) -> Resolved:
+) -> BuiltNetwork:
     """Return the checkpoint's network with every tensor of the file in its place.
 
     ``spec`` is the network that the user names (None: the one in the file's metadata, else torchvision's match by names
@@ -61,7 +61,7 @@ def resolve(
         raise CheckpointRefused(f"the checkpoint's own network: {error.cause}", error.remedy) from error
 
 
-def _as_named(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust: Trust) -> Resolved:
+def _as_named(spec: str, args: Mapping[str, Any], checkpoint: Checkpoint, trust: Trust) -> BuiltNetwork:
     """Build the network that the user names, with the file's own arguments only if it names the same network."""
     metadata = checkpoint.metadata
     if metadata is None or metadata.arch is None or rooted("model.arch", metadata.arch) == rooted("model.arch", spec):
@@ -91,7 +91,7 @@ def _require_trusted(arch: str, checkpoint: Checkpoint, trust: Trust) -> None:
         )
 
 
-def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
+def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> BuiltNetwork:
     matches = match(checkpoint.state, checkpoint.named)
     if not matches:
         own = checkpoint.metadata.extra.get("class") if checkpoint.metadata is not None else None
@@ -113,7 +113,7 @@ def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> Resolved:
     return _build_and_fill(spec, {**own, **args}, checkpoint, reason)
 
 
-def _build_and_fill(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> Resolved:
+def _build_and_fill(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> BuiltNetwork:
     if args:  # they come from a file, perhaps
         module = build_bounded(lambda: build(spec, args), checkpoint.state, spec, args, known=known_network(spec))
     else:
@@ -122,4 +122,4 @@ def _build_and_fill(spec: str, args: dict[str, Any], checkpoint: Checkpoint, rea
         warnings.simplefilter("ignore")
         load_weights(module, checkpoint, spec=spec, head_argument=head_argument(spec))
     module.eval()
-    return Resolved(module, spec, args, reason)
+    return BuiltNetwork(module, spec, args, reason)
