@@ -35,7 +35,7 @@ from prunetaylor.pipeline.sampling.calibration import CHUNK_ELEMENTS
 from prunetaylor.taylor.curvature.gradients import EXACT_OUTPUTS, gauss_newton_diagonal, output_sensitivity
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 
 HERE = Path(__file__).parent
 PLAIN = "plain forward and backward"
@@ -69,9 +69,7 @@ def make(name: str, samples: int, seed: int) -> Case:
     y = torch.arange(samples) % classes
     _set_batch_norm(module, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed + 1)))
     batches = Batches(TensorSplit(x, y), Preprocess(), batch_size=size, device="cpu")
-    return Case(
-        Network.from_module(module), batches, Risk(module.eval(), batches, Objective("classification", "task"), y)
-    )
+    return Case(Network.from_module(module), batches, Risk(module.eval(), batches, Objective("classification", "task")))
 
 
 def _set_batch_norm(module: nn.Module, x: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ from prunetaylor.pruning.criteria._quadratic import Quadratic
 from prunetaylor.pruning.criteria._subset import best_subset, eliminate
 from prunetaylor.taylor.curvature.fisher import FisherRows
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk, all_outputs
+from prunetaylor.taylor.risk import DenseOutputs, Risk
 
 ACTIVE = 2  # CHITA's active set, in multiples of k
 SEARCHES = 16  # doublings of its step size
@@ -221,9 +221,8 @@ def network_model(args: argparse.Namespace) -> Quadratic:
     assert job.samples is not None
     train = job.samples.train
     chosen = train.subset(draw(train, args.samples, torch.Generator().manual_seed(args.seed))).in_memory()
-    batches, objective = job.batches(chosen), Objective(job.kind, "divergence")
-    outputs, targets = all_outputs(job.network.module, batches)
-    risk = Risk(job.network.module, batches, objective, objective.reference(outputs, targets))
+    batches, objective = job.batches(chosen), Objective(job.task, "divergence")
+    risk = Risk(job.network.module, batches, objective, DenseOutputs.compute(job.network.module, batches))
     x = torch.cat([rows for _, rows in FisherRows(risk, job.network.layers, args.seed)], dim=1)
     w = torch.cat([layer.weight.detach().flatten() for layer in job.network.layers])
     return Quadratic(x, w, torch.zeros_like(w), args.damping * float(x.square().mean(dtype=torch.float64)))

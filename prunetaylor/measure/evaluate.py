@@ -13,7 +13,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.state import check_values
 from prunetaylor.taylor.objective import Task, loss_of
-from prunetaylor.taylor.output_check import check_outputs
+from prunetaylor.taylor.output_check import check_outputs, finite_samples
 from prunetaylor.taylor.passes import all_outputs
 
 
@@ -62,7 +62,7 @@ def evaluate(module: nn.Module, batches: Batches, task: Task) -> Evaluation:
     value = evaluation.metrics["loss"]
     if not math.isfinite(value):
         check_values(module)
-        check_outputs(module, batches, outputs)
+        check_outputs(module, batches, finite_samples(outputs))
         raise NumericsError(
             f"the loss on {len(outputs)} samples is {value}, and the network's outputs are finite",
             "check the targets, and that the samples are normalised as in training (data.normalize)",

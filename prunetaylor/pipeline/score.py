@@ -21,7 +21,8 @@ from prunetaylor.core.progress import Detail, Progress, part_listener
 from prunetaylor.core.results.outcome import removed_at
 from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import displacement, restore
+from prunetaylor.network.network import Network
+from prunetaylor.network.state import copy_module, displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
 from prunetaylor.pipeline.checks.settings import check_scoring
@@ -38,9 +39,11 @@ from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, z
 from prunetaylor.pruning.interfaces import ScoringContext, Solver
 from prunetaylor.pruning.repair.masks import apply_masks
 from prunetaylor.pruning.selection.trust_region import agrees
+from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.memory import use_chunks
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.passes import Risk, all_outputs
+from prunetaylor.taylor.passes import forward_own
+from prunetaylor.taylor.risk import Risk
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """The sparsities that are tried."""
@@ -63,7 +66,8 @@ def run(job: Job, progress: Progress) -> Scores:
     training, _ = training_split(job, plan.validation)
     assert training is not None
     generator, choices = torch.Generator().manual_seed(job.config.seed), ChoiceLog(progress)
-    setup = make_setup(job, plan, job.network, generator, choices, progress, trained_between_stages=False)
+    dense = Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
+    setup = make_setup(job, plan, dense, generator, choices, progress, trained_between_stages=False)
     # The memory format is that of a run, whose fits in the cache serve here too.
     memory_format = use_memory_format(job.facts, job.network.module, setup.dense.module)
     with memory_format, use_chunks(memory.divisors), listen(part_listener(progress)):
@@ -103,7 +107,7 @@ class _Fit:
         context: the network, its masks and the Taylor model on the samples that repair is fitted to.
         holdout_model: the Taylor model on the holdout samples.
         holdout: the error on the holdout samples.
-        dense_outputs: (N, K) on the holdout samples.
+        dense_errors: (N,) on the holdout samples.
         scores: by parameter name; empty for a solver, which runs anew for each sparsity.
         constant_error: the error of answering all samples alike.
     """
@@ -111,7 +115,7 @@ class _Fit:
     context: ScoringContext
     holdout_model: TaylorModel
     holdout: Risk
-    dense_outputs: Tensor
+    dense_errors: Tensor
     scores: dict[str, Tensor]
     constant_error: float
 
@@ -153,8 +157,8 @@ def _fit(setup: StageSetup, calibration: Calibration, generator: torch.Generator
         scores = setup.criterion.score(context)
     if setup.plan.solves:
         assert model.moments  # fitted now, before the network moves
-    outputs = calibration.holdout.dense_outputs
-    return _Fit(context, holdout_model, holdout, outputs, scores, calibration.spread(setup.job.task))
+    errors = _compare(holdout)[0]
+    return _Fit(context, holdout_model, holdout, errors, scores, calibration.spread(setup.job.task))
 
 
 @torch.no_grad()
@@ -181,25 +185,36 @@ def _measure(
     setup: StageSetup, fit: _Fit, moves: Mapping[str, Tensor], sparsity: float, *, trusted: bool
 ) -> ScoreLevel:
     """Predict and measure the change by ``moves``, which the network has made; ``trusted``: all smaller steps are."""
-    network, objective, reference = setup.job.network, setup.plan.objective, fit.holdout.reference
     predicted = fit.holdout_model.predict(moves).change(setup.plan.keep_first_order)
-    outputs, _ = all_outputs(network.module, fit.holdout.batches)
-    change = objective.values(outputs, reference) - objective.values(fit.dense_outputs, reference)
-    measured = float(change.double().mean())
-    changed = None
-    if objective.task == "classification":
-        changed = float((outputs.argmax(1) != fit.dense_outputs.argmax(1)).double().mean())
+    errors, changed = _compare(fit.holdout)
+    measured = float((errors - fit.dense_errors).double().mean())
     # No allowance for noise: a change that the samples cannot resolve is no reason to trust the model.
     right = agrees(predicted, measured, 0.0, fit.constant_error)
     return ScoreLevel(
         sparsity,
-        removed_at(sparsity, network.prunable),
+        removed_at(sparsity, setup.job.network.prunable),
         predicted,
         measured if isfinite(measured) else None,
         measured / predicted if isfinite(measured) and predicted != 0 else None,
-        changed,
+        float(changed.double().mean()) if setup.job.task == "classification" else None,
         right and trusted,
     )
+
+
+def _compare(risk: Risk) -> tuple[Tensor, Tensor]:
+    """Return the error of each sample (N,), and for classes the share of its predictions that the dense network does
+    not make.
+    """
+    assert risk.dense is not None
+    errors, changed = [], []
+    for batch in forward_own(risk.module, risk.batches):
+        assert batch.outputs is not None
+        outputs, dense = batch.outputs.float(), risk.dense.of(batch.start, batch.x)
+        errors.append(risk.objective.values(outputs, risk.reference(batch.start, batch.x, batch.targets)))
+        if risk.objective.task == "classification":
+            changed.append((outputs.argmax(-1) != dense.argmax(-1)).float().view(len(outputs), -1).mean(1))
+    none = [torch.empty(0, device=risk.batches.device)]
+    return gather_rows(torch.cat(errors or none)), gather_rows(torch.cat(changed or none))
 
 
 def _predict_layer(setup: StageSetup, fit: _Fit, layer: Layer, moves: Mapping[str, Tensor]) -> float:

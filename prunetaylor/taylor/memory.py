@@ -243,7 +243,7 @@ def measure(
         for handle in handles:
             handle.remove()
     activations = Activations(x.numel() * max(FLOAT, x.element_size()), kept, live, tuple(repair_outputs(outputs)))
-    return _Measured(tuple(layers.values()), activations, answer.shape[1])
+    return _Measured(tuple(layers.values()), activations, answer[0].numel())
 
 
 @dataclass(frozen=True)

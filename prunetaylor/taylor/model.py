@@ -33,7 +33,8 @@ from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments,
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.memory import Sizes, directional, release
-from prunetaylor.taylor.passes import Risk, differentiate_outputs
+from prunetaylor.taylor.passes import differentiate_outputs
+from prunetaylor.taylor.risk import Risk
 
 _SENSITIVITIES = "output sensitivities"
 
@@ -160,7 +161,7 @@ class TaylorModel:
 
     def _fitted_to_error(self, what: str, fit: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         settings = {"objective": self.risk.objective, "seed": self.seed}
-        values = self._fitted(what, fit, settings, [self.risk.reference])
+        values = self._fitted(what, fit, settings, self.risk.reference_tensors())
         if what != "gradient":  # without labels there is none at the dense weights
             self.name_empty(what, values)
         return values

@@ -15,7 +15,7 @@ def check_deterministic(module: nn.Module, batches: Batches) -> None:
     x, _ = first_batch(batches)
     first, again = forward_one(module, x), forward_one(module, x)
     if not bool(torch.isfinite(first).all()):
-        check_outputs(module, batches, first)
+        check_outputs(module, batches, finite_samples(first))
     # The tolerance is for kernels that sum in another order, not for noise: dropout moves outputs by percents.
     if not torch.allclose(first, again, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
         raise NumericsError(
@@ -24,12 +24,17 @@ def check_deterministic(module: nn.Module, batches: Batches) -> None:
         )
 
 
-def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
-    """Check that ``outputs`` (N, K), those of the first N samples, are finite.
+def finite_samples(outputs: Tensor) -> Tensor:
+    """Return whether all outputs (B, ...) of each sample are finite, (B,)."""
+    return torch.isfinite(outputs.flatten(1)).all(1)
+
+
+def check_outputs(module: nn.Module, batches: Batches, finite: Tensor) -> None:
+    """Check that the outputs of the first N samples are finite; ``finite`` (N,) says which are.
 
     Raises NumericsError: some are not. It names the first module whose output is not finite, or blames the sample.
     """
-    bad = (~torch.isfinite(outputs)).any(1).nonzero().flatten().tolist()
+    bad = (~finite).nonzero().flatten().tolist()
     if not bad:
         return
     start = 0
@@ -38,7 +43,7 @@ def check_outputs(module: nn.Module, batches: Batches, outputs: Tensor) -> None:
             sample = x[bad[0] - start : bad[0] - start + 1]
             break
         start += len(x)
-    message = f"the network's outputs are not finite for {len(bad)} of {len(outputs)} samples"
+    message = f"the network's outputs are not finite for {len(bad)} of {len(finite)} samples"
     if not bool(torch.isfinite(sample).all()):
         raise NumericsError(
             f"{message}: the samples themselves are not finite", "leave those samples out, or correct how they are read"

@@ -1,33 +1,28 @@
 """The only loop over data: everything that runs the network on samples goes through this module.
 
-``Risk`` binds a network, its samples and an objective. Means are over samples, whatever the batches' sizes; a batch is
-one chunk, so that memory is bounded by ``batch_size``. Latency, counted operations and training alone call the network
-themselves.
+A batch is one chunk, so that memory is bounded by ``batch_size``. Latency, counted operations and training alone call
+the network themselves.
 
 Each of several processes passes its own part of the samples through the network, and sums over them are completed by
-``runtime.processes.exchange.all_sum``. The values and means that this module returns are over all samples, and the same
-on every process.
+``runtime.processes.exchange.all_sum``. What this module returns is of all samples, and the same on every process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.pass_progress import report_part
 from prunetaylor.data.samples import Batches
-from prunetaylor.network.state import evaluating, trainable
+from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.outputs import read_outputs
 
 OutputHook = Callable[[nn.Module, Any, Any], Any]
@@ -79,7 +74,7 @@ def first_batch(batches: Batches) -> tuple[Tensor, Tensor]:
 
 
 def compute_outputs(module: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return the outputs (B, K) for the inputs ``x`` (B, ...), in the mode that the module is in.
+    """Return the outputs for the inputs ``x`` (B, ...), in the mode that the module is in: (B, K), or (B, P, K).
 
     Gradients are recorded if the caller has enabled them. ``state`` replaces parameters and buffers by name.
     """
@@ -212,62 +207,3 @@ def all_outputs(
         targets.append(batch.targets)
     empty = torch.empty(0, device=batches.device)
     return gather_rows(torch.cat(outputs or [empty])), gather_rows(torch.cat(targets or [empty]))
-
-
-@dataclass(frozen=True)
-class Risk:
-    """The mean error of ``module`` over ``batches``; outputs are compared with ``reference`` (N, ...)."""
-
-    module: nn.Module
-    batches: Batches
-    objective: Objective
-    reference: Tensor
-
-    def values(self) -> Tensor:
-        """Return the error of each sample (N,), in float64 if the device has it.
-
-        Raises NumericsError: an error is not finite.
-        """
-        outputs, _ = all_outputs(self.module, self.batches)
-        values = self.objective.values(outputs, self.reference)
-        values = values.double() if values.device.type != "mps" else values
-        if not bool(torch.isfinite(values).all()):
-            raise NumericsError(
-                f"the network's error on {len(outputs)} samples is {float(values.mean())}",
-                "check that the samples are normalised as in training (data.normalize)",
-            )
-        return values
-
-    def value(self) -> float:
-        """Return E, the mean over samples. Raises NumericsError if it is not finite."""
-        return float(self.values().mean())
-
-    def value_or_inf(self) -> float:
-        """Return E, or infinity if it is not finite, so that a step which caused that is rejected."""
-        try:
-            return self.value()
-        except NumericsError:
-            return float("inf")
-
-    def backward_batches(
-        self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield (index of the first sample, x, outputs with their graph, reference) of each batch of this process's own
-        samples, in evaluation mode, with gradients of ``weights``.
-
-        For sums over groups of samples: ``cuts`` (0, ..., N) are the groups' boundaries. Batches are split there, and
-        each process has whole groups.
-        """
-        with evaluating(self.module), trainable(weights), torch.enable_grad():
-            for start, x, reference in self.own(cuts):
-                edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
-                for low, high in pairwise(edges):
-                    outputs = compute_outputs(self.module, x[low:high]).float()
-                    yield start + low, x[low:high], outputs, reference[low:high]
-
-    def own(self, cuts: Sequence[int] = ()) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (index of the first sample, x, reference) of each batch of this process's own samples."""
-        count = self.batches.own_count()
-        for number, (start, x, _) in enumerate(self.batches.own(cuts or None), 1):
-            report_part(min(number, count), count)
-            yield start, x, self.reference[start : start + len(x)]

@@ -147,13 +147,13 @@ class Noisy(nn.Module):
 
 class Wordy(Unreached):
     def forward(self, x: Tensor) -> Any:
-        return {"text": "hello", "score": self.used(x)}
+        return {"text": "hello", "score": self.used(x).tolist()}
 
 
 def test_networks_that_cannot_be_pruned() -> None:
     with pytest.raises(NumericsError, match=r"outputs(.|\n)*module.training"):
         quick(Noisy(), sparsity=0.5)
-    with pytest.raises(DataError, match=r"returned dict, not a tensor\n.*wrap it"):
+    with pytest.raises(DataError, match=r"returned dict, not a tensor of real numbers\n.*wrap it"):
         quick(Wordy(ConvNet()), sparsity=0.5)
     with pytest.raises(UsageError, match=r"no prunable weights"):
         quick(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36)), sparsity=0.5)

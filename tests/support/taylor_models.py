@@ -15,7 +15,7 @@ from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.outputs import read_outputs
-from prunetaylor.taylor.passes import Risk, all_outputs
+from prunetaylor.taylor.risk import DenseOutputs, Risk
 from support.samples import batches, rand
 
 EVERY = 1 << 16
@@ -37,8 +37,7 @@ def risk(
     """Return the risk of ``module``; the divergence is measured from ``dense``, which defaults to the module itself."""
     objective = Objective(task, kind)
     samples = batches(x, y, size)
-    outputs, targets = all_outputs(dense or module, samples)
-    return Risk(module, samples, objective, objective.reference(outputs, targets))
+    return Risk(module, samples, objective, DenseOutputs.compute(dense or module, samples))
 
 
 def taylor(

@@ -31,7 +31,7 @@ from prunetaylor.pruning.repair.masks import check_masks
 from prunetaylor.pruning.training.divergence import CHECK_EVERY, Diverged
 from prunetaylor.pruning.training.train import Training
 from prunetaylor.pruning.training.train_state import TrainState
-from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.objective import Objective, Reference
 
 
 @dataclass(frozen=True)
@@ -263,9 +263,11 @@ class Finetuning:
     def _loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         smoothing = self.job.config.finetune.label_smoothing
         if smoothing:
-            return lambda outputs, targets: functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+            return lambda outputs, targets: functional.cross_entropy(
+                outputs.flatten(0, -2), targets.flatten(0, outputs.dim() - 2), label_smoothing=smoothing
+            )
         objective = Objective(self.job.task, "task")
-        return lambda outputs, targets: objective.values(outputs, targets).mean()
+        return lambda outputs, targets: objective.values(outputs, Reference(targets)).mean()
 
 
 def _duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.repair import SOLVING, usual_repair
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
 from prunetaylor.pruning.interfaces import load_criterion
+from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.memory import current_chunks
-from prunetaylor.taylor.objective import Objective, Task, loss_of
-from prunetaylor.taylor.output_check import check_deterministic
-from prunetaylor.taylor.passes import Risk, all_outputs
+from prunetaylor.taylor.objective import Objective, Reference, Task, loss_of
+from prunetaylor.taylor.output_check import check_deterministic, finite_samples
+from prunetaylor.taylor.passes import BatchOutputs, all_outputs
+from prunetaylor.taylor.risk import DenseOutputs, Risk
 
 CHUNK_ELEMENTS = 1 << 21
 """Input values in a batch of calibration samples, at most: a backward pass keeps some 50 to 100 times as many."""
@@ -41,11 +43,14 @@ def chunk(elements: int, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the samples, with the dense network's outputs (N, K) and the targets (N, ...) for them."""
+    """Some of the samples, with the dense network's outputs for them.
+
+    ``finite`` (N,) tells the samples whose outputs are finite.
+    """
 
     batches: Batches
-    dense_outputs: Tensor
-    targets: Tensor
+    dense: DenseOutputs
+    finite: Tensor
 
     @classmethod
     def of(cls, job: Job, dense: nn.Module, split: Split, size: int, energies: Energies) -> Part:
@@ -54,18 +59,23 @@ class Part:
         Samples without labels get its answers as labels. ``energies`` collects each sample's size.
         """
         batches = job.batches(decode_sharded(split), batch_size=size)
-        outputs, targets = all_outputs(
-            dense, batches, energies.hooks, lambda batch: energies.add(batch.x, batch.targets)
-        )
-        if not split.labelled:
-            targets = _pseudo_labels(job, outputs)
+        finite = [torch.empty(0, dtype=torch.bool, device=batches.device)]
+
+        def add(batch: BatchOutputs) -> None:
+            assert batch.outputs is not None
+            energies.add(batch.x, batch.targets)
+            finite.append(finite_samples(batch.outputs))
+
+        outputs = DenseOutputs.compute(dense, batches, energies.hooks, add)
+        if not split.labelled and outputs.stored is not None:
+            targets = _pseudo_labels(job, outputs.stored)
             inputs, _ = batches.split.fetch(range(batches.samples))
             batches = job.batches(TensorSplit(inputs, targets.cpu()), batch_size=size)
-        return cls(batches, outputs, targets)
+        return cls(batches, outputs, gather_rows(torch.cat(finite)))
 
     def risk(self, module: nn.Module, objective: Objective) -> Risk:
         """Return the error of ``module`` on these samples."""
-        return Risk(module, self.batches, objective, objective.reference(self.dense_outputs, self.targets))
+        return Risk(module, self.batches, objective, self.dense)
 
     def without(self, job: Job, rows: Collection[int]) -> Part:
         """Return the part without some of its samples."""
@@ -78,7 +88,8 @@ class Part:
                 "check how the training samples are stored and scaled",
             )
         batches = job.batches(self.batches.split.subset(others), batch_size=self.batches.batch_size)
-        return Part(batches, self.dense_outputs[others], self.targets[others])
+        stored = None if self.dense.stored is None else self.dense.stored[others]
+        return Part(batches, replace(self.dense, stored=stored), self.finite[others])
 
     def changed_anew(self, job: Job, dense: nn.Module, generator: torch.Generator) -> Part:
         """Return the same samples after fresh random changes (data.augment); no new sample is used."""
@@ -90,7 +101,7 @@ class Part:
         batches = job.batches(
             TensorSplit(change(x, RowRandom(generator, len(x))), targets), batch_size=self.batches.batch_size
         )
-        return Part(batches, *all_outputs(dense, batches))
+        return Part(batches, DenseOutputs.compute(dense, batches), self.finite)
 
     @classmethod
     def joined(cls, job: Job, parts: Sequence[Part]) -> Part:
@@ -99,8 +110,10 @@ class Part:
             return parts[0]
         samples = [part.batches.split.fetch(range(part.batches.samples)) for part in parts]
         split = TensorSplit(*(torch.cat(tensors) for tensors in zip(*samples, strict=True)))
-        outputs, targets = (torch.cat(x) for x in zip(*((p.dense_outputs, p.targets) for p in parts), strict=True))
-        return cls(job.batches(split, batch_size=parts[0].batches.batch_size), outputs, targets)
+        stored = [part.dense.stored for part in parts if part.dense.stored is not None]
+        outputs = replace(parts[0].dense, stored=torch.cat(stored) if len(stored) == len(parts) else None)
+        finite = torch.cat([part.finite for part in parts])
+        return cls(job.batches(split, batch_size=parts[0].batches.batch_size), outputs, finite)
 
 
 @dataclass(frozen=True)
@@ -145,9 +158,9 @@ class Calibration:
         It is the scale of the error for networks of this kind on such samples, whatever the number of outputs.
         """
         objective = Objective(task, "divergence")
-        z = torch.cat([self.fit.dense_outputs, self.holdout.dense_outputs])
+        z = torch.cat([part.dense.some(part.batches) for part in (self.fit, self.holdout)])
         answer = loss_of(task).divergence_loss.best_constant(z)
-        return float(objective.values(answer.expand_as(z), z).mean())
+        return float(objective.values(answer.expand_as(z), Reference(z)).mean())
 
 
 def check_enough(job: Job, fitted: int) -> None:

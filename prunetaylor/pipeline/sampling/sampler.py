@@ -55,7 +55,7 @@ class Sampler:
                 self.alerts.append(alert)
                 self._progress.warn(alert.text)
         for part in (calibration.fit, calibration.holdout):
-            check_outputs(self._dense.module, part.batches, part.dense_outputs)
+            check_outputs(self._dense.module, part.batches, part.finite)
         self._random_states = [*self._random_states, state][-SAMPLE_HISTORY:]
         self.recent = [*self.recent, calibration.fit][-SAMPLE_HISTORY:]
         self.calibration, self._drawn = calibration, True

@@ -15,7 +15,7 @@ from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState
 from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.repair.gauss_newton import refine
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 
 NEGLIGIBLE = 1e-4
 """A refinement that nobody asked for ends where the held-out error is a smaller share of that of a constant answer."""

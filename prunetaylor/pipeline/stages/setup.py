@@ -29,7 +29,8 @@ from prunetaylor.taylor.layer_check import check_layers
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk, first_batch
+from prunetaylor.taylor.passes import first_batch
+from prunetaylor.taylor.risk import Risk
 
 MIN_HOLDOUT = 20
 """A run with fewer holdout samples notes that its measurements are rough."""

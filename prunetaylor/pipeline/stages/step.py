@@ -23,7 +23,7 @@ from prunetaylor.runtime.processes.exchange import copy_from_main
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.model import TaylorModel
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ from prunetaylor.pruning.training.optimizer import learning_rate
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.runtime.processes.training import sum_gradients
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, forward_own, hooked
+from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
+from prunetaylor.taylor.passes import OutputHook, compute_outputs, forward_own, hooked
+from prunetaylor.taylor.risk import Risk
 
 BATCH = 64
 """Number of samples in a step."""
@@ -141,9 +142,10 @@ class Matching:
             for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
-                for x in torch.split(share.x, self._chunk) if len(share.x) else ():
+                parts = zip(torch.split(share.x, self._chunk), torch.split(share.y, self._chunk), strict=True)
+                for x, targets in parts if len(share.x) else ():
                     weight = len(x) / share.batch_size
-                    _backward(self.module, self.dense, x, features, towards, self._scale, weight)
+                    _backward(self.module, self.dense, x, targets, features, towards, self._scale, weight)
                 sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
@@ -183,6 +185,7 @@ def _backward(
     module: nn.Module,
     dense: nn.Module,
     x: Tensor,
+    targets: Tensor,
     features: FeatureLoss,
     towards: Objective,
     scale: float,
@@ -192,7 +195,8 @@ def _backward(
     x = match_memory_format(module, x)
     features.pop_targets()
     with torch.no_grad():
-        reference = compute_outputs(dense, x).float()
+        answers = compute_outputs(dense, x).float()
+        reference = Reference(answers, labelled_positions(answers, targets))
     with torch.enable_grad():
         with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
             outputs = compute_outputs(module, x).float()

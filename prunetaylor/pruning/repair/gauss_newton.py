@@ -27,7 +27,7 @@ from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.taylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, backward, directional
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 
 PRODUCTS = 8
 """The most products with the Gauss-Newton matrix in a step: the dimension of the space that it is solved in."""

@@ -48,7 +48,8 @@ from prunetaylor.runtime.processes.group import main_process, world
 from prunetaylor.taylor.curvature.fit_code import code_digest
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.losses.custom import CustomLoss
-from prunetaylor.taylor.passes import Risk, first_batch, forward_one
+from prunetaylor.taylor.passes import first_batch, forward_one
+from prunetaylor.taylor.risk import Risk
 
 MIN_SECONDS = 0.02
 """A fit is stored only if it took longer than this and longer than reading it back at READ_RATE would take."""
@@ -106,10 +107,11 @@ class Cache:
             "samples": self._samples[risk.batches],
             "settings": {name: repr(value) for name, value in settings.items()},
         }
-        outputs = forward_one(risk.module, first_batch(risk.batches)[0])
+        x, targets = first_batch(risk.batches)
+        outputs = forward_one(risk.module, x)
         loss = risk.objective.loss
         if isinstance(loss, CustomLoss) and "objective" in settings:  # the error enters the fit
-            tensors = [*tensors, *loss.probe(outputs.float(), risk.reference[: len(outputs)])]
+            tensors = [*tensors, *loss.probe(outputs.float(), targets)]
         content = _digest([*_state(risk.module).values(), outputs, *tensors])
         return hashlib.sha256(json.dumps([description, content], sort_keys=True).encode()).hexdigest()
 

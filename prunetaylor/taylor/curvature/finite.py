@@ -12,7 +12,8 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
-from prunetaylor.taylor.passes import OutputHook, Risk, compute_outputs, hooked
+from prunetaylor.taylor.passes import OutputHook, compute_outputs, hooked
+from prunetaylor.taylor.risk import Risk
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

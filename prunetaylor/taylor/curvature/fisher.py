@@ -23,7 +23,7 @@ from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.curvature.tape import Tape, layer_gradients, recording, sample_cuts
 from prunetaylor.taylor.memory import FLOAT, Sizes, current_chunks, sample_gradients
 from prunetaylor.taylor.objective import SampledFactors
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 
 ROW_ELEMENTS = 1 << 28
 """Elements of the rows that are in memory at one time, 1 GiB; a larger layer has a pass of its own."""

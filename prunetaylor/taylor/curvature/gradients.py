@@ -14,8 +14,8 @@ from prunetaylor.taylor.curvature.finite import check_finite
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.curvature.tape import layer_squares, recording, sample_cuts
 from prunetaylor.taylor.memory import FLOAT, Sizes, backward, sample_gradients
-from prunetaylor.taylor.objective import SampledFactors
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.objective import Reference, SampledFactors
+from prunetaylor.taylor.risk import Risk
 
 EXACT_OUTPUTS = 16
 """Up to so many outputs the sum over them is exact; beyond, it is estimated with labels drawn from the network."""
@@ -212,10 +212,10 @@ def _channels(squares: Tensor) -> Tensor:
 
 
 def _directions(
-    risk: Risk, outputs: Tensor, reference: Tensor, start: int, drawn: Sequence[SampledFactors]
+    risk: Risk, outputs: Tensor, reference: Reference, start: int, drawn: Sequence[SampledFactors]
 ) -> Iterator[tuple[Tensor, float, bool]]:
-    """Yield vectors (B, K) whose outer products add up to H, each with its weight and whether it is the last."""
-    if outputs.shape[1] <= EXACT_OUTPUTS:
+    """Yield vectors in the shape of the outputs, whose outer products add up to H, with weights; the last says so."""
+    if outputs.dim() == 2 and outputs.shape[1] <= EXACT_OUTPUTS:
         factor = risk.objective.hessian_factor(outputs, reference)
         for k in range(factor.shape[2]):
             yield factor[:, :, k], 1.0, k == factor.shape[2] - 1

@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
-from prunetaylor.taylor.passes import ForwardHook, OutputHook, Risk, first_batch, forward_one, hooked
+from prunetaylor.taylor.passes import ForwardHook, OutputHook, first_batch, forward_one, hooked
+from prunetaylor.taylor.risk import Risk
 
 
 def chunk_elements(device: torch.device) -> int:

@@ -11,4 +11,5 @@ LOSSES: dict[str, ExponentialFamilyLoss] = {
     "classification": CrossEntropy(),
     "binary": BinaryCrossEntropy(),
     "regression": SquaredError(),
+    "features": SquaredError(),  # the targets are the dense network's outputs
 }

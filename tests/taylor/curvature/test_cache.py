@@ -215,7 +215,7 @@ def test_a_nearly_full_disk_is_left_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_error_of_the_fit_is_not_kept(tmp_path: Path) -> None:
     made = model(tmp_path)
     with torch.no_grad():
-        made.risk.reference.fill_(float("nan"))
+        made.risk.dense.stored.fill_(float("nan"))
     with pytest.raises(NumericsError, match=r"gradient .*not finite"):
         _ = made.gradient
     assert files(tmp_path) == []

@@ -59,6 +59,11 @@ def sample(m: TaylorModel) -> None:
     with_batches(m, split=TensorSplit(x, y))
 
 
+def relabel(m: TaylorModel) -> None:
+    x, y = m.risk.batches.split.fetch(range(6))
+    with_batches(m, split=TensorSplit(x, y.flip(0)))
+
+
 CHANGES: dict[str, Callable[[TaylorModel], object]] = {
     "a weight's last bit": weight,
     "a mask": lambda m: m.network.module.b.weight.data[0].zero_(),
@@ -76,7 +81,7 @@ OF_MOMENTS: dict[str, Callable[[TaylorModel], object]] = {
 OF_ERRORS: dict[str, Callable[[TaylorModel], object]] = {
     "the seed": lambda m: setattr(m, "seed", 1),
     "the error": lambda m: setattr(m, "risk", replace(m.risk, objective=replace(m.risk.objective, task="regression"))),
-    "what it is from": lambda m: setattr(m, "risk", replace(m.risk, reference=m.risk.reference.flip(0))),
+    "the targets": relabel,
 }
 
 

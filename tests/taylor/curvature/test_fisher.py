@@ -8,6 +8,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.taylor.curvature import tape
 from prunetaylor.taylor.curvature.fisher import FisherRows, fisher_rows
+from prunetaylor.taylor.objective import Reference, SampledFactors
 from support.networks import NETWORKS, network_case
 from support.samples import rand
 from support.taylor_models import jacobians, output_hessian, outputs_at, risk
@@ -17,9 +18,7 @@ def oracle(module: nn.Module, x: Tensor, y: Tensor, task: str = "classification"
     """(N, p) by parameter name, from the same draws."""
     at, layers = risk(module, x, y, kind="task", task=task), Network.from_module(module).layers
     z = outputs_at(module, x)({}).detach()
-    vector = at.objective.sampled_factor(
-        z.float(), at.reference, at.objective.draw_uniforms(len(x), z.shape[1], 7)
-    ).double()
+    vector = SampledFactors(at.objective, len(x), 7).sample(z.float(), Reference(y), 0).double()
     each = jacobians(module, x, [layer.parameter for layer in layers])
     return {name: torch.einsum("nk...,nk->n...", j, vector).flatten(1) for name, j in each.items()}
 

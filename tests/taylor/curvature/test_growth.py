@@ -17,7 +17,7 @@ from prunetaylor.taylor.curvature.fisher import fisher_rows
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_gradient
 from prunetaylor.taylor.curvature.gram import Positions, layer_moments
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import Risk
+from prunetaylor.taylor.risk import Risk
 from support.samples import batches, rand
 
 BATCH = 4
@@ -59,7 +59,7 @@ def case(samples: int) -> tuple[Network, Risk]:
     module = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 20))
     y = torch.arange(samples) % 20
     at = batches(rand(samples, 2, 4, 4), y, BATCH)
-    return Network.from_module(module.eval()), Risk(module, at, Objective("classification", "task"), y)
+    return Network.from_module(module.eval()), Risk(module, at, Objective("classification", "task"))
 
 
 def held(work: Callable[[], object]) -> tuple[int, int]:
