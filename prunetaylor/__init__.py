@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from prunetaylor.api import Result, prune, score
     from prunetaylor.core.errors import PruneTaylorError
     from prunetaylor.network.checkpoint.load import load
-    from prunetaylor.pruning.repair.masks import keep_masks
+    from prunetaylor.pruning.masks import keep_masks
 
 __all__ = ["PruneTaylorError", "Result", "__version__", "keep_masks", "load", "prune", "score"]
 
 _MODULES = {
     "PruneTaylorError": "prunetaylor.core.errors",
     "Result": "prunetaylor.api",
-    "keep_masks": "prunetaylor.pruning.repair.masks",
+    "keep_masks": "prunetaylor.pruning.masks",
     "load": "prunetaylor.network.checkpoint.load",
     "prune": "prunetaylor.api",
     "score": "prunetaylor.api",

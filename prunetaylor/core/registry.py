@@ -38,15 +38,19 @@ class Registry:
         kind: what messages call one of them.
         folder: where this package has its own, below ``prunetaylor/``.
         group: the group of entry points by which other packages add theirs; None where they cannot.
+        hyphens: names are written with hyphens where those of files have underscores.
     """
 
     kind: str
     folder: str
     group: str | None = None
+    hyphens: bool = False
 
 
 CRITERIA = Registry("criterion", "pruning/criteria", "prunetaylor.criteria")
 STRUCTURES = Registry("structure", "pruning/structures", "prunetaylor.structures")
+REPAIRS = Registry("repair", "pruning/repairs", "prunetaylor.repairs", hyphens=True)
+REFINERS = Registry("refiner", "pruning/refiners", "prunetaylor.refiners", hyphens=True)
 SOURCES = Registry("data source", "data/sources", "prunetaylor.sources")
 TRACKERS = Registry("tracker", "report/trackers")
 ENGINES = Registry("engine", "sweep/engines")
@@ -68,7 +72,7 @@ class MethodDescription:
 
 def names(registry: Registry) -> tuple[str, ...]:
     """The names of all methods of a kind, sorted, those of other packages included."""
-    return tuple(sorted({*_own(registry.folder), *(plugin.name for plugin in _plugins(registry.group))}))
+    return tuple(sorted({*_own(registry), *(plugin.name for plugin in _plugins(registry.group))}))
 
 
 def load(registry: Registry, interface: type[T], name: str) -> T:
@@ -82,7 +86,7 @@ def load(registry: Registry, interface: type[T], name: str) -> T:
     if name not in known:
         raise UsageError(f"unknown {registry.kind} {name!r}{close_match(name, known)}", f"known: {', '.join(known)}")
     plugins = [plugin for plugin in _plugins(registry.group) if plugin.name == name]
-    own = name in _own(registry.folder)
+    own = _own(registry).get(name)
     packages = [*(["prunetaylor"] if own else []), *map(_package, plugins)]
     if len(packages) > 1:
         raise UsageError(
@@ -90,7 +94,7 @@ def load(registry: Registry, interface: type[T], name: str) -> T:
             f"uninstall {packages[-1]}, or ask its authors to rename theirs",
         )
     if own:
-        module = importlib.import_module(f"prunetaylor.{registry.folder.replace('/', '.')}.{name}")
+        module = importlib.import_module(f"prunetaylor.{registry.folder.replace('/', '.')}.{own}")
         return _checked(module, interface)
     whose, package = f"the {registry.kind} {name!r} of the package {packages[0]}", packages[0]
     try:
@@ -113,10 +117,11 @@ def describe_method(registry: Registry, name: str) -> MethodDescription:
     These are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
     sentence of the file's docstring, and for a method of another package that package's name.
     """
-    if name not in _own(registry.folder):
+    own = _own(registry).get(name)
+    if own is None:
         plugin = next(plugin for plugin in _plugins(registry.group) if plugin.name == name)
         return MethodDescription(f"from the package {_package(plugin)}", needs="", default_repair="")
-    tree = ast.parse((_ROOT / registry.folder / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((_ROOT / registry.folder / f"{own}.py").read_text(encoding="utf-8"))
     text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
     stated: dict[str, str] = {"summary": text.partition(". ")[0].rstrip(".")}
     known = {field.name for field in fields(MethodDescription)}
@@ -135,8 +140,10 @@ def forget_packages() -> None:
 
 
 @cache
-def _own(folder: str) -> tuple[str, ...]:
-    return tuple(m.name for m in pkgutil.iter_modules([str(_ROOT / folder)]) if not m.name.startswith("_"))
+def _own(registry: Registry) -> dict[str, str]:
+    """Return the files of this package's own methods, by the methods' names."""
+    files = [m.name for m in pkgutil.iter_modules([str(_ROOT / registry.folder)]) if not m.name.startswith("_")]
+    return {file.replace("_", "-") if registry.hyphens else file: file for file in files}
 
 
 @cache

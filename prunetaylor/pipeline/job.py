@@ -30,7 +30,7 @@ from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.method import choose_device, choose_epochs, choose_method
 from prunetaylor.pipeline.planning.task import with_recorded_loss
 from prunetaylor.pruning.interfaces import load_criterion
-from prunetaylor.pruning.repair import batch_norm
+from prunetaylor.pruning.repairs import batch_norm
 from prunetaylor.runtime.device import half_precision
 from prunetaylor.runtime.processes.group import world
 from prunetaylor.taylor.objective import Task

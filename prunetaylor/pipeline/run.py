@@ -27,7 +27,7 @@ from prunetaylor.pipeline.outcome import make_outcome
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.loop import Stages
-from prunetaylor.pruning.repair.masks import check_masks
+from prunetaylor.pruning.masks import check_masks
 from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
 
 

@@ -31,13 +31,14 @@ from prunetaylor.pipeline.estimates.memory import plan_memory
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import make_plan
+from prunetaylor.pipeline.planning.repair import one_step_repair
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.sampling.validation_split import training_split
-from prunetaylor.pipeline.stages.closed_form import repair_by_obs
+from prunetaylor.pipeline.stages.repair import repair_context, repair_removal
 from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, zero_count
 from prunetaylor.pruning.interfaces import ScoringContext, Solver
-from prunetaylor.pruning.repair.masks import apply_masks
+from prunetaylor.pruning.masks import apply_masks
 from prunetaylor.pruning.selection.trust_region import agrees
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.memory import use_chunks
@@ -126,7 +127,7 @@ def _try_levels(
     """Try every sparsity beyond the present one, and put the network back each time."""
     network = setup.job.network
     sparsities = [level for level in LEVELS if removed_at(level, network.prunable) > zero_count(setup.job)]
-    steps_per_level = 1 + (len(network.layers) if setup.plan.solves else 0)
+    steps_per_level = 1 + (len(network.layers) if setup.plan.removal_repair else 0)
     setup.progress.phase("score", steps_per_level * len(sparsities) + 1)
     fit = _fit(setup, calibration, generator)
     setup.progress.step("fitted")
@@ -155,7 +156,8 @@ def _fit(setup: StageSetup, calibration: Calibration, generator: torch.Generator
     context, scores = ScoringContext(network, network.masks(), generator, model), {}
     if not isinstance(setup.criterion, Solver):
         scores = setup.criterion.score(context)
-    if setup.plan.solves:
+    repair = one_step_repair(setup.plan.repair)
+    if repair is not None and repair.needs_moments:
         assert model.moments  # fitted now, before the network moves
     errors = _compare(holdout)[0]
     return _Fit(context, holdout_model, holdout, errors, scores, calibration.spread(setup.job.task))
@@ -171,9 +173,18 @@ def _step(setup: StageSetup, fit: _Fit, removed: int) -> dict[str, Tensor]:
     else:
         masks = setup.selector.ranked(fit.scores, fit.context.masks, removed)
         moves = {layer.parameter: -layer.weight * ~masks[layer.parameter] for layer in network.layers}
-    if setup.plan.solves:
+    repair = one_step_repair(setup.plan.repair)
+    if repair is not None:
         model = fit.context.model
-        repair_by_obs(setup, masks, model.moments, fit.holdout_model.state, model.damping)
+        context = repair_context(
+            setup,
+            masks,
+            model.risk.batches,
+            damping=model.damping,
+            before=fit.holdout_model.state,
+            moments=model.moments if repair.needs_moments else {},
+        )
+        repair_removal(setup, repair, context)
         return masks
     for layer in network.layers:
         layer.weight.add_(moves[layer.parameter].to(layer.weight))

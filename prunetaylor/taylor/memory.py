@@ -95,7 +95,7 @@ class Activations:
     live: int = 0  # what goes in and out of one module, at most
     repair_outputs: tuple[
         int, ...
-    ] = ()  # outputs kept by ``pruning/repair/activation_cache.py`` while each of the layers is solved
+    ] = ()  # outputs kept by ``pruning/activation_cache.py`` while each of the layers is solved
     passing: int = 0  # what is alive at a time in a pass without gradients, between modules and inside of them
     moving: int = 0  # the same in a forward-mode pass
 

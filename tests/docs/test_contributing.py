@@ -13,9 +13,10 @@ from torch import nn
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import DataError
 from prunetaylor.network.network import Network
-from prunetaylor.pruning.interfaces import Criterion, ScoringContext, Structure
+from prunetaylor.pruning.interfaces import Criterion, Repair, ScoringContext, Structure
 from prunetaylor.pruning.selection.budget import Budget, masks_after, select
 from support.pages import ROOT, blocks, spans
+from support.repair_contract import one_layer_and_its_batch_norm, repaired_by
 from support.samples import rand
 from support.taylor_models import taylor
 
@@ -70,7 +71,24 @@ def test_the_structure() -> None:
         assert bool((rows.all(1) | ~rows.any(1)).all())
 
 
-NEW = {"criteria/wanda.py", "sources/csv.py", "structures/row.py", "test_wanda.py", "test_source_csv.py"}
+def test_the_repair() -> None:
+    repair: Repair = written("repair.md").BiasCorrection()
+    removal = one_layer_and_its_batch_norm()
+    shift = removal.shift()
+    assert repaired_by(repair, removal) == ["0"]
+    assert shift > 1e-3
+    assert removal.shift() < 1e-9
+
+
+NEW = {
+    "criteria/wanda.py",
+    "sources/csv.py",
+    "structures/row.py",
+    "repairs/bias.py",
+    "test_wanda.py",
+    "test_bias.py",
+    "test_source_csv.py",
+}
 """Files that a reader of the pages writes."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.core import registry
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import ScoringContext, load_criterion
 from support.samples import rand
@@ -61,7 +62,7 @@ def case(name: str, samples: int = 9) -> tuple[nn.Module, Tensor, Tensor]:
 def states_its_facts(criterion: str) -> None:
     method = load_criterion(criterion)
     assert method.needs in ("nothing", "samples", "labels")
-    assert method.default_repair in ("none", "batch-norm", "least-squares")
+    assert method.default_repair in ("none", *registry.names(registry.REPAIRS))
     assert method.max_stage_fraction is None or 0 < method.max_stage_fraction < 1
     assert method.needs != "nothing" or (method.default_repair == "none" and method.max_stage_fraction is None), (
         "no repair without samples"

@@ -14,9 +14,10 @@ from prunetaylor.core.config.sizes import parse_size, show_size
 from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.sampling.calibration import chunk
+from prunetaylor.pruning import activation_cache
+from prunetaylor.pruning.activation_cache import settled_bytes
 from prunetaylor.pruning.interfaces import load_criterion
-from prunetaylor.pruning.repair import activation_cache, least_squares
-from prunetaylor.pruning.repair.activation_cache import settled_bytes
+from prunetaylor.pruning.repairs import least_squares
 from prunetaylor.runtime import free_memory
 from prunetaylor.taylor import memory
 from prunetaylor.taylor.curvature import block_fisher, fisher, gradients, gram, solve
@@ -241,10 +242,10 @@ def test_what_repair_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert activation_cache.kept_bytes(sizes) == 600
     with use_chunks(ChunkDivisors(kept=2)):
         assert activation_cache.kept_bytes(sizes) == 300
-    kept = least_squares.memory(sizes)[0].parts["kept outputs"]
+    kept = least_squares.LeastSquares().memory(sizes)[0].parts["kept outputs"]
     assert kept == 4 * 10 * 2 + 600
     monkeypatch.setattr(least_squares, "_CACHE_BYTES", 79)  # the dense outputs are computed anew
-    assert least_squares.memory(sizes)[0].parts["kept outputs"] == 600
+    assert least_squares.LeastSquares().memory(sizes)[0].parts["kept outputs"] == 600
 
 
 # Chunks

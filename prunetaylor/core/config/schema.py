@@ -188,13 +188,18 @@ class PruneSection(Section):
     """The gradient term of the Taylor model; auto: by its measured share, if there are labels."""
     damping: Annotated[float, Field(gt=0)] = 0.01
     """Ridge added to a curvature, relative to its mean diagonal."""
-    repair: Literal["auto", "least-squares", "obs", "batch-norm", "none"] = "auto"
+    repair: Annotated[
+        str,
+        OneOf(registry.REPAIRS, {"auto": "the criterion's default", "none": "the kept weights stay as they are"}),
+    ] = "auto"
     """Adjustment of the kept weights after a removal: by least squares, by the OBS update, or of batch-norm statistics
     only."""
     refine: Literal["auto", "none", "last", "stages"] = "auto"
     """Joint refinement of all kept weights and biases, after the last or after each stage; auto: by method, convergence
     and cost."""
-    refine_by: Literal["auto", "features", "gauss-newton"] = "auto"
+    refine_by: Annotated[
+        str, OneOf(registry.REFINERS, {"auto": "gauss-newton where labels are used and pay, else features"})
+    ] = "auto"
     """features: Adam, towards the dense layers' outputs; gauss-newton: few steps, towards the error's own target."""
     refine_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Maximum steps of a refinement; auto: 300 for features, 6 for gauss-newton. Held-out samples check progress."""

@@ -9,9 +9,9 @@ from prunetaylor.core.config.schema import CalibrationSection, Config, FinetuneS
 from prunetaylor.core.errors import UsageError
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
-from prunetaylor.pipeline.planning.repair import SOLVING, usual_repair
+from prunetaylor.pipeline.planning.repair import removal_repair, usual_repair
 from prunetaylor.pipeline.planning.training import choose_distillation
-from prunetaylor.pruning.interfaces import load_criterion
+from prunetaylor.pruning.interfaces import load_criterion, load_repair
 
 _OF_FILES = {
     "gate.": "look at outcome.drop",
@@ -87,10 +87,11 @@ def _check_pruning(config: Config, facts: Facts) -> list[str]:
     method = choose_method(config, facts).value
     criterion = load_criterion(method)
     unused = []
-    refine = asked(options.refine) or ("last" if criterion.default_repair == "least-squares" else "none")
+    refine = asked(options.refine) or ("last" if removal_repair(criterion.default_repair) else "none")
     if refine == "none":
         unused += ["refine_steps", "refine_by"]
-    if not criterion.uses_damping and usual_repair(config, method, criterion) not in SOLVING:
+    repair = load_repair(usual_repair(config, method, criterion))
+    if not criterion.uses_damping and not (repair is not None and repair.uses_damping):
         unused.append("damping")
     unused = [f"prune.{key}" for key in unused if getattr(options, key) != getattr(usual, key)]
     if unused:

@@ -20,11 +20,11 @@ from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.checks.settings import check_needs
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
+from prunetaylor.pipeline.planning.repair import one_step_repair
 from prunetaylor.pipeline.sampling.calibration import chunk
 from prunetaylor.pipeline.sampling.sampler import SAMPLE_HISTORY
+from prunetaylor.pruning.activation_cache import settled_bytes
 from prunetaylor.pruning.interfaces import load_criterion
-from prunetaylor.pruning.repair import feature_matching, gauss_newton, least_squares, obs_update
-from prunetaylor.pruning.repair.activation_cache import settled_bytes
 from prunetaylor.pruning.training import train
 from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.runtime.processes.exchange import minimum
@@ -210,7 +210,7 @@ class _Planner:
         fit = {"curvature": max((phase.parts.get("curvature", 0) for phase in scored), default=0)}
         if self.command == "score":
             # The fit stays while steps are tried.
-            step = [obs_update.memory(sizes)] if plan.solves else []
+            step = [] if (repair := one_step_repair(plan.repair)) is None else repair.memory(sizes)
             if step and not any(phase.name.startswith("layer Grams") for phase in scored):
                 grams, fitting = grams_bytes(sizes)
                 yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
@@ -221,16 +221,16 @@ class _Planner:
             return
         yield Phase("ranking", {"scores": _RANKED * sizes.weights})
         yield predicted
-        if plan.repair == "obs":
-            grams, fitting = grams_bytes(sizes)
-            yield obs_update.memory(sizes).plus({"curvature": grams}, fit)
-            yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
-        if plan.repair == "least-squares":
-            yield from least_squares.memory(sizes)
+        if (repair := plan.removal_repair) is not None:
+            phases = repair.memory(sizes)
+            if repair.needs_moments:
+                grams, fitting = grams_bytes(sizes)
+                yield Phase("layer Grams", {"curvature": grams, "activations": fitting}).plus(fit)
+                phases = [phase.plus({"curvature": grams}, fit) for phase in phases]
+            yield from phases
         if plan.refinement.when != "none":
             # Towards labels from where the network stood: one more copy.
-            refine = gauss_newton if plan.refinement.by == "gauss-newton" else feature_matching
-            yield refine.memory(sizes).plus({"weights": sizes.state})
+            yield plan.refinement.refiner.memory(sizes).plus({"weights": sizes.state})
 
     def _samples(self, config: Config, sizes: Sizes) -> int:
         """Return the bytes of the source's samples, the calibration samples and the dense network's outputs."""

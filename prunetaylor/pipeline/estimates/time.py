@@ -14,12 +14,11 @@ import torch
 from prunetaylor.core.results.outcome import Time
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan
-from prunetaylor.pipeline.planning.refinement import PASSES
 from prunetaylor.pipeline.sampling.calibration import chunk
+from prunetaylor.pipeline.sampling.sampler import SAMPLE_HISTORY
 from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.criteria.exact_obs import APART
 from prunetaylor.pruning.interfaces import load_criterion
-from prunetaylor.pruning.repair import feature_matching
 from prunetaylor.pruning.selection.schedule import sparsities
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.passes import first_batch, forward_one
@@ -45,21 +44,19 @@ def estimate(job: Job, plan: PruningPlan) -> Time:
     config, samples = job.config, job.samples
     drawn = min(config.calibration.samples, len(samples.train))
     stages = _stages(job, plan)
-    layers, work = len(job.network.layers), load_criterion("exact_obs").work(job.network.layers)
+    layers, refinement = job.network.layers, plan.refinement
+    work = load_criterion(plan.method).work(layers)
     parts = {
         "measuring": 2 * len(samples.test) * forward,
         "calibration": _LOOKS * drawn * forward,
-        "stages": len(stages) * _STAGE * drawn * forward,
+        "stages": len(stages) * _STAGE * drawn * forward + row * sum(density * work for density in stages),
     }
-    if plan.method == "exact_obs":
-        parts["stages"] += row * sum(density * work for density in stages)
-    if plan.repair == "least-squares":
-        # each layer is read in the pruned network, which is run from its last finished layer on
-        parts["repair"] = len(stages) * (layers + 2) * drawn * forward / 2
-        parts["repair"] += row * len(stages) * work / 3
-    if plan.refinement.by == "features":
-        steps = plan.refinement.steps * (len(stages) if plan.refinement.when == "stages" else 1)
-        parts["refinement"] = steps * feature_matching.BATCH * PASSES * forward
+    if (repair := plan.removal_repair) is not None:
+        parts["repair"] = len(stages) * (repair.passes(len(layers)) * drawn * forward + row * repair.work(layers))
+    if refinement.when != "none":
+        steps = refinement.steps * (len(stages) if refinement.when == "stages" else 1)
+        seen = drawn * (SAMPLE_HISTORY if config.calibration.resample else 1)
+        parts["refinement"] = steps * refinement.refiner.passes(seen) * forward
     if plan.epochs:
         parts["fine-tuning"] = plan.epochs * len(samples.train) * (_BACKWARD + 1) * forward
     return Time(sum(parts.values()), {name: seconds for name, seconds in parts.items() if seconds})

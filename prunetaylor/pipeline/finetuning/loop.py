@@ -27,7 +27,7 @@ from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.calibration import pseudo_labelled
 from prunetaylor.pipeline.stages.loop import Stages
-from prunetaylor.pruning.repair.masks import check_masks
+from prunetaylor.pruning.masks import check_masks
 from prunetaylor.pruning.training.divergence import CHECK_EVERY, Diverged
 from prunetaylor.pruning.training.train import Training
 from prunetaylor.pruning.training.train_state import TrainState

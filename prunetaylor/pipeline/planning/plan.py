@@ -14,11 +14,11 @@ from prunetaylor.pipeline.planning.error import ErrorTerms, choose_error, explai
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
 from prunetaylor.pipeline.planning.refinement import Refinement, choose_refinement, refine_without_pruning
-from prunetaylor.pipeline.planning.repair import SOLVING, choose_repair
+from prunetaylor.pipeline.planning.repair import choose_repair, removal_repair
 from prunetaylor.pipeline.planning.schedule import Schedule, choose_gradual, choose_schedule
 from prunetaylor.pipeline.planning.task import explain_task
 from prunetaylor.pipeline.planning.training import choose_training, choose_validation
-from prunetaylor.pruning.interfaces import load_criterion
+from prunetaylor.pruning.interfaces import Repair, load_criterion, load_repair
 from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.taylor.objective import Objective
 
@@ -30,7 +30,7 @@ class PruningPlan:
     method: str
     objective: Objective
     keep_first_order: bool  # in predictions
-    repair: str  # least-squares, obs, batch-norm or none
+    repair: str  # by name, or "none"
     refinement: Refinement
     schedule: Schedule  # of the stages before any training
     epochs: int
@@ -42,9 +42,15 @@ class PruningPlan:
     choices: tuple[Choice[object], ...] = field(default=())
 
     @property
-    def solves(self) -> bool:
-        """Return whether each stage's repair solves the fitted Gram matrices for the kept weights."""
-        return self.repair in SOLVING
+    def removal_repair(self) -> Repair | None:
+        """Return the repair that moves the kept weights after each removal, if there is one."""
+        return removal_repair(self.repair)
+
+    @property
+    def acceptance_repair(self) -> Repair | None:
+        """Return the repair that follows the acceptance of each stage, if there is one."""
+        repair = load_repair(self.repair)
+        return repair if repair is not None and repair.at == "acceptance" else None
 
     @property
     def lines(self) -> list[str]:

@@ -13,7 +13,7 @@ from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.planning.repair import SOLVING, usual_repair
+from prunetaylor.pipeline.planning.repair import fits_samples
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.runtime.processes.exchange import gather_rows
@@ -165,8 +165,7 @@ class Calibration:
 
 def check_enough(job: Job, fitted: int) -> None:
     """Raise UsageError if ``fitted`` samples are too few to fit to."""
-    criterion = load_criterion(job.method)
-    fits = criterion.needs != "nothing" or usual_repair(job.config, job.method, criterion) in SOLVING
+    fits = fits_samples(job.config, job.method, load_criterion(job.method))
     if fitted < (FEWEST_FITTED if fits else 1):
         raise UsageError(
             f"too few calibration samples: {job.method} fits to {fitted}, and needs at least {FEWEST_FITTED}",

@@ -14,6 +14,9 @@ from prunetaylor.pruning.selection.trust_region import agrees
 EXPLODED = 100.0
 """A stage is taken back if its held-out error is so many times that of a constant answer."""
 
+STRONGEST_REPAIR = "least-squares"
+"""The advice for a network that is ruined: by measurement the best of the repairs."""
+
 
 def describe_ruin(outcome: StepOutcome, constant_error: float) -> str:
     """Say how a step ruined the network; empty where it did not.
@@ -56,7 +59,7 @@ def decide_acceptance(
         )
     )
     if accepted and ruin:
-        other = "" if repair == "least-squares" else "prune.repair=least-squares, or "
+        other = "" if repair == STRONGEST_REPAIR else f"prune.repair={STRONGEST_REPAIR}, or "
         raise NumericsError(
             f"pruned from {outcome.start:.2%} to {outcome.sparsity:.2%} the network is ruined ({ruin}), and no smaller "
             "or more damped stage is left",

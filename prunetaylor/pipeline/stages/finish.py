@@ -1,4 +1,4 @@
-"""The end of an accepted stage: batch-norm statistics, refinement, and its metric for the report."""
+"""The end of an accepted stage: its refinement, and its metric for the report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable
 
 from prunetaylor.core.progress import ProgressMonitor
 from prunetaylor.measure.evaluate import evaluate
-from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.stages.refinement import refine_network
 from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState
-from prunetaylor.pruning.repair import batch_norm
 
 
 def finish_stage(
@@ -32,14 +30,6 @@ def finish_stage(
     note_empty_layers(setup, state)
     if (measured := state.history[-1].cumulative_measured) is not None:
         monitor("stage", len(state.history), measured)
-
-
-def repair_batch_norms(setup: StageSetup, calibration: Calibration) -> None:
-    """Re-estimate the statistics of batch norms, where that is the repair."""
-    if setup.plan.repair == "batch-norm":
-        batches = calibration.fit.batches
-        for _ in batch_norm.correct(setup.job.network.module, setup.dense.module, setup.dense_state, batches):
-            pass
 
 
 def note_empty_layers(setup: StageSetup, state: PruningState) -> None:

@@ -19,7 +19,8 @@ from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.stages.acceptance import decide_acceptance, describe_rejection, make_record
 from prunetaylor.pipeline.stages.control import fixed_sparsities, make_control
-from prunetaylor.pipeline.stages.finish import finish_stage, note_empty_layers, repair_batch_norms
+from prunetaylor.pipeline.stages.finish import finish_stage, note_empty_layers
+from prunetaylor.pipeline.stages.repair import repair_accepted
 from prunetaylor.pipeline.stages.setup import (
     has_target_sparsity,
     make_setup,
@@ -29,7 +30,6 @@ from prunetaylor.pipeline.stages.setup import (
 )
 from prunetaylor.pipeline.stages.state import PruningState
 from prunetaylor.pipeline.stages.step import StepOutcome, change_since_dense, reached, run_step, synchronise
-from prunetaylor.pruning.interfaces import Solver
 from prunetaylor.pruning.selection.schedule import Fixed
 from prunetaylor.pruning.selection.trust_region import TrustRegion
 
@@ -93,7 +93,7 @@ class Stages:
     def prepare(self) -> None:
         """Draw the samples, check the dense network on them, and decide on the error and the repair."""
         self.setup = prepare(self.setup, self.sampler)
-        self.state.start(None if self.setup.plan.solves else 1.0)
+        self.state.start(None if self.setup.plan.removal_repair else 1.0)
 
     def run(self, saved: Mapping[str, Any] | None = None) -> None:
         """Prune to the sparsity asked for, or go on from a ``saved`` state."""
@@ -157,8 +157,8 @@ class Stages:
             control,
             outcome,
             constant_error,
-            damped=setup.criterion.uses_damping or setup.plan.solves,
-            moves_weights=setup.plan.solves or isinstance(setup.criterion, Solver),
+            damped=setup.uses_damping,
+            moves_weights=setup.moves_weights,
             repair=setup.plan.repair,
         )
         state.update_repair_ratio(outcome.selection.unrepaired, outcome.change.predicted)
@@ -166,7 +166,7 @@ class Stages:
         since_dense = outcome.change if first else change_since_dense(setup, state, calibration, outcome.damping)
         if accepted:
             state.accept(outcome.selection)
-            repair_batch_norms(setup, calibration)
+            repair_accepted(setup, state.masks, calibration.fit.batches, outcome.damping)
         else:
             state.take_back()
             self.progress.note(describe_rejection(outcome, constant_error))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
+from functools import cached_property
 
 from prunetaylor.data import augment
 from prunetaylor.data.samples import Batches
@@ -13,20 +11,11 @@ from prunetaylor.pipeline.sampling.calibration import Part
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState
-from prunetaylor.pruning.repair import feature_matching
-from prunetaylor.pruning.repair.gauss_newton import refine
+from prunetaylor.pruning.interfaces import RefinementContext, RefinementStep
 from prunetaylor.taylor.risk import Risk
 
 NEGLIGIBLE = 1e-4
 """A refinement that nobody asked for ends where the held-out error is a smaller share of that of a constant answer."""
-
-
-@dataclass(frozen=True)
-class RefinementStep:
-    """One step of a refinement: a line for the log, if any, and the state that the next steps depend on."""
-
-    text: str | None
-    state: Callable[[], dict[str, Any]]
 
 
 def refine_network(setup: StageSetup, state: PruningState, sampler: Sampler) -> Iterator[RefinementStep]:
@@ -36,81 +25,63 @@ def refine_network(setup: StageSetup, state: PruningState, sampler: Sampler) -> 
     that are left are run.
     """
     assert state.refinement is not None
-    holdout = sampler.calibration.holdout.risk(setup.job.network.module, setup.plan.objective)
-    if setup.plan.refinement.by == "gauss-newton":
-        yield from _refine_by_gauss_newton(setup, state, sampler, holdout, state.refinement)
-    else:
-        yield from _refine_by_features(setup, state, sampler, holdout, state.refinement)
-
-
-def _refine_by_features(
-    setup: StageSetup, state: PruningState, sampler: Sampler, holdout: Risk, saved: Mapping[str, Any]
-) -> Iterator[RefinementStep]:
-    """Match the outputs of the dense network's layers, by mini-batches."""
-    network, plan = setup.job.network, setup.plan.refinement
+    plan, network, saved = setup.plan.refinement, setup.job.network, state.refinement
+    refiner = plan.refiner
+    holdout = sampler.calibration.holdout.risk(network.module, setup.plan.objective)
     scale = sampler.calibration.spread(setup.job.task)
-    if not saved and not plan.asked and holdout.value() < NEGLIGIBLE * scale:
+    optional = refiner.towards == "dense layers" and not plan.asked
+    if optional and not saved and holdout.value() < NEGLIGIBLE * scale:
         yield RefinementStep(f"skipped: held-out error is already {holdout.value():.2g}", dict)
         return
-    part = Part.joined(setup.job, sampler.recent)
-    matching = feature_matching.Matching(
-        network.module,
-        setup.dense.module,
-        network.layers,
-        setup.intercepts,
-        state.masks,
-        _augmented_batches(setup, state, part),
-        holdout,
-        scale=scale,
-        steps=plan.steps,
-        chunk=part.batches.batch_size,
-        frozen=[one.name for one in network.skipped],
-    )
-    if saved:
-        matching.load_state_dict(saved)
-    for step in matching.run():
-        text = f"held-out error {step.before:.4g} -> {step.after:.4g} (step {step.step} of {plan.steps})"
-        yield RefinementStep(text if step.measured else None, matching.state_dict)
-
-
-def _augmented_batches(setup: StageSetup, state: PruningState, part: Part) -> Batches:
-    job = setup.job
-    assert job.samples is not None
-    _, change = augment.load_augmentation(job.samples.augment, part.batches.split.fetch([0])[0][0])
-    return job.batches(
-        part.batches.split,
-        batch_size=feature_matching.BATCH,
-        augment=change,
-        # The dense network labels each collage, so that even a thousand images never repeat.
-        mix=augment.cut_mix if change is not None else None,
-        generator=state.generator,
-        shuffle=True,
-        drop_last=True,
+    yield from refiner.refine(
+        RefinementContext(
+            network=network,
+            dense=setup.dense,
+            masks=state.masks,
+            intercepts=setup.intercepts,
+            samples=RecentSamples(setup, state, sampler),
+            holdout=holdout,
+            scale=scale,
+            steps=plan.steps,
+            seed=setup.job.config.seed + 1_000_003 * (len(state.history) - 1),
+            state=saved,
+        )
     )
 
 
-def _refine_by_gauss_newton(
-    setup: StageSetup, state: PruningState, sampler: Sampler, holdout: Risk, saved: Mapping[str, Any]
-) -> Iterator[RefinementStep]:
-    """Take Gauss-Newton steps on the error, each on fresh random changes of the samples."""
-    job, module = setup.job, setup.job.network.module
-    if saved.get("last", False):
-        return
+class RecentSamples:
+    """The fitted samples of the last stages, for a refiner."""
 
-    def fresh_risk() -> Risk:
-        parts = [part.changed_anew(job, setup.dense.module, state.generator) for part in sampler.recent]
-        return Part.joined(job, parts).risk(module, setup.plan.objective)
+    def __init__(self, setup: StageSetup, state: PruningState, sampler: Sampler) -> None:
+        self._setup, self._generator, self._parts = setup, state.generator, sampler.recent
 
-    for step in refine(
-        module,
-        state.masks,
-        fresh_risk,
-        holdout,
-        steps=setup.plan.refinement.steps,
-        seed=job.config.seed + 1_000_003 * (len(state.history) - 1),
-        frozen=[one.name for one in job.network.skipped],
-        steps_done=saved.get("steps", 0),
-    ):
-        damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
-        text = f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"
-        yield RefinementStep(text, partial(dict, {"steps": step.step, "last": step.last}))
+    @cached_property
+    def _joined(self) -> Part:
+        return Part.joined(self._setup.job, self._parts)
+
+    @property
+    def chunk(self) -> int:
+        """The number of samples that are passed through the network at once."""
+        return self._joined.batches.batch_size
+
+    def augmented(self, batch_size: int) -> Batches:
+        """Return shuffled training batches, which are changed anew whenever they are read."""
+        job, split = self._setup.job, self._joined.batches.split
+        assert job.samples is not None
+        _, change = augment.load_augmentation(job.samples.augment, split.fetch([0])[0][0])
+        return job.batches(
+            split,
+            batch_size=batch_size,
+            augment=change,
+            # The dense network labels each collage, so that even a thousand images never repeat.
+            mix=augment.cut_mix if change is not None else None,
+            generator=self._generator,
+            shuffle=True,
+            drop_last=True,
+        )
+
+    def risk(self) -> Risk:
+        """Return the error of the refined network on the samples after fresh changes."""
+        job, dense = self._setup.job, self._setup.dense.module
+        parts = [part.changed_anew(job, dense, self._generator) for part in self._parts]
+        return Part.joined(job, parts).risk(job.network.module, self._setup.plan.objective)

@@ -17,10 +17,11 @@ from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
+from prunetaylor.pipeline.planning.repair import fits_samples
 from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
-from prunetaylor.pruning.interfaces import Criterion, load_criterion, load_structure
-from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
+from prunetaylor.pruning.intercepts import Intercept, find_intercepts
+from prunetaylor.pruning.interfaces import Criterion, Solver, load_criterion, load_structure
 from prunetaylor.pruning.selection.selector import Selector
 from prunetaylor.taylor.convergence import check_convergence
 from prunetaylor.taylor.curvature.cache import Cache, open_cache
@@ -65,6 +66,17 @@ class StageSetup:
     trained_between_stages: bool
     intercepts: Mapping[str, Intercept] = field(default_factory=dict)
     alerts: tuple[Alert, ...] = ()
+
+    @property
+    def uses_damping(self) -> bool:
+        """Return whether a stage's step depends on the damping."""
+        repair = self.plan.removal_repair
+        return self.criterion.uses_damping or (repair is not None and repair.uses_damping)
+
+    @property
+    def moves_weights(self) -> bool:
+        """Return whether a stage's step moves kept weights too."""
+        return self.plan.removal_repair is not None or isinstance(self.criterion, Solver)
 
     def taylor_model(
         self,
@@ -139,7 +151,7 @@ def prepare(setup: StageSetup, sampler: Sampler, *, single_step: bool = False) -
     calibration = sampler.draw()
     progress.step("samples drawn")
     alerts = _warn_of_few_samples(setup, calibration)
-    fitted = setup.criterion.needs != "nothing" or job.config.prune.repair in ("least-squares", "obs")
+    fitted = fits_samples(job.config, setup.plan.method, setup.criterion)
     checked = check_layers(job.network, calibration.fit.batches, fitted=fitted)
     for network in (job.network, setup.dense):
         network.keep_only(checked.order, checked.why)

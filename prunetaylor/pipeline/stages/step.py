@@ -1,7 +1,7 @@
 """One stage's step: select and remove weights, repair the others, predict and measure the change of the error.
 
-Both changes are of the displacement by masks and repair in closed form, before batch norm and refinement, and both are
-taken on holdout samples: on the samples that repair is fitted to it looks better than it is.
+Both changes are of the displacement by masks and the repair of the removal, before anything that follows acceptance.
+They are taken on holdout samples: on the samples that repair is fitted to it looks better than it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.sampling.calibration import Calibration
-from prunetaylor.pipeline.stages.closed_form import repair_by_least_squares, repair_by_obs
+from prunetaylor.pipeline.stages.repair import repair_context, repair_removal
 from prunetaylor.pipeline.stages.setup import StageSetup
 from prunetaylor.pipeline.stages.state import PruningState, StageProgress
 from prunetaylor.pruning.selection.selector import Selection
@@ -160,23 +160,31 @@ def _select_and_repair(
         holdout_model=holdout_model,
         layer_scores=LayerScores(stage.layer_scores, checkpoint_point),
     )
+    repair = plan.removal_repair
     # Fitted before the removal, which moves the network in place.
-    moments = model.moments if plan.repair == "obs" else {}
+    moments = model.moments if repair is not None and repair.needs_moments else {}
     selection = _select(setup, state, stage, model, holdout_model)
     checkpoint_point()
     setup.progress.step("selected")
+    del model  # free the curvature before repair and the next phases need the memory
+    release()
 
     def on_repaired(layer: str) -> None:
         stage.add_repaired(layer)
         checkpoint_point()
 
-    repaired = tuple(stage.repaired)
-    if plan.repair == "obs":
-        repair_by_obs(setup, selection.masks, moments, stage.weights, damping, repaired, on_repaired)
-    del model, moments  # free the curvature before repair and the next phases need the memory
-    release()
-    if plan.repair == "least-squares":
-        repair_by_least_squares(setup, selection.masks, calibration, target, damping, repaired, on_repaired)
+    if repair is not None:
+        context = repair_context(
+            setup,
+            selection.masks,
+            calibration.fit.batches,
+            damping=damping,
+            target=target,
+            before=stage.weights,
+            moments=moments,
+            repaired=tuple(stage.repaired),
+        )
+        repair_removal(setup, repair, context, on_repaired)
     return selection
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunetaylor.core.results.outcome import Histogram, removed_at
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.interfaces import Criterion, Groups, Masks, ScoringContext, Solver, Structure
-from prunetaylor.pruning.repair.masks import apply_masks
+from prunetaylor.pruning.masks import apply_masks
 from prunetaylor.pruning.selection.budget import Budget, masks_after, select
 from prunetaylor.pruning.selection.histogram import histogram
 from prunetaylor.pruning.selection.schedule import Fixed

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.state import evaluating, fixed_order
-from prunetaylor.pruning.repair.masks import MaskKeeper, apply_masks, check_masks, keep_masks
+from prunetaylor.pruning.masks import MaskKeeper, apply_masks, check_masks, keep_masks
 from prunetaylor.pruning.training.backward import Backward, Loss
 from prunetaylor.pruning.training.divergence import Guard, check_finite, check_scale
 from prunetaylor.pruning.training.optimizer import Average, Rates, make_optimizer

@@ -21,7 +21,8 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.run import run
-from prunetaylor.pruning.repair import feature_matching, least_squares
+from prunetaylor.pruning.refiners import features
+from prunetaylor.pruning.repairs import least_squares
 from prunetaylor.pruning.training.backward import Backward
 from prunetaylor.taylor.layer_scores import LayerScores
 from support.runs import TEST, TRAIN
@@ -217,7 +218,7 @@ def within(state: Mapping[str, Any]) -> str:
 def test_a_stage_of_a_gradual_schedule_goes_on_from_any_moment_within(
     conv: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_matching, "BATCH", 32)  # two batches, so that three steps end within a pass over them
+    monkeypatch.setattr(features, "BATCH", 32)  # two batches, so that three steps end within a pass over them
     settings = CASES["a gradual schedule with a refinement in each stage, on fresh samples"]
     whole = Every()
     expected = pruned(conv, settings, whole)

@@ -126,7 +126,7 @@ def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) ->
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     how = {"sparsity": 0.3, "prune__method": "magnitude", "prune__repair": "batch-norm"}
     assert line(quick(plain, **how), "repair").startswith("repair: none (batch-norm")
-    assert line(quick(conv, **how), "repair") == "repair: batch-norm (as asked)"
+    assert line(quick(conv, **how), "repair") == "repair: batch norm (as asked)"
 
 
 def test_refinement_needs_samples() -> None:

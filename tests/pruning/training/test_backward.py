@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.network.state import channels_last
-from prunetaylor.pruning.repair.masks import check_masks
+from prunetaylor.pruning.masks import check_masks
 from prunetaylor.pruning.training import backward
 from prunetaylor.pruning.training.distillation import distillation
 from prunetaylor.pruning.training.settings import DistillSettings, TrainingSettings

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
 from prunetaylor.network.state import channels_last
-from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning.masks import apply_masks, check_masks
 from prunetaylor.pruning.training.optimizer import can_fuse, learning_rate, make_optimizer
 from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import TrainState, train

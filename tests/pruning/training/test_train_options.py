@@ -14,7 +14,7 @@ from test_train import CPU, batches, half_masks, network, run, weights
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
-from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning.masks import apply_masks, check_masks
 from prunetaylor.pruning.training.divergence import CHECK_EVERY, EXPLODED, Diverged
 from prunetaylor.pruning.training.optimizer import Average, Rates, learning_rate
 from prunetaylor.pruning.training.settings import TrainingSettings

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunetaylor.network.network import Network
-from prunetaylor.pruning.repair.intercepts import Intercept, find_intercepts
+from prunetaylor.pruning.intercepts import Intercept, find_intercepts
 from support.samples import batches, rand
 
 

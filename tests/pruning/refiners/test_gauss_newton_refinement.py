@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from prunetaylor.network.network import Network
-from prunetaylor.pruning.repair import gauss_newton as room
-from prunetaylor.pruning.repair.gauss_newton import _free, _Krylov, refine
+from prunetaylor.pruning.refiners import gauss_newton as room
+from prunetaylor.pruning.refiners.gauss_newton import _free, _Krylov, refine
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, parameter_gradient, sampled_diagonal
 from support.networks import network_case
 from support.samples import rand

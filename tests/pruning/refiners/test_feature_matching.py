@@ -16,9 +16,10 @@ from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import Batches, TensorSplit
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
-from prunetaylor.pruning.repair import feature_matching as room
-from prunetaylor.pruning.repair.feature_matching import Matching, MatchState
-from prunetaylor.pruning.repair.intercepts import find_intercepts
+from prunetaylor.pruning.intercepts import find_intercepts
+from prunetaylor.pruning.refiners import _feature_loss
+from prunetaylor.pruning.refiners import features as room
+from prunetaylor.pruning.refiners.features import Matching, MatchState
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import hooked
 from support.networks import NETWORKS, network_case
@@ -62,12 +63,14 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
     dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
     watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
-    pull = room.FeatureLoss(module, dense, watched)
+    pull = _feature_loss.FeatureLoss(module, dense, watched)
     with evaluating(module), evaluating(dense), hooked(pull.hooks):
-        pull.variances = room._variances(dense, batches(x, 4, None), pull)
+        pull.variances = _feature_loss.output_variances(dense, batches(x, 4, None), pull)
         for part in x.split(5):
             towards = Objective("classification", "divergence")
-            room._backward(module, dense, part, pull, towards, 0.5, len(part) / len(x))
+            _feature_loss.add_gradients(
+                module, dense, part, torch.zeros(len(part)).long(), pull, towards, 0.5, len(part) / len(x)
+            )
     found = {name: p.grad for name, p in module.named_parameters()}
     module.zero_grad()
     layers = [network[:k](x).clone() for network in (module, dense) for k in (2, 5)]
@@ -75,7 +78,7 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
     kl = nn.functional.kl_div(
         module(x).log_softmax(1), dense(x).detach().log_softmax(1), log_target=True, reduction="batchmean"
     )
-    (kl / 0.5 + room.FEATURES * sum(errors).div(2)).backward()
+    (kl / 0.5 + _feature_loss.FEATURES * sum(errors).div(2)).backward()
     for name, p in module.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-6)
 
@@ -163,9 +166,9 @@ def test_what_rounding_leaves_of_a_constants_variance_is_none() -> None:
         dense.weight.fill_(4e-9)
         dense.bias.fill_(0.1)
     assert len(dense(rand(3001, 3)).unique()) > 1
-    pull = room.FeatureLoss(copy.deepcopy(dense), dense, [""])
+    pull = _feature_loss.FeatureLoss(copy.deepcopy(dense), dense, [""])
     with hooked(pull.hooks):
-        assert room._variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
+        assert _feature_loss.output_variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
 
 
 class Kept(nn.Module):

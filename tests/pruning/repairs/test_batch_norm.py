@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.network.state import snapshot
-from prunetaylor.pruning.repair.batch_norm import correct, norms
+from prunetaylor.pruning.repairs.batch_norm import correct, norms
 from support.samples import batches, rand
 
 

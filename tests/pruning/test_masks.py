@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import prunetaylor
 from prunetaylor.core.errors import NumericsError, UsageError
-from prunetaylor.pruning.repair.masks import apply_masks, check_masks, keep_masks, masks_of
+from prunetaylor.pruning.masks import apply_masks, check_masks, keep_masks, masks_of
 
 
 def network() -> nn.Module:

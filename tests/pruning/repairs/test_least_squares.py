@@ -11,10 +11,11 @@ from torch.nn.utils import parametrize
 from prunetaylor.core.errors import UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import snapshot
-from prunetaylor.pruning.repair import activation_cache, least_squares
-from prunetaylor.pruning.repair.intercepts import find_intercepts
-from prunetaylor.pruning.repair.least_squares import DenseOutputs, repair
-from prunetaylor.pruning.repair.masks import apply_masks, check_masks
+from prunetaylor.pruning import activation_cache
+from prunetaylor.pruning.intercepts import find_intercepts
+from prunetaylor.pruning.masks import apply_masks, check_masks
+from prunetaylor.pruning.repairs import least_squares
+from prunetaylor.pruning.repairs.least_squares import DenseOutputs, repair
 from prunetaylor.taylor.curvature.gram import Positions
 from support.samples import batches, rand
 from support.taylor_models import EVERY

@@ -18,11 +18,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunetaylor.data.samples import Batches
+from prunetaylor.pruning.interfaces import Repair, RepairContext
 from prunetaylor.runtime.processes.exchange import all_sum, sum_numbers
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.passes import ForwardHook, forward_own
 
 _FLOOR = 0.01
+
+
+class BatchNormCorrection(Repair):
+    """The correction of running statistics by what pruning changed."""
+
+    summary = "batch-norm statistics only, corrected by what pruning changed"
+    at = "acceptance"
+    needs_batch_norms = True
+
+    def apply(self, context: RepairContext) -> Iterator[str]:
+        """Correct the batch norms; the names that are yielded are theirs."""
+        dense = context.target.module
+        yield from correct(context.network.module, dense, dense.state_dict(), context.batches)
 
 
 def norms(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.network.names import movable_parameters, own_names
+from prunetaylor.pruning.interfaces import RefinementContext, RefinementStep, Refiner
 from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.taylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.taylor.curvature.gram import accumulate_type
@@ -37,6 +39,44 @@ ENOUGH = 0.01
 """A step that lowers the held-out error by less than this share of it is the last: the rest is chance."""
 
 Vector = dict[str, Tensor]
+
+
+class GaussNewton(Refiner):
+    """Damped Gauss-Newton steps on the run's own error."""
+
+    summary = "few Gauss-Newton steps, towards the error's own target"
+    action = "by Gauss-Newton"
+    towards = "error"
+    usual_steps = 6
+
+    def refine(self, context: RefinementContext) -> Iterator[RefinementStep]:
+        """Take the steps that are left of an interrupted refinement, or all."""
+        if context.state.get("last", False):
+            return
+        for step in refine(
+            context.network.module,
+            context.masks,
+            context.samples.risk,
+            context.holdout,
+            steps=context.steps,
+            seed=context.seed,
+            frozen=[one.name for one in context.network.skipped],
+            steps_done=context.state.get("steps", 0),
+        ):
+            damping = "no step helps" if step.damping is None else f"damping {step.damping:.2g}"
+            text = f"held-out error {step.before:.4g} -> {step.after:.4g} ({damping})"
+            yield RefinementStep(text, partial(dict, {"steps": step.step, "last": step.last}))
+
+    def passes(self, samples: int) -> float:
+        """Return the cost of the products, of four forward passes each, and of trying the dampings."""
+        return samples * (4 * PRODUCTS + len(DAMPINGS))
+
+    def memory(self, sizes: Sizes) -> Phase:
+        """Return the memory of the Lanczos basis, fifteen more vectors of all parameters, a batch with its graph, and
+        new samples."""
+        vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
+        parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
+        return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
 
 
 @dataclass(frozen=True)
@@ -96,14 +136,6 @@ def refine(
         yield RefineState(step, before, error, chosen, last)
         if last:
             return
-
-
-def memory(sizes: Sizes) -> Phase:
-    """Return the memory of the Lanczos basis, fifteen more vectors of all parameters, a batch with its graph, and
-    new samples."""
-    vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
-    parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
-    return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
 
 
 class _Krylov:

@@ -13,13 +13,14 @@ was fitted to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.pruning.repair.intercepts import Intercept
+from prunetaylor.pruning.interfaces import Repair, RepairContext
+from prunetaylor.pruning.masks import apply_masks
 from prunetaylor.taylor.curvature.gram import Moments, centred_bytes
 from prunetaylor.taylor.curvature.solve import (
     BLOCK,
@@ -33,46 +34,44 @@ from prunetaylor.taylor.curvature.solve import (
 from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
 
 
-def memory(sizes: Sizes) -> Phase:
-    """Return the memory of the layer that takes the most: its Gram matrix, inverse and factor, and the systems of
-    its rows."""
+class OBSUpdate(Repair):
+    """The update of Optimal Brain Surgeon, for all weights that a row loses at once."""
 
-    def need(layer: LayerSize) -> int:
-        matrices = 3 * sizes.wide * layer.columns**2
-        return centred_bytes(layer, sizes.wide) + matrices + least_squares_bytes(layer, sizes.wide)
+    summary = "the OBS update: each layer from its Gram matrix alone, fitted before the removal"
+    at = "removal"
+    uses_damping = True
+    needs_moments = True
+    follows_solvers = False
 
-    systems, layer = largest_of(sizes.layers, need)
-    return Phase("a step", {"systems": systems}, layer)
+    @torch.no_grad()
+    def apply(self, context: RepairContext) -> Iterator[str]:
+        """Solve each layer from its weights in ``context.before``."""
+        module, masks = context.network.module, context.masks
+        layers = [layer for layer in context.network.layers if layer.name not in context.repaired]
+        state = module.state_dict()
+        for layer in layers:
+            layer.weight.copy_(context.before[layer.parameter])
+        for layer in layers:
+            intercept, mask = context.intercepts.get(layer.name), layer.matrix(masks[layer.parameter])
+            moments, damping, note = context.moments[layer.name], context.damping, context.note
+            moved, means = compensate(layer, moments, mask, intercept is not None, damping, note)
+            layer.weight.add_(layer.tensor(moved).to(layer.weight))
+            if intercept is not None and means is not None:
+                target = state[intercept.key]
+                target.sub_(intercept.sign * means.flatten().to(target))
+            yield layer.name
+        apply_masks(module, masks)
 
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Return the memory of the layer that takes the most: its Gram matrix, inverse and factor, and the systems of
+        its rows."""
 
-@torch.no_grad()
-def repair(
-    module: nn.Module,
-    layers: Sequence[Layer],
-    masks: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
-    moments: Mapping[str, Moments],
-    intercepts: Mapping[str, Intercept],
-    *,
-    damping: float,
-    note: Note,
-) -> Iterator[str]:
-    """Solve the layers in place, each from its weights in ``before``; yield the name of each when it is solved.
+        def need(layer: LayerSize) -> int:
+            matrices = 3 * sizes.wide * layer.columns**2
+            return centred_bytes(layer, sizes.wide) + matrices + least_squares_bytes(layer, sizes.wide)
 
-    ``before`` is the state before any removal, ``moments`` its moments. Moments and intercepts are by layer name, masks
-    (True = keep) by parameter name.
-    """
-    state = module.state_dict()
-    for layer in layers:
-        layer.weight.copy_(before[layer.parameter])
-    for layer in layers:
-        intercept, mask = intercepts.get(layer.name), layer.matrix(masks[layer.parameter])
-        moved, means = compensate(layer, moments[layer.name], mask, intercept is not None, damping, note)
-        layer.weight.add_(layer.tensor(moved).to(layer.weight))
-        if intercept is not None and means is not None:
-            target = state[intercept.key]
-            target.sub_(intercept.sign * means.flatten().to(target))
-        yield layer.name
+        systems, layer = largest_of(sizes.layers, need)
+        return [Phase("a step", {"systems": systems}, layer)]
 
 
 @torch.no_grad()

@@ -13,46 +13,85 @@ Batch-norm statistics stay as they are, and nothing is kept that held-out sample
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches, BatchShard
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.names import movable_parameters
-from prunetaylor.network.state import evaluating, match_memory_format, restore, snapshot, trainable
-from prunetaylor.pruning.repair.intercepts import Intercept
-from prunetaylor.pruning.repair.masks import keep_masks
+from prunetaylor.network.state import evaluating, restore, snapshot, trainable
+from prunetaylor.pruning.intercepts import Intercept
+from prunetaylor.pruning.interfaces import RefinementContext, RefinementStep, Refiner
+from prunetaylor.pruning.masks import keep_masks
+from prunetaylor.pruning.refiners._feature_loss import FeatureLoss, add_gradients, output_variances
 from prunetaylor.pruning.training.optimizer import learning_rate
-from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.runtime.processes.training import sum_gradients
 from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
-from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
-from prunetaylor.taylor.passes import OutputHook, compute_outputs, forward_own, hooked
+from prunetaylor.taylor.objective import Objective
+from prunetaylor.taylor.passes import hooked
 from prunetaylor.taylor.risk import Risk
 
 BATCH = 64
 """Number of samples in a step."""
-STEPS = 300
-"""Number of steps by default."""
 RATE = 0.015
 """The largest step of a weight, as a share of its tensor's root mean square; from there it falls along a cosine."""
 SMALLEST = 0.01
 """The least root mean square of a tensor for its rate: biases may all be zero."""
-FEATURES = 5.0
-"""c, the weight of the layers' outputs relative to the network's."""
-ROUNDING = 1e-12
-"""Outputs whose variance is at most this share of their mean square are constant in float32."""
 WARMUP = 10
 """Number of steps in which the rate rises at first."""
 CHECKS = 6
 """Number of times that the held-out error is measured on the way."""
+
+
+class Features(Refiner):
+    """Mini-batches of Adam towards the outputs of the dense network and of each of its layers."""
+
+    summary = "Adam by mini-batches, towards the dense layers' outputs"
+    action = "matching the dense layers' outputs"
+    towards = "dense layers"
+    usual_steps = 300
+
+    def refine(self, context: RefinementContext) -> Iterator[RefinementStep]:
+        """Take the steps that are left of an interrupted refinement, or all."""
+        network, samples = context.network, context.samples
+        matching = Matching(
+            network.module,
+            context.dense.module,
+            network.layers,
+            context.intercepts,
+            context.masks,
+            samples.augmented(BATCH),
+            context.holdout,
+            scale=context.scale,
+            steps=context.steps,
+            chunk=samples.chunk,
+            frozen=[one.name for one in network.skipped],
+        )
+        if context.state:
+            matching.load_state_dict(context.state)
+        for step in matching.run():
+            text = f"held-out error {step.before:.4g} -> {step.after:.4g} (step {step.step} of {context.steps})"
+            yield RefinementStep(text if step.measured else None, matching.state_dict)
+
+    def passes(self, samples: int) -> float:
+        """Return four passes of a batch: the dense network's, the pruned one's, and a backward pass of two."""
+        return 4 * BATCH
+
+    def memory(self, sizes: Sizes) -> Phase:
+        """Return the memory of gradients, Adam's state, masks as numbers and the best state, and of a batch.
+
+        The batch has its graph. Both networks' outputs of each layer, and their differences, are stored too.
+        """
+        outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
+        stored = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
+        batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
+        parts = {"optimizer": stored, "activations": batch}
+        return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
 @dataclass(frozen=True)
@@ -63,18 +102,6 @@ class MatchState:
     before: float
     after: float
     measured: bool
-
-
-def memory(sizes: Sizes) -> Phase:
-    """Return the memory of gradients, Adam's state, masks as numbers and the best state, and of a batch with its graph.
-
-    Both networks' outputs of each layer, and their differences, are stored too.
-    """
-    outputs = FLOAT * sum(layer.outputs for layer in sizes.layers)
-    stored = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
-    batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
-    parts = {"optimizer": stored, "activations": batch}
-    return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
 
 
 class Matching:
@@ -137,7 +164,7 @@ class Matching:
                 self._optimizer.load_state_dict(state["optimizer"])
                 self.batches.load_state_dict(state["batches"], finished=state["finished"])
             stack.enter_context(keep_masks(self.module, self._optimizer, self.masks))
-            features.variances = _variances(self.dense, self.holdout.batches, features)
+            features.variances = output_variances(self.dense, self.holdout.batches, features)
             checks = {round(self._steps * (k + 1) / CHECKS) for k in range(CHECKS)}
             for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
@@ -145,7 +172,7 @@ class Matching:
                 parts = zip(torch.split(share.x, self._chunk), torch.split(share.y, self._chunk), strict=True)
                 for x, targets in parts if len(share.x) else ():
                     weight = len(x) / share.batch_size
-                    _backward(self.module, self.dense, x, targets, features, towards, self._scale, weight)
+                    add_gradients(self.module, self.dense, x, targets, features, towards, self._scale, weight)
                 sum_gradients(self._free.values())
                 self._optimizer.step()
                 state["step"] += 1
@@ -179,114 +206,6 @@ class Matching:
         error = self.holdout.value_or_inf()
         if error < self._state["best"]:
             self._state |= {"best": error, "kept": snapshot(self.module)}
-
-
-def _backward(
-    module: nn.Module,
-    dense: nn.Module,
-    x: Tensor,
-    targets: Tensor,
-    features: FeatureLoss,
-    towards: Objective,
-    scale: float,
-    share: float,
-) -> None:
-    """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
-    x = match_memory_format(module, x)
-    features.pop_targets()
-    with torch.no_grad():
-        answers = compute_outputs(dense, x).float()
-        reference = Reference(answers, labelled_positions(answers, targets))
-    with torch.enable_grad():
-        with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
-            outputs = compute_outputs(module, x).float()
-        error = towards.values(outputs, reference).mean() / scale
-        (error * share).backward()  # type: ignore[no-untyped-call]
-
-
-def _variances(dense: nn.Module, batches: Batches, features: FeatureLoss) -> dict[str, float]:
-    """Return the variance of all values that each watched call puts out, over all samples; 1 for a constant output."""
-    sums: dict[str, Tensor] = {}
-    for _ in forward_own(dense, batches):
-        for call, output in features.pop_targets().items():
-            y = output.double() if output.device.type != "mps" else output
-            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
-            sums[call] = sums.get(call, 0) + added
-    variances = {}
-    for call, (count, total, square) in all_sum(sums).items():
-        mean, whole = float(total / count), float(square / count)
-        # What rounding leaves of a constant's is none.
-        variances[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
-    return variances
-
-
-class FeatureLoss:
-    """The layers' part of the loss, put into the gradients on their way back.
-
-    Its gradient in a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are, so that it needs no
-    graph of its own, which would take six passes over each output instead of two. Layers that the network's outputs do
-    not depend on are not matched.
-    """
-
-    def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
-        self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
-        self._targets: dict[str, Tensor] = {}  # y* by layer and call
-        self._share: float | None = None  # None: passes of ``module`` are none of ours
-        self._calls: Counter[str] = Counter()
-        self.variances: Mapping[str, float] = {}
-
-    @property
-    def hooks(self) -> dict[nn.Module, OutputHook]:
-        """The hooks of both networks' modules, to be called while the loss is in use."""
-        return {**dict.fromkeys(self._theirs, self._store), **dict.fromkeys(self._mine, self._pull)}
-
-    def pop_targets(self) -> dict[str, Tensor]:
-        """Return the outputs of each call of the dense layers since the last time, in float32."""
-        targets, self._targets, self._calls = self._targets, {}, Counter()
-        return targets
-
-    @contextmanager
-    def weighed(self, share: float) -> Iterator[None]:
-        """Weigh the pass of ``module`` inside; the dense network has just seen the same samples."""
-        self._share, self._calls = share, Counter()
-        try:
-            yield
-        finally:
-            self._share = None
-            self.pop_targets()
-
-    def _call(self, name: str) -> str:
-        self._calls[name] += 1
-        return f"{name} {self._calls[name]}"
-
-    def _store(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        # An activation may overwrite it.
-        self._targets[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
-
-    def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        if self._share is None:
-            return
-        name = self._mine[module]
-        call = self._call(name)
-        if not output.requires_grad:
-            return
-        target, variance = self._targets.get(call), self.variances.get(call)
-        if target is None or variance is None or target.shape != output.shape:
-            raise UsageError(
-                f"{name} is not called as in the dense network, so its outputs cannot be matched",
-                "use prune.refine_by=gauss-newton, or prune.refine=none",
-            )
-        back, weight = target.sub_(output.detach()), -2 * FEATURES * self._share
-        weight /= len(self.variances) * variance * output.numel()
-        last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
-        order = torch.channels_last if last else torch.contiguous_format
-
-        def add(gradient: Tensor) -> Tensor:
-            # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
-            gradient = gradient.contiguous(memory_format=order)
-            return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
-
-        output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
 def _watched(module: nn.Module, layers: Sequence[Layer], intercepts: Mapping[str, Intercept]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunetaylor.pruning.repair.obs_update import compensate
+from prunetaylor.pruning.repairs.obs import compensate
 from prunetaylor.taylor.curvature.solve import damped
 from support.samples import rand
 from support.taylor_models import taylor

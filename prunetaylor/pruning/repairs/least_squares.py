@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.pruning.repair.activation_cache import ActivationCache, kept_bytes
-from prunetaylor.pruning.repair.intercepts import Intercept
+from prunetaylor.pruning.activation_cache import ActivationCache, kept_bytes
+from prunetaylor.pruning.intercepts import Intercept
+from prunetaylor.pruning.interfaces import Repair, RepairContext, load_criterion
 from prunetaylor.taylor.curvature.gram import (
     POSITIONS,
     Accumulator,
@@ -34,29 +35,62 @@ from prunetaylor.taylor.passes import ForwardHook, forward_own
 _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
 
 
-def memory(sizes: Sizes) -> list[Phase]:
-    """Return the memory of the layer that takes the most, its moments and then its systems, beside the stored
-    outputs."""
-    rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
-    dense = FLOAT * sizes.samples * rows
-    kept = (dense if dense <= _CACHE_BYTES // current_chunks().kept else 0) + kept_bytes(sizes)
+class LeastSquares(Repair):
+    """Least squares towards the layers' outputs in the target network."""
 
-    def fitting(layer: LayerSize) -> int:
-        return fitting_bytes(layer, sizes)
+    summary = "least squares: each layer towards its outputs in the dense network"
+    at = "removal"
+    uses_damping = True
 
-    def solving(layer: LayerSize) -> int:
-        return centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+    def apply(self, context: RepairContext) -> Iterator[str]:
+        """Solve the layers in the order in which they run."""
+        network, target = context.network, context.target
+        positions = Positions(context.batches.samples, context.seed)
+        return repair(
+            network.module,
+            network.layers,
+            context.masks,
+            DenseOutputs(target.module, target.layers, context.batches, positions),
+            target.module.state_dict(),
+            context.intercepts,
+            context.batches,
+            damping=context.damping,
+            note=context.note,
+            solved=frozenset(context.repaired),
+        )
 
-    def moments(layer: LayerSize) -> int:
-        return moments_bytes(layer, sizes.wide)
+    def passes(self, layers: int) -> float:
+        """Return half a pass a layer, which is run from the last final layer on, and one of the target."""
+        return (layers + 2) / 2
 
-    work, fitted = largest_of(sizes.layers, lambda layer: moments(layer) + fitting(layer))
-    systems, solved = largest_of(sizes.layers, lambda layer: moments(layer) + solving(layer))
-    # Two passes at a time: the pruned network's, and the dense one's where its outputs are not kept.
-    return [
-        Phase("least squares", {"kept outputs": kept, "activations": 2 * forward(sizes), "curvature": work}, fitted),
-        Phase("least squares", {"kept outputs": kept, "systems": systems}, solved),
-    ]
+    def work(self, layers: Sequence[Layer]) -> float:
+        """Return about a third of what the first traces of ``exact_obs`` take."""
+        return load_criterion("exact_obs").work(layers) / 3
+
+    def memory(self, sizes: Sizes) -> list[Phase]:
+        """Return the memory of the layer that takes the most, its moments and then its systems, beside the stored
+        outputs."""
+        rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
+        dense = FLOAT * sizes.samples * rows
+        kept = (dense if dense <= _CACHE_BYTES // current_chunks().kept else 0) + kept_bytes(sizes)
+
+        def fitting(layer: LayerSize) -> int:
+            return fitting_bytes(layer, sizes)
+
+        def solving(layer: LayerSize) -> int:
+            return centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
+
+        def moments(layer: LayerSize) -> int:
+            return moments_bytes(layer, sizes.wide)
+
+        work, fitted = largest_of(sizes.layers, lambda layer: moments(layer) + fitting(layer))
+        systems, solved = largest_of(sizes.layers, lambda layer: moments(layer) + solving(layer))
+        # Two passes at a time: the pruned network's, and the dense one's where its outputs are not kept.
+        stored = {"kept outputs": kept}
+        return [
+            Phase("least squares", {**stored, "activations": 2 * forward(sizes), "curvature": work}, fitted),
+            Phase("least squares", {**stored, "systems": systems}, solved),
+        ]
 
 
 class DenseOutputs:

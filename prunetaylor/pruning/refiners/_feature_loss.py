@@ -1,0 +1,130 @@
+"""The loss of the refinement by features: the network's outputs, and every layer's, towards the dense network's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from prunetaylor.core.errors import UsageError
+from prunetaylor.data.samples import Batches
+from prunetaylor.network.state import match_memory_format
+from prunetaylor.runtime.processes.exchange import all_sum
+from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
+from prunetaylor.taylor.passes import OutputHook, compute_outputs, forward_own
+
+FEATURES = 5.0
+"""c, the weight of the layers' outputs relative to the network's."""
+ROUNDING = 1e-12
+"""Outputs whose variance is at most this share of their mean square are constant in float32."""
+
+
+def add_gradients(
+    module: nn.Module,
+    dense: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    features: FeatureLoss,
+    towards: Objective,
+    scale: float,
+    share: float,
+) -> None:
+    """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
+    x = match_memory_format(module, x)
+    features.pop_targets()
+    with torch.no_grad():
+        answers = compute_outputs(dense, x).float()
+        reference = Reference(answers, labelled_positions(answers, targets))
+    with torch.enable_grad():
+        with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
+            outputs = compute_outputs(module, x).float()
+        error = towards.values(outputs, reference).mean() / scale
+        (error * share).backward()  # type: ignore[no-untyped-call]
+
+
+def output_variances(dense: nn.Module, batches: Batches, features: FeatureLoss) -> dict[str, float]:
+    """Return the variance of all values that each watched call puts out, over all samples; 1 for a constant output."""
+    sums: dict[str, Tensor] = {}
+    for _ in forward_own(dense, batches):
+        for call, output in features.pop_targets().items():
+            y = output.double() if output.device.type != "mps" else output
+            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
+            sums[call] = sums.get(call, 0) + added
+    variances = {}
+    for call, (count, total, square) in all_sum(sums).items():
+        mean, whole = float(total / count), float(square / count)
+        # What rounding leaves of a constant's is none.
+        variances[call] = whole - mean**2 if whole - mean**2 > ROUNDING * whole else 1.0
+    return variances
+
+
+class FeatureLoss:
+    """The layers' part of the loss, put into the gradients on their way back.
+
+    Its gradient in a layer's outputs, 2 c (y - y*) / (n var(y*)), is known as soon as they are, so that it needs no
+    graph of its own, which would take six passes over each output instead of two. Layers that the network's outputs do
+    not depend on are not matched.
+    """
+
+    def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
+        self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
+        self._targets: dict[str, Tensor] = {}  # y* by layer and call
+        self._share: float | None = None  # None: passes of ``module`` are none of ours
+        self._calls: Counter[str] = Counter()
+        self.variances: Mapping[str, float] = {}
+
+    @property
+    def hooks(self) -> dict[nn.Module, OutputHook]:
+        """The hooks of both networks' modules, to be called while the loss is in use."""
+        return {**dict.fromkeys(self._theirs, self._store), **dict.fromkeys(self._mine, self._pull)}
+
+    def pop_targets(self) -> dict[str, Tensor]:
+        """Return the outputs of each call of the dense layers since the last time, in float32."""
+        targets, self._targets, self._calls = self._targets, {}, Counter()
+        return targets
+
+    @contextmanager
+    def weighed(self, share: float) -> Iterator[None]:
+        """Weigh the pass of ``module`` inside; the dense network has just seen the same samples."""
+        self._share, self._calls = share, Counter()
+        try:
+            yield
+        finally:
+            self._share = None
+            self.pop_targets()
+
+    def _call(self, name: str) -> str:
+        self._calls[name] += 1
+        return f"{name} {self._calls[name]}"
+
+    def _store(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        # An activation may overwrite it.
+        self._targets[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
+
+    def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        if self._share is None:
+            return
+        name = self._mine[module]
+        call = self._call(name)
+        if not output.requires_grad:
+            return
+        target, variance = self._targets.get(call), self.variances.get(call)
+        if target is None or variance is None or target.shape != output.shape:
+            raise UsageError(
+                f"{name} is not called as in the dense network, so its outputs cannot be matched",
+                "use prune.refine_by=gauss-newton, or prune.refine=none",
+            )
+        back, weight = target.sub_(output.detach()), -2 * FEATURES * self._share
+        weight /= len(self.variances) * variance * output.numel()
+        last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if last else torch.contiguous_format
+
+        def add(gradient: Tensor) -> Tensor:
+            # In another layout than the input's it makes a batch norm's backward pass seven times as slow.
+            gradient = gradient.contiguous(memory_format=order)
+            return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
+
+        output.register_hook(add)  # type: ignore[no-untyped-call]
