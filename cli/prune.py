@@ -145,8 +145,8 @@ def _dry_run(state: State, request: Request) -> None:
     with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_checked(config, request.trust, progress)
-        rehearsal = rehearse(job, progress)
-    plan, memory, time = rehearsal.plan, rehearsal.memory, rehearsal.time
+        prepared, time = rehearse(job, progress)
+    plan, memory = prepared.plan, prepared.memory
     if not state.main:
         return
     if request.as_json:
@@ -155,14 +155,14 @@ def _dry_run(state: State, request: Request) -> None:
             "dry_run": True,
             "summary": job.describe(),
             "plan": plan_to_json(plan.choices),
-            "warnings": [asdict(alert) for alert in rehearsal.alerts],
+            "warnings": [asdict(alert) for alert in prepared.alerts],
             "memory": asdict(memory.report),
             "time": asdict(time),
             "configuration": config.model_dump(),
         }
         say_json(document)
         return
-    for line in job.describe():
+    for line in (*job.describe(), *(f"note       {note}" for note in prepared.probe.notes)):
         say(line)
     width = max(len(one.key) for one in plan.choices)
     for one in plan.choices:

@@ -69,8 +69,7 @@ def require_limits(config: Config) -> None:
 def require_reachable(job: Job) -> None:
     """Raise UsageError where the run cannot reach the gate's sparsity, before any work is done."""
     least, target, prunable = job.config.gate.min_sparsity, job.config.prune.sparsity, job.network.prunable
-    already = sum(int((~mask).sum()) for mask in job.network.masks().values())
-    if least is not None and max(removed_at(target, prunable), already) < removed_at(least, prunable):
+    if least is not None and max(removed_at(target, prunable), job.network.zeros) < removed_at(least, prunable):
         raise UsageError(
             f"gate.min_sparsity={least:.2%} cannot be met: prune.sparsity={target:.2%} removes less",
             f"use --sparsity {least:.2%}, or lower the limit",

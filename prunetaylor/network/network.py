@@ -47,6 +47,11 @@ class Network:
         """Return the number of prunable weights."""
         return sum(layer.weight.numel() for layer in self.layers)
 
+    @property
+    def zeros(self) -> int:
+        """Return the number of prunable weights that are zero."""
+        return sum(int((~mask).sum()) for mask in self.masks().values())
+
     def keep_only(self, names: Sequence[str], why: Mapping[str, str]) -> None:
         """Reorder the layers by ``names`` and skip the others for the reasons ``why``, by their names.
 

@@ -11,7 +11,6 @@ from prunetaylor.core.results.judgement import assess
 from prunetaylor.core.results.outcome import (
     Drop,
     LayerResult,
-    Memory,
     PruneResult,
     Sparsity,
     Time,
@@ -24,27 +23,27 @@ from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.finetuning.loop import FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import Measurement
-from prunetaylor.pipeline.stages.loop import Stages
+from prunetaylor.pipeline.preparation import Preparation
+from prunetaylor.pipeline.stages.state import PruningState
 
 
 def make_outcome(
-    job: Job,
-    stages: Stages,
+    prepared: Preparation,
+    state: PruningState,
     finetuning: FinetuningResult,
     dense: Measurement,
     pruned: Measurement,
-    *,
-    seconds: dict[str, float],
-    memory: Memory,
     time: Time,
+    seconds: dict[str, float],
 ) -> PruneResult:
     """Put the outcome together, and assess it."""
-    state = stages.state
+    job, plan = prepared.job, prepared.plan
     comparison = compare_networks(dense.evaluation, pruned.evaluation)
+    ruined = pruned_alerts(job, pruned.evaluation, dense.alerts)
     outcome = PruneResult(
         module=job.network.module,
         masks=state.masks,
-        method=stages.setup.plan.method,
+        method=plan.method,
         metric=job.config.metric,
         goal="min" if job.config.metric == "loss" else "max",
         dense=dense.stats,
@@ -53,29 +52,23 @@ def make_outcome(
         drop=comparison.drop,
         loss_rise=_loss_rise(job, dense.evaluation, pruned.evaluation),
         stages=state.history,
-        first_order=stages.first_order,
+        first_order=plan.first_order,
         layers=_layers(job, state.masks),
         skipped=job.network.skipped,
         epochs=finetuning.epochs,
         choices=[*job.notes, *state.choices.lines, *finetuning.choices],
         seconds=seconds,
-        plan=list(stages.setup.plan.choices),
+        plan=list(plan.choices),
         seed=job.config.seed,
         device=str(job.device),
         hashes=input_hashes(job),
-        memory=memory,
+        memory=prepared.memory.report,
         time=time,
         flips=comparison.flips,
         classes=comparison.classes,
         histogram=state.histogram,
         unfinished=finetuning.unfinished,
-        warnings=[
-            *job.warnings,
-            *dense.alerts,
-            *stages.alerts,
-            *finetuning.alerts,
-            *pruned_alerts(job, pruned.evaluation, dense.alerts),
-        ],
+        warnings=[*prepared.alerts, *dense.alerts, *finetuning.alerts, *ruined],
         constant={} if dense.evaluation is None else best_constant_answer(dense.evaluation, job.task).metrics,
     )
     training_samples = 0 if job.samples is None else len(job.samples.train)

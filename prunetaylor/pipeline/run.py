@@ -1,8 +1,8 @@
-"""One run: open -> fit the Taylor model -> score -> select -> repair -> measure (in stages) -> fine-tune."""
+"""One run: probe -> plan -> fit the Taylor model -> score -> select -> repair -> measure (in stages) -> fine-tune."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,25 +10,22 @@ import torch
 from prunetaylor.core.clock import Clock
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
-from prunetaylor.core.results.outcome import Alert, PruneResult, Time
+from prunetaylor.core.results.outcome import PruneResult, Time
 from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.measure.evaluate import Evaluation
-from prunetaylor.network.network import Network
-from prunetaylor.network.state import copy_module, fixed_order
+from prunetaylor.network.state import fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
-from prunetaylor.pipeline.estimates.memory import MemoryPlan, plan_memory
+from prunetaylor.pipeline.checks.sanity import leave_out_outliers
 from prunetaylor.pipeline.estimates.time import estimate
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetuning.loop import Finetuning, FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import Measurement, evaluate_on_test, measure_dense, network_stats
 from prunetaylor.pipeline.outcome import make_outcome
-from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
-from prunetaylor.pipeline.sampling.validation_split import training_split
+from prunetaylor.pipeline.preparation import Preparation, RunChunks, copy_network, prepare
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.masks import check_masks
-from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
+from prunetaylor.taylor.memory import use_chunks
 
 
 def run(
@@ -47,112 +44,88 @@ def run(
         monitor: told the result of each stage and epoch; it may end the run by an exception of its own.
 
     Raises:
-        UsageError: the run does not fit in memory; raised before any work.
+        UsageError: the run does not fit in memory; raised before any stage.
     """
-    return _Run(job, progress, store or NullStore(), dense_evaluation, monitor).run()
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """A run's plan, the memory and the time that it needs, and the warnings before its first stage."""
-
-    plan: PruningPlan
-    memory: MemoryPlan
-    time: Time
-    alerts: tuple[Alert, ...]
-
-
-def rehearse(job: Job, progress: Progress) -> Rehearsal:
-    """Do what a run does before its first stage."""
+    store = store or NullStore()
+    saved = store.load() or {}
+    with restoring():
+        clock = Clock(dict(saved.get("seconds", {})))
+        chunks = RunChunks.from_state(saved["chunks"]) if saved else None
+    for note in job.notes:
+        progress.note(note)
     job = leave_out_outliers(job, progress)
-    plan = make_plan(job.config, job.facts, job.choices)
-    memory = plan_memory(job, plan)
-    dense = _copy(job)
-    training, _ = training_split(job, plan.validation)
+    dense = copy_network(job)
     memory_format = use_memory_format(job.facts, job.network.module, dense.module)
-    with use_chunks(memory.divisors), fixed_order(job.device), memory_format:
-        alerts = [*job.warnings, *check_quickly(job, progress)]
-        if training is not None:
-            stages = Stages(job, plan, dense, training, progress)
-            stages.prepare()
-            plan = stages.setup.plan
-            alerts += stages.alerts
-        return Rehearsal(plan, memory, estimate(job, plan), tuple(alerts))
+    fixed, listening = fixed_order(job.device, saved.get("threads")), listen(part_listener(progress))
+    with clock.time("total"), fixed, listening, memory_format:
+        with clock.time("prune"):
+            prepared = prepare(job, dense, progress, measured=True, chunks=chunks)
+        with use_chunks(prepared.chunks.run):
+            return _Run(prepared, progress, store, saved, clock, dense_evaluation, monitor).run()
 
 
-def _copy(job: Job) -> Network:
-    """Return a copy of the job's network, which stays as it is."""
-    return Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
+def rehearse(job: Job, progress: Progress) -> tuple[Preparation, Time]:
+    """Prepare the run as :func:`run` does, with a check on some of the test samples; return its time, too."""
+    job = leave_out_outliers(job, progress)
+    dense = copy_network(job)
+    memory_format = use_memory_format(job.facts, job.network.module, dense.module)
+    with fixed_order(job.device), memory_format:
+        prepared = prepare(job, dense, progress)
+        with use_chunks(prepared.chunks.run):
+            return prepared, estimate(job, prepared.plan)
 
 
 class _Run:
-    """One run, from its job to its outcome, which can be saved and resumed on the way."""
+    """One run, from its preparation to its outcome, which can be saved and resumed on the way."""
 
     def __init__(
         self,
-        job: Job,
+        prepared: Preparation,
         progress: Progress,
         store: StateStore,
+        saved: Mapping[str, Any],
+        clock: Clock,
         dense_evaluation: Evaluation | None,
         monitor: ProgressMonitor,
     ) -> None:
-        self.progress, self.store, self.monitor, self.saved = progress, store, monitor, store.load() or {}
-        self.job = job = leave_out_outliers(job, progress)
-        self.plan = make_plan(job.config, job.facts, job.choices)
-        self.memory, self.time = plan_memory(job, self.plan), estimate(job, self.plan)
+        self.prepared, self.job, self.dense = prepared, prepared.job, prepared.dense
+        self.progress, self.store, self.saved, self.clock = progress, store, saved, clock
         with restoring():
-            if self.saved:  # other chunks would round differently
-                self.memory = replace(self.memory, divisors=ChunkDivisors(**self.saved["chunks"]))
-            self.clock = Clock(dict(self.saved.get("seconds", {})))
-            known = self.saved.get("dense")
+            known = saved.get("dense")
             self.dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
-        self.dense = _copy(job)
-        training, validation = training_split(job, self.plan.validation)
-        self.stages = Stages(job, self.plan, self.dense, training, progress, self.checkpoint_point, monitor)
+        self.time = estimate(self.job, prepared.plan)
+        self.stages = Stages(prepared, progress, self.checkpoint_point, monitor)
         self.finetuning: Finetuning | None = None
-        if self.plan.epochs and training is not None and validation is not None:
+        if prepared.plan.epochs and prepared.training is not None and prepared.validation is not None:
             self.finetuning = Finetuning(
-                job,
-                self.plan,
+                prepared,
                 self.stages,
-                self.dense.module,
-                training,
-                validation,
+                prepared.training,
+                prepared.validation,
                 progress,
                 self.checkpoint_point,
                 monitor,
             )
 
     def run(self) -> PruneResult:
-        job, clock = self.job, self.clock
-        memory_format = use_memory_format(job.facts, job.network.module, self.dense.module)
-        fixed, listening = fixed_order(job.device, self.saved.get("threads")), listen(part_listener(self.progress))
-        with clock.time("total"), use_chunks(self.memory.divisors), fixed, listening, memory_format:
-            self._announce()
-            with clock.time("measure"):
-                dense = self._measure_dense()
-            with clock.time("prune"):
-                self._prune()
-            finetuning = self._finetune()
-            check_masks(job.network.module, self.stages.state.masks)
-            with clock.time("measure"):
-                pruned = self._measure_pruned()
-            self._report(dense, pruned)
-        return make_outcome(
-            job,
-            self.stages,
-            finetuning,
-            dense,
-            pruned,
-            seconds=clock.seconds,
-            memory=self.memory.report,
-            time=self.time,
-        )
+        """Measure, prune, fine-tune and measure again."""
+        clock, state = self.clock, self.stages.state
+        self._announce()
+        with clock.time("measure"):
+            dense = self._measure_dense()
+        with clock.time("prune"):
+            self._prune()
+        finetuning = self._finetune()
+        check_masks(self.job.network.module, state.masks)
+        with clock.time("measure"):
+            pruned = self._measure_pruned()
+        self._report(dense, pruned)
+        return make_outcome(self.prepared, state, finetuning, dense, pruned, self.time, clock.so_far())
 
     def _announce(self) -> None:
-        """Tell the user of the run's opening and its needs."""
-        memory, time = self.memory, self.time
-        for note in (*self.job.notes, memory.describe(), Detail(memory.details()), time.describe()):
+        """Tell the user of the run's needs."""
+        memory, time = self.prepared.memory, self.time
+        for note in (memory.describe(), Detail(memory.details()), time.describe()):
             self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
 
@@ -167,9 +140,7 @@ class _Run:
         saved = self.saved.get("stages")
         if self.job.config.prune.schedule == "one-shot" and self.saved.get("finetuning") is None:
             self.stages.run(saved)
-            return
-        self.stages.prepare()
-        if saved is not None:
+        elif saved is not None:
             self.stages.load_state_dict(saved)
         else:
             self.checkpoint_point()
@@ -200,7 +171,7 @@ class _Run:
     def _state_dict(self) -> dict[str, Any]:
         dense = self.dense_evaluation
         return {
-            "chunks": asdict(self.memory.divisors),
+            "chunks": self.prepared.chunks.state_dict(),
             "threads": torch.get_num_threads(),
             "seconds": self.clock.so_far(),
             "dense": None if dense is None else vars(dense),

@@ -21,22 +21,18 @@ from prunetaylor.core.progress import Detail, Progress, part_listener
 from prunetaylor.core.results.outcome import removed_at
 from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.network import Network
-from prunetaylor.network.state import copy_module, displacement, restore
+from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
+from prunetaylor.pipeline.checks.sanity import leave_out_outliers
 from prunetaylor.pipeline.checks.settings import check_scoring
 from prunetaylor.pipeline.choice_log import ChoiceLog
-from prunetaylor.pipeline.estimates.memory import plan_memory
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.planning.plan import make_plan
 from prunetaylor.pipeline.planning.repair import one_step_repair
+from prunetaylor.pipeline.preparation import copy_network, prepare
 from prunetaylor.pipeline.sampling.calibration import Calibration
-from prunetaylor.pipeline.sampling.sampler import Sampler
-from prunetaylor.pipeline.sampling.validation_split import training_split
 from prunetaylor.pipeline.stages.repair import repair_context, repair_removal
-from prunetaylor.pipeline.stages.setup import StageSetup, make_setup, prepare, zero_count
+from prunetaylor.pipeline.stages.setup import StageSetup, make_setup
 from prunetaylor.pruning.interfaces import ScoringContext, Solver
 from prunetaylor.pruning.masks import apply_masks
 from prunetaylor.pruning.selection.trust_region import agrees
@@ -61,34 +57,33 @@ def run(job: Job, progress: Progress) -> Scores:
     start = time.perf_counter()
     if job.samples is None:
         raise UsageError("score needs samples to measure the error on", "name them with --data")
+    notes = [*job.notes, *check_scoring(job.config)]
+    for note in notes:
+        progress.note(note)
     job = leave_out_outliers(job, progress)
-    plan = make_plan(job.config, job.facts, job.choices, one_step=True)
-    memory = plan_memory(job, plan, "score")
-    training, _ = training_split(job, plan.validation)
-    assert training is not None
-    generator, choices = torch.Generator().manual_seed(job.config.seed), ChoiceLog(progress)
-    dense = Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
-    setup = make_setup(job, plan, dense, generator, choices, progress, trained_between_stages=False)
+    dense = copy_network(job)
     # The memory format is that of a run, whose fits in the cache serve here too.
-    memory_format = use_memory_format(job.facts, job.network.module, setup.dense.module)
-    with memory_format, use_chunks(memory.divisors), listen(part_listener(progress)):
-        notes = [*job.notes, *check_scoring(job.config)]
-        for note in (*notes, memory.describe(), Detail(memory.details())):
+    memory_format = use_memory_format(job.facts, job.network.module, dense.module)
+    with memory_format, listen(part_listener(progress)):
+        prepared = prepare(job, dense, progress, one_step=True)
+        plan, memory, sampler = prepared.plan, prepared.memory, prepared.sampler
+        assert sampler is not None
+        for note in (memory.describe(), Detail(memory.details())):
             progress.note(note)
-        alerts = check_quickly(job, progress)
-        sampler = Sampler(job, setup.dense, training, generator, progress)
-        setup = prepare(setup, sampler, single_step=True)
-        levels, layers = _try_levels(setup, sampler.calibration, generator)
+        choices = ChoiceLog(progress)
+        with use_chunks(memory.divisors):
+            setup = make_setup(prepared, choices, progress)
+            levels, layers = _try_levels(setup, sampler.calibration, prepared.generator)
     return Scores(
         method=plan.method,
-        repair=setup.plan.repair,
-        error=setup.plan.objective.describe(),
+        repair=plan.repair,
+        error=plan.objective.describe(),
         prunable=job.network.prunable,
         levels=levels,
         layers=layers,
         trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
         held_out=sampler.calibration.holdout.batches.samples,
-        first_order=setup.plan.first_order,
+        first_order=plan.first_order,
         skipped=job.network.skipped,
         choices=[*notes, *choices.lines],
         seconds=time.perf_counter() - start,
@@ -96,7 +91,7 @@ def run(job: Job, progress: Progress) -> Scores:
         device=str(job.device),
         hashes=input_hashes(job),
         memory=memory.report,
-        warnings=[*job.warnings, *alerts, *setup.alerts, *sampler.alerts],
+        warnings=list(prepared.alerts),
     )
 
 
@@ -126,7 +121,7 @@ def _try_levels(
 ) -> tuple[list[ScoreLevel], list[LayerScore]]:
     """Try every sparsity beyond the present one, and put the network back each time."""
     network = setup.job.network
-    sparsities = [level for level in LEVELS if removed_at(level, network.prunable) > zero_count(setup.job)]
+    sparsities = [level for level in LEVELS if removed_at(level, network.prunable) > network.zeros]
     steps_per_level = 1 + (len(network.layers) if setup.plan.removal_repair else 0)
     setup.progress.phase("score", steps_per_level * len(sparsities) + 1)
     fit = _fit(setup, calibration, generator)

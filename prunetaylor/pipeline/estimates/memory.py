@@ -18,7 +18,9 @@ from prunetaylor.core.config.sizes import show_size
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.checks.settings import check_needs
+from prunetaylor.pipeline.estimates.chunks import Phases, fit_chunks
 from prunetaylor.pipeline.job import Job
+from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.planning.repair import one_step_repair
 from prunetaylor.pipeline.sampling.calibration import chunk
@@ -30,7 +32,6 @@ from prunetaylor.runtime.free_memory import free_bytes
 from prunetaylor.runtime.processes.exchange import minimum
 from prunetaylor.runtime.processes.group import local_world, world
 from prunetaylor.runtime.processes.training import waits_within
-from prunetaylor.taylor.convergence import Convergence
 from prunetaylor.taylor.curvature.gradients import norms_bytes
 from prunetaylor.taylor.curvature.gram import grams_bytes
 from prunetaylor.taylor.curvature.tape import chunk_elements
@@ -51,7 +52,6 @@ from prunetaylor.taylor.memory import (
 from prunetaylor.taylor.model import prediction_bytes
 from prunetaylor.taylor.passes import first_batch
 
-_SMALLEST = 1 << 14  # the largest divisor of a chunk
 # Share of the free memory that stays unused without a limit: plans were up to so much too low (benchmarks/README.md).
 _MARGIN = 0.1
 _RANKED = 48  # bytes a weight while all are ranked: scores, their order, the ranks and the masks
@@ -92,32 +92,14 @@ class MemoryPlan:
         return f"memory peak: {self.phase.name} ({largest})"
 
 
-def plan_memory(job: Job, plan: PruningPlan, command: str = "prune") -> MemoryPlan:
-    """Return the memory of ``prune`` or ``score`` (``command``) for a process, the one with the least memory of
-    several.
+class MemoryPlanner:
+    """Plans the memory of ``prune`` or ``score`` (``command``), first of the probe of the network, then of all.
 
-    Raises UsageError if it does not fit even in the smallest chunks; the error names the largest part and settings that
-    fit.
+    One test sample is measured, once. The memory is that of a process, the one with the least of several.
     """
-    planner = _Planner(job, plan, command)
-    free = free_bytes(job.device)
-    if free is not None and job.device.type == "cpu":
-        free //= local_world()
-    free = minimum(free)
-    asked = job.config.memory is not None
-    limit = job.config.memory if asked else None if free is None else int((1 - _MARGIN) * free) + planner.there
-    chosen, worst = planner.fit(plan, job.config, limit)
-    if limit is not None and worst.total > limit:
-        raise planner.refusal(worst, limit, asked)
-    with use_chunks(chosen):
-        return MemoryPlan(worst, chosen, planner.batch(job.config), limit, asked, free)
 
-
-class _Planner:
-    """Everything that is measured once; the configuration may differ from the job's, to see whether it fits."""
-
-    def __init__(self, job: Job, plan: PruningPlan, command: str) -> None:
-        self.job, self.plan, self.command = job, plan, command
+    def __init__(self, job: Job, command: str = "prune") -> None:
+        self.job, self.command, self.facts = job, command, job.facts
         network, device = job.network, job.device
         self.state = state_bytes(network.module)
         self.sizes = Sizes(
@@ -132,6 +114,35 @@ class _Planner:
             self._look_at(job)
         self.there = self.state + self.source
         """Bytes that the run holds already."""
+        free = free_bytes(device)
+        if free is not None and device.type == "cpu":
+            free //= local_world()
+        self.free = minimum(free)
+        self.asked = job.config.memory is not None
+        usable = None if self.free is None else int((1 - _MARGIN) * self.free) + self.there
+        self.limit = job.config.memory if self.asked else usable
+
+    def plan_probe(self) -> ChunkDivisors:
+        """Return the chunks in which the network is probed. UsageError where that does not fit in memory."""
+        return self._require(lambda: self._probe(self.job.config), None)[0]
+
+    def plan_run(self, plan: PruningPlan, facts: Facts) -> MemoryPlan:
+        """Return the memory of the whole run.
+
+        Raises UsageError if it does not fit even in the smallest chunks; the error names the largest part and settings
+        that fit.
+        """
+        self.facts = facts
+        chosen, worst = self._require(lambda: self.phases(plan, self.job.config), plan)
+        with use_chunks(chosen):
+            return MemoryPlan(worst, chosen, self.batch(self.job.config), self.limit, self.asked, self.free)
+
+    def _require(self, phases: Phases, plan: PruningPlan | None) -> tuple[ChunkDivisors, Phase]:
+        """Return the chunks and the largest phase. UsageError where they do not fit."""
+        chosen, worst = fit_chunks(phases, self.limit)
+        if self.limit is not None and worst.total > self.limit:
+            raise self.refusal(worst, self.limit, plan)
+        return chosen, worst
 
     def _look_at(self, job: Job) -> None:
         samples, network = job.samples, job.network
@@ -172,24 +183,17 @@ class _Planner:
             cached=config.cache.enabled,
         )
 
-    def worst(self, plan: PruningPlan, config: Config) -> Phase:
-        """Return the largest phase under the current chunks."""
-        return max(self.phases(plan, config), key=lambda phase: phase.total)
-
     def phases(self, plan: PruningPlan, config: Config) -> Iterator[Phase]:
         """Yield every phase that may be the largest."""
         job = self.job
-        sizes, criterion = self.sized(config), load_criterion(plan.method)
-        # The network, its dense copy and that one's state, masks now and before.
-        weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
-        always = {"weights": weights, "samples": samples, "libraries": LIBRARIES}
+        sizes, criterion, always = self.sized(config), load_criterion(plan.method), self._always(config)
         scored = [Phase(f"{one.name} ({plan.method})", one.parts, one.layer) for one in criterion.memory(sizes)]
         ranked = Phase("ranking", {"scores": _RANKED * sizes.weights})
         if job.samples is None:
             yield from (phase.plus(always) for phase in (*scored, ranked))
             return
         yield Phase("measuring", {"activations": forward(self._measuring(config, sizes))}).plus(always)
-        yield Phase("the convergence check", {"activations": norms_bytes(sizes)}).plus(always)
+        yield from self._probe(config)
         trains = plan.epochs > 0 and self.command == "prune"
         # The states that a stage and its two Taylor models start from; in a gradual schedule, while training waits.
         models = {"weights": 3 * sizes.state}
@@ -197,12 +201,20 @@ class _Planner:
             models["optimizer"] = train.held_bytes(sizes, plan.training)
         yield from (phase.plus(always, models) for phase in scored)
         yield from (phase.plus(always, models) for phase in self._after(plan, sizes, scored))
-        if job.labelled and plan.first_order is None:  # nobody knows yet whether the network is converged
-            facts = replace(job.facts, convergence=Convergence(1.0, 1.0, 0.0, 0.0))
-            far = make_plan(config, facts, one_step=self.command == "score")
-            yield from (phase.plus(always, models) for phase in self._after(far, sizes, scored))
         if trains:
             yield train.memory(replace(sizes, batch=self._training_batch(config)), plan.training).plus(always)
+
+    def _always(self, config: Config) -> dict[str, int]:
+        """Return the bytes that every phase needs: the network, its dense copy, that one's state, masks and samples."""
+        sizes = self.sized(config)
+        weights, samples = 3 * sizes.state + 2 * sizes.weights, self._samples(config, sizes)
+        return {"weights": weights, "samples": samples, "libraries": LIBRARIES}
+
+    def _probe(self, config: Config) -> Iterator[Phase]:
+        """Yield the largest phase of the probe, which comes before the plan."""
+        sizes = self.sized(config)
+        activations = 0 if self.job.samples is None else max(norms_bytes(sizes), prediction_bytes(sizes))
+        yield Phase("the convergence check", {"activations": activations}).plus(self._always(config))
 
     def _after(self, plan: PruningPlan, sizes: Sizes, scored: Sequence[Phase]) -> Iterator[Phase]:
         """Yield the phases that follow the scores in each stage."""
@@ -255,60 +267,28 @@ class _Planner:
         most = max(1, config.data.batch_size // current_chunks().batch)
         return replace(sizes, batch=min(most, len(self.job.samples.test)))
 
-    def fit(self, plan: PruningPlan, config: Config, limit: int | None) -> tuple[ChunkDivisors, Phase]:
-        """Return the largest chunks found under which all phases fit ``limit``, else the smallest; and the largest
-        phase.
-        """
-        chosen = ChunkDivisors()
-        while limit is not None and (over := self._over(plan, config, chosen, limit)) > 0:
-            smaller = (self._halved(plan, config, chosen, field.name, limit, over) for field in fields(chosen))
-            best = min((one for one in smaller if one is not None), key=lambda one: one[0], default=None)
-            if best is None:
-                break
-            chosen = best[1]
-        with use_chunks(chosen):
-            return chosen, self.worst(plan, config)
-
-    def _halved(
-        self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, name: str, limit: int, over: int
-    ) -> tuple[int, ChunkDivisors] | None:
-        """Return (bytes over the limit, chunks) of the first halving of a chunk that helps, or None."""
-        by = getattr(chosen, name)
-        while by < _SMALLEST:
-            by *= 2
-            smaller = replace(chosen, **{name: by})
-            excess = self._over(plan, config, smaller, limit)
-            if excess < over:
-                return excess, smaller
-        return None
-
-    def _over(self, plan: PruningPlan, config: Config, chosen: ChunkDivisors, limit: int) -> int:
-        """Return the sum of all phases' bytes over the limit, so that halving helps if any phase shrinks."""
-        with use_chunks(chosen):
-            return sum(max(0, phase.total - limit) for phase in self.phases(plan, config))
-
-    def refusal(self, worst: Phase, limit: int, asked: bool) -> UsageError:
+    def refusal(self, worst: Phase, limit: int, plan: PruningPlan | None) -> UsageError:
         """Return the error that names what does not fit, and what would."""
         # The libraries' share is nobody's to change.
         part, size = max(((p, s) for p, s in worst.parts.items() if p != "libraries"), key=lambda one: one[1])
         layer = f" (most for {worst.layer})" if worst.layer and part in ("curvature", "systems") else ""
-        there = "the limit is" if asked else "available are"
+        there = "the limit is" if self.asked else "available are"
         cause = (
             f"{worst.name} needs {show_size(worst.total)} of memory even in the smallest chunks, "
             f"{show_size(size)} of it {part}{layer}; {there} {show_size(limit)}"
         )
-        fitting = [*self._fitting(limit), *([f"--memory {-(-worst.total // 2**20)}MiB"] if asked else [])]
+        fitting = [*self._fitting(limit, plan), *([f"--memory {-(-worst.total // 2**20)}MiB"] if self.asked else [])]
         return UsageError(cause, f"what would fit: {', '.join(fitting)}" if fitting else "nothing smaller fits")
 
-    def _fitting(self, limit: int) -> Iterator[str]:
+    def _fitting(self, limit: int, plan: PruningPlan | None) -> Iterator[str]:
         """Yield settings that fit: the smallest changes first, then other methods, the largest first."""
         methods = []
-        for text, smaller in self._smaller():
+        for text, smaller in self._smaller(plan):
             if self._need(smaller, limit) <= limit:
                 yield text
                 break
         for name in registry.names(registry.CRITERIA):
-            if name in (self.plan.method, "random"):
+            if name in (self.job.method, "random"):
                 continue
             need = self._need(_with(self.job.config, "prune", method=name), limit)
             if need <= limit:
@@ -320,20 +300,20 @@ class _Planner:
     def _need(self, config: Config, limit: int) -> float:
         """Return the bytes of a run by another configuration; infinite if it cannot run."""
         try:
-            check_needs(config, self.job.facts)
-            plan = make_plan(config, self.job.facts, one_step=self.command == "score")
+            check_needs(config, self.facts)
+            plan = make_plan(config, self.facts, one_step=self.command == "score")
         except PruneTaylorError:
             return inf
-        return self.fit(plan, config, limit)[1].total
+        return fit_chunks(lambda: self.phases(plan, config), limit)[1].total
 
-    def _smaller(self) -> Iterator[tuple[str, Config]]:
+    def _smaller(self, plan: PruningPlan | None) -> Iterator[tuple[str, Config]]:
         """Yield settings that need less with the same method."""
         config = self.job.config
-        if self.plan.refinement.when != "none":
+        if plan is not None and plan.refinement.when != "none":
             if config.prune.refine_by != "features":
                 yield "prune.refine_by=features", _with(config, "prune", refine_by="features")
             yield "prune.refine=none", _with(config, "prune", refine="none")
-        if self.plan.epochs:
+        if plan is not None and plan.epochs:
             size = config.data.batch_size // 2
             while size >= _SMALLEST_BATCH:
                 yield f"data.batch_size={size}", _with(config, "data", batch_size=size)

@@ -67,7 +67,7 @@ def _stages(job: Job, plan: PruningPlan) -> list[float]:
     levels = list(plan.gradual.values() or plan.schedule.levels)
     if plan.schedule.max_fraction is not None and not plan.gradual:
         levels = sparsities(job.config.prune.sparsity, ADAPTIVE_STAGES)
-    gone = sum(int((~mask).sum()) for mask in job.network.masks().values()) / job.network.prunable
+    gone = job.network.zeros / job.network.prunable
     return [max(0.0, 1 - max(level, gone)) for level in [0.0, *levels[:-1]]] if levels else []
 
 

@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = (
     "track",
 )
 """Settings that may change, as no result depends on them. Checkpoint, data and code are compared by their hashes."""
-_FORM = 5
+_FORM = 6
 """The form of a state; raised when its content changes, so that older states are refused with the reason."""
 _SHOWN = 8
 

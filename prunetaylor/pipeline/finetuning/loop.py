@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from prunetaylor.core.errors import NumericsError
@@ -23,8 +23,7 @@ from prunetaylor.pipeline.choice_log import ChoiceLog
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetuning.epoch_selection import Candidate, EpochSelector
 from prunetaylor.pipeline.finetuning.gradual import GradualPruning
-from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.planning.plan import PruningPlan
+from prunetaylor.pipeline.preparation import Preparation
 from prunetaylor.pipeline.sampling.calibration import pseudo_labelled
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.masks import check_masks
@@ -45,10 +44,11 @@ class FinetuningResult:
 
 
 class Finetuning:
-    """Trains the kept weights of ``job.network`` in place, and prunes between steps where the schedule is gradual.
+    """Trains the kept weights of the job's network in place, and prunes between steps where the schedule is gradual.
+
+    The dense network teaches where distillation is on.
 
     Args:
-        dense: the network as it was; it teaches where distillation is on.
         training: the samples that are trained on.
         validation: the samples that choose between the epochs that have the sparsity asked for.
         checkpoint_point: called wherever the state may be saved.
@@ -57,17 +57,16 @@ class Finetuning:
 
     def __init__(
         self,
-        job: Job,
-        plan: PruningPlan,
+        prepared: Preparation,
         stages: Stages,
-        dense: nn.Module,
         training: Split,
         validation: Split,
         progress: Progress,
         checkpoint_point: Callable[[], None],
         monitor: ProgressMonitor = no_monitor,
     ) -> None:
-        self.job, self.stages, self.dense, self.progress = job, stages, dense, progress
+        self.job, self.dense, self.stages, self.progress = prepared.job, prepared.dense.module, stages, progress
+        job, plan = self.job, prepared.plan
         self._checkpoint_point, self._monitor = checkpoint_point, monitor
         self.epochs: list[Epoch] = []
         self.choices = ChoiceLog(progress)
@@ -82,7 +81,7 @@ class Finetuning:
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
         if not validation.labelled:
             self.choices(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
-        self._validation = job.batches(pseudo_labelled(job, dense, validation))
+        self._validation = job.batches(pseudo_labelled(job, self.dense, validation))
         self._gradual = GradualPruning(stages, plan.gradual)
         self._objective_loss = self._loss()
         self.training: Training | None = None

@@ -13,23 +13,23 @@ from prunetaylor.taylor.objective import Task
 class Facts:
     """The facts about the network, its samples and the device.
 
-    The first half is known when everything is open, the second once the dense network was probed.
+    The first half is known when everything is open, the second from the probe of the dense network.
     """
 
     device: str = "cpu"  # its kind: cpu, cuda or mps
     half_precision: Literal["bf16", "fp16"] | None = None  # the type that a GPU is fast in
     task: Task = "classification"
-    prunable: int = 1  # weights
-    zeros: int = 0  # of these, before anything is pruned
     elimination_work: float = 0.0  # FLOPs of ExactOBS at the dense network, all layers
     batch_norms: bool = True  # whether any keeps running statistics
     training_samples: int | None = None  # None: there are no data
     labelled: bool = True  # whether the training samples have labels
     has_validation: bool = False  # whether the data come with samples to choose epochs by
+    plain_layout: str | None = ""  # why convolutions cannot lie with channels last; None: they can; empty: no gain
 
+    prunable: int = 1  # weights, in layers that can be pruned as far as is known
+    zeros: int = 0  # of these, before anything is pruned
     forward_work: float = 0.0  # FLOPs of one sample's forward pass
     convergence: Convergence | None = None  # None: there are no labels, or no data
-    plain_layout: str | None = ""  # why convolutions cannot lie with channels last; None: they can; empty: no gain
 
     @property
     def has_data(self) -> bool:

@@ -73,7 +73,8 @@ def make_plan(
     method, epochs = choose_method(config, facts), choose_epochs(config, facts)
     criterion = load_criterion(method.value)
     count = 0 if one_step else epochs.value
-    nothing = not one_step and facts.zeros >= removed_at(config.prune.sparsity, facts.prunable)
+    pruned_already = None if one_step else _explain_nothing_to_prune(config, facts)
+    nothing = pruned_already is not None
     validation = choose_validation(config, facts, count)
     held_out = validation.value if validation else 0
     terms, refinement, repair = _choose_adjustment(config, facts, method.value, count, nothing_to_prune=nothing)
@@ -87,6 +88,7 @@ def make_plan(
         *opened,
         *([explain_task(config, facts.task)] if facts.has_data else []),
         method,
+        *([pruned_already] if pruned_already else []),
         *whole_run,
         *_choose_samples(config, facts, held_out),
         repair,
@@ -129,6 +131,16 @@ def _choose_adjustment(
     if nothing_to_prune and facts.has_data:
         refinement = refine_without_pruning(config, facts, labels=terms.labels)
     return terms, refinement, repair
+
+
+def _explain_nothing_to_prune(config: Config, facts: Facts) -> Choice[float] | None:
+    """Return the sparsity asked for, with the reason why nothing is removed; None where something is."""
+    target = config.prune.sparsity
+    if facts.zeros < removed_at(target, facts.prunable):
+        return None
+    zero = facts.zeros / facts.prunable
+    line = f"nothing to remove: {target:.2%} was asked for, {zero:.2%} is zero already"
+    return Choice("prune.sparsity", target, f"{zero:.2%} is zero already, so that nothing is removed", line)
 
 
 def _choose_samples(config: Config, facts: Facts, held_out: int) -> list[Choice[object]]:

@@ -7,7 +7,7 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.pipeline.planning.facts import Facts
-from prunetaylor.pruning.interfaces import Criterion, Repair, Solver, load_repair
+from prunetaylor.pruning.interfaces import Criterion, Repair, Solver, load_criterion, load_repair
 
 ONE_STEP_REPAIR = "obs"
 """The repair of ``score`` in place of one that takes passes over the samples, which no single step is worth."""
@@ -36,8 +36,9 @@ def one_step_repair(name: str) -> Repair | None:
     return repair if repair is None or repair.needs_moments else load_repair(ONE_STEP_REPAIR)
 
 
-def fits_samples(config: Config, method: str, criterion: Criterion) -> bool:
+def fits_samples(config: Config, method: str) -> bool:
     """Return whether anything is fitted to the calibration samples."""
+    criterion = load_criterion(method)
     return criterion.needs != "nothing" or removal_repair(usual_repair(config, method, criterion)) is not None
 
 

@@ -15,11 +15,10 @@ from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, d
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.repair import fits_samples
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
-from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Reference, Task, loss_of
-from prunetaylor.taylor.output_check import check_deterministic, finite_samples
+from prunetaylor.taylor.output_check import finite_samples
 from prunetaylor.taylor.passes import BatchOutputs, all_outputs
 from prunetaylor.taylor.risk import DenseOutputs, Risk
 
@@ -149,7 +148,6 @@ class Calibration:
         energies = [Energies(dense) for _ in splits]
         fit, holdout = (Part.of(job, dense, split, size, e) for split, e in zip(splits, energies, strict=True))
         fit, holdout, outliers = _without_outliers(job, (fit, holdout), splits, [e.all() for e in energies])
-        check_deterministic(dense, fit.batches)
         return cls(fit, holdout, outliers)
 
     def spread(self, task: Task) -> float:
@@ -165,8 +163,7 @@ class Calibration:
 
 def check_enough(job: Job, fitted: int) -> None:
     """Raise UsageError if ``fitted`` samples are too few to fit to."""
-    fits = fits_samples(job.config, job.method, load_criterion(job.method))
-    if fitted < (FEWEST_FITTED if fits else 1):
+    if fitted < (FEWEST_FITTED if fits_samples(job.config, job.method) else 1):
         raise UsageError(
             f"too few calibration samples: {job.method} fits to {fitted}, and needs at least {FEWEST_FITTED}",
             f"give at least {2 * FEWEST_FITTED} training samples, better a thousand; --method magnitude with "

@@ -7,27 +7,16 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-import torch
-
 from prunetaylor.core.progress import Progress, ProgressMonitor, no_monitor
-from prunetaylor.core.results.outcome import Alert, FirstOrder, Stage, removed_at
-from prunetaylor.data.samples import Split
-from prunetaylor.network.network import Network
+from prunetaylor.core.results.outcome import Stage, removed_at
 from prunetaylor.pipeline.choice_log import ChoiceLog
-from prunetaylor.pipeline.job import Job
-from prunetaylor.pipeline.planning.plan import PruningPlan
+from prunetaylor.pipeline.preparation import Preparation
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.stages.acceptance import decide_acceptance, describe_rejection, make_record
 from prunetaylor.pipeline.stages.control import fixed_sparsities, make_control
 from prunetaylor.pipeline.stages.finish import finish_stage, note_empty_layers
 from prunetaylor.pipeline.stages.repair import repair_accepted
-from prunetaylor.pipeline.stages.setup import (
-    has_target_sparsity,
-    make_setup,
-    prepare,
-    report_nothing_to_prune,
-    target_count,
-)
+from prunetaylor.pipeline.stages.setup import make_setup
 from prunetaylor.pipeline.stages.state import PruningState
 from prunetaylor.pipeline.stages.step import StepOutcome, change_since_dense, reached, run_step, synchronise
 from prunetaylor.pruning.selection.schedule import Fixed
@@ -35,39 +24,26 @@ from prunetaylor.pruning.selection.trust_region import TrustRegion
 
 
 class Stages:
-    """Prunes ``job.network`` in place, stage by stage.
+    """Prunes the job's network in place, stage by stage.
 
     Args:
-        dense: a copy of the network that stays as it is.
-        pool: the calibration samples are drawn from it; None without data.
         checkpoint_point: called wherever the state may be saved.
         monitor: told the change of the error after each stage.
     """
 
     def __init__(
         self,
-        job: Job,
-        plan: PruningPlan,
-        dense: Network,
-        pool: Split | None,
+        prepared: Preparation,
         progress: Progress,
         checkpoint_point: Callable[[], None] = lambda: None,
         monitor: ProgressMonitor = no_monitor,
     ) -> None:
-        self.job, self.progress = job, progress
+        self.job, self.progress = prepared.job, progress
         self._checkpoint_point, self._monitor = checkpoint_point, monitor
-        generator = torch.Generator().manual_seed(job.config.seed)
-        self.state = PruningState(job.network, ChoiceLog(progress), generator)
-        self._sampler = None if pool is None else Sampler(job, dense, pool, generator, progress)
-        self.setup = make_setup(
-            job,
-            plan,
-            dense,
-            generator,
-            self.state.choices,
-            progress,
-            trained_between_stages=job.config.prune.schedule != "one-shot",
-        )
+        self._sampler = prepared.sampler
+        self.state = PruningState(self.job.network, ChoiceLog(progress), prepared.generator)
+        self.setup = make_setup(prepared, self.state.choices, progress)
+        self.state.start(None if prepared.plan.removal_repair else 1.0)
 
     @property
     def sampler(self) -> Sampler:
@@ -76,31 +52,15 @@ class Stages:
         return self._sampler
 
     @property
-    def first_order(self) -> FirstOrder | None:
-        """The judgement on the first-order term; None without data."""
-        return self.setup.plan.first_order
-
-    @property
-    def alerts(self) -> list[Alert]:
-        """Return the warnings about the samples."""
-        return [*self.setup.alerts, *([] if self._sampler is None else self._sampler.alerts)]
-
-    @property
     def finished(self) -> bool:
         """True once the sparsity asked for is reached."""
-        return self.state.removed >= target_count(self.job)
-
-    def prepare(self) -> None:
-        """Draw the samples, check the dense network on them, and decide on the error and the repair."""
-        self.setup = prepare(self.setup, self.sampler)
-        self.state.start(None if self.setup.plan.removal_repair else 1.0)
+        return self.state.removed >= self.setup.target_count
 
     def run(self, saved: Mapping[str, Any] | None = None) -> None:
         """Prune to the sparsity asked for, or go on from a ``saved`` state."""
         if self._sampler is None:
             self._prune_without_data()
             return
-        self.prepare()
         state = self.state
         control = make_control(self.setup, self.sampler.calibration, state.removed)
         if saved is not None:
@@ -135,7 +95,7 @@ class Stages:
         return self.state.state_dict(self.sampler)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a saved state, after :meth:`prepare`."""
+        """Go on from a saved state."""
         self.state.load_state_dict(saved, self.sampler)
 
     def run_stage(self) -> StepOutcome:
@@ -176,7 +136,7 @@ class Stages:
         self._report(outcome)
         if accepted:
             refinement = setup.plan.refinement.when
-            if refinement == "stages" or (refinement == "last" and state.removed == target_count(self.job)):
+            if refinement == "stages" or (refinement == "last" and state.removed == self.setup.target_count):
                 state.start_refinement()
             self._finish_stage()
         return outcome
@@ -198,9 +158,6 @@ class Stages:
     def _prune_without_data(self) -> None:
         """Prune by a criterion that needs no samples; nothing can be predicted, measured or repaired."""
         state, network = self.state, self.job.network
-        state.start()
-        if has_target_sparsity(self.job):
-            report_nothing_to_prune(self.setup)
         for sparsity in fixed_sparsities(self.setup, state.removed):
             start = time.perf_counter()
             state.accept(self.setup.selector.weakest(state.masks, removed_at(sparsity, network.prunable)))

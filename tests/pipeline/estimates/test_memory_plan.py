@@ -20,7 +20,8 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.estimates import memory as memory_plan
-from prunetaylor.pipeline.estimates.memory import MemoryPlan, plan_memory
+from prunetaylor.pipeline.estimates.chunks import fit_chunks
+from prunetaylor.pipeline.estimates.memory import MemoryPlan, MemoryPlanner
 from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.pipeline.planning.plan import make_plan
 from prunetaylor.pipeline.run import run
@@ -49,18 +50,19 @@ def job_of(model: nn.Module, **settings: object) -> Job:
 
 
 def plan_of(job: Job) -> MemoryPlan:
-    return plan_memory(job, make_plan(job.config, job.facts))
+    return MemoryPlanner(job).plan_run(make_plan(job.config, job.facts), job.facts)
 
 
 def phases(job: Job) -> Iterator[Phase]:
     plan = make_plan(job.config, job.facts)
-    return memory_plan._Planner(job, plan, "prune").phases(plan, job.config)
+    return MemoryPlanner(job).phases(plan, job.config)
 
 
 def smallest(job: Job, command: str = "prune") -> int:
     """The smallest limit that is not refused."""
     plan = make_plan(job.config, job.facts, one_step=command == "score")
-    return memory_plan._Planner(job, plan, command).fit(plan, job.config, 1)[1].total
+    planner = MemoryPlanner(job, command)
+    return fit_chunks(lambda: planner.phases(plan, job.config), 1)[1].total
 
 
 def pruned(model: nn.Module, **settings: object) -> PruneResult:
@@ -194,7 +196,7 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
     assert any("matching the dense layers" in line for line in outcome.choices)
     with pytest.raises(UsageError, match="refinement by Gauss-Newton") as found:
-        plan_of(job_of(wide(), **how, memory=limit))
+        pruned(wide(), **how, memory=limit)  # which is not trained: labels are used
     assert found.value.remedy.startswith("what would fit: prune.refine_by=features, ")
 
 
@@ -224,7 +226,7 @@ def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str
     torch.manual_seed(0)
     job = job_of(ConvNet(), **how)
     config = job.config.model_copy(update={"prune": job.config.prune.model_copy(update={"method": method})})
-    need = memory_plan._Planner(job, make_plan(job.config, job.facts), "prune")._need(config, 10**12)
+    need = MemoryPlanner(job)._need(config, 10**12)
     assert isfinite(need) == possible
     if possible:
         pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
