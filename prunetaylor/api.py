@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.contradictions import same
+from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.resolve import Resolved, from_values, override
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Logged, Progress, Silent
@@ -27,7 +28,7 @@ from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.checks.settings import check_from_python
 from prunetaylor.pipeline.files.outputs import write_page, write_run
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE, RunFolder
-from prunetaylor.pipeline.job import Job, absolute, make_job, open_job
+from prunetaylor.pipeline.job import Job, make_job, open_job
 from prunetaylor.pipeline.planning.method import choose_device
 from prunetaylor.report.json_report import to_json
 from prunetaylor.report.summary import notebook, outcome_lines
@@ -70,7 +71,8 @@ class Result(PruneResult):
 
         Args:
             folder: this is created; it must be new or empty.
-            arch: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY. It is called once as a test.
+            arch: torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or package.module:FACTORY. It is called
+                once as a test.
             args: keyword arguments of the factory, as plain JSON values.
             data: the command line's --data, such as arrays:FILE.npz or FILE.py:FUNCTION.
             force: replace a run in ``folder``.
@@ -103,11 +105,11 @@ class Result(PruneResult):
             raise UsageError("args need the name of a factory", "pass arch= too")
         metadata, settings = dict(self.metadata), dict[str, Any]()
         if arch is not None:
-            metadata |= {"arch": absolute(arch), "args": dict(args or {})}
+            metadata |= {"arch": rooted("model.arch", arch), "args": dict(args or {})}
             settings |= {"model.arch": metadata["arch"], "model.args": metadata["args"]}
         if data is not None:
             split_spec(data)
-            metadata["data"] = {**metadata["data"], "source": absolute(data)}
+            metadata["data"] = {**metadata["data"], "source": rooted("data.source", data)}
             settings["data.source"] = metadata["data"]["source"]
         return metadata, override(self.resolved, {key: (value, "argument of save") for key, value in settings.items()})
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import click
 from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
+from prunetaylor.core.config.paths import PATH_SCHEMES
+
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 _REGISTERED = re.compile(r"@register_model\b(?:\((?:name=)?(?:[\"'](\w+)[\"'])?\))?.*?\bdef (\w+)", re.DOTALL)
@@ -71,10 +73,11 @@ def _specs(key: str, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a network (``model.arch``) or of samples (``data.source``)."""
     scheme, colon, _ = incomplete.partition(":")
     if not colon:
-        networks, samples = "torchvision: timm: builtin:", "digits none torchvision: folder: arrays:"
+        networks, samples = "torchvision: timm: builtin: hf:", "digits none torchvision: folder: arrays:"
         return [*_starting((networks if key == "model.arch" else samples).split(), incomplete), *_functions(incomplete)]
-    if scheme in ("folder", "arrays"):
-        return [CompletionItem(incomplete.partition(":")[2], type="dir" if scheme == "folder" else "file")]
+    if scheme in PATH_SCHEMES:
+        kind = "dir" if scheme in ("folder", "hf", "hf-data") else "file"
+        return [CompletionItem(incomplete.partition(":")[2], type=kind)]
     if scheme == "torchvision":
         names = _networks("torchvision", "models") if key == "model.arch" else _data_sets()
     elif scheme in ("timm", "builtin") and key == "model.arch":

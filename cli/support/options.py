@@ -58,7 +58,7 @@ arch_option = setting_option(
     "--arch",
     key="model.arch",
     metavar="SPEC",
-    help="The network: torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY.  "
+    help="The network: torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or package.module:FACTORY.  "
     "[default: what the checkpoint names, else matched by its tensors]",
 )
 data_option = setting_option(

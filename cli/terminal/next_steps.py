@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prunetaylor.core.config.code import SCHEMES
+
 from ..support.options import Setting, is_pair
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def _percent_below(share: float) -> str:
 
 def _code(spec: str | None) -> str | None:
     """Return a spec that names code of the user's, which no command imports because a file names it; else None."""
-    own = spec is not None and spec.partition(":")[0] not in ("builtin", "torchvision", "timm", "folder", "arrays")
+    own = spec is not None and spec.partition(":")[0] not in SCHEMES
     return spec if own and spec is not None and ":" in spec else None
 
 

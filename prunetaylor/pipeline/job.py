@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.config.code import Trust, settings_of
+from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.progress import Progress
@@ -19,7 +20,6 @@ from prunetaylor.core.results.outcome import Alert, removed_at
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Samples, Split, WithTargets
 from prunetaylor.network.checkpoint.architecture.build import build_network
-from prunetaylor.network.checkpoint.architecture.factory import known_network
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_present
@@ -93,7 +93,7 @@ class Job:
             cfg = self.config.data
             recorded = self.checkpoint.metadata.data if self.checkpoint and self.checkpoint.metadata else {}
             data = {
-                "source": absolute(self.samples.source),
+                "source": rooted("data.source", self.samples.source),
                 "normalize": self.samples.preprocess.to_json() or "none",
                 "augment": self.samples.augment,
             }
@@ -103,7 +103,7 @@ class Job:
             size = cfg.size or recorded.get("size")
             if size is not None:
                 data["size"] = size
-        return {"arch": absolute(self.arch) if self.arch else None, "args": self.args, "data": data}
+        return {"arch": rooted("model.arch", self.arch), "args": self.args, "data": data}
 
     def describe(self) -> list[str]:
         """The network, its data and what is to be removed, a line each."""
@@ -214,15 +214,3 @@ def _facts(network: Network, samples: Samples | None, device: torch.device) -> F
 def _batches(config: Config, samples: Samples, device: torch.device, split: Split, **how: Any) -> Batches:
     usual = {"batch_size": config.data.batch_size, "device": device, "workers": workers(config.data)}
     return Batches(split, samples.preprocess, **{**usual, **how})
-
-
-def absolute(spec: str) -> str:
-    """A spec that names a file or folder, wherever it is read again."""
-    scheme, _, rest = spec.partition(":")
-    if known_network(spec):
-        return spec
-    if scheme in ("folder", "arrays"):
-        return f"{scheme}:{Path(rest).resolve()}"
-    if scheme.endswith(".py"):
-        return f"{Path(scheme).resolve()}:{rest}"
-    return spec

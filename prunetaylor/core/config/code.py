@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunetaylor.core.config.paths import rooted
+from prunetaylor.core.config.paths import PATH_SCHEMES, rooted
 from prunetaylor.core.errors import CheckpointRefused
 
 KEYS = {"model.arch": "--arch", "data.source": "--data", "loss": "loss", "gate.metric": "gate.metric"}
 """The settings whose value may be code, each with the option or setting that names it."""
 
 # What stands before the colon of specs that are no code.
-SCHEMES = frozenset({"arrays", "builtin", "folder", "timm", "torchvision"})
+SCHEMES = frozenset({*PATH_SCHEMES, "builtin", "timm", "torchvision"})
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-_PATHS = ("model.checkpoint", "data.root", "cache.dir", "gate.baseline")
+_PATHS = ("model.checkpoint", "data.root", "data.tokenizer", "cache.dir", "gate.baseline")
 _SPECS = ("model.arch", "data.source", "gate.metric", "loss")
-_SCHEMES = ("folder", "arrays")
+PATH_SCHEMES = ("arrays", "csv", "folder", "hf", "hf-data", "lines")
+"""What stands before the colon of specs whose rest is a path."""
 
 
 def rooted(key: str, value: Any) -> Any:
@@ -19,7 +20,7 @@ def rooted(key: str, value: Any) -> Any:
     if key in _SPECS:
         value = value.removeprefix("code:")  # the long form of a data source
         scheme, _, path = value.partition(":")
-        if scheme in _SCHEMES and path:
+        if scheme in PATH_SCHEMES and path:
             return f"{scheme}:{_full(path)}"
         file, _, name = value.rpartition(":")
         if file.endswith(".py"):

@@ -111,11 +111,12 @@ class ModelSection(Section):
     """The network."""
 
     checkpoint: str | None = None
-    """The checkpoint to prune (MODEL on the command line)."""
+    """The checkpoint to prune (MODEL on the command line): a file, a run's folder, or a folder with config.json."""
     arch: str | None = None
-    """torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY; null: the checkpoint's network."""
+    """torchvision:NAME, timm:NAME, hf:DIR, FILE.py:FACTORY or package.module:FACTORY; null: the checkpoint's
+    network."""
     args: dict[str, Any] = {}
-    """Keyword arguments of the network's factory."""
+    """Keyword arguments of the network's factory; for hf:DIR, entries of config.json."""
 
 
 class DataSection(Section):

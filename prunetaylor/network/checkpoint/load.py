@@ -22,10 +22,11 @@ def load(
     trust_code: bool = False,
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Return the network in ``path`` (a run's folder or a checkpoint), in eval mode on ``device``.
+    """Return the network in ``path``, a checkpoint or the folder of a run or a model, in eval mode on ``device``.
 
-    ``arch`` and ``args`` name it if the file does not: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or
-    ``package.module:FACTORY``. Code that only the file names is imported only with ``trust_code=True``.
+    ``arch`` and ``args`` name it if the file does not: ``torchvision:NAME``, ``timm:NAME``, ``hf:DIR``,
+    ``FILE.py:FACTORY`` or ``package.module:FACTORY``. Code that only the file names is imported only with
+    ``trust_code=True``.
 
     Raises UsageError (no such file, an unknown network) and CheckpointRefused (damage, code, tensors that do not fit).
     """

@@ -8,12 +8,16 @@ from pathlib import Path
 
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.core.text import neutral
+from prunetaylor.network.checkpoint.huggingface.folder import find_weights, is_model_folder
 
 RUN_FILE = "model.safetensors"  # a run's folder stands for this file in it
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Return the file that ``path`` means; UsageError if it is missing, or a directory without a run."""
+    """Return the file that ``path`` means; of a model in several files it is the one that lists them.
+
+    Raises UsageError: it is missing, or a directory with neither a run nor a model.
+    """
     file = Path(path)
     try:
         file.stat()
@@ -25,8 +29,11 @@ def find_checkpoint(path: str | Path) -> Path:
     if file.is_dir():
         if (file / RUN_FILE).is_file():
             return file / RUN_FILE
+        if is_model_folder(file):
+            return find_weights(file)
         raise UsageError(
-            f"{file} is a directory without {RUN_FILE}", "name a checkpoint file, or the folder of a finished run"
+            f"{file} is a directory without {RUN_FILE}",
+            "name a checkpoint file, the folder of a finished run, or a model's folder of Hugging Face",
         )
     if not file.exists():
         if file.is_symlink():

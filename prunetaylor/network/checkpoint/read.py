@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from prunetaylor.core.errors import CheckpointRefused, UsageError
 from prunetaylor.core.json_file import read_json
 from prunetaylor.core.results.inspection import CheckpointMetadata
+from prunetaylor.core.text import neutral
+from prunetaylor.network.checkpoint.huggingface.folder import is_index, is_model_folder, shards
 from prunetaylor.network.checkpoint.metadata import FORMAT, decode
 from prunetaylor.network.checkpoint.paths import RUN_FILE, find_checkpoint
 from prunetaylor.network.checkpoint.refusal import refuse_failures, require_room
@@ -50,6 +52,7 @@ class Checkpoint:
     size: int  # bytes
     prefix_removed: str = ""  # wrappers' names taken off the parameter names: "module.", "_orig_mod."...
     notes: tuple[str, ...] = ()  # choices made while reading, one line each
+    folder: Path | None = None  # a model's folder of Hugging Face, which describes its network
     named: str | None = None  # a training dict's bare 'arch' entry: decides between equal matches, nothing else
 
 
@@ -75,6 +78,15 @@ def read(path: str | Path) -> Checkpoint:
 def open_file(path: str | Path) -> Checkpoint:
     """Read a file without the check for NaN and infinite values, for inspection."""
     file = find_checkpoint(path)
+    checkpoint = _open_shards(file) if is_index(file) else _open(file)
+    if not Path(path).is_dir():
+        return checkpoint
+    folder = Path(path)
+    described = folder if checkpoint.metadata is None and is_model_folder(folder) else None
+    return replace(checkpoint, folder=described, notes=(*checkpoint.notes, *_check_run(folder, checkpoint.sha256)))
+
+
+def _open(file: Path) -> Checkpoint:
     container = _container(file)
     with refuse_failures(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -82,9 +94,27 @@ def open_file(path: str | Path) -> Checkpoint:
         if not parts["state"]:
             raise CheckpointRefused(f"{file} contains no tensors", _SAVE)
         digest = sha256(file)
-    if Path(path).is_dir():
-        parts["notes"] = (*parts.get("notes", ()), *_check_run(Path(path), digest))
     return Checkpoint(path=file, container=container, sha256=digest, size=size, **parts)
+
+
+def _open_shards(index: Path) -> Checkpoint:
+    """Read the files that an index lists as one; its hash is that of their hashes."""
+    parts = [_open(shard) for shard in shards(index)]
+    state: dict[str, Tensor] = {}
+    for part in parts:
+        if twice := sorted(state.keys() & part.state.keys()):
+            raise CheckpointRefused(
+                f"{neutral(twice[0])!r} is in {part.path} and in another file of {index}", "copy the whole folder again"
+            )
+        state |= part.state
+    return replace(
+        parts[0],
+        path=index,
+        state=state,
+        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        size=sum(part.size for part in parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def sha256(file: Path) -> str:

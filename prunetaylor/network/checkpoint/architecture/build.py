@@ -19,6 +19,7 @@ from prunetaylor.network.checkpoint.architecture.factory import FORMS, build, he
 from prunetaylor.network.checkpoint.architecture.size_limit import build_bounded
 from prunetaylor.network.checkpoint.architecture.torchvision_match import match
 from prunetaylor.network.checkpoint.architecture.weights import load_weights
+from prunetaylor.network.checkpoint.huggingface.pretrained import SCHEME, load_pretrained
 from prunetaylor.network.checkpoint.read import Checkpoint
 
 _NAME_IT = f"name the network yourself: --arch with {FORMS}"
@@ -38,9 +39,9 @@ def build_network(
 ) -> BuiltNetwork:
     """Return the checkpoint's network with every tensor of the file in its place.
 
-    ``spec`` is the network that the user names (None: the one in the file's metadata, else torchvision's match by names
-    and shapes). ``args`` go to the factory and override those that the file gives for the same factory. ``trust`` is
-    the code that may be imported although only the file names it.
+    ``spec`` is the network that the user names (None: the one in the file's metadata, else the one that the file's
+    folder describes, else torchvision's match by names and shapes). ``args`` go to the factory and override those that
+    the file gives for the same factory. ``trust`` is the code that may be imported although only the file names it.
 
     Raises UsageError (an unknown network, arguments that the factory does not accept, code that fails) and
     CheckpointRefused (untrusted code; tensors missing, unexpected or of another shape, which it names).
@@ -49,6 +50,8 @@ def build_network(
     if spec is not None:
         return _as_named(spec, args, checkpoint, trust)
     if metadata is None or metadata.arch is None:
+        if checkpoint.folder is not None:
+            return _build_and_fill(f"{SCHEME}:{checkpoint.folder}", dict(args), checkpoint, "the folder's own")
         return _matched(args, checkpoint)
     if not known_network(metadata.arch):
         _require_trusted(metadata.arch, checkpoint, trust)
@@ -114,6 +117,9 @@ def _matched(args: Mapping[str, Any], checkpoint: Checkpoint) -> BuiltNetwork:
 
 
 def _build_and_fill(spec: str, args: dict[str, Any], checkpoint: Checkpoint, reason: str) -> BuiltNetwork:
+    if spec.partition(":")[0] == SCHEME:
+        module, text = load_pretrained(spec, args, checkpoint.state)
+        return BuiltNetwork(module, spec, args, f"{text} ({reason})")
     if args:  # they come from a file, perhaps
         module = build_bounded(lambda: build(spec, args), checkpoint.state, spec, args, known=known_network(spec))
     else:

@@ -22,12 +22,12 @@ from prunetaylor.network.state import copy_module
 from prunetaylor.runtime.torchvision_import import import_torchvision, repair_imports
 from prunetaylor.runtime.user_code import load_object
 
-FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, FILE.py:FACTORY or package.module:FACTORY"
+FORMS = "torchvision:NAME, timm:NAME, builtin:NAME, hf:DIR, FILE.py:FACTORY or package.module:FACTORY"
 
 
 def known_network(spec: str) -> bool:
-    """Return whether ``spec`` names a built-in, torchvision or timm network, which a file may name; others are code."""
-    return spec.partition(":")[0] in ("builtin", "torchvision", "timm")
+    """Return whether ``spec`` names a network that a file may name, because none of the file's code is run for it."""
+    return spec.partition(":")[0] in ("builtin", "torchvision", "timm", "hf")
 
 
 def build(spec: str, args: Mapping[str, Any]) -> nn.Module:

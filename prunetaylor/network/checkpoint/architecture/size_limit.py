@@ -27,14 +27,14 @@ def build_bounded(
     factor = 2 if known else 20
     if known:
         _try_without_memory(make, state, spec, args, factor)
-    with _limit_parameters(state, spec, args, factor):
+    with limit_parameters(state, spec, args, factor):
         return make()
 
 
 def _try_without_memory(
     make: Callable[[], nn.Module], state: Mapping[str, Tensor], spec: str, args: Mapping[str, Any], factor: int
 ) -> None:
-    with _limit_parameters(state, spec, args, factor):
+    with limit_parameters(state, spec, args, factor):
         try:
             with Shapeless(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -46,8 +46,10 @@ def _try_without_memory(
 
 
 @contextmanager
-def _limit_parameters(state: Mapping[str, Tensor], spec: str, args: Mapping[str, Any], factor: int) -> Iterator[None]:
-    """Count every parameter that a module gets inside the block, and raise CheckpointRefused at the limit."""
+def limit_parameters(state: Mapping[str, Tensor], spec: str, args: Mapping[str, Any], factor: int) -> Iterator[None]:
+    """Count every parameter that a module gets inside the block, and raise CheckpointRefused beyond ``factor`` times
+    the tensors of ``state``.
+    """
     elements = factor * (sum(tensor.numel() for tensor in state.values()) + 500_000)
     tensors = factor * (len(state) + 50)
     refusals: list[CheckpointRefused] = []
