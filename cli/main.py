@@ -24,6 +24,7 @@ from prunetaylor.core.text import neutral_lines
 from prunetaylor.pipeline.files.signals import Terminated, raise_terminated
 from prunetaylor.runtime.processes.place import find
 from prunetaylor.runtime.python_process import forget_working_directory
+from prunetaylor.runtime.torchvision_import import repair_imports
 
 from .check import check
 from .compare import compare
@@ -95,6 +96,7 @@ for _command in (prune, score, sweep, evaluate, check, compare, report, inspect,
 def main() -> None:
     """Run the command line of this process, and end the process with its exit code."""
     forget_working_directory()
+    repair_imports()  # before anything of the user's or of another package imports torchvision
     sys.exit(run(sys.argv[1:], last=True))
 
 

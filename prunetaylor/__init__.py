@@ -33,6 +33,9 @@ def __getattr__(name: str) -> "Any":
         raise AttributeError(f"module 'prunetaylor' has no attribute {name!r}")
     import importlib
 
+    from prunetaylor.runtime.torchvision_import import repair_imports
+
+    repair_imports()  # before anything of the user's imports torchvision, timm or transformers
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 

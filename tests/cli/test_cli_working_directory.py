@@ -23,12 +23,12 @@ _ENGINES = {
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """A task whose network is the user's own file with a neighbour, in a folder full of traps."""
+    """A task whose network is the user's own file, which imports torchvision and a neighbour, in a folder of traps."""
     write_task(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "neighbour.py").write_text((tmp_path / "net.py").read_text())
     (tmp_path / "net.py").unlink()
-    (tmp_path / "mine" / "net.py").write_text("from neighbour import make\n")
+    (tmp_path / "mine" / "net.py").write_text("import torchvision\nfrom neighbour import make\n")
     text = (tmp_path / "sweep.yaml").read_text().replace('"net.py:make"', '"mine/net.py:make"')
     text = text.replace("[0.2, 0.5, 0.8]", "[0.5]").replace("[magnitude, random]", "[magnitude]")
     (tmp_path / "sweep.yaml").write_text(text)

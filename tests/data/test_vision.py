@@ -1,5 +1,6 @@
 """torchvision imports beside any torch."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -36,6 +37,16 @@ def test_it_imports_without_its_compiled_operators():
     count, name = done.stdout.split()
     assert int(count) > 50
     assert name == "CIFAR10"
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_it_imports_in_a_users_program(package):
+    """The first public name that is used prepares the import."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is an extra")
+    code = f"from prunetaylor import load\nimport {package}\nassert {package}.models is not None"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_torchvision_the_remedy_is_named(monkeypatch):
