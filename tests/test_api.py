@@ -13,7 +13,7 @@ from torch import nn
 
 import prunetaylor
 from prunetaylor.cli.main import group, run
-from prunetaylor.core.errors import OutputError, UsageError
+from prunetaylor.core.errors import OutputPlaceError, UsageError
 from support.samples import rand
 
 X, Y = rand(60, 5), torch.arange(60) % 3
@@ -132,7 +132,7 @@ def test_a_wrong_name_writes_nothing(here: Path, result: prunetaylor.Result) -> 
         result.save("x", args={"width": 3})
     assert not (here / "x").exists()
     folder = result.save("x")
-    with pytest.raises(OutputError, match="holds a run already"):
+    with pytest.raises(OutputPlaceError, match="run already"):
         result.save("x")
     assert result.save("x", force=True) == folder
 

@@ -125,7 +125,7 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
     assert outcome.drop is not None
     tuned = quick(module, **how, finetune__epochs=2)
     assert tuned.epochs
-    with pytest.raises(UsageError, match="is a int, not a function"):
+    with pytest.raises(UsageError, match=f"{file}:number"):
         quick(module, sparsity=0.5, loss=f"{file}:number")
     with pytest.raises(UsageError, match=r"have no labels.*\n.*cross-entropy, bce or mse"):
         quick(module, TRAIN[0], sparsity=0.5, loss=f"{file}:focal")
@@ -152,7 +152,7 @@ def test_the_file_says_which_loss_it_was(one: tuple[nn.Module, Pair], tmp_path: 
     assert verdict.status == "pass"
     assert verdict.dense.metrics["top1"] > 85
     unsaid = from_values({**how, "loss": "auto"}).config
-    with pytest.raises(UsageError, match="targets of zeros and ones"):  # the dense file says nothing
+    with pytest.raises(UsageError, match="zeros and ones"):  # the dense file says nothing
         open_job(unsaid, trust=Trust(everything=True), progress=Silent())
 
 

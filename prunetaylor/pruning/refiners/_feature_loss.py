@@ -36,8 +36,8 @@ def add_gradients(
     x = match_memory_format(module, x)
     features.pop_targets()
     with torch.no_grad():
-        answers = compute_outputs(dense, x).float()
-        reference = Reference(answers, labelled_positions(answers, targets))
+        dense_outputs = compute_outputs(dense, x).float()
+        reference = Reference(dense_outputs, labelled_positions(dense_outputs, targets))
     with torch.enable_grad():
         with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
             outputs = compute_outputs(module, x).float()

@@ -139,19 +139,16 @@ def test_files_that_are_no_archive(tmp_path):
     with pytest.raises(DataError, match="is not a file"):
         read(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
-        read(tmp_path / "text.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match="one array"):
         read(tmp_path / "one.npy")
     np.savez(tmp_path / "whole.npz", **_arrays())
     content = (tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
-        read(tmp_path / "cut.npz")
     (tmp_path / "flipped.npz").write_bytes(content[:300] + bytes(100) + content[400:])
-    with pytest.raises(DataError, match=r"cannot be read as \.npz"):
-        read(tmp_path / "flipped.npz")
+    for name in ("text.npz", "cut.npz", "flipped.npz"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read as \.npz"):
+            read(tmp_path / name)
 
 
 def test_size_does_not_apply(tmp_path):

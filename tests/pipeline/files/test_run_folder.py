@@ -10,9 +10,9 @@ from typing import IO
 
 import pytest
 
-from prunetaylor.core.errors import OutputError
+from prunetaylor.core.errors import OutputError, OutputPlaceError
 from prunetaylor.pipeline.files import run_folder
-from prunetaylor.pipeline.files.run_folder import RunFolder
+from prunetaylor.pipeline.files.run_folder import FolderInUse, RunFolder
 
 
 def _finish(path: Path | None, name: str = "m", *, force: bool = False, text: str = "new") -> RunFolder:
@@ -65,7 +65,7 @@ def test_a_run_that_ends_while_another_opens_its_folder_is_unchanged(
         with RunFolder.create(path, "m", resume=True) as folder:
             assert folder.finished
     else:
-        with pytest.raises(OutputError, match="holds a run already"):
+        with pytest.raises(OutputPlaceError, match="run already"):
             RunFolder.create(path, "m")
     assert sorted(file.name for file in path.iterdir()) == ["log.jsonl", "model.safetensors", "report.json"]
 
@@ -143,7 +143,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_does_not_block(tmp_path
     code = f"""
 import os, time
 from pathlib import Path
-from prunetaylor.pipeline.files.run_folder import RunFolder
+from prunetaylor.pipeline.files.run_folder import FolderInUse, RunFolder
 folder = RunFolder.create(Path({str(path)!r}), "m")
 if not os.fork():  # a child, such as one that decodes data, outlives the run that is killed
     print("ready", flush=True)
@@ -152,7 +152,7 @@ time.sleep(20)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
-        with pytest.raises(OutputError, match="another run is writing"):
+        with pytest.raises(FolderInUse, match="another run is writing"):
             RunFolder.create(path, "m")
         other.kill()
     assert (path / ".partial").exists()

@@ -17,7 +17,7 @@ import torch
 
 from prunetaylor.core.errors import OutputError
 from prunetaylor.pipeline.files.resume import FolderStateStore, UnreadableState, restoring
-from prunetaylor.pipeline.files.run_folder import RunFolder
+from prunetaylor.pipeline.files.run_folder import FolderInUse, RunFolder
 from prunetaylor.pipeline.files.signals import Terminated, stop_at_checkpoints
 
 IDENTITY = {"seed": 0}
@@ -114,7 +114,7 @@ def test_who_comes_second_never_takes_the_folder_away(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run", "m") as folder:
         assert os.path.samestat(os.fstat(waiting.fileno()), (remains / "log.jsonl").stat())
         assert (remains / "log.jsonl").read_text() == ""
-        with pytest.raises(OutputError, match="another run is writing"):
+        with pytest.raises(FolderInUse):
             RunFolder.create(tmp_path / "run", "m", force=True)
         folder.log("still here")
         assert "still here" in (remains / "log.jsonl").read_text()

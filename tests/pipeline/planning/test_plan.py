@@ -148,6 +148,15 @@ def test_a_criterion_of_labels_is_refused_without_them() -> None:
         (replace(FACTS, zeros=500), {"prune__refine": "last"}, "none", None, "least-squares"),
         (replace(FACTS, zeros=500), {"prune__refine": "last", "calibration__labels": True}, "last", "gauss-newton",
          "least-squares"),
+        (replace(FACTS, zeros=500), {"prune__refine": "none", "prune__repair": "none"}, "none", None, "none"),
+        (replace(FACTS, zeros=500, labelled=False, convergence=None), {"prune__refine": "last"}, "none", None,
+         "least-squares"),
+        (replace(FACTS, zeros=500),
+         {"prune__refine": "last", "prune__refine_by": "features", "calibration__labels": True}, "none", None,
+         "least-squares"),
+        (replace(FACTS, zeros=500),
+         {"prune__refine": "last", "prune__schedule": "cubic", "finetune__epochs": 1, "calibration__labels": True},
+         "none", None, "least-squares"),
         (replace(FACTS, batch_norms=False), {"prune__repair": "batch-norm"}, "last", "features", "none"),
     ],
 )  # fmt: skip
@@ -234,6 +243,14 @@ def test_wording() -> None:
     assert "repair: obs (as asked)" in plan(prune__method="obd", prune__repair="obs").lines
     assert "repair: skipped; each stage is refined instead" in plan(**fresh).lines
     assert "refinement: off (default for magnitude)" in plan(prune__method="magnitude").lines
+    nothing = replace(FACTS, zeros=500)
+    assert "repair: skipped (nothing is removed)" in plan(nothing).lines
+    assert "refinement: off (nothing is removed)" in plan(nothing).lines
+    assert reason("prune.refine", nothing, prune__refine="last").endswith("calibration.labels=true uses them")
+    features = {"prune__refine": "last", "prune__refine_by": "features", "calibration__labels": True}
+    assert reason("prune.refine", nothing, **features).endswith("prune.refine_by=gauss-newton uses labels")
+    gradual = plan(prune__schedule="linear", prune__stages=2, finetune__epochs=6)
+    assert "schedule linear: 25.0% at epoch 0, 50.0% at epoch 2" in gradual.lines
     line = "refinement: 300 steps after the last stage, matching the dense layers' outputs (affordable: 0.1 TFLOP)"
     assert line in plan().lines
     assert "method: exact_obs (automatic: most accurate in our benchmarks)" in plan().lines

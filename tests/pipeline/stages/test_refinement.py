@@ -21,7 +21,7 @@ def test_far_from_convergence_refinement_takes_the_place_of_least_squares(conv: 
     how = {"sparsity": 0.8, "calibration__samples": 200, "calibration__labels": True}
     with_it = quick(far, **how)
     assert with_it.first_order.kept
-    assert any(line.startswith("refinement: ") and "after each stage" in line for line in with_it.choices)
+    assert (decided(with_it, "prune.refine"), decided(with_it, "prune.repair")) == ("stages", "none")
     assert_truthful(with_it, far, 0.8)
     without = quick(far, prune__refine="none", prune__repair="least-squares", **how)
     assert with_it.pruned.metrics["loss"] < without.pruned.metrics["loss"]
@@ -59,9 +59,9 @@ def sparse(conv: nn.Module) -> PruneResult:
     return quick(conv, sparsity=0.8, prune__method="magnitude", prune__refine="none")
 
 
-def line(outcome: PruneResult, what: str) -> str:
-    [found] = [choice for choice in outcome.choices if choice.startswith(f"{what}: ")]
-    return found
+def decided(outcome: PruneResult, key: str) -> object:
+    [value] = [choice.value for choice in outcome.plan if choice.key == key]
+    return value
 
 
 @pytest.mark.parametrize(("when", "sparsity"), [("last", 0.8), ("stages", 0.3)])
@@ -79,8 +79,7 @@ def test_with_nothing_to_remove_requested_refinement_uses_labels(
     assert (stage.predicted_change, stage.measured_change) == (None, None)
     assert stage.metric is not None
     assert stage.seconds > 0
-    assert line(refined, "repair") == "repair: skipped (nothing is removed)"
-    assert line(refined, "refinement").endswith("by Gauss-Newton (as asked)")
+    assert (decided(refined, "prune.refine"), decided(refined, "prune.refine_by")) == (when, "gauss-newton")
 
 
 def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
@@ -90,43 +89,20 @@ def test_sparsity_zero_refines_all_weights(conv: nn.Module) -> None:
     assert refined.pruned.metrics["loss"] < refined.dense.metrics["loss"]
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({}, "off (nothing is removed)"),
-        ({"prune__refine": "none"}, "off (as asked)"),
-        ({"prune__refine": "last", "calibration__labels": False}, "calibration.labels=true uses them)"),
-        ({"prune__refine": "last", "prune__refine_by": "features"}, "gauss-newton uses labels"),
-        (
-            {"prune__refine": "last", "prune__schedule": "cubic", "finetune__epochs": 1},
-            "off (nothing is removed, and fine-tuning follows)",
-        ),
-    ],
-)
-@pytest.mark.parametrize("repair", ["auto", "least-squares", "batch-norm", "none"])
-def test_where_nothing_is_removed_what_has_no_effect_is_named(
-    sparse: PruneResult, how: dict[str, object], said: str, repair: str
-) -> None:
-    outcome = quick(sparse.module, sparsity=0.8, prune__repair=repair, **{"calibration__labels": True, **how})
+def test_where_nothing_is_removed_the_network_stays_as_it_is(sparse: PruneResult) -> None:
+    how = {"prune__repair": "least-squares", "prune__refine": "last", "calibration__labels": False}
+    outcome = quick(sparse.module, sparsity=0.8, **how)
     assert outcome.stages == []
-    assert said in line(outcome, "refinement")
-    skipped = "none (as asked)" if repair == "none" else "skipped (nothing is removed)"
-    assert line(outcome, "repair") == f"repair: {skipped}"
-    if not outcome.epochs:
-        for name, tensor in sparse.module.state_dict().items():
-            assert torch.equal(outcome.module.state_dict()[name], tensor)
+    assert decided(outcome, "prune.refine") == "none"
+    for name, tensor in sparse.module.state_dict().items():
+        assert torch.equal(outcome.module.state_dict()[name], tensor)
 
 
-def test_without_labels_there_is_nothing_to_refine_towards(sparse: PruneResult) -> None:
-    outcome = quick(sparse.module, TRAIN[0], sparsity=0.8, prune__refine="last")
-    assert line(outcome, "refinement").endswith("only labels could improve the dense network)")
-
-
-def test_repair_of_batch_norms_is_named_where_there_are_none(conv: nn.Module) -> None:
+def test_there_is_no_repair_of_batch_norms_without_any(conv: nn.Module) -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     how = {"sparsity": 0.3, "prune__method": "magnitude", "prune__repair": "batch-norm"}
-    assert line(quick(plain, **how), "repair").startswith("repair: none (batch-norm")
-    assert line(quick(conv, **how), "repair") == "repair: batch norm (as asked)"
+    assert decided(quick(plain, **how), "prune.repair") == "none"
+    assert decided(quick(conv, **how), "prune.repair") == "batch-norm"
 
 
 def test_refinement_needs_samples() -> None:

@@ -238,7 +238,7 @@ def test_fewer_than_are_gone_is_refused_and_so_is_no_curvature() -> None:
         module[2].weight.zero_()
         module[0].weight.zero_()
         module[0].bias.zero_()
-    with pytest.raises(NumericsError, match="no curvature to rank by"):
+    with pytest.raises(NumericsError, match="no curvature"):
         solve(taylor(module, torch.zeros(9, 3)), model.network.masks(), 4)
 
 
@@ -247,7 +247,7 @@ def test_once_earlier_stages_have_cut_the_network_through_the_smallest_go() -> N
     with torch.no_grad():
         module[0].bias.zero_()  # then nothing comes through, and no weight has a gradient
     model = taylor(module, x)
-    with pytest.raises(NumericsError, match="no curvature to rank by"):
+    with pytest.raises(NumericsError, match="no curvature"):
         solve(model, model.network.masks(), 8)
     model.stage = 2
     step = solve(model, model.network.masks(), 8)
