@@ -15,7 +15,12 @@ _COMMENT = re.compile(r"^    (\w+): [^#]+  # (.+)$", re.MULTILINE)
 
 
 def _metric() -> Any:
-    return create_model("Metric", name=(str, ...), goal=(Literal["max", "min"], ...))
+    return create_model("Metric", name=(str, ...), goal=(Literal["max", "min"], ...), unit=(Literal["%", ""], ...))
+
+
+def _metric_drop() -> Any:
+    number = (float, ...)
+    return create_model("MetricDrop", value=number, low=number, high=number, unit=(Literal["pp", ""], ...)) | None
 
 
 def report() -> Any:
@@ -26,6 +31,7 @@ def report() -> Any:
         **{key: of[key] for key in ("verdict", "warnings", "method")},
         "metric": _metric(),
         **{key: of[key] for key in ("dense", "pruned", "constant", "sparsity")},
+        "drop": _metric_drop(),
         "drop_pp": of["drop"],
         **{key: of[key] for key in ("loss_rise", "stages")},
         "believed_to": float | None,

@@ -81,7 +81,7 @@ def test_resnet20_on_a_few_images(
     report = json.loads(capsys.readouterr().out)
     for path, names in FIELDS.items():
         assert set(names.split()) <= set(at(report, path)), path
-    assert report["metric"] == {"name": "top1", "goal": "max"}
+    assert report["metric"] == {"name": "top1", "goal": "max", "unit": "%"}
     cut = report["sparsity"]
     # every weight of the convolutions and the head: He et al. 2016, section 4.2
     assert cut["prunable"] == 9 * (3 * 16 + 6 * 16**2 + 16 * 32 + 5 * 32**2 + 32 * 64 + 5 * 64**2) + 640

@@ -116,9 +116,9 @@ def _write_files(sweep: Sweep, outcome: SweepResult, folder: Path, cost: str, wr
 def _page(sweep: Sweep, outcome: SweepResult, folder: Path, cost: str, home: Path) -> str:
     """Return the page of the sweep in ``folder``, with links that work from the folder ``home``."""
     from prunetaylor.report.html.sweep_page import sweep_page
-    from prunetaylor.sweep.results import accuracy, best_config, links
+    from prunetaylor.sweep.results import best_config, links, plotted_metric
 
-    value, sign = accuracy(outcome.objectives, outcome.trials)
+    value, sign = plotted_metric(outcome)
     best = best_config(sweep, outcome.best) if outcome.best is not None else ""
     urls = links(outcome.trials, folder, home)
     return sweep_page(outcome, value=value, sign=sign, cost=cost, links=urls, best=best)
@@ -135,9 +135,9 @@ def page(folder: Path, home: Path) -> str:
 def _draw_plot(outcome: SweepResult, folder: Path, cost: str) -> list[str]:
     """Draw accuracy against cost, and return the files; none where no trial has both. UsageError for a useless cost."""
     from prunetaylor.report.pareto import Point, draw
-    from prunetaylor.sweep.results import accuracy
+    from prunetaylor.sweep.results import plotted_metric
 
-    value, sign = accuracy(outcome.objectives, outcome.trials)
+    value, sign = plotted_metric(outcome)
 
     def point(trial: Trial) -> Point:
         return Point(trial.metrics[cost], trial.metrics[value], trial.interval.get(value), str(trial.number))

@@ -65,7 +65,7 @@ def repeat(ctx: click.Context, key: str, value: str) -> str:
 def _check(ctx: click.Context, config: Config, result: PruneResult, folder: str, measured: bool) -> str:
     words = ["prunetaylor", "check", folder, "--min-sparsity", _percent_below(result.sparsity.obtained)]
     if measured:
-        words += ["--max-drop", "1pp" if result.metric == "top1" else "0.05"]
+        words += ["--max-drop", "1pp" if result.unit == "%" else "0.05"]
     for flag, value in (("--arch", _code(config.model.arch)), ("--data", _code(config.data.source))):
         words += [flag, value] if value else []
     return shlex.join([*words, *(["--trust-code"] if ctx.params.get("trust_code") else [])])

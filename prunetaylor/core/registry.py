@@ -22,7 +22,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prunetaylor.core.errors import UsageError, close_match
 
@@ -54,9 +54,9 @@ REFINERS = Registry("refiner", "pruning/refiners", "prunetaylor.refiners", hyphe
 SOURCES = Registry("data source", "data/sources", "prunetaylor.sources")
 TRACKERS = Registry("tracker", "report/trackers")
 ENGINES = Registry("engine", "sweep/engines")
-RESERVED_GROUPS = ("prunetaylor.metrics", "prunetaylor.exports")
-"""Groups of entry points that are not read yet, and mean nothing else: metrics and export formats are not found by name
-so far. A metric of one's own is a function, FILE.py:FUNCTION, for ``gate.metric``."""
+METRICS = Registry("metric", "measure/metrics", "prunetaylor.metrics")
+RESERVED_GROUPS = ("prunetaylor.exports",)
+"""Groups of entry points that are not read yet, and mean nothing else: export formats are not found by name so far."""
 
 
 @dataclass(frozen=True)
@@ -114,29 +114,42 @@ def load(registry: Registry, interface: type[T], name: str) -> T:
 def describe_method(registry: Registry, name: str) -> MethodDescription:
     """Return what a method states about itself, without importing it.
 
-    These are literals at the top of the file or of its class. Without a ``summary`` among them it is the first
-    sentence of the file's docstring, and for a method of another package that package's name.
+    For a method of another package the summary is that package's name.
     """
-    own = _own(registry).get(name)
-    if own is None:
+    if name not in _own(registry):
         plugin = next(plugin for plugin in _plugins(registry.group) if plugin.name == name)
         return MethodDescription(f"from the package {_package(plugin)}", needs="", default_repair="")
-    tree = ast.parse((_ROOT / registry.folder / f"{own}.py").read_text(encoding="utf-8"))
-    text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
-    stated: dict[str, str] = {"summary": text.partition(". ")[0].rstrip(".")}
     known = {field.name for field in fields(MethodDescription)}
+    return MethodDescription(**{key: value for key, value in literals(registry, name).items() if key in known})
+
+
+@cache
+def literals(registry: Registry, name: str) -> dict[str, Any]:
+    """Return the literals at the top of a method's file and of its classes, by name, without importing the file.
+
+    Without a ``summary`` among them it is the first sentence of the file's docstring.
+    """
+    tree = ast.parse((_ROOT / registry.folder / f"{_own(registry)[name]}.py").read_text(encoding="utf-8"))
+    text = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+    stated: dict[str, Any] = {"summary": text.partition(". ")[0].rstrip(".")}
     in_classes = (inner for node in tree.body if isinstance(node, ast.ClassDef) for inner in node.body)
     for node in [*tree.body, *in_classes]:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in known:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             with contextlib.suppress(ValueError):  # not a literal
                 stated[node.targets[0].id] = ast.literal_eval(node.value)
-    return MethodDescription(**stated)
+    return stated
+
+
+def is_own(registry: Registry, name: str) -> bool:
+    """Return whether this package has the method itself."""
+    return name in _own(registry)
 
 
 def forget_packages() -> None:
     """Read the installed packages' entry points again at the next call, as after an installation in a notebook."""
     _plugins.cache_clear()
     describe_method.cache_clear()
+    literals.cache_clear()
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-import torch
+from torch import nn
 
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Config, GateSection
@@ -18,25 +18,28 @@ from prunetaylor.core.results.outcome import (
     BROKEN,
     Alert,
     Drop,
+    Flips,
     Latency,
     LayerResult,
     NetworkStats,
     removed_at,
 )
-from prunetaylor.core.results.verdict import Check, Verdict
+from prunetaylor.core.results.verdict import Check, Unit, Verdict
 from prunetaylor.data.samples import Batches
 from prunetaylor.gate import limits
-from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
 from prunetaylor.gate.pair import Pair, open_pair
-from prunetaylor.measure.comparison import Comparison, compare_networks, largest_loss_change, loss_rise
+from prunetaylor.measure.comparison import Comparison, compare_networks, largest_change, metric_drops, metric_flips
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.latency import compare_latency
+from prunetaylor.measure.metric import Metric, SetMetric
+from prunetaylor.measure.metrics import load_metric
+from prunetaylor.measure.resampling import RESAMPLES
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import evaluate_on_test, network_stats
-from prunetaylor.taylor.passes import all_outputs, first_batch
+from prunetaylor.taylor.passes import first_batch
 
 _LIMITS = ("max_drop", "max_class_drop", "min_sparsity", "max_size", "max_flops", "max_latency_ratio")
 _NEEDS_SAMPLES = {"max_drop", "max_class_drop", "max_flops", "max_latency_ratio"}
@@ -60,10 +63,7 @@ def require_limits(config: Config) -> None:
     without = sorted(_NEEDS_SAMPLES & set(limits_set(gate)))
     if config.data.source == "none" and without:
         raise UsageError(f"gate.{without[0]} cannot be judged without samples", "name them with --data")
-    if gate.max_class_drop is not None and config.metric != "top1":
-        raise UsageError("gate.max_class_drop needs the top-1 accuracy", "set metric=top1, or omit the limit")
-    if gate.metric is not None:
-        load_metric(gate.metric)
+    load_metric(gate.metric or config.metric)
 
 
 def require_reachable(job: Job) -> None:
@@ -83,6 +83,8 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     baseline, limits that need samples), CheckpointRefused, DataError and NumericsError.
     """
     require_limits(config)
+    if config.gate.metric is not None:
+        config = config.model_copy(update={"metric": config.gate.metric})
     start = time.perf_counter()
     progress.phase("open")
     pair = open_pair(config, trust=trust)
@@ -94,12 +96,13 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     return Verdict(
         checks=checks,
         on_inconclusive=config.gate.on_inconclusive,
-        metric=measured.metric,
-        goal="min" if measured.metric == "loss" else "max",
+        metric=job.metric.name,
+        goal=job.metric.goal,
+        unit=job.metric.unit,
         dense=measured.sides[0],
         pruned=measured.sides[1],
         files={"dense": _file(pair.dense).path.as_posix(), "pruned": _file(job).path.as_posix()},
-        drop=measured.comparison.drop,
+        drop=measured.drop,
         flips=measured.comparison.flips,
         classes=measured.comparison.classes,
         layers=_layers(pair),
@@ -119,15 +122,16 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
 class _Measured:
     """The measurements of both networks.
 
-    The comparison's drop has a two-sided 95 % interval; ``one_sided`` has one-sided limits, for metrics that are no
-    share of samples.
+    ``drop`` has a two-sided 95 % interval, ``one_sided`` has one-sided limits. Where the metric says of each sample
+    whether it is right, ``flips`` has the samples on which only one network is.
     """
 
     sides: tuple[NetworkStats, NetworkStats]
-    metric: str
     samples: int = 0
     comparison: Comparison = field(default_factory=Comparison)
+    drop: Drop | None = None
     one_sided: Drop | None = None
+    flips: Flips | None = None
     largest_change: float | None = None  # the most that one sample may add to the drop; None where that is unknown
     latency: Latency | None = None
     alerts: tuple[Alert, ...] = ()  # of the dense network
@@ -135,22 +139,28 @@ class _Measured:
 
 def _measure(pair: Pair, progress: Progress) -> _Measured:
     """Measure both networks on the test samples, and their latency where it has a limit."""
-    config = pair.pruned.config
-    metric = config.gate.metric or config.metric
+    config, metric = pair.pruned.config, pair.pruned.metric
     if pair.pruned.samples is None:
-        return _Measured((_stats(pair.dense, None), _stats(pair.pruned, None)), metric)
+        return _Measured((_stats(pair.dense, None), _stats(pair.pruned, None)))
     dense = _evaluate(pair.dense, progress, "measure the dense network")
     alerts = dense_alerts(pair.dense, dense)
     for alert in alerts:
         progress.warn(alert.text)
-    pruned = _evaluate(pair.pruned, progress, "measure the pruned network")
-    sides = _stats(pair.dense, dense), _stats(pair.pruned, pruned)
-    measured = _Measured(sides, metric, len(dense.losses), compare_networks(dense, pruned), alerts=alerts)
-    if metric != "top1":
-        drop, one_sided = _resample(pair, dense, pruned, progress)
-        largest = largest_loss_change(dense, pruned) if config.gate.metric is None else None
-        comparison = replace(measured.comparison, drop=drop)
-        measured = replace(measured, comparison=comparison, one_sided=one_sided, largest_change=largest)
+    pruned = _evaluate(pair.pruned, progress, "measure the pruned network", pair.dense.network.module)
+    if isinstance(metric, SetMetric):
+        progress.phase(f"resample {metric.title}", RESAMPLES)
+    largest = largest_change(dense, pruned)
+    drop, one_sided = metric_drops(metric, dense, pruned, config.seed, _LEVELS, largest=largest, step=progress.step)
+    measured = _Measured(
+        sides=(_stats(pair.dense, dense), _stats(pair.pruned, pruned)),
+        samples=len(dense.losses),
+        comparison=compare_networks(dense, pruned),
+        drop=drop,
+        one_sided=one_sided,
+        flips=metric_flips(metric, dense, pruned),
+        largest_change=largest,
+        alerts=alerts,
+    )
     if config.gate.max_latency_ratio is not None:
         x, _ = first_batch(_test(pair.pruned, config.gate.latency_batch))
         times = compare_latency(pair.dense.network.module, pair.pruned.network.module, x, progress)
@@ -162,16 +172,10 @@ def _compare_with_limits(pair: Pair, measured: _Measured) -> list[Check]:
     """Return the check of every limit that is set, drops first."""
     gate, checks = pair.pruned.config.gate, []
     if gate.max_drop is not None:
-        if measured.one_sided is not None:
-            checks.append(
-                limits.metric_drop(
-                    measured.metric, measured.one_sided, measured.samples, gate.max_drop, measured.largest_change
-                )
-            )
-        else:
-            assert measured.comparison.flips is not None  # opening a job refuses top1 where there are no classes
-            checks.append(limits.accuracy_drop(measured.comparison.flips, gate.max_drop))
+        checks.append(_drop_check(pair.pruned.metric, measured, gate.max_drop))
     if gate.max_class_drop is not None:
+        if not measured.comparison.classes:
+            raise UsageError("gate.max_class_drop needs targets that are classes", "omit the limit")
         checks.append(limits.class_drop(measured.comparison.classes, gate.max_class_drop))
     if gate.min_sparsity is not None:
         checks.append(limits.sparsity(*_removed(pair), gate.min_sparsity))
@@ -186,24 +190,18 @@ def _compare_with_limits(pair: Pair, measured: _Measured) -> list[Check]:
     return checks
 
 
-def _resample(pair: Pair, dense: Evaluation, pruned: Evaluation, progress: Progress) -> tuple[Drop, Drop]:
-    """Return the drop of a metric that is no share of samples, with its interval and with one-sided limits."""
-    config = pair.pruned.config
-    if config.gate.metric is None:  # a small loss is good: its rise is the drop
-        largest = largest_loss_change(dense, pruned)
-        both, one = (loss_rise(dense, pruned, config.seed, level=x, largest=largest) for x in _LEVELS)
-        return both, one
-    metric = load_metric(config.gate.metric)
-    before, after = (all_outputs(job.network.module, _test(job))[0].cpu() for job in (pair.dense, pair.pruned))
-    progress.phase(f"resample {config.gate.metric}", RESAMPLES)
-    targets, generator = dense.targets.cpu(), _generator(config)
-    both, one = resampled_drops(metric, before, after, targets, generator, _LEVELS, progress.step)
-    return both, one
+def _drop_check(metric: Metric, measured: _Measured, limit: float) -> Check:
+    """Return the check of the drop: by the flips of a metric that is right or wrong, else by one-sided limits."""
+    if measured.flips is not None:
+        return limits.accuracy_drop(measured.flips, limit)
+    assert measured.one_sided is not None  # a limit on the drop requires samples
+    unit: Unit = "pp" if metric.unit == "%" else "metric"
+    return limits.metric_drop(metric.title, measured.one_sided, measured.samples, limit, measured.largest_change, unit)
 
 
-def _evaluate(job: Job, progress: Progress, phase: str) -> Evaluation:
+def _evaluate(job: Job, progress: Progress, phase: str, dense: nn.Module | None = None) -> Evaluation:
     with use_memory_format(job.facts, job.network.module):
-        evaluation = evaluate_on_test(job, job.network.module, progress, phase)
+        evaluation = evaluate_on_test(job, job.network.module, progress, phase, dense)
     assert evaluation is not None  # the caller has checked that there are samples
     return evaluation
 
@@ -212,10 +210,6 @@ def _test(job: Job, batch: int | None = None) -> Batches:
     """Return batches of the test samples, on which nothing is chosen."""
     assert job.samples is not None
     return job.batches(job.samples.test, **({} if batch is None else {"batch_size": batch}))
-
-
-def _generator(config: Config) -> torch.Generator:
-    return torch.Generator().manual_seed(config.seed)
 
 
 def _stats(job: Job, evaluation: Evaluation | None) -> NetworkStats:

@@ -38,12 +38,14 @@ def accuracy_drop(flips: Flips, limit: float) -> Check:
     return _with_samples(check, needed, "samples")
 
 
-def metric_drop(name: str, drop: Drop, samples: int, limit: float, largest_change: float | None = None) -> Check:
-    """Check the drop of any other metric, in its own unit. ``drop`` has one-sided 95 % limits, infinite where unknown.
+def metric_drop(
+    name: str, drop: Drop, samples: int, limit: float, largest_change: float | None = None, unit: Unit = "metric"
+) -> Check:
+    """Check the drop of any other metric, in ``unit``. ``drop`` has one-sided 95 % limits, infinite where unknown.
 
     ``largest_change`` is the most that one sample may add to the drop, if the limits allow for rare samples.
     """
-    check = _estimated("max_drop", f"drop of {name}", limit, "metric", drop.value, drop.low, drop.high)
+    check = _estimated("max_drop", f"drop of {name}", limit, unit, drop.value, drop.low, drop.high)
     if check.status != "inconclusive":
         return check
     if math.isinf(drop.high):

@@ -19,6 +19,8 @@ from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import Alert, removed_at
 from prunetaylor.data.load import load_samples, workers
 from prunetaylor.data.samples import Batches, Samples, Split, WithTargets
+from prunetaylor.measure.metric import Metric
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.architecture.build import build_network
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
@@ -60,6 +62,11 @@ class Job:
     def task(self) -> Task:
         """Return the task of the network."""
         return self.facts.task
+
+    @property
+    def metric(self) -> Metric:
+        """Return the metric whose drop is measured."""
+        return load_metric(self.config.metric)
 
     @property
     def labelled(self) -> bool:

@@ -43,13 +43,18 @@ def measure_dense(job: Job, module: nn.Module, evaluation: Evaluation | None, pr
     return Measurement(evaluation, network_stats(job, module, evaluation, job.checkpoint), alerts)
 
 
-def evaluate_on_test(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
-    """Evaluate a network on all test samples; None without data."""
+def evaluate_on_test(
+    job: Job, module: nn.Module, progress: Progress, phase: str, dense: nn.Module | None = None
+) -> Evaluation | None:
+    """Evaluate a network on all test samples, by the job's metric; None without data.
+
+    ``dense`` is the dense network that it was pruned from; None if it is the dense one itself.
+    """
     if job.samples is None:
         return None
     progress.phase(phase)
     batch = max(1, job.config.data.batch_size // current_chunks().batch)
-    return evaluate(module, job.batches(job.samples.test, batch_size=batch), job.task)
+    return evaluate(module, job.batches(job.samples.test, batch_size=batch), job.task, job.metric, dense)
 
 
 def network_stats(

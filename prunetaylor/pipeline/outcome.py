@@ -16,7 +16,7 @@ from prunetaylor.core.results.outcome import (
     Time,
 )
 from prunetaylor.measure.chance import best_constant_answer
-from prunetaylor.measure.comparison import compare_networks, loss_rise
+from prunetaylor.measure.comparison import compare_networks, loss_rise, metric_drop
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.pipeline.checks.sanity import pruned_alerts
 from prunetaylor.pipeline.files.input_hashes import input_hashes
@@ -38,18 +38,19 @@ def make_outcome(
 ) -> PruneResult:
     """Put the outcome together, and assess it."""
     job, plan = prepared.job, prepared.plan
-    comparison = compare_networks(dense.evaluation, pruned.evaluation)
+    comparison, metric = compare_networks(dense.evaluation, pruned.evaluation), job.metric
     ruined = pruned_alerts(job, pruned.evaluation, dense.alerts)
     outcome = PruneResult(
         module=job.network.module,
         masks=state.masks,
         method=plan.method,
-        metric=job.config.metric,
-        goal="min" if job.config.metric == "loss" else "max",
+        metric=metric.name,
+        goal=metric.goal,
+        unit=metric.unit,
         dense=dense.stats,
         pruned=pruned.stats,
         sparsity=_sparsity(job, state.removed),
-        drop=comparison.drop,
+        drop=metric_drop(metric, dense.evaluation, pruned.evaluation, job.config.seed),
         loss_rise=_loss_rise(job, dense.evaluation, pruned.evaluation),
         stages=state.history,
         first_order=plan.first_order,

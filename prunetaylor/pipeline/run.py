@@ -153,7 +153,7 @@ class _Run:
 
     def _measure_pruned(self) -> Measurement:
         job, module = self.job, self.job.network.module
-        evaluation = evaluate_on_test(job, module, self.progress, "measure the pruned network")
+        evaluation = evaluate_on_test(job, module, self.progress, "measure the pruned network", self.dense.module)
         return Measurement(evaluation, network_stats(job, module, evaluation))
 
     def _report(self, dense: Measurement, pruned: Measurement) -> None:

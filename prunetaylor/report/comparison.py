@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.report.formats import count, number, percent, size
 from prunetaylor.report.html.page import flat
 from prunetaylor.report.json_report import SCHEMA_VERSION
@@ -109,7 +110,7 @@ def _metric_title(comparison: Mapping[str, Any]) -> str:
 
 
 def _metric(name: str, value: float | None) -> str:
-    return f"{value:.2f} %" if name == "top1" and value is not None else number(value)
+    return f"{value:.2f} %" if describe_metric(name).is_share and value is not None else number(value)
 
 
 def _drop(drop: Mapping[str, float] | None) -> str:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.core.text import neutral
 
 if TYPE_CHECKING:
-    from prunetaylor.core.results.outcome import Flips
+    from prunetaylor.core.results.metric import MetricDescription
+    from prunetaylor.core.results.outcome import Drop, Flips
 
 _NAME_WIDTH = 34
 
@@ -59,10 +61,34 @@ def shorten(name: str, width: int = _NAME_WIDTH) -> str:
 
 
 def metric(name: str, value: float | None) -> str:
-    """Return a metric with its unit: top1 in percent, others with four decimals; a dash if it is unknown."""
+    """Return a metric with its unit: a share in percent, others with four decimals; a dash if it is unknown."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.2f} %" if name == "top1" else f"{value:.4f}"
+    return f"{value:.2f} %" if describe_metric(name).is_share else f"{value:.4f}"
+
+
+def change(name: str, before: float, after: float) -> str:
+    """Return the change of a metric with its sign: of a share in percentage points."""
+    share = describe_metric(name).is_share
+    digits = 2 if share else 4
+    return f"{round(after - before, digits) + 0.0:+.{digits}f}{' pp' if share else ''}"  # + 0.0: there is no -0.00
+
+
+def drop_label(metric: MetricDescription) -> str:
+    """Return how a change for the worse is called: "drop", or "rise of" a metric that should be small."""
+    return "drop" if metric.goal == "max" else f"rise of {metric.title}"
+
+
+def drop_amount(value: float, unit: str) -> str:
+    """Return the size of a drop with its unit: points if the metric's ``unit`` is %, else a number."""
+    return f"{value:.2f} pp" if unit == "%" else number(value)
+
+
+def drop_text(drop: Drop, unit: str) -> str:
+    """Return a drop with its paired interval; ``unit`` is the metric's."""
+    value, low, high = (drop_amount(x, unit) for x in (drop.value, drop.low, drop.high))
+    limits = "no interval" if math.isinf(drop.high) else f"95 % interval {low.removesuffix(' pp')} to {high}"
+    return f"{value}, {limits}"
 
 
 def first_order(kept: bool, labels: bool) -> str:
@@ -81,7 +107,7 @@ def quantity(name: str, value: float | None) -> str:
     """Return a quantity of a trial's result in its own unit."""
     if value is None:
         return "-"
-    if name == "top1":
+    if describe_metric(name).is_share:
         return f"{value:.2f} %"
     if name == "sparsity":
         return f"{value:.2%}".replace("%", " %")

@@ -16,7 +16,8 @@ from prunetaylor.core.results.outcome import believed_to
 if TYPE_CHECKING:
     from prunetaylor.core.results.choice import Choice
     from prunetaylor.core.results.inspection import Inspection
-    from prunetaylor.core.results.outcome import Alert, NetworkStats, PruneResult
+    from prunetaylor.core.results.metric import MetricDescription
+    from prunetaylor.core.results.outcome import Alert, Drop, NetworkStats, PruneResult
     from prunetaylor.core.results.scores import Scores
     from prunetaylor.core.results.verdict import Verdict
 
@@ -35,12 +36,13 @@ def to_json(
         "verdict": None if outcome.verdict is None else asdict(outcome.verdict),
         "warnings": [asdict(alert) for alert in outcome.warnings],
         "method": outcome.method,
-        "metric": {"name": outcome.metric, "goal": outcome.goal},
+        "metric": _metric(outcome.metric, outcome.goal, outcome.unit),
         "dense": asdict(outcome.dense),
         "pruned": asdict(outcome.pruned),
         "constant": dict(outcome.constant),
         "sparsity": asdict(outcome.sparsity),
-        "drop_pp": None if outcome.drop is None else asdict(outcome.drop),
+        "drop": _drop(outcome.drop, outcome.unit),
+        "drop_pp": asdict(outcome.drop) if outcome.drop is not None and outcome.unit == "%" else None,
         "loss_rise": None if outcome.loss_rise is None else asdict(outcome.loss_rise),
         "stages": [asdict(stage) for stage in outcome.stages],
         "believed_to": believed_to(outcome.stages),
@@ -76,10 +78,11 @@ def plan_to_json(plan: Sequence[Choice[object]]) -> list[dict[str, Any]]:
 
 
 def side_to_json(
-    side: NetworkStats, metric: str, seconds: float, device: str, warnings: Sequence[Alert] = ()
+    side: NetworkStats, metric: MetricDescription, seconds: float, device: str, warnings: Sequence[Alert] = ()
 ) -> dict[str, Any]:
     """Return one network's numbers as ``eval --json`` prints them."""
-    head = {"metric": {"name": metric, "goal": goal(metric)}, "warnings": [asdict(alert) for alert in warnings]}
+    described = _metric(metric.name, metric.goal, metric.unit)
+    head = {"metric": described, "warnings": [asdict(alert) for alert in warnings]}
     fields = {"schema_version": SCHEMA_VERSION, **head, **asdict(side)}
     cleaned: dict[str, Any] = finite({**fields, "seconds": seconds, "device": device, "versions": versions()})
     return cleaned
@@ -100,15 +103,21 @@ def verdict_to_json(verdict: Verdict, configuration: Mapping[str, Any] | None = 
     fields = asdict(verdict)
     checks = [{**asdict(check), "bound": check.bound} for check in verdict.checks]
     head = {"schema_version": SCHEMA_VERSION, "verdict": verdict.status, "exit_code": verdict.exit_code}
-    metric = {"name": fields.pop("metric"), "goal": fields.pop("goal")}
+    metric = _metric(*(fields.pop(key) for key in ("metric", "goal", "unit")))
+    fields["drop"] = _drop(verdict.drop, verdict.unit)
     whole = {**head, **fields, "metric": metric, "checks": checks, "versions": versions()}
     cleaned: dict[str, Any] = finite({**whole, "configuration": dict(configuration or {})})
     return cleaned
 
 
-def goal(metric: str) -> str:
-    """Return "min" or "max", the direction in which a metric improves."""
-    return "min" if metric == "loss" else "max"
+def _metric(name: str, goal: str, unit: str) -> dict[str, str]:
+    """Return a metric's name, the direction in which it improves, and "%" for a share, else an empty unit."""
+    return {"name": name, "goal": goal, "unit": unit}
+
+
+def _drop(drop: Drop | None, unit: str) -> dict[str, Any] | None:
+    """Return the drop of a metric, with the unit of a change: "pp" for a share, else the metric's own."""
+    return None if drop is None else {**asdict(drop), "unit": "pp" if unit == "%" else unit}
 
 
 def versions() -> dict[str, str | None]:

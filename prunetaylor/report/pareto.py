@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunetaylor.core.files import write_bytes
+from prunetaylor.core.results.sweep import field_sign
 from prunetaylor.core.text import neutral
 from prunetaylor.report.html.drawing import labels
 from prunetaylor.report.titles import axis_title
 
 _SIZE = (7.0, 4.5)  # inches
-_LARGER_IS_CHEAPER = ("sparsity", "top1")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,8 @@ def pareto(points: Sequence[Point], sign: int, cost: str) -> list[Point]:
     """Return the points that no other beats in both cost and value, cheapest first; ``sign`` is 1 if larger
     is better.
     """
-    cheap = -1 if cost in _LARGER_IS_CHEAPER else 1
     front: list[Point] = []
-    for point in sorted(points, key=lambda one: (cheap * one.cost, -sign * one.value)):
+    for point in sorted(points, key=lambda one: (-field_sign(cost) * one.cost, -sign * one.value)):
         if not front or sign * point.value > sign * front[-1].value:
             front.append(point)
     return front

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor.core.text import neutral
-from prunetaylor.report.formats import metric, percent
+from prunetaylor.report.formats import drop_label, drop_text, metric, percent
 from prunetaylor.report.html.page import render
 from prunetaylor.report.html.run_page import facts, sides
 
@@ -22,7 +22,7 @@ def outcome_lines(outcome: PruneResult) -> list[str]:
     for name, before in outcome.dense.metrics.items():
         line = f"{name}: {metric(name, before)} -> {metric(name, outcome.pruned.metrics.get(name))}"
         if drop is not None and name == outcome.metric:
-            line += f" (drop {drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f})"
+            line += f" ({drop_label(outcome.metric_description)} {drop_text(drop, outcome.unit)})"
         lines.append(line)
     lines.append(f"sparsity: {percent(cut.obtained)}, {cut.removed:,} of {cut.prunable:,} weights removed")
     return [*lines, *(f"warning: {neutral(alert.text)}" for alert in outcome.warnings)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.core.text import neutral
 
 _LONGEST = 60
 _NAMES = {
-    "top1": "top-1",
-    "loss": "loss",
     "sparsity": "sparsity",
     "nonzero": "non-zero",
     "parameters": "parameters",
@@ -17,7 +16,6 @@ _NAMES = {
     "seconds": "time",
 }
 _AXES = {
-    "top1": "top-1, %",
     "nonzero": "non-zero parameters",
     "flops_nonzero": "FLOPs, non-zero weights only",
     "seconds": "time of the run",
@@ -26,9 +24,10 @@ _AXES = {
 
 def title(field: str) -> str:
     """Return a column's heading: ``nonzero`` is "non-zero"; names that are not ours stay."""
-    return _NAMES.get(field) or neutral(field, _LONGEST)
+    return _NAMES.get(field) or neutral(describe_metric(field).title, _LONGEST)
 
 
 def axis_title(field: str) -> str:
     """Return an axis's label, with the unit."""
-    return _AXES.get(field, title(field))
+    unit = describe_metric(field).unit
+    return _AXES.get(field, f"{title(field)}, {unit}" if unit else title(field))

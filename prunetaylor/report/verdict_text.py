@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from prunetaylor.core.results.verdict import Check, Verdict
-from prunetaylor.report.formats import number, percent, size
+from prunetaylor.report.formats import drop_amount, metric, number, percent, size
 
 WORST = 3
 """The number of classes that are listed."""
@@ -31,17 +31,16 @@ def verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
     facts = [("pruned", verdict.files["pruned"]), ("baseline", verdict.files["dense"])]
     if verdict.data is not None:
         facts.append(("samples", f"{verdict.samples:,} test samples of {verdict.data} (not used for pruning)"))
-    before, after = (side.metrics.get("top1") for side in (verdict.dense, verdict.pruned))
+    before, after = (side.metrics.get(verdict.metric) for side in (verdict.dense, verdict.pruned))
     if before is not None and after is not None:
-        facts.append(("top1", f"{before:.2f} % dense, {after:.2f} % pruned"))
+        values = metric(verdict.metric, before), metric(verdict.metric, after)
+        facts.append((verdict.metric, f"{values[0]} dense, {values[1]} pruned"))
     if verdict.drop is not None:
-        digits = "pp" if verdict.metric == "top1" else ""
         drop = verdict.drop
-        low, high = (f"{value:.2f}" if digits else number(value) for value in (drop.low, drop.high))
-        value = f"{drop.value:.2f}" if digits else number(drop.value)
+        value, low, high = (drop_amount(x, verdict.unit) for x in (drop.value, drop.low, drop.high))
         name = "drop" if verdict.goal == "max" else f"rise of {verdict.metric}"
-        limits = "no interval" if math.isinf(drop.high) else f"two-sided 95 % interval {low} to {high}"
-        facts.append((name, f"{value} {digits}".strip() + f", {limits}"))
+        interval_text = f"two-sided 95 % interval {low.removesuffix(' pp')} to {high.removesuffix(' pp')}"
+        facts.append((name, f"{value}, {'no interval' if math.isinf(drop.high) else interval_text}"))
     if verdict.flips is not None:
         flips = verdict.flips
         facts.append(

@@ -10,24 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prunetaylor.core import registry
 from prunetaylor.core.config.code import code_in, settings_of
 from prunetaylor.core.config.resolve import Resolved, flat, override
 from prunetaylor.core.config.values import dump_value
 from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.sweep import field_sign
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep.space import Choices, Parameter
 
 Goal = Literal["maximize", "minimize"]
-METRICS: dict[str, Goal] = {
-    "top1": "maximize",
-    "loss": "minimize",
-    "sparsity": "maximize",
-    "nonzero": "minimize",
-    "flops_nonzero": "minimize",
-    "bytes": "minimize",
-    "seconds": "minimize",
-}
-"""The fields of a trial's result that may be objectives, each with its default goal."""
+OBJECTIVES = (*registry.names(registry.METRICS), "sparsity", "nonzero", "flops_nonzero", "bytes", "seconds")
+"""The fields of a trial's result that may be objectives."""
+
+
+def default_goal(name: str) -> Goal:
+    """Return the goal of an objective that states none."""
+    return "maximize" if field_sign(name) == 1 else "minimize"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from prunetaylor.core.config.values import Document, parse_value, read_document,
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep import space
-from prunetaylor.sweep.definition import METRICS, EarlyStop, Sweep, SweepObjective
+from prunetaylor.sweep.definition import OBJECTIVES, EarlyStop, Sweep, SweepObjective, default_goal
 from prunetaylor.sweep.engines import load_engine
 from prunetaylor.sweep.space import Parameter
 
@@ -99,9 +99,10 @@ def check(sweep: Sweep, name: str) -> Sweep:
                 f"{name}: early_terminate needs exactly one metric, not {len(sweep.objectives)}",
                 "one trial may be better by one metric and worse by another: keep one metric, or omit early_terminate",
             )
-        if sweep.objectives[0].name not in ("top1", "loss"):
+        metrics = registry.names(registry.METRICS)
+        if sweep.objectives[0].name not in metrics:
             raise UsageError(
-                f"{name}: early_terminate needs metric top1 or loss, not {sweep.objectives[0].name}",
+                f"{name}: early_terminate needs metric {' or '.join(metrics)}, not {sweep.objectives[0].name}",
                 "a trial has no other metric before it ends",
             )
     if not sweep.base.config.model.checkpoint and not any(p.key == "model.checkpoint" for p in sweep.parameters):
@@ -205,24 +206,24 @@ def _objectives(document: Document, file: Path, base: Resolved) -> tuple[SweepOb
 def _default_objective(base: Resolved) -> SweepObjective:
     """Return the objective of a sweep that names none: the base's metric, or weights that remain without samples."""
     name = "nonzero" if base.config.data.source == "none" else base.config.metric
-    return SweepObjective(name, METRICS[name])
+    return SweepObjective(name, default_goal(name))
 
 
 def _objective(entry: Any, at: str) -> SweepObjective:
     entry = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or "name" not in entry:
-        raise UsageError(f"a metric ({at}) needs a name", f"such as {{name: top1}}; one of {', '.join(METRICS)}")
+        raise UsageError(f"a metric ({at}) needs a name", f"such as {{name: top1}}; one of {', '.join(OBJECTIVES)}")
     for key in entry:
         if key not in ("name", "goal"):
             raise UsageError(
                 f"unknown key {key!r} of a metric ({at}){close_match(key, ('name', 'goal'))}", "name and goal"
             )
     name = str(entry["name"])
-    if name not in METRICS:
+    if name not in OBJECTIVES:
         similar = _SYNONYMS.get(name.lower())
-        hint = f"; did you mean {similar!r}?" if similar else close_match(name, METRICS)
-        raise UsageError(f"unknown metric {name!r} ({at}){hint}", f"one of {', '.join(METRICS)}")
-    goal = entry.get("goal", METRICS[name])
+        hint = f"; did you mean {similar!r}?" if similar else close_match(name, OBJECTIVES)
+        raise UsageError(f"unknown metric {name!r} ({at}){hint}", f"one of {', '.join(OBJECTIVES)}")
+    goal = entry.get("goal", default_goal(name))
     if goal not in _GOALS:
         raise UsageError(
             f"the goal of {name} is {goal!r} ({at}){close_match(str(goal), _GOALS)}", "maximize or minimize"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from prunetaylor.core import registry
 from prunetaylor.core.config.describe import dump
 from prunetaylor.core.errors import UsageError, close_match
 from prunetaylor.core.results.outcome import Alert
-from prunetaylor.core.results.sweep import SweepResult, Trial
+from prunetaylor.core.results.sweep import COSTS, SweepResult, Trial, field_sign
 from prunetaylor.core.text import neutral
 from prunetaylor.pipeline.files.run_folder import HTML_FILE
 from prunetaylor.report.json_report import SCHEMA_VERSION, finite
@@ -25,8 +26,6 @@ from prunetaylor.sweep.trial.files import ERROR, trial_folder
 BEST = "best.yaml"
 STATES = ("done", "stopped", "failed", "running", "waiting")
 """The states of a trial, in the order in which they are counted."""
-COSTS = ("nonzero", "parameters", "flops", "flops_nonzero", "bytes", "seconds", "sparsity", "loss", "top1")
-"""The fields of a trial that may be the horizontal axis of the plot."""
 
 
 def outcome(
@@ -61,18 +60,18 @@ def fronts(trials: Sequence[Trial], objectives: Sequence[SweepObjective]) -> lis
     return layers
 
 
-def accuracy(sweep_objectives: Sequence[tuple[str, str]], trials: Sequence[Trial]) -> tuple[str, int]:
+def plotted_metric(sweep: SweepResult) -> tuple[str, int]:
     """Return the metric to plot against a cost, and 1 where a larger value is better, else -1."""
-    names = [name for name, _ in sweep_objectives if name in ("top1", "loss")]
-    known = [name for name in ("top1", "loss") if any(name in trial.metrics for trial in trials)]
-    name = (names or known or ["top1"])[0]
-    return name, 1 if name == "top1" else -1
+    names = [name for name, _ in sweep.objectives if name not in COSTS]
+    name = (names or sweep.metrics or ["loss"])[0]
+    return name, field_sign(name)
 
 
 def check_cost(name: str) -> None:
     """Raise UsageError where no trial can have such a field."""
-    if name not in COSTS:
-        raise UsageError(f"unknown field {name!r}{close_match(name, COSTS)}", f"one of {', '.join(COSTS)}")
+    known = [*COSTS, *registry.names(registry.METRICS)]
+    if name not in known:
+        raise UsageError(f"unknown field {name!r}{close_match(name, known)}", f"one of {', '.join(known)}")
 
 
 def best_config(sweep: Sweep, best: Trial) -> str:

@@ -142,7 +142,7 @@ def test_a_loss_and_a_metric_of_ones_own(here: Path, inline) -> None:
     assert code == 3, stderr
     own = json.loads(stdout)
     assert_valid_json(own)
-    assert own["metric"] == {"name": "metrics.py:balanced", "goal": "max"}
+    assert own["metric"] == {"name": "metrics.py:balanced", "goal": "max", "unit": ""}
     assert own["checks"][0]["value"] == pytest.approx(sum(c["drop"]["value"] for c in own["classes"]) / 10)
 
 
@@ -179,7 +179,6 @@ def test_without_data_what_needs_none_is_judged(here: Path, inline) -> None:
         (["runs/model-1", "--max-size", "huge"], 2, "gate.max_size"),
         (["runs/model-1", "--on-inconclusive", "maybe"], 2, "gate.on_inconclusive"),
         (["runs/model-1", "--max-drop", "1", "--data", "none"], 2, "gate.max_drop cannot be judged without samples"),
-        (["runs/model-1", "--max-class-drop", "1", "metric=loss"], 2, "top-1 accuracy"),
         (["runs/model-1", "--max-drop", "1", "gate.metric=none.py:f"], 2, "none.py"),
         (["plain.pt", "--max-drop", "1"], 2, "does not name its dense network"),
         (["runs/model-1", "--max-drop", "1", "--baseline", "none.pt"], 2, "no such file"),

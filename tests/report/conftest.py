@@ -26,6 +26,7 @@ def outcome() -> PruneResult:
         masks={},
         metric="top1",
         goal="max",
+        unit="%",
         dense=NetworkStats({"top1": 88.29, "loss": 0.4321}, 272474, 272474, 81_070_000, 81_070_000, 1_105_000),
         pruned=NetworkStats({"top1": 86.9, "loss": math.nan}, 272474, 140000, 81_070_000, 40_000_000, 1_105_100),
         sparsity=Sparsity(0.5, 0.500001, 270896, 135448),

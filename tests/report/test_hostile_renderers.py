@@ -100,6 +100,7 @@ def samples(text: str) -> dict[str, Any]:
         {},
         text,
         "max",
+        "%",
         evil(SIDE, text),
         evil(SIDE, text),
         _sparsity(),

@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.report.json_report import finite, side_to_json, to_json
 
 _KEYS = {
-    "": "schema_version verdict warnings method metric dense pruned constant sparsity drop_pp loss_rise stages "
+    "": "schema_version verdict warnings method metric dense pruned constant sparsity drop drop_pp loss_rise stages "
     "believed_to prediction_check first_order layers skipped unfinished epochs choices plan seconds memory time flips "
     "classes histogram gate files seed device versions hashes configuration",
     "metric": "name goal",
@@ -55,8 +56,8 @@ def test_a_run_without_data(outcome: PruneResult) -> None:
 
 
 def test_one_side(outcome: PruneResult) -> None:
-    document = side_to_json(outcome.dense, "loss", 1.5, "cpu")
-    assert document["metric"] == {"name": "loss", "goal": "min"}
+    document = side_to_json(outcome.dense, describe_metric("loss"), 1.5, "cpu")
+    assert document["metric"] == {"name": "loss", "goal": "min", "unit": ""}
     assert document["metrics"] == {"top1": 88.29, "loss": 0.4321}
     assert document["parameters"] == 272474
 

@@ -102,7 +102,7 @@ def test_a_loss_rises_in_its_own_unit() -> None:
     from prunetaylor.gate.limits import metric_drop
 
     check = metric_drop("loss", Drop(0.02, 0.012, 0.03), 1000, 0.025)
-    found = verdict([check], metric="loss", goal="min", drop=Drop(0.02, 0.01, 0.031), flips=None, classes=[])
+    found = verdict([check], metric="loss", goal="min", unit="", drop=Drop(0.02, 0.01, 0.031), flips=None, classes=[])
     text = " ".join(" ".join(shown(found)).split())
     assert "drop of loss 0.02 0.012 to 0.03 <= 0.025 inconclusive" in text
     assert "rise of loss 0.02, two-sided 95 % interval 0.01 to 0.031" in text

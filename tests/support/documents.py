@@ -49,6 +49,7 @@ def report(**more: Any) -> dict[str, Any]:
         "method": "obs",
         "metric": "top1",
         "goal": "max",
+        "unit": "%",
         "dense": NetworkStats({"top1": 88.29, "loss": 0.4321}, 272_474, 272_474, 81_070_000, 81_070_000, 1_105_000),
         "pruned": NetworkStats({"top1": 85.93, "loss": 0.4876}, 272_474, 55_757, 81_070_000, 21_300_000, 1_105_100),
         "sparsity": Sparsity(0.8, 0.8, 270_896, 216_717),

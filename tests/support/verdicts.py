@@ -54,6 +54,7 @@ def verdict(found: list[Check] | None = None, **more: Any) -> Verdict:
         "on_inconclusive": None,
         "metric": "top1",
         "goal": "max",
+        "unit": "%",
         "dense": NetworkStats({"top1": 91.31, "loss": 0.31}, 272_474, 272_474, 81_000_000, 81_000_000, 1_105_000),
         "pruned": NetworkStats({"top1": 90.91, "loss": 0.33}, 272_474, 60_000, 81_000_000, 20_000_000, 1_234_567),
         "files": {"dense": "resnet20.pt", "pruned": "runs/resnet20-1/model.safetensors"},

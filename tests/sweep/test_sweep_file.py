@@ -179,7 +179,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         ),
         (
             f"method: random\nrun_cap: 2\nmetric: seconds\nearly_terminate: {{type: hyperband}}\n{BASE}{VARIED}",
-            "early_terminate needs metric top1 or loss",
+            "early_terminate needs metric loss or top1",
         ),
         (
             f"{RANDOM}parameters: {{calibration.samples: {{min: 10, max: 20, distribution: q_uniform, q: 0.5}}}}\n",

@@ -317,7 +317,7 @@ class Config(Section):
     loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
     """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
     targets); auto: cross-entropy for class ids, mse for values."""
-    metric: Literal["top1", "loss"] = "top1"
+    metric: Annotated[str, OneOf(registry.METRICS)] = "top1"
     """The metric whose drop is measured."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.schema import Config
+from prunetaylor.core.results.metric import MetricDescription
 from prunetaylor.core.results.outcome import BROKEN, PRUNED_AT_CHANCE, Drop, Judgement, PruneResult, Stage
 
 SMALL, LARGE = 1.0, 5.0
@@ -99,22 +100,20 @@ def _percent(fraction: float) -> str:
 def _change(outcome: PruneResult) -> _MetricChange | None:
     """Return the change of the run's metric, or None if the networks were not both measured."""
     dense, pruned = outcome.dense.metrics, outcome.pruned.metrics
-    if outcome.drop is not None and outcome.metric == "top1":
-        before, after, drop = dense["top1"], pruned["top1"], outcome.drop
-        margin = before - outcome.constant.get("top1", 0.0)
-        text = f"top-1 {before:.2f} to {after:.2f} % ({_drop_text(drop, points=True)})"
-        return _MetricChange(text, drop, _as_share(drop, margin), points=True)
-    if outcome.loss_rise is None:
+    metric, drop = outcome.metric_description, outcome.drop
+    if drop is None:
         return None
-    before, after, rise = dense["loss"], pruned["loss"], outcome.loss_rise
-    margin = outcome.constant["loss"] - before if "loss" in outcome.constant else abs(before)
-    text = f"loss {before:.4g} to {after:.4g} ({_drop_text(rise, points=False)})"
-    return _MetricChange(text, rise, _as_share(rise, margin), points=False)
+    before, after = dense[metric.name], pruned[metric.name]
+    constant = outcome.constant.get(metric.name)
+    margin = abs(before) if constant is None else metric.sign * (before - constant)
+    values = f"{before:.2f} to {after:.2f} %" if metric.is_share else f"{before:.4g} to {after:.4g}"
+    text = f"{metric.title} {values} ({_drop_text(drop, metric)})"
+    return _MetricChange(text, drop, _as_share(drop, margin), points=metric.is_share)
 
 
-def _drop_text(drop: Drop, *, points: bool) -> str:
+def _drop_text(drop: Drop, metric: MetricDescription) -> str:
     """Return the change with its sign as people write it: worse accuracy is negative, worse loss positive."""
-    sign = -1 if points else 1
+    sign, points = -metric.sign, metric.is_share
     value, *ends = (sign * x for x in (drop.value, drop.low, drop.high))
     low, high = (f"{x + 0.0:+.2f}" if points else f"{x + 0.0:+.3g}" for x in sorted(ends))
     change = f"{round(value, 2) + 0.0:+.2f} pp" if points else f"{value + 0.0:+.3g}"

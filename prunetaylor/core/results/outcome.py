@@ -4,10 +4,11 @@ fields.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from prunetaylor.core.results.choice import Choice
+from prunetaylor.core.results.metric import MetricDescription, describe_metric
 from prunetaylor.core.text import duration
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Drop:
-    """The dense metric minus the pruned metric, in percentage points, with its paired 95 % interval."""
+    """The change of a metric for the worse, in percentage points for a share, else in the metric's own unit, with its
+    paired 95 % interval.
+    """
 
     value: float
     low: float
@@ -255,6 +258,7 @@ class PruneResult:
     masks: dict[str, Tensor]
     metric: str
     goal: str  # "max" or "min"
+    unit: str  # of the metric: "%" for a share, whose drop is in percentage points
     dense: NetworkStats
     pruned: NetworkStats
     sparsity: Sparsity
@@ -281,3 +285,8 @@ class PruneResult:
     method: str = ""  # the criterion that ranked the weights, ``auto`` settled
     verdict: Judgement | None = None  # on the whole run; the pipeline gives every run one
     plan: list[Choice[object]] = field(default_factory=list)  # every settled setting with its reason
+
+    @property
+    def metric_description(self) -> MetricDescription:
+        """Return the metric with its title, goal and unit."""
+        return replace(describe_metric(self.metric), goal=self.goal, unit=self.unit)

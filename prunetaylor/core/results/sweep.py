@@ -5,7 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.core.results.outcome import Alert
+
+COSTS = {
+    "sparsity": "max",
+    "nonzero": "min",
+    "parameters": "min",
+    "flops": "min",
+    "flops_nonzero": "min",
+    "bytes": "min",
+    "seconds": "min",
+}
+"""The fields of a trial's result beside its metrics, each with its goal."""
+
+
+def field_sign(name: str) -> int:
+    """Return 1 if larger values of a field of a trial's result are better, else -1."""
+    return describe_metric(name).sign if name not in COSTS else 1 if COSTS[name] == "max" else -1
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,11 @@ class SweepResult:
     samples: str  # which samples rank and which report
     best: Trial | None
     warnings: list[Alert] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics that trials were measured by."""
+        return list(dict.fromkeys(name for trial in self.trials for name in trial.metrics if name not in COSTS))
 
     @property
     def failed(self) -> int:

@@ -53,6 +53,7 @@ class Verdict:
     on_inconclusive: Literal["pass", "fail", "warn"] | None
     metric: str
     goal: str  # "max" or "min"
+    unit: str  # of the metric: "%" for a share, whose drop is in percentage points
     dense: NetworkStats
     pruned: NetworkStats
     files: dict[str, str]  # "dense" and "pruned": the files that were judged

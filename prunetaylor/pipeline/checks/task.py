@@ -12,6 +12,8 @@ from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.text import first_line
 from prunetaylor.data.samples import Check, Checked, Samples, Split, check_targets
+from prunetaylor.measure.metric import Predictions
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.state import evaluating
 from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
 from prunetaylor.runtime.user_code import load_object
@@ -33,14 +35,14 @@ def find_task(config: Config, module: nn.Module, samples: Samples, x: Tensor, y:
     task = (
         _custom_loss(config.loss, samples) if ":" in config.loss else choose_task(config, _facts(outputs, y, samples))
     )
-    if loss_of(task).correct(outputs, y) is None and config.metric == "top1":
-        raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
     if task == "classification":
         classes = outputs.shape[1]
-        return task, _checked(samples, lambda targets, name, at: check_targets(targets, classes, name, at))
-    if task == "binary":
-        return task, _checked(samples, _check_binary)
-    loss_of(task).values(outputs, y)  # tells what is wrong with a function of the user's
+        samples = _checked(samples, lambda targets, name, at: check_targets(targets, classes, name, at))
+    elif task == "binary":
+        samples = _checked(samples, _check_binary)
+    else:
+        loss_of(task).values(outputs, y)  # tells what is wrong with a function of the user's
+    load_metric(config.metric).records(Predictions(outputs, y, outputs, loss_of(task)))  # tells what does not fit
     return task, samples
 
 

@@ -45,8 +45,8 @@ class EpochSelector:
     Weights are passed as functions, which are called only if the weights are worth copying.
     """
 
-    def __init__(self, metric: str) -> None:
-        self._sign = -1.0 if metric == "loss" else 1.0
+    def __init__(self, sign: int) -> None:
+        self._sign = float(sign)
         self.best: Candidate | None = None
         self.fallback: Fallback | None = None
 

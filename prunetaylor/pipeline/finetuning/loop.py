@@ -70,7 +70,7 @@ class Finetuning:
         self._checkpoint_point, self._monitor = checkpoint_point, monitor
         self.epochs: list[Epoch] = []
         self.choices = ChoiceLog(progress)
-        self._selector = EpochSelector(job.config.metric)
+        self._selector = EpochSelector(job.metric.sign)
         self._epoch_is_ending = False
         self._unfinished: Unfinished | None = None
         self._alerts: tuple[Alert, ...] = ()
@@ -194,7 +194,9 @@ class Finetuning:
         self._selector.offer_incomplete(epoch, self._weights, state.masks, len(state.history))
 
     def _metric(self) -> float:
-        return evaluate(self.job.network.module, self._validation, self.job.task).metrics[self.job.config.metric]
+        job = self.job
+        evaluation = evaluate(job.network.module, self._validation, job.task, job.metric, self.dense)
+        return evaluation.metrics[job.metric.name]
 
     def _validate(self, epoch: int) -> float:
         """Return the metric after an epoch. Values that are not finite come from training: the dense network ran."""

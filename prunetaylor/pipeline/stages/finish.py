@@ -25,8 +25,10 @@ def finish_stage(
     if state.refinement is not None:
         _refine(setup, state, sampler, checkpoint_point)
     # Nothing is chosen by this metric.
-    evaluation = evaluate(job.network.module, sampler.calibration.holdout.batches, job.task)
-    state.amend(metric=evaluation.metrics.get(job.config.metric))
+    evaluation = evaluate(
+        job.network.module, sampler.calibration.holdout.batches, job.task, job.metric, setup.dense.module
+    )
+    state.amend(metric=evaluation.metrics[job.metric.name])
     note_empty_layers(setup, state)
     if (measured := state.history[-1].cumulative_measured) is not None:
         monitor("stage", len(state.history), measured)

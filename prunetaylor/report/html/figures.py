@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prunetaylor.core.results.metric import describe_metric
+from prunetaylor.core.results.sweep import COSTS
 from prunetaylor.report.formats import shorten
 from prunetaylor.report.html.drawing import (
     ACCENT,
@@ -144,7 +146,7 @@ def metric_by_stage(document: Document) -> tuple[str | None, str]:
     def draw(axes: Axes) -> None:
         axes.plot(*zip(*points, strict=True), "o-", color=PRIMARY, markersize=5, clip_on=False, zorder=3)
         limit_axis(axes, "x")
-        if name == "top1":
+        if describe_metric(name).is_share:
             limit_axis(axes, "y")
         axes.set_xlabel("sparsity, %")
         axes.set_ylabel(axis_title(name))
@@ -224,11 +226,11 @@ def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cos
                 label=name,
                 clip_on=False,
             )
-        if cost in ("sparsity", "top1"):
+        if cost == "sparsity" or describe_metric(cost).is_share:
             limit_axis(axes, "x", high=1.0 if cost == "sparsity" else 100.0)
-        elif cost != "loss":
+        elif cost in COSTS:
             count_axis(axes, "x", {"bytes": "B", "seconds": "s"}.get(cost, ""))
-        if value == "top1":
+        if describe_metric(value).is_share:
             limit_axis(axes, "y")
         axes.set_xlabel(axis_title(cost))
         axes.set_ylabel(axis_title(value))

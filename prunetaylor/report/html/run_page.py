@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.judgement import prediction_check, prediction_status
+from prunetaylor.core.results.metric import MetricDescription, describe_metric
 from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
 from prunetaylor.core.results.verdict import Check
-from prunetaylor.report.formats import count, first_order, metric, number, percent, size
+from prunetaylor.report.formats import change, count, drop_label, drop_text, first_order, metric, number, percent, size
 from prunetaylor.report.html import figures
 from prunetaylor.report.html.page import clip, figure, flat, render
 from prunetaylor.report.titles import title
@@ -76,16 +77,17 @@ def _verdict(document: Document) -> dict[str, str]:
 
 def _tiles(document: Document, metric_name: str) -> list[tuple[str, str, str]]:
     """Return (label, number, note) for the numbers that people look for first."""
-    dense, pruned, cut, drop = (document[key] for key in ("dense", "pruned", "sparsity", "drop_pp"))
+    dense, pruned, cut = (document[key] for key in ("dense", "pruned", "sparsity"))
     tiles = []
     before, after = (side["metrics"].get(metric_name) for side in (dense, pruned))
     if before is not None:
         tiles.append(
             (title(metric_name), _arrow(metric(metric_name, before), metric(metric_name, after)), "test samples")
         )
+    described, drop = measured_drop(document)
     if drop is not None:
-        bounds = f"95 % interval {drop['low']:.2f} to {drop['high']:.2f} pp"
-        tiles.append(("drop", f"{drop['value']:.2f} pp", bounds))
+        value, _, bounds = drop_text(drop, described.unit).partition(", ")
+        tiles.append((drop_label(described), value, bounds))
     tiles.append(("weights removed", percent(cut["obtained"]), f"{cut['removed']:,} of {cut['prunable']:,} prunable"))
     if dense["flops_nonzero"] and pruned["flops_nonzero"] is not None:
         work = _arrow(count(dense["flops_nonzero"]), count(pruned["flops_nonzero"]))
@@ -103,10 +105,11 @@ def _arrow(before: str, after: str) -> str:
 def sides(document: Document) -> list[tuple[str, ...]]:
     """Return the rows of the table that compares the dense and the pruned network."""
     dense, pruned = document["dense"], document["pruned"]
+    described, measured = measured_drop(document)
     rows: list[tuple[str, ...]] = []
     for name in dense["metrics"]:
         before, after = dense["metrics"][name], pruned["metrics"].get(name)
-        drop = document["drop_pp"] if name == "top1" else None
+        drop = measured if name == described.name else None
         rows.append((title(name), metric(name, before), metric(name, after), _change(name, before, after, drop)))
     for key, label in (("nonzero", "non-zero parameters"), ("parameters", "parameters")):
         rows.append((label, f"{dense[key]:,}", f"{pruned[key]:,}", _less(dense, pruned, key)))
@@ -116,13 +119,25 @@ def sides(document: Document) -> list[tuple[str, ...]]:
     return rows
 
 
-def _change(name: str, before: float | None, after: float | None, drop: Document | None) -> str:
+def measured_drop(document: Document) -> tuple[MetricDescription, Drop | None]:
+    """Return the run's metric, and its drop; a report of an earlier version has the one in points only."""
+    stated = document["metric"]
+    described = describe_metric(stated["name"])
+    described = replace(described, goal=stated["goal"], unit=stated.get("unit", described.unit))
+    drop = document.get("drop", document["drop_pp"] if described.is_share else None)
+    return described, None if drop is None else Drop(*(_number(drop[key]) for key in ("value", "low", "high")))
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _change(name: str, before: float | None, after: float | None, drop: Drop | None) -> str:
     if before is None or after is None:
         return "-"
-    if name != "top1":
-        return f"{after - before:+.4f}"
-    limits = "" if drop is None else f" ({-drop['high']:+.2f} to {-drop['low']:+.2f})"
-    return f"{after - before:+.2f} pp{limits}"
+    if drop is None or math.isinf(drop.high) or not describe_metric(name).is_share:
+        return change(name, before, after)
+    return f"{change(name, before, after)} ({-drop.high:+.2f} to {-drop.low:+.2f})"
 
 
 def _less(dense: Document, pruned: Document, key: str) -> str:
@@ -133,20 +148,13 @@ def _less(dense: Document, pruned: Document, key: str) -> str:
 def facts(document: Document) -> list[str]:
     """Return sentences about the drop, the flips, the convergence and the predictions."""
     lines = []
-    rise = document.get("loss_rise")
-    if rise is not None and (document["drop_pp"] is None or document["metric"]["name"] == "loss"):
-        value, low, high = (number(rise[key]) for key in ("value", "low", "high"))
-        lines.append(
-            f"Loss up by {value}, paired 95 % interval {low} to {high}, on test samples (not used for pruning)."
-        )
-    elif document["drop_pp"] is None:
+    described, drop = measured_drop(document)
+    if drop is None:
         lines.append("The drop is not known: there were no samples to measure it on.")
-    if document["drop_pp"] is not None:
-        drop = Drop(**document["drop_pp"])
-        lines.append(
-            f"Drop {drop.value:.2f} pp, paired 95 % interval {drop.low:.2f} to {drop.high:.2f} pp, on test samples "
-            "(not used for pruning)."
-        )
+    else:
+        text = drop_text(drop, described.unit).replace("95 %", "paired 95 %")
+        label = drop_label(described)
+        lines.append(f"{label[0].upper()}{label[1:]} {text}, on test samples (not used for pruning).")
     if flips := document.get("flips"):
         lines.append(
             f"Of {flips['samples']:,} test samples, {flips['lost']:,} became wrong and {flips['won']:,} became right; "
@@ -167,7 +175,7 @@ def facts(document: Document) -> list[str]:
 def _figures(document: Document, metric_name: str) -> list[tuple[str, Any, str]]:
     against, samples = figures.metric_by_stage(document)
     return [
-        figure(f"{'Accuracy' if metric_name == 'top1' else metric_name} vs sparsity", against, samples),
+        figure(f"{title(metric_name)} vs sparsity", against, samples),
         figure("Sparsity by layer", figures.sparsity_by_layer(document["layers"][:_LAYERS])),
         figure("Scores of removed and kept weights (last stage)", figures.saliency(document.get("histogram"))),
         figure(

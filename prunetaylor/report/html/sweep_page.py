@@ -12,7 +12,7 @@ from prunetaylor.report.html.page import figure, render
 from prunetaylor.report.pareto import Point
 from prunetaylor.report.titles import axis_title, title
 
-_FIELDS = ("top1", "loss", "sparsity", "nonzero", "flops_nonzero", "bytes")
+_FIELDS = ("sparsity", "nonzero", "flops_nonzero", "bytes")
 
 
 def sweep_page(
@@ -25,7 +25,7 @@ def sweep_page(
         links: addresses of the trials' reports or errors, relative to the page; the other trials are not linked.
         best: YAML of the best trial's configuration.
     """
-    names = list(dict.fromkeys([*(name for name, _ in sweep.objectives), *_FIELDS]))
+    names = list(dict.fromkeys([*(name for name, _ in sweep.objectives), *sweep.metrics, *_FIELDS]))
     names = [name for name in names if any(name in trial.metrics for trial in sweep.trials)]
     points = [
         Point(one.metrics[cost], one.metrics[value], one.interval.get(value), str(one.number))
@@ -41,7 +41,7 @@ def sweep_page(
         tiles=_tiles(sweep),
         head=["settings", "rank", "trial", *map(title, names), title("seconds")],
         rows=[_row(trial, names, links, len(sweep.objectives) > 1) for trial in sweep.trials],
-        drawn=[figure(f"{'Accuracy' if value == 'top1' else title(value)} vs {axis_title(cost)}", drawn, caption)],
+        drawn=[figure(f"{title(value)} vs {axis_title(cost)}", drawn, caption)],
         failed=[
             (_link(f"trial {one.number}", one.number, links), f"({settings(one.parameters)}): {one.cause}")
             for one in sweep.trials

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from prunetaylor.core.results.judgement import prediction_check, prediction_status
-from prunetaylor.report.formats import count, first_order, flipped, metric, number, percent, shorten, size
+from prunetaylor.report.formats import (
+    change,
+    count,
+    drop_label,
+    drop_text,
+    first_order,
+    flipped,
+    metric,
+    number,
+    percent,
+    shorten,
+    size,
+)
 from prunetaylor.report.terminal.tables import new_table, pairs_table, print_alerts, print_list
 
 if TYPE_CHECKING:
@@ -68,16 +79,15 @@ def print_side(console: Console, side: NetworkStats, warnings: Sequence[Alert] =
 
 def _change(outcome: PruneResult) -> dict[str, str]:
     dense, pruned = outcome.dense, outcome.pruned
-    change = {
+    cells = {
         "non-zero": f"-{percent(1 - pruned.nonzero / dense.nonzero)}" if dense.nonzero else "",
         "FLOPs, non-zero": _less(dense.flops_nonzero, pruned.flops_nonzero),
     }
     for name in dense.metrics.keys() & pruned.metrics.keys():
-        difference = pruned.metrics[name] - dense.metrics[name]
-        if math.isfinite(difference):
-            digits, unit = (2, " pp") if name == "top1" else (4, "")
-            change[name] = f"{round(difference, digits) + 0.0:+.{digits}f}{unit}"  # + 0.0: there is no -0.00
-    return change
+        before, after = dense.metrics[name], pruned.metrics[name]
+        if math.isfinite(after - before):
+            cells[name] = change(name, before, after)
+    return cells
 
 
 def _less(before: int | None, after: int | None) -> str:
@@ -112,11 +122,8 @@ def _facts(outcome: PruneResult, verbose: bool) -> Table:
         f"{percent(cut.obtained)} (requested: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights",
     )
     if drop is not None:
-        table.add_row("drop", f"{drop.value:.2f} pp, 95 % interval {drop.low:.2f} to {drop.high:.2f} pp")
-    if outcome.loss_rise is not None and (drop is None or outcome.metric == "loss"):
-        value, low, high = (number(x) for x in astuple(outcome.loss_rise))
-        table.add_row("rise of loss", f"{value}, 95 % interval {low} to {high}")
-    elif drop is None:
+        table.add_row(drop_label(outcome.metric_description), drop_text(drop, outcome.unit))
+    else:
         table.add_row("drop", "unknown: no samples to measure it on")
     if outcome.flips is not None:
         table.add_row("flips", flipped(outcome.flips))

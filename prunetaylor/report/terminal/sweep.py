@@ -35,8 +35,8 @@ def print_sweep(console: Console, sweep: SweepResult) -> None:
 def ranked(sweep: SweepResult) -> Table:
     """Return a table of rank, trial, settings, objectives and cost; * marks the Pareto front."""
     keys = list(dict.fromkeys(key for trial in sweep.trials for key in trial.parameters))
-    more = ["top1", "nonzero"] if "prune.sparsity" in keys else ["top1", "sparsity", "nonzero"]
-    names = list(dict.fromkeys([*(name for name, _ in sweep.objectives), *more]))
+    more = ["nonzero"] if "prune.sparsity" in keys else ["sparsity", "nonzero"]
+    names = list(dict.fromkeys([*(name for name, _ in sweep.objectives), *sweep.metrics[:1], *more]))
     names = [name for name in names if any(name in trial.metrics for trial in sweep.trials)]
     several = len(sweep.objectives) > 1
     table = new_table(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from prunetaylor.core.json_file import read_json
 from prunetaylor.core.progress import Progress
 from prunetaylor.data.samples import Samples, Split, draw
 from prunetaylor.measure.evaluate import Evaluation, evaluate
+from prunetaylor.measure.metric import Metric
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.job import Job
 from prunetaylor.sweep.trial.files import SAMPLES
@@ -41,6 +42,7 @@ from prunetaylor.sweep.trial.files import SAMPLES
 MIN_RANKING = 100
 """The smallest number of training samples that may rank: fewer separate neither the trials nor the two losses."""
 _SIGNIFICANT = 2.0  # standard errors
+_RECORD = "record"  # the names of a metric's records in a file: record0, record1, ...
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ def split_for_ranking(job: Job, folder: Path, seed: int, progress: Progress) -> 
         )
         split = replace(samples, train=samples.train.subset(remaining), validation=holdout_split)
         return RankingSplit(split, holdout_split, test, text)
-    return _split_test(samples, test, seed)
+    return _split_test(samples, test, job.metric, seed)
 
 
-def _split_test(samples: Samples, test: Evaluation, seed: int) -> RankingSplit:
+def _split_test(samples: Samples, test: Evaluation, metric: Metric, seed: int) -> RankingSplit:
     """Return one half of the test samples to rank by, and the other half to report on."""
     reporting, ranking = _halves(samples.test, 0.5, seed)
     if not ranking or not reporting:
@@ -100,7 +102,7 @@ def _split_test(samples: Samples, test: Evaluation, seed: int) -> RankingSplit:
         f"({len(reporting):,}), as the training samples are too few or the network knows them too well to rank by them"
     )
     split = replace(samples, test=samples.test.subset(reporting))
-    return RankingSplit(split, samples.test.subset(ranking), test.part(reporting), text)
+    return RankingSplit(split, samples.test.subset(ranking), test.part(reporting, metric), text)
 
 
 def has_lower_loss(training: Evaluation, test: Evaluation) -> bool:
@@ -110,10 +112,6 @@ def has_lower_loss(training: Evaluation, test: Evaluation) -> bool:
         return True
     error = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()
     return bool(theirs.mean() - ours.mean() > _SIGNIFICANT * error)
-
-
-def _evaluation(tensors: dict[str, Tensor]) -> Evaluation:
-    return Evaluation.from_losses(tensors["losses"], tensors.get("correct"), tensors["targets"], tensors.get("answers"))
 
 
 class _DenseEvaluations:
@@ -129,17 +127,25 @@ class _DenseEvaluations:
             tensors = load_file(path)
             if {len(one) for one in tensors.values()} != {len(split)}:
                 raise ValueError("of other samples")
-            return _evaluation(tensors)
+            return self._evaluation(tensors)
         except Exception:  # the file is missing or damaged: the evaluation is made again
             self.progress.phase(f"measure the dense network ({name})")
             with use_memory_format(self.job.facts, self.job.network.module):
-                made = evaluate(self.job.network.module, self.job.batches(split), self.job.task)
+                made = evaluate(self.job.network.module, self.job.batches(split), self.job.task, self.job.metric)
             tensors = {"losses": made.losses.cpu(), "targets": made.targets.cpu()}
             more = {"correct": made.correct, "answers": made.predictions}
-            tensors |= {name: one.cpu().contiguous() for name, one in more.items() if one is not None}
+            more |= {f"{_RECORD}{i}": record for i, record in enumerate(made.records)}
+            # safetensors refuses tensors that share memory, as the loss's records do with the losses
+            tensors |= {name: one.cpu().contiguous().clone() for name, one in more.items() if one is not None}
             stored = tensors
             write_by_path(path, lambda temporary: save_file(stored, temporary), failures=(OSError, SafetensorError))
-        return _evaluation(tensors)
+        return self._evaluation(tensors)
+
+    def _evaluation(self, tensors: Mapping[str, Tensor]) -> Evaluation:
+        records = [tensors[name] for name in sorted(tensors) if name.startswith(_RECORD)]
+        losses, targets = tensors["losses"], tensors["targets"]
+        correct, answers = tensors.get("correct"), tensors.get("answers")
+        return Evaluation.from_samples(losses, correct, targets, answers, self.job.metric, records)
 
     def _key(self, indices: list[int] | None) -> str:
         """Return the sha256, hexadecimal, of everything that the evaluation depends on."""
@@ -151,6 +157,7 @@ class _DenseEvaluations:
             "network": [job.arch, repr(job.args), repr(job.network.module)],
             "data": [job.samples.fingerprint, job.samples.preprocess.to_json(), job.config.data.size],
             "samples": indices,
+            "metric": job.config.metric,
             "arithmetic": [job.device.type, torch.get_float32_matmul_precision(), job.config.data.batch_size],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

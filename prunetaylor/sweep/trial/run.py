@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.code import Trust
@@ -23,6 +24,8 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.core.text import error_line
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.measure.intervals import mean_interval, wilson_interval
+from prunetaylor.measure.metric import Metric, SampleMetric
+from prunetaylor.network.state import copy_module
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.files.outputs import write_page, write_run
@@ -118,11 +121,12 @@ def _run(sweep: Sweep, context: TrialContext, claimed: ClaimedTrial, folder: Run
     ):
         progress.trackers = trackers
         dense = split.dense_reporting if split else None
+        dense_network = copy_module(job.network.module) if job.metric.needs == "dense outputs" else None
         outcome = run(job, progress, store, dense_evaluation=dense, monitor=_EarlyStopper(sweep, claimed, job))
-    ranked = _rank_evaluation(job, outcome, split)
+    ranked = _rank_evaluation(job, outcome, split, dense_network)
     outcome, document = write_run(folder, resolved, outcome, job.describe_network(), {"loss": job.config.loss})
     write_page(folder, document)
-    measured = _measured(outcome, document, ranked)
+    measured = _measured(outcome, document, ranked, job.metric)
     _check_objectives(sweep, measured)
     if outcome.unfinished is not None:
         raise NumericsError(outcome.unfinished.cause, outcome.unfinished.remedy)
@@ -157,8 +161,7 @@ class _EarlyStopper:
         self.sign = sweep.objectives[0].sign
         self.claimed = claimed
         self.by: Literal["stage", "epoch"] = "epoch" if job.epochs else "stage"
-        # 1 where a larger value is better: top1 is, a loss and an error's change are not
-        self.better = 1 if self.by == "epoch" and job.config.metric == "top1" else -1
+        self.better = job.metric.sign if self.by == "epoch" else -1  # a stage's value is the change of the error
 
     def __call__(self, what: Literal["stage", "epoch"], number: int, value: float) -> None:
         if what != self.by or not self.stops or not math.isfinite(value):
@@ -195,14 +198,18 @@ def _with_memory_share(resolved: Resolved, context: TrialContext) -> Resolved:
     return override(resolved, {"memory": (share, f"sweep, a share of {context.jobs}")})
 
 
-def _rank_evaluation(job: Job, outcome: PruneResult, split: RankingSplit | None) -> Evaluation | None:
+def _rank_evaluation(
+    job: Job, outcome: PruneResult, split: RankingSplit | None, dense: nn.Module | None
+) -> Evaluation | None:
     if split is None:
         return None
     with use_memory_format(job.facts, outcome.module):
-        return evaluate(outcome.module, job.batches(split.ranking), job.task)
+        return evaluate(outcome.module, job.batches(split.ranking), job.task, job.metric, dense)
 
 
-def _measured(outcome: PruneResult, document: dict[str, Any], ranked: Evaluation | None) -> dict[str, Any]:
+def _measured(
+    outcome: PruneResult, document: dict[str, Any], ranked: Evaluation | None, metric: Metric
+) -> dict[str, Any]:
     """Return everything that the study keeps of a trial, without numbers that are not finite."""
     side = outcome.pruned
     metrics = {
@@ -217,20 +224,24 @@ def _measured(outcome: PruneResult, document: dict[str, Any], ranked: Evaluation
     }
     return {
         "metrics": {name: value for name, value in finite(metrics).items() if value is not None},
-        "interval": intervals(ranked) if ranked else {},
+        "interval": intervals(ranked, metric) if ranked else {},
         "reported": finite(side.metrics) if ranked else {},
         "drop": document["drop_pp"],
         "dense": finite(outcome.dense.metrics),
     }
 
 
-def intervals(evaluation: Evaluation) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals by metric: Wilson's of top1 (percent), the normal one of a mean loss."""
+def intervals(evaluation: Evaluation, metric: Metric) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals by metric: Wilson's of a share that is right, the normal one of a mean."""
     known = {"loss": mean_interval(evaluation.losses.cpu())}
-    if evaluation.correct is not None:
-        low, high = wilson_interval(int(evaluation.correct.sum()), len(evaluation.correct))
-        top1 = evaluation.metrics["top1"]
-        known["top1"] = (min(top1, 100 * low), max(top1, 100 * high))
+    if isinstance(metric, SampleMetric):
+        (values,) = evaluation.records
+        value = evaluation.metrics[metric.name]
+        if values.dtype == torch.bool:
+            low, high = wilson_interval(int(values.sum()), len(values))
+            known[metric.name] = (min(value, metric.scale * low), max(value, metric.scale * high))
+        elif (ends := mean_interval(values.cpu())) is not None:
+            known[metric.name] = (metric.scale * ends[0], metric.scale * ends[1])
     return {name: ends for name, ends in known.items() if ends is not None}
 
 

@@ -32,6 +32,7 @@ def run(**more: object) -> PruneResult:
         "masks": {},
         "metric": "top1",
         "goal": "max",
+        "unit": "%",
         "dense": side,
         "pruned": side,
         "sparsity": Sparsity(0.8, 0.8, 1000, 800),
@@ -58,7 +59,8 @@ def accuracy(before: float, drop: Drop, chance: float = 10.0, **more: object) ->
 
 def loss(before: float, rise: Drop, constant: dict[str, float], **more: object) -> PruneResult:
     sides = [NetworkStats({"loss": x}, 1000, 1000, None, None, 4000) for x in (before, before + rise.value)]
-    return run(metric="loss", goal="min", dense=sides[0], pruned=sides[1], loss_rise=rise, constant=constant, **more)
+    values = {"metric": "loss", "goal": "min", "unit": "", "drop": rise, "loss_rise": rise, "constant": constant}
+    return run(**values, dense=sides[0], pruned=sides[1], **more)
 
 
 @pytest.mark.parametrize(

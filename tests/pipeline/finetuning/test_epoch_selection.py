@@ -18,39 +18,38 @@ def weights(epoch: int) -> dict[str, Tensor]:
     return {"w": torch.full((2,), float(epoch))}
 
 
-def selected(metric: str, *values: float) -> EpochSelector:
+def selected(sign: int, *values: float) -> EpochSelector:
     """The first of the values is that before training."""
-    selector = EpochSelector(metric)
+    selector = EpochSelector(sign)
     for epoch, value in enumerate(values):
         selector.offer(epoch, value, lambda epoch=epoch: weights(epoch))
     return selector
 
 
 @pytest.mark.parametrize(
-    ("metric", "values", "epoch"),
+    ("sign", "values", "epoch"),
     [
-        ("top1", [80, 70, 90, 85], 2),
-        ("top1", [90, 80, 70], 0),
-        ("top1", [80, 80, 80], 1),  # as good as before training, it may be surer; the first of equal epochs stays
-        ("loss", [0.3, 0.2, 0.4], 1),
-        ("loss", [0.1, 0.2, 0.4], 0),
-        ("auc", [0.5, 0.7, 0.6], 1),
+        (1, [80, 70, 90, 85], 2),
+        (1, [90, 80, 70], 0),
+        (1, [80, 80, 80], 1),  # as good as before training, it may be surer; the first of equal epochs stays
+        (-1, [0.3, 0.2, 0.4], 1),
+        (-1, [0.1, 0.2, 0.4], 0),
     ],
 )
-def test_the_best_weights_are_kept(metric: str, values: list[float], epoch: int) -> None:
-    best = selected(metric, *values).best
+def test_the_best_weights_are_kept(sign: int, values: list[float], epoch: int) -> None:
+    best = selected(sign, *values).best
     assert best is not None
     assert best.epoch == epoch
     assert torch.equal(best.weights["w"], weights(epoch)["w"])
 
 
 def test_weights_that_are_not_better_are_not_copied() -> None:
-    selector = selected("top1", 90)
+    selector = selected(1, 90)
     selector.offer(1, 80, lambda: pytest.fail("copied"))
 
 
 def test_an_epoch_with_too_many_weights_is_a_fallback_only() -> None:
-    selector = EpochSelector("top1")
+    selector = EpochSelector(1)
     selector.offer_incomplete(0, lambda: weights(0), MASKS, 1)
     selector.offer_incomplete(1, lambda: weights(1), MASKS, 2)
     assert selector.best is None
@@ -64,12 +63,12 @@ def test_an_epoch_with_too_many_weights_is_a_fallback_only() -> None:
 
 
 def test_the_selection_goes_on_from_its_state() -> None:
-    for selector in (EpochSelector("top1"), selected("loss", 0.3, 0.2)):
+    for selector in (EpochSelector(1), selected(-1, 0.3, 0.2)):
         selector.offer_incomplete(3, lambda: weights(3), MASKS, 2)
         file = io.BytesIO()
         torch.save(selector.state_dict(), file)
         file.seek(0)
-        other = EpochSelector("loss")
+        other = EpochSelector(-1)
         other.load_state_dict(torch.load(file, weights_only=True))
         torch.testing.assert_close(other.state_dict(), selector.state_dict())
 

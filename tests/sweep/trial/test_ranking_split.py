@@ -103,10 +103,10 @@ def test_no_samples_or_one(tmp_path: Path) -> None:
 
 def test_known_better_is_significant() -> None:
     generator = torch.Generator().manual_seed(0)
-    a, b = (Evaluation.from_losses(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
+    a, b = (Evaluation.from_samples(torch.rand(400, generator=generator), None, torch.zeros(400)) for _ in range(2))
     assert not has_lower_loss(a, b)
-    assert has_lower_loss(a, Evaluation.from_losses(b.losses + 0.2, None, b.targets))
-    assert not has_lower_loss(Evaluation.from_losses(b.losses + 0.2, None, b.targets), a)
+    assert has_lower_loss(a, Evaluation.from_samples(b.losses + 0.2, None, b.targets))
+    assert not has_lower_loss(Evaluation.from_samples(b.losses + 0.2, None, b.targets), a)
 
 
 def test_what_is_said_of_the_samples_is_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.errors import NumericsError, OutputError, PruneTaylorError
 from prunetaylor.measure.evaluate import Evaluation
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.sweep.file import read
@@ -135,20 +136,22 @@ def test_trials_at_the_same_time_share_the_memory(home: Path, monkeypatch: pytes
     assert report["memory"]["limit"] == 18 * 2**30
 
 
+def interval(name: str, values: torch.Tensor) -> tuple[float, float] | None:
+    metric = load_metric(name)
+    evaluation = Evaluation.from_samples(values.double(), None, values, metric=metric, records=[values])
+    return intervals(evaluation, metric).get(name)
+
+
 def test_intervals() -> None:
     """Wilson's, by his formula for 8 of 10, and the normal one."""
     losses = torch.tensor([1.0, 2.0, 3.0, 4.0])
     correct = torch.tensor([True] * 8 + [False] * 2)
-    assert intervals(Evaluation.from_losses(correct.double(), correct, correct.long()))["top1"] == pytest.approx(
-        (49.0162, 94.3318), abs=1e-3
-    )
+    assert interval("top1", correct) == pytest.approx((49.0162, 94.3318), abs=1e-3)
     half = 1.959964 * float(losses.std()) / 2
-    assert intervals(Evaluation.from_losses(losses, None, losses))["loss"] == pytest.approx(
-        (2.5 - half, 2.5 + half), rel=1e-5
-    )
-    low, high = intervals(Evaluation.from_losses(losses, torch.ones(4, dtype=torch.bool), losses))["top1"]
+    assert interval("loss", losses) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-5)
+    low, high = interval("top1", torch.ones(4, dtype=torch.bool))
     assert 0 < low < 100 == high
-    assert intervals(Evaluation.from_losses(losses[:1], None, losses[:1])) == {}
+    assert interval("loss", losses[:1]) is None
 
 
 def test_causes_in_one_line() -> None:

@@ -8,8 +8,9 @@ import torch
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.results.outcome import Drop
 from prunetaylor.gate.limits import metric_drop
-from prunetaylor.gate.metric import RESAMPLES, load_metric, resampled_drops
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.measure.paired import tango
+from prunetaylor.measure.resampling import RESAMPLES, resampled_drops
 from prunetaylor.report.json_report import verdict_to_json
 from prunetaylor.report.verdict_text import interval, verdict_facts
 from support.verdicts import assert_valid_json, verdict
@@ -43,9 +44,8 @@ def test_of_the_accuracy_it_gives_nearly_what_tango_gives(code: str) -> None:
     steps = []
     drops = resampled_drops(
         load_metric(f"{code}:accuracy"),
-        outputs(dense),
-        outputs(pruned),
-        torch.zeros(2000).long(),
+        (outputs(dense), torch.zeros(2000).long()),
+        (outputs(pruned), torch.zeros(2000).long()),
         torch.Generator().manual_seed(0),
         (0.95, 0.9),
         lambda: steps.append(1),
@@ -63,13 +63,13 @@ def test_samples_on_which_nothing_flips_do_not_bound_a_metric(code: str) -> None
 
     def limits(pruned: torch.Tensor) -> Drop:
         metric, generator = load_metric(f"{code}:accuracy"), torch.Generator().manual_seed(0)
-        return resampled_drops(metric, dense, pruned, targets, generator, (0.9,), lambda: None)[0]
+        return resampled_drops(metric, (dense, targets), (pruned, targets), generator, (0.9,))[0]
 
     check = metric_drop("accuracy", limits(0.9 * dense), 40, 0.5)
     assert (check.status, check.samples_needed) == ("inconclusive", None)
     assert "no bound" in check.why
     assert interval(check) == "-"
-    found = verdict([check], metric="accuracy", drop=limits(0.9 * dense))
+    found = verdict([check], metric="accuracy", unit="", drop=limits(0.9 * dense))
     assert ("drop", "0, no interval") in verdict_facts(found)
     document = verdict_to_json(found)
     assert_valid_json(document)
@@ -82,6 +82,6 @@ def test_what_is_no_metric(code: str) -> None:
         load_metric(f"{code}:number")
     x, y = torch.zeros(3, 2), torch.zeros(3).long()
     with pytest.raises(DataError, match="failed: IndexError"):
-        load_metric(f"{code}:broken")(x, y)
+        load_metric(f"{code}:broken").value(x, y)
     with pytest.raises(NumericsError, match="gave nan"):
-        load_metric(f"{code}:empty")(x, y)
+        load_metric(f"{code}:empty").value(x, y)

@@ -1,0 +1,18 @@
+"""The metrics, one file each, whose name is the metric's. ``measure/metric.py`` has their interface."""
+
+from __future__ import annotations
+
+from prunetaylor.core import registry
+from prunetaylor.measure.custom_metric import CustomMetric
+from prunetaylor.measure.metric import Metric
+from prunetaylor.runtime.user_code import load_object
+
+
+def load_metric(name: str) -> Metric:
+    """Return the metric of that name, or the user's function that FILE.py:FUNCTION names.
+
+    Raises UsageError: there is none, or it is no function.
+    """
+    if ":" in name:
+        return CustomMetric.from_function(name, load_object(name))
+    return registry.load(registry.METRICS, Metric, name)

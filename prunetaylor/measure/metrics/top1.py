@@ -1,0 +1,23 @@
+"""Top-1 accuracy: the share of samples whose largest output is that of their class."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prunetaylor.core.errors import UsageError
+from prunetaylor.measure.metric import Predictions, SampleMetric
+
+
+class Top1(SampleMetric):
+    """Whether the prediction of each sample is right."""
+
+    name = "top1"
+    title = "top-1"
+    summary = "the share of samples whose class is predicted"
+    unit = "%"
+
+    def values(self, predictions: Predictions) -> Tensor:
+        correct = predictions.loss.correct(predictions.outputs, predictions.targets)
+        if correct is None:
+            raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
+        return correct
