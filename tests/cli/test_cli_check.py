@@ -56,7 +56,7 @@ def test_the_three_verdicts_and_their_files(here: Path, inline, status: str, cod
     assert_valid_junit((here / "gate.xml").read_text())
     assert f"{status}: the gate" in (here / "gate.md").read_text()
     report = json.loads((here / "runs" / "model-1" / "report.json").read_text())
-    assert document["drop"] == report["drop_pp"]
+    assert document["drop"] == report["drop"]
     assert document["hashes"]["dense"] == report["hashes"]["checkpoint"]
     assert document["hashes"]["data"] == report["hashes"]["data"]
     assert document["pruned"] == report["pruned"]
@@ -224,7 +224,7 @@ def test_prune_judges_what_it_has_written(here: Path, inline, status: str, code:
     assert json.loads((here / "gated" / "report.json").read_text()) == document
     assert_valid_json(document["gate"])
     assert document["gate"]["verdict"] == status
-    assert document["gate"]["drop"] == document["drop_pp"]
+    assert document["gate"]["drop"] == document["drop"]
     assert document["gate"]["files"]["pruned"] == document["files"]["model"]
     assert f"{status}: the gate" in stderr
     again, stdout, _ = inline("prune", "model.pt", *words, f"gate.max_drop={limit}", "--resume")

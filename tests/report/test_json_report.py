@@ -11,7 +11,8 @@ _KEYS = {
     "": "schema_version verdict warnings method metric dense pruned constant sparsity drop drop_pp loss_rise stages "
     "believed_to prediction_check first_order layers skipped unfinished epochs choices plan seconds memory time flips "
     "classes histogram gate files seed device versions hashes configuration",
-    "metric": "name goal",
+    "metric": "name goal unit",
+    "drop": "value low high unit",
     "dense": "metrics parameters nonzero flops flops_nonzero bytes",
     "pruned": "metrics parameters nonzero flops flops_nonzero bytes",
     "sparsity": "asked obtained prunable removed",

@@ -1,4 +1,4 @@
-"""A package outside of ours with one criterion, as pip would install it."""
+"""A package outside of ours with one method, as pip would install it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ class Wanda(Criterion):
 '''
 
 
-def install(folder: Path, name: str = "wanda", target: str = "prunetaylor_wanda:Wanda", source: str = WANDA) -> str:
-    """Install the package prunetaylor-NAME into ``folder``; the entry point ``name`` leads to ``target``."""
+def install(
+    folder: Path,
+    name: str = "wanda",
+    target: str = "prunetaylor_wanda:Wanda",
+    source: str = WANDA,
+    kind: str = "criteria",
+) -> str:
+    """Install the package prunetaylor-NAME into ``folder``; its entry point ``name`` leads to ``target``."""
     (folder / f"{target.partition(':')[0]}.py").write_text(source)
     metadata = folder / f"prunetaylor_{name}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: prunetaylor-{name}\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[prunetaylor.criteria]\n{name} = {target}\n")
+    (metadata / "entry_points.txt").write_text(f"[prunetaylor.{kind}]\n{name} = {target}\n")
     return f"prunetaylor-{name}"

@@ -136,7 +136,7 @@ def test_eighty_means_eighty_percent() -> None:
         ("model.args=3", "model.args is 3 .*a mapping"),
         ("prune.include=3", "a list"),
         ("prune.method=obz", "'obz' is not known; did you mean 'ob"),
-        ("metric=top5", "'top1' or 'loss'"),
+        ("metric=top11", "'top11' is not known; did you mean 'top1'"),
         ("seed=[1", "seed: the value is not YAML"),
     ],
 )
