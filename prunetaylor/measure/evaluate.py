@@ -96,11 +96,11 @@ def evaluate_outputs(
     loss = loss_of(task)
     predictions = Predictions(outputs, targets, outputs if dense_outputs is None else dense_outputs, loss)
     records = () if metric is None else metric.records(predictions)
-    correct, answers = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
+    correct, predicted = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
     if correct is not None:  # the targets of a single logit may be any numbers
         targets = targets.flatten().long()
-        answers = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
-    evaluation = Evaluation.from_samples(loss.values(outputs, targets), correct, targets, answers, metric, records)
+        predicted = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs > 0).flatten().long()
+    evaluation = Evaluation.from_samples(loss.values(outputs, targets), correct, targets, predicted, metric, records)
     largest = metric.largest_change(predictions) if isinstance(metric, SampleMetric) else None
     return replace(evaluation, largest_change=largest)
 

@@ -104,8 +104,8 @@ def _change(outcome: PruneResult) -> _MetricChange | None:
     if drop is None:
         return None
     before, after = dense[metric.name], pruned[metric.name]
-    constant = outcome.constant.get(metric.name)
-    margin = abs(before) if constant is None else metric.sign * (before - constant)
+    baseline = outcome.constant.get(metric.name)
+    margin = abs(before) if baseline is None else metric.sign * (before - baseline)
     values = f"{before:.2f} to {after:.2f} %" if metric.is_share else f"{before:.4g} to {after:.4g}"
     text = f"{metric.title} {values} ({_drop_text(drop, metric)})"
     return _MetricChange(text, drop, _as_share(drop, margin), points=metric.is_share)

@@ -9,7 +9,7 @@ from prunetaylor.measure.metric import Predictions, SampleMetric
 
 
 class Top1(SampleMetric):
-    """Whether the prediction of each sample is right."""
+    """A sample counts if its prediction is right."""
 
     name = "top1"
     title = "top-1"

@@ -144,8 +144,8 @@ class _DenseEvaluations:
     def _evaluation(self, tensors: Mapping[str, Tensor]) -> Evaluation:
         records = [tensors[name] for name in sorted(tensors) if name.startswith(_RECORD)]
         losses, targets = tensors["losses"], tensors["targets"]
-        correct, answers = tensors.get("correct"), tensors.get("answers")
-        return Evaluation.from_samples(losses, correct, targets, answers, self.job.metric, records)
+        correct, predicted = tensors.get("correct"), tensors.get("answers")
+        return Evaluation.from_samples(losses, correct, targets, predicted, self.job.metric, records)
 
     def _key(self, indices: list[int] | None) -> str:
         """Return the sha256, hexadecimal, of everything that the evaluation depends on."""
