@@ -24,8 +24,6 @@ from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.sources import load_source
 from prunetaylor.data.transforms import Named
-from prunetaylor.runtime import cores
-from prunetaylor.runtime.processes.group import local_world
 
 PYTHON = "python"
 """The source of samples that were given as Python objects."""
@@ -92,6 +90,7 @@ def from_python(
     first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)
     preprocess.check(first[None].shape)
+    change, _ = augmentation.load_augmentation(augment, first)
     return Samples(
         source=PYTHON,
         train=raw.train,
@@ -99,20 +98,22 @@ def from_python(
         validation=held_out,
         classes=None,
         preprocess=preprocess,
-        augment=augmentation.load_augmentation(augment, first)[0],
+        augment=change,
         fingerprint=fingerprint(raw.train, held_out, raw.test),
+        choices=_choices_from_python(normalize, preprocess, change),
     )
 
 
-def workers(cfg: DataSection) -> int:
-    """Return the number of processes that decode lazy data: as configured, or else one per core, 8 at most.
-
-    The processes of a run share the cores of the machine.
-    """
-    given = asked(cfg.workers)
-    if given is not None:
-        return given
-    return min(8, max(1, cores.available() // local_world()))
+def _choices_from_python(
+    normalize: str | Mapping[str, Any] | None, preprocess: Preprocess, change: str | Named
+) -> tuple[Choice[object], ...]:
+    """Return the choices that the arguments amount to; transforms without a name are listed by their class."""
+    usual = "the default from Python"
+    names = change if isinstance(change, str) else [s if isinstance(s, str) else type(s).__name__ for s in change]
+    return (
+        Choice("data.normalize", preprocess.to_json() or "none", usual if normalize is None else AS_ASKED),
+        Choice("data.augment", names, usual if names == "none" else AS_ASKED),
+    )
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -60,7 +60,12 @@ class Samples:
     preprocess: Preprocess
     augment: str | Named  # a name or list for augment.load_augmentation, never "usual"
     fingerprint: str  # sha256, hexadecimal
-    choices: tuple[Choice[object], ...] = ()  # automatic choices with their reasons, a line each
+    choices: tuple[Choice[object], ...] = ()  # normalisation and augmentation, with their reasons
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Return the splits that there are: training, test and validation samples."""
+        return (self.train, self.test, *([] if self.validation is None else [self.validation]))
 
 
 def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:

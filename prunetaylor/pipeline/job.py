@@ -17,7 +17,7 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import Alert, removed_at
-from prunetaylor.data.load import load_samples, workers
+from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches, Samples, Split, WithTargets
 from prunetaylor.measure.metric import Metric
 from prunetaylor.measure.metrics import load_metric
@@ -29,12 +29,12 @@ from prunetaylor.pipeline.checks.channels_last import find_obstacle, would_gain
 from prunetaylor.pipeline.checks.settings import check_needs, check_settings
 from prunetaylor.pipeline.checks.task import find_task
 from prunetaylor.pipeline.planning.facts import Facts
-from prunetaylor.pipeline.planning.method import choose_device, choose_epochs, choose_method
+from prunetaylor.pipeline.planning.method import choose_device, choose_epochs, choose_method, choose_workers
 from prunetaylor.pipeline.planning.task import with_recorded_loss
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.pruning.repairs import batch_norm
 from prunetaylor.runtime.device import half_precision
-from prunetaylor.runtime.processes.group import world
+from prunetaylor.runtime.processes.group import own_cores, world
 from prunetaylor.taylor.objective import Task
 from prunetaylor.taylor.passes import first_batch
 
@@ -91,7 +91,7 @@ class Job:
     def batches(self, split: Split, **how: Any) -> Batches:
         """Return a split as batches on the device."""
         assert self.samples is not None
-        return _batches(self.config, self.samples, self.device, split, **how)
+        return _batches(self.config, self.facts, self.samples, self.device, split, **how)
 
     def describe_network(self) -> dict[str, Any]:
         """Return the metadata from which a written network can be rebuilt: arch, args, data."""
@@ -188,12 +188,12 @@ def make_job(
                 "give test samples with labels; training samples need none",
             )
         choices = [*choices, *samples.choices]
-        x, y = first_batch(_batches(config, samples, device, samples.test.subset([0])))
+        x, y = first_batch(_batches(config, facts, samples, device, samples.test.subset([0])))
         task, samples = find_task(config, module, samples, x, y)
         facts = replace(facts, task=task)
         if would_gain(module, device):
             some = samples.test.subset(range(min(2, len(samples.test))))
-            x, _ = first_batch(_batches(config, samples, device, some, workers=0))
+            x, _ = first_batch(_batches(config, facts, samples, device, some, workers=0))
             facts = replace(facts, plain_layout=find_obstacle(module, x))
         if not facts.labelled and task != "classification":
             # of the kind that a value is
@@ -212,12 +212,14 @@ def _facts(network: Network, samples: Samples | None, device: torch.device) -> F
         prunable=network.prunable,
         elimination_work=load_criterion("exact_obs").work(network.layers),
         batch_norms=bool(batch_norm.norms(network.module)),
+        cores=own_cores(),
+        decodes=samples is not None and any(split.lazy for split in samples.splits),
         training_samples=None if samples is None else len(samples.train),
         labelled=samples is None or samples.train.labelled,
         has_validation=samples is not None and samples.validation is not None,
     )
 
 
-def _batches(config: Config, samples: Samples, device: torch.device, split: Split, **how: Any) -> Batches:
-    usual = {"batch_size": config.data.batch_size, "device": device, "workers": workers(config.data)}
+def _batches(config: Config, facts: Facts, samples: Samples, device: torch.device, split: Split, **how: Any) -> Batches:
+    usual = {"batch_size": config.data.batch_size, "device": device, "workers": choose_workers(config, facts).value}
     return Batches(split, samples.preprocess, **{**usual, **how})

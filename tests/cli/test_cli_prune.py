@@ -193,6 +193,27 @@ def test_a_dry_run_writes_nothing(demo_model: Path, inline, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_has_the_plan_of_the_run(demo_model: Path, inline, tmp_path: Path) -> None:
+    words = [str(demo_model), "--device", "cpu", "prune.method=obd", "prune.refine=last", "prune.refine_steps=2"]
+    words += ["--epochs", "1", "calibration.samples=60"]
+    code, stdout, stderr = inline("prune", *words, "--dry-run", "--json")
+    assert code == 0, stderr
+    code, _, stderr = inline("prune", *words, "-q", "-o", str(tmp_path / "r"))
+    assert code == 0, stderr
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert json.loads(stdout)["plan"] == report["plan"]
+    assert {"data.normalize", "data.augment", "data.workers", "calibration.labels"} <= {
+        one["key"] for one in report["plan"]
+    }
+
+
+def test_a_dry_run_lists_a_choice_once(demo_model: Path, inline) -> None:
+    code, stdout, stderr = inline("prune", str(demo_model), "--dry-run")
+    assert code == 0, stderr
+    assert stdout.count("exact_obs (") == 1
+    assert "exact_obs" not in stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

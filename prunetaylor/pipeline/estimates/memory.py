@@ -151,7 +151,7 @@ class MemoryPlanner:
         raw, _ = samples.test.fetch([0])
         self.raw, self.each = raw.nbytes, raw[0].numel()
         if job.device.type == "cpu":
-            splits = {id(s): s for s in (samples.train, samples.test, samples.validation) if s is not None}
+            splits = {id(split): split for split in samples.splits}
             self.source = sum(s.nbytes() or 0 for s in splits.values() if not s.lazy)
         x, _ = first_batch(job.batches(samples.test.subset([0]), batch_size=1))
         measured = measure(network, x, lambda outputs: settled_bytes(network.module, network.layers, outputs))

@@ -20,6 +20,8 @@ class Facts:
     half_precision: Literal["bf16", "fp16"] | None = None  # the type that a GPU is fast in
     task: Task = "classification"
     elimination_work: float = 0.0  # FLOPs of ExactOBS at the dense network, all layers
+    cores: int = 1  # of this process, which shares the machine's with the run's others
+    decodes: bool = False  # whether samples are decoded whenever they are read
     batch_norms: bool = True  # whether any keeps running statistics
     training_samples: int | None = None  # None: there are no data
     labelled: bool = True  # whether the training samples have labels

@@ -1,4 +1,4 @@
-"""The device, the criterion, and how many epochs of fine-tuning follow."""
+"""The device, the processes that decode samples, the criterion, and how many epochs of fine-tuning follow."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from prunetaylor.runtime.device import pick_device
 
 MAX_ELIMINATION = {"cpu": 1e12, "mps": 1e12, "cuda": 2e13}
 """Floating-point operations, by device, that ExactOBS may take by default: minutes."""
+MAX_WORKERS = 8
+"""Processes that decode samples by default, at most."""
 CUDA_EPOCHS = 3
 """Default epochs of fine-tuning on a CUDA GPU."""
 
@@ -22,6 +24,16 @@ def choose_device(config: Config) -> tuple[torch.device, Choice[str]]:
     """The device that is asked for, else the best that there is."""
     device, reason = pick_device(asked(config.device))
     return device, Choice("device", str(device), reason, f"device: {device} ({reason})")
+
+
+def choose_workers(config: Config, facts: Facts) -> Choice[int]:
+    """Return the number of processes that decode samples."""
+    key, workers = "data.workers", asked(config.data.workers)
+    if workers is not None:
+        return Choice(key, workers, AS_ASKED)
+    if not facts.decodes:
+        return Choice(key, 0, "all samples are in memory")
+    return Choice(key, min(MAX_WORKERS, facts.cores), f"one for each core, {MAX_WORKERS} at most")
 
 
 def choose_method(config: Config, facts: Facts) -> Choice[str]:

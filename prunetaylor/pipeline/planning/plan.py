@@ -12,7 +12,7 @@ from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import FirstOrder, removed_at
 from prunetaylor.pipeline.planning.error import ErrorTerms, choose_error, explain_error
 from prunetaylor.pipeline.planning.facts import Facts
-from prunetaylor.pipeline.planning.method import choose_epochs, choose_method
+from prunetaylor.pipeline.planning.method import choose_epochs, choose_method, choose_workers
 from prunetaylor.pipeline.planning.refinement import Refinement, choose_refinement, refine_without_pruning
 from prunetaylor.pipeline.planning.repair import choose_repair, removal_repair
 from prunetaylor.pipeline.planning.schedule import Schedule, choose_gradual, choose_schedule
@@ -86,7 +86,7 @@ def make_plan(
     whole_run = [] if one_step else [epochs, *([validation] if validation else []), *(stages or [staged])]
     choices = [
         *opened,
-        *([explain_task(config, facts.task)] if facts.has_data else []),
+        *([choose_workers(config, facts), explain_task(config, facts.task)] if facts.has_data else []),
         method,
         *([pruned_already] if pruned_already else []),
         *whole_run,

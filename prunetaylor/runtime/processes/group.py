@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import PeerError, PruneTaylorError
 from prunetaylor.core.text import error_line, first_line
+from prunetaylor.runtime import cores
 from prunetaylor.runtime.processes.place import LOST_PEER, Place
 
 T = TypeVar("T")
@@ -57,6 +58,11 @@ def world() -> int:
 def local_world() -> int:
     """Return the number of processes on this machine."""
     return here.local_world if (here := place()) else 1
+
+
+def own_cores() -> int:
+    """Return the cores of this process, which shares the machine's with the other processes of its run."""
+    return max(1, cores.available() // local_world())
 
 
 def place() -> Place | None:

@@ -14,7 +14,7 @@ from prunetaylor.core import registry
 from prunetaylor.core.config.code import NOBODY, Trust
 from prunetaylor.core.config.schema import DataSection, Normalization
 from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError
-from prunetaylor.data.load import from_python, load_samples, split_spec, workers
+from prunetaylor.data.load import from_python, load_samples, split_spec
 from prunetaylor.data.samples import Preprocess, TensorSplit
 from prunetaylor.data.sources import load_source
 
@@ -300,8 +300,3 @@ def test_from_python():
     assert len(from_python((x, y)).test) == 6
     with pytest.raises(DataError, match="test is a float"):
         from_python((x, y), 1.5)
-
-
-def test_workers():
-    assert workers(DataSection(workers=3)) == 3
-    assert 1 <= workers(DataSection()) <= 8

@@ -42,6 +42,7 @@ def reason(key: str, facts: Facts = FACTS, **settings: Any) -> str:
 
 def test_the_usual_run() -> None:
     assert values() == {
+        "data.workers": 0,
         "loss": "cross-entropy",
         "prune.method": "exact_obs",
         "finetune.epochs": 0,
@@ -203,6 +204,21 @@ def test_a_gradual_schedule_is_a_sparsity_by_training_step() -> None:
         plan(prune__schedule="cubic", prune__during=3.0, finetune__epochs=2)
     with pytest.raises(UsageError, match="9 stages do not fit"):
         plan(replace(FACTS, training_samples=40), prune__schedule="cubic", prune__stages=9, finetune__epochs=2)
+
+
+def test_workers_decode_what_is_not_in_memory() -> None:
+    images = replace(FACTS, decodes=True, cores=4)
+    assert values(images)["data.workers"] == 4
+    assert values(replace(images, cores=64))["data.workers"] == 8
+    assert values(images, data__workers=3)["data.workers"] == 3
+    assert "data.workers" not in values(NO_DATA)
+
+
+def test_nothing_to_prune_is_a_choice() -> None:
+    assert values(replace(FACTS, zeros=500))["prune.sparsity"] == 0.5
+    assert "50.00% is zero already" in reason("prune.sparsity", replace(FACTS, zeros=500))
+    assert plan(replace(NO_DATA, zeros=500)).nothing_to_prune
+    assert not plan(replace(FACTS, zeros=499)).nothing_to_prune
 
 
 def test_validation_samples() -> None:

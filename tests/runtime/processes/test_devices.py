@@ -7,9 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import UsageError
-from prunetaylor.data.load import workers
 from prunetaylor.runtime import device
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.place import Place
@@ -69,7 +67,6 @@ def test_devices_that_do_not_go_together(devices: list[str], message: str) -> No
 
 def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prunetaylor.runtime.cores.available", lambda: 12)
-    assert workers(DataSection()) == 8
+    assert group.own_cores() == 12
     monkeypatch.setattr(group, "place", lambda: process(0))
-    assert workers(DataSection()) == 3
-    assert workers(DataSection(workers=5)) == 5
+    assert group.own_cores() == 3
