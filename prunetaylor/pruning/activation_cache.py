@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.taylor.memory import Sizes, current_chunks
+from prunetaylor.taylor.memory import chunk_size
 from prunetaylor.taylor.passes import OutputHook, hooked
 
 KEPT_BYTES = 1 << 29
 """For the outputs that are kept at one time; what does not fit is computed again, which costs time and nothing else."""
 
 
-def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
+def bytes_by_layer(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[nn.Module, int]) -> list[int]:
     """Return the bytes stored for one sample while each layer is solved, from the bytes of each module's outputs."""
     replay, sizes, before = ActivationCache(module, layers, 1), [], set[nn.Module]()
     for layer in layers:
@@ -31,12 +31,6 @@ def settled_bytes(module: nn.Module, layers: Sequence[Layer], outputs: Mapping[n
         before = final
         replay.freeze(layer)
     return sizes
-
-
-def kept_bytes(sizes: Sizes) -> int:
-    """Return the most bytes that are stored at one time."""
-    most = sizes.samples * max(sizes.activations.repair_outputs, default=0)
-    return min(most, KEPT_BYTES // current_chunks().kept)
 
 
 class ActivationCache:
@@ -113,7 +107,7 @@ class ActivationCache:
         inside = set(module.modules())
         others = sum(o.numel() * o.element_size() for m, kept in self._kept.items() if m not in inside for o in kept)
         size = output.numel() * output.element_size() * self._batches
-        if others + sum(self._coming.values()) + size > KEPT_BYTES // current_chunks().kept:
+        if others + sum(self._coming.values()) + size > chunk_size("kept", KEPT_BYTES):
             return False
         self._coming[module] = size
         return True

@@ -23,9 +23,9 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.intercepts import Intercept
 from prunetaylor.taylor.curvature.gram import Moments
-from prunetaylor.taylor.memory import Phase, Sizes
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.risk import Risk
+from prunetaylor.taylor.sizes import Phase, Sizes
 
 Masks = Mapping[str, Tensor]
 """Boolean tensors in the weights' shapes, True = keep, by parameter name."""
@@ -90,10 +90,6 @@ class Criterion(ABC):
         """Return the floating-point operations of one scoring besides passes over the samples; 0 if negligible."""
         return 0.0
 
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """Return what is held in memory while it scores or solves, by default the scores alone."""
-        return [Phase("scores", {"scores": sizes.wide * sizes.weights})]
-
 
 @dataclass(frozen=True)
 class Step:
@@ -104,7 +100,14 @@ class Step:
 
 
 class Solver(Criterion):
-    """A criterion that can also choose the removed weights and move the others at once."""
+    """A criterion that can also choose the removed weights and move the others at once.
+
+    Attributes:
+        vectors: how many numbers for each weight of the network ``solve`` holds at a time, for the memory plan; 0 if no
+            more than ``score``, which is measured.
+    """
+
+    vectors: ClassVar[int] = 0
 
     @abstractmethod
     def solve(self, context: ScoringContext, removed: int) -> Step:

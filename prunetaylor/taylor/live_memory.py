@@ -1,4 +1,7 @@
-"""The bytes of one sample's tensors that are alive at a time in a pass, wherever they are made."""
+"""The bytes of tensors that are alive at a time while something runs, counted at each of torch's operators.
+
+Memory that a kernel allocates inside itself does not show.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.network.state import evaluating
+from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.taylor.outputs import read_outputs
 
@@ -26,21 +29,87 @@ _CLOSED = (
 """Operators that hold products of all tokens with all others, and show none of it."""
 
 
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the tensors that are made inside; ``now`` is what is alive, and ``most`` was alive at one time.
+
+    With ``x`` only tensors that are computed from it count: weights made of weights are the same for any number of
+    samples. ``closed`` says whether an operator showed nothing.
+    """
+
+    def __init__(self, x: Tensor | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.most, self.closed = 0, 0, False
+        self._source = None if x is None else x.untyped_storage()._cdata
+        self._ends: dict[int, Any] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        self.closed = self.closed or func.name() in _CLOSED
+        if self._source is None or self._source in given or not given.isdisjoint(self._ends):
+            old = given if self._source is None else {self._source}
+            for storage in _storages(result):
+                if storage._cdata not in old and storage._cdata not in self._ends:
+                    self._count(storage._cdata, storage)
+            self.most = max(self.most, self.now)
+        return result
+
+    def _count(self, address: int, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+
+        def end(_: object) -> None:
+            self.now -= size
+            del self._ends[address]
+
+        self.now += size
+        self._ends[address] = weakref.ref(storage, end)
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    """Return the storages of all dense tensors in ``values``; the others have none of their own."""
+    return [
+        value.untyped_storage()
+        for value in tree_leaves(values)
+        if isinstance(value, Tensor) and value.layout is torch.strided
+    ]
+
+
+def most_alive(function: Callable[[], object]) -> int:
+    """Return the most bytes that ``function`` has allocated at one time."""
+    with LiveBytes() as live:
+        function()
+    return int(live.most)
+
+
 def alive_without_gradients(module: nn.Module, x: Tensor) -> int:
-    """In a pass over the sample ``x`` (1, ...), itself aside, as outputs are computed without gradients."""
+    """Return the most bytes in a pass over the sample ``x`` (1, ...), itself aside, without gradients."""
     x = x.clone()  # it may be a view of many samples
-    watch = _Watch(x)
+    live = LiveBytes(x)
     with evaluating(module), torch.no_grad():
-        with watch:
+        with live:
             module(x)
-        if watch.closed:  # plain products stand for it
-            with differentiable(), watch:
+        if live.closed:  # plain products stand for it
+            with differentiable(), live:
                 module(x)
-    return watch.most
+    return live.most
+
+
+def alive_for_backward(module: nn.Module, x: Tensor) -> int:
+    """Return the bytes that a pass over the sample ``x`` (1, ...), itself aside, leaves for the backward pass."""
+    x = x.clone()
+    live = LiveBytes(x)
+    parameters = [p for p in module.parameters() if p.is_floating_point()]
+    with evaluating(module), trainable(parameters), torch.enable_grad(), live:
+        outputs = module(x)
+        kept = live.now
+    del outputs
+    return kept
 
 
 def alive_in_forward_mode(module: nn.Module, x: Tensor, layers: Sequence[Layer]) -> int:
-    """In a pass over the sample ``x`` (1, ...), itself aside, with derivatives along all parameters.
+    """Return the most bytes in a pass over the sample ``x`` (1, ...), itself aside, with derivatives along parameters.
 
     Along the weights of ``layers`` alone where others have none. Zero where these have none either: to say so is for
     whoever needs them.
@@ -52,53 +121,9 @@ def alive_in_forward_mode(module: nn.Module, x: Tensor, layers: Sequence[Layer])
 
     every = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
     for at in (every, {layer.parameter: layer.weight.detach() for layer in layers}):
-        watch = _Watch(x)
+        live = LiveBytes(x)
         # The network's code may raise anything.
-        with suppress(Exception), evaluating(module), torch.no_grad(), differentiable(), watch:
+        with suppress(Exception), evaluating(module), torch.no_grad(), differentiable(), live:
             jvp(network, (at,), (at,))
-            return watch.most
+            return live.most
     return 0
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, follows every tensor that is computed from ``x``, and no other: weights made of weights are the same for
-    any number of samples. ``most`` is what they have taken at one time; ``closed`` whether an operator showed nothing.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.most, self.closed = 0, False
-        self._sizes = {x.untyped_storage()._cdata: 0}
-        self._ends: dict[int, Any] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.closed = self.closed or func.name() in _CLOSED
-        if any(s._cdata in self._sizes for s in _storages((args, kwargs))):
-            for storage in _storages(result):
-                self._follow(storage)
-            self.most = max(self.most, sum(self._sizes.values()))
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        address = storage._cdata
-        if address not in self._sizes:
-            self._sizes[address] = storage.nbytes()
-            self._ends[address] = weakref.ref(storage, self._end_of(address))
-
-    def _end_of(self, address: int) -> Callable[[object], None]:
-        def end(_: object) -> None:
-            del self._sizes[address], self._ends[address]
-
-        return end
-
-
-def _storages(values: object) -> list[torch.UntypedStorage]:
-    """Return the storages of all dense tensors in ``values``; the others have none of their own."""
-    return [
-        value.untyped_storage()
-        for value in tree_leaves(values)
-        if isinstance(value, Tensor) and value.layout is torch.strided
-    ]

@@ -32,7 +32,7 @@ from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_g
 from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments, pack, unpack
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.layer_scores import LayerScores
-from prunetaylor.taylor.memory import Sizes, directional, release
+from prunetaylor.taylor.memory import release
 from prunetaylor.taylor.passes import differentiate_outputs
 from prunetaylor.taylor.risk import Risk
 
@@ -55,11 +55,6 @@ class Prediction:
     def change(self, keep_first: bool) -> float:
         """Return the predicted change of the mean error, with the first-order term or without."""
         return self.second_order + (self.first_order if keep_first else 0.0)
-
-
-def prediction_bytes(sizes: Sizes) -> int:
-    """Return the bytes that a prediction needs: a displacement of the whole state and a forward-mode batch."""
-    return sizes.state + directional(sizes)
 
 
 class TaylorModel:

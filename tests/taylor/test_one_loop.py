@@ -12,9 +12,8 @@ CALLERS = {
     "measure/latency.py": "times passes",
     "pruning/training/backward.py": "trains: in training mode, with autocast, in parts that fit in memory",
     "taylor/live_memory.py": "follows the tensors of one pass, below every module",
-    "taylor/memory.py": "follows the tensors that a pass leaves for the backward pass",
 }
-MEASURED = "taylor/memory.py"
+MEASURED = "pipeline/estimates/sizes.py"
 """It registers hooks on the modules of one pass whose memory it measures."""
 NETWORKS = {"module", "_module", "network", "net", "dense", "teacher", "_teacher", "student"}
 

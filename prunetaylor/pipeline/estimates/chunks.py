@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
-from prunetaylor.taylor.memory import ChunkDivisors, Phase, use_chunks
+from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
+from prunetaylor.taylor.sizes import Phase
 
 Phases = Callable[[], Iterable[Phase]]
 """Gives the phases of a run under the current chunks."""

@@ -29,15 +29,9 @@ from torch import Tensor
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.memory import Sizes, current_chunks
+from prunetaylor.taylor.memory import chunk_size
 
 _ELEMENTS = 1 << 22  # of X at a time: 32 MiB in float64
-
-
-def quadratic_bytes(sizes: Sizes) -> int:
-    """Return the bytes of a step besides the rows: some columns three times over, and n x n matrices."""
-    n = sizes.samples
-    return sizes.wide * (3 * max(n, _ELEMENTS // current_chunks().systems) + 8 * n * n)
 
 
 @dataclass(frozen=True)
@@ -116,7 +110,7 @@ class Quadratic:
         kept, m, z = support.kept.clone(), support.m.clone(), support.z.clone()
         for sign, which in ((1, joining.flatten()), (-1, leaving.flatten())):
             kept[which] = sign > 0
-            for some in torch.split(which, max(1, _ELEMENTS // current_chunks().systems // len(self.x))):
+            for some in torch.split(which, max(1, chunk_size("systems", _ELEMENTS) // len(self.x))):
                 x = self.x.index_select(1, some).to(self.dtype)
                 m.addmm_(x, x.mT, alpha=sign)
                 z -= sign * (x @ self.c[some])
@@ -150,7 +144,7 @@ class Quadratic:
 
     def columns(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield some columns of X (n, m) at a time, in the widest type."""
-        step = max(1, _ELEMENTS // current_chunks().systems // len(self.x))
+        step = max(1, chunk_size("systems", _ELEMENTS) // len(self.x))
         for low in range(0, self.x.shape[1], step):
             part = slice(low, min(self.x.shape[1], low + step))
             yield part, self.x[:, part].to(self.dtype)

@@ -15,18 +15,12 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.pass_progress import report_part
-from prunetaylor.taylor.curvature.solve import Note, cholesky, kept_columns, row_batches, systems_bytes
-from prunetaylor.taylor.memory import LayerSize
+from prunetaylor.taylor.curvature.solve import Note, cholesky, kept_columns, row_batches
 
 STEPS = 32
 """Rank-one updates that are put off: enough for a matrix product to pay, few enough for one column to stay cheap."""
 SHRINK = 0.8
 """Matrices are copied into smaller ones when no row has more than this share of their columns left."""
-
-
-def traces_bytes(layer: LayerSize, wide: int) -> int:
-    """Return the bytes of the rows that are solved together: their inverses, and copies into smaller ones."""
-    return systems_bytes(layer, wide, copies=4.5)
 
 
 def greedy_traces(h: Tensor, w: Tensor, mask: Tensor, damping: float, name: str, note: Note) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,10 @@ import torch
 from torch import Tensor
 
 from prunetaylor.network.layer import Layer
-from prunetaylor.pruning.criteria._trace import greedy_traces, traces_bytes
+from prunetaylor.pruning.criteria._trace import greedy_traces
 from prunetaylor.pruning.criteria._units import ranking_unit
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.curvature.gradients import sensitivity_bytes
-from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
 from prunetaylor.taylor.curvature.solve import BLOCK
-from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
 from prunetaylor.taylor.model import TaylorModel
 
 APART = 1000
@@ -73,22 +70,6 @@ class ExactOBS(Criterion):
             blocks = -(-columns // BLOCK)
             total += groups * rows * columns * (columns / blocks) * (columns / blocks + APART)
         return total
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """Layer Grams and output sensitivities, then one layer's inverses beside them; each weight's step and score."""
-        grams, fitting = grams_bytes(sizes)
-        sensitivity, batch = sensitivity_bytes(sizes)
-
-        def need(layer: LayerSize) -> int:
-            return centred_bytes(layer, sizes.wide) + traces_bytes(layer, sizes.wide)
-
-        systems, layer = largest_of(sizes.layers, need)
-        stored = grams + sensitivity
-        return [
-            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("output sensitivities", {"curvature": stored, "activations": batch}),
-            Phase("traces", {"curvature": stored, "systems": systems, "scores": 2 * sizes.wide * sizes.weights}, layer),
-        ]
 
 
 def _traces(model: TaylorModel, layer: Layer, mask: Tensor) -> tuple[Tensor, Tensor]:

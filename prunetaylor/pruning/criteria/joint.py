@@ -17,6 +17,7 @@ Taylor model of the whole network on held-out samples lets a Newton step go.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,15 +25,12 @@ from torch import Tensor
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._newton import newton_share
-from prunetaylor.pruning.criteria._quadratic import Quadratic, quadratic_bytes
+from prunetaylor.pruning.criteria._quadratic import Quadratic
 from prunetaylor.pruning.criteria._subset import best_subset
 from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step
 from prunetaylor.taylor.curvature.block_fisher import relative_ridge
-from prunetaylor.taylor.curvature.fisher import FisherRows, rows_bytes
-from prunetaylor.taylor.curvature.gradients import gradient_bytes
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
-from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+from prunetaylor.taylor.model import TaylorModel
 
 _ELEMENTS = 1 << 27  # of gradient rows beside the model's own at one time: 512 MiB
 
@@ -49,6 +47,7 @@ class Joint(Solver):
     uses_gradient = True
     uses_damping = True
     max_stage_fraction = 0.35
+    vectors = 20
 
     @torch.no_grad()
     def score(self, context: ScoringContext) -> dict[str, Tensor]:
@@ -84,23 +83,6 @@ class Joint(Solver):
             {layer.parameter: moves[layer.parameter].to(layer.weight.dtype) for layer in network.layers},
         )
 
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The gradients of all samples in all weights, some twice while they are made; then the search's vectors."""
-        rows, making = rows_bytes(sizes, _ELEMENTS)
-        every = FLOAT * sizes.samples * sizes.weights
-        gradient, batch = gradient_bytes(sizes)
-        # A layer's rows, those of them that are kept, and their squares.
-        part = 2 * FLOAT * sizes.samples * sizes.largest
-        largest = max(sizes.layers, key=lambda layer: layer.weights).name
-        vectors = sizes.wide * sizes.weights
-        return [
-            Phase("gradients", {"curvature": every + rows, "activations": making}, largest),
-            Phase("gradients", {"curvature": every + rows + part}, largest),
-            Phase("gradient", {"curvature": every + gradient, "scores": 5 * vectors, "activations": batch}),
-            Phase("Newton's step", {"curvature": every, "scores": 8 * vectors, "activations": prediction_bytes(sizes)}),
-            Phase("subset", {"curvature": every, "scores": 20 * vectors, "systems": quadratic_bytes(sizes)}),
-        ]
-
 
 def _fit(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> Quadratic:
     """Return the model of the weights that are not removed, in the layers' order; it is reused for the same point
@@ -119,9 +101,7 @@ def _quadratic(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]
     x = w.new_empty(model.risk.batches.samples, len(w), dtype=torch.float32)
     start, squares = 0, 0.0
     with torch.enable_grad():
-        for layer, rows in FisherRows(
-            model.risk, network.layers, model.seed, _ELEMENTS, note=model.note, single=model.stage == 1
-        ):
+        for layer, rows in replace(model.fisher_rows, elements=_ELEMENTS):
             part = rows[:, kept[layer.parameter]]
             x[:, start : start + part.shape[1]] = part
             start += part.shape[1]

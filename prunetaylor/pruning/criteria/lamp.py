@@ -13,7 +13,6 @@ from torch import Tensor
 
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.memory import Phase, Sizes
 
 
 class Lamp(Criterion):
@@ -34,7 +33,3 @@ class Lamp(Criterion):
             share = squares[order] / rest.clamp_min(torch.finfo(rest.dtype).tiny)
             scores[layer.parameter] = torch.empty_like(share).scatter(0, order, share).view(weight.shape)
         return scores
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The scores in the widest type, and the largest layer's squares, their order and sums."""
-        return [Phase("scores", {"scores": sizes.wide * (sizes.weights + 6 * sizes.largest)})]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class Magnitude(Criterion):
@@ -21,7 +20,3 @@ class Magnitude(Criterion):
 
     def score(self, context: ScoringContext) -> dict[str, Tensor]:
         return {layer.parameter: layer.weight.detach().abs() for layer in context.network.layers}
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The scores."""
-        return [Phase("scores", {"scores": FLOAT * sizes.weights})]

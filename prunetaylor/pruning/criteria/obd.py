@@ -11,8 +11,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.curvature.gradients import diagonal_bytes, gradient_bytes
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class OptimalBrainDamage(Criterion):
@@ -32,13 +30,3 @@ class OptimalBrainDamage(Criterion):
             if model.keep_first:
                 scores[name] = scores[name] - model.gradient[name] * w
         return scores
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The diagonal, the gradient beside it, then the scores."""
-        diagonal, rows = diagonal_bytes(sizes)
-        gradient, batch = gradient_bytes(sizes)
-        stored = diagonal + gradient
-        return [
-            Phase("Gauss-Newton diagonal", {"curvature": stored, "activations": max(rows, batch)}),
-            Phase("scores", {"curvature": stored, "scores": FLOAT * (sizes.weights + sizes.largest)}),
-        ]

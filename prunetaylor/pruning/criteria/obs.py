@@ -19,10 +19,7 @@ from torch import Tensor
 from prunetaylor.network.layer import Layer
 from prunetaylor.pruning.criteria._units import ranking_unit
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.curvature.gradients import sensitivity_bytes
-from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
-from prunetaylor.taylor.curvature.solve import inverse_diagonal, systems_bytes
-from prunetaylor.taylor.memory import Phase, Sizes, largest_of
+from prunetaylor.taylor.curvature.solve import inverse_diagonal
 
 
 class OptimalBrainSurgeon(Criterion):
@@ -54,18 +51,3 @@ class OptimalBrainSurgeon(Criterion):
             return layer.tensor(ranking_unit(model, layer) * added)
 
         return model.layer_scores(score_layer)
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """Layer Grams, output sensitivities beside them, then one layer's systems beside both."""
-        grams, fitting = grams_bytes(sizes)
-        sensitivity, batch = sensitivity_bytes(sizes)
-        systems, layer = largest_of(
-            sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + systems_bytes(layer, sizes.wide)
-        )
-        stored = grams + sensitivity
-        scores = sizes.wide * sizes.weights
-        return [
-            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("output sensitivities", {"curvature": stored, "activations": batch}),
-            Phase("scores", {"curvature": stored, "systems": systems, "scores": scores}, layer),
-        ]

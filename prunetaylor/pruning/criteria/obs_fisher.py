@@ -26,11 +26,8 @@ from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.pruning.interfaces import ScoringContext, Solver, Step
 from prunetaylor.pruning.selection.budget import Budget, masks_after, select
 from prunetaylor.pruning.structures.weight import Weight
-from prunetaylor.taylor.curvature.block_fisher import BlockFisher, blocks_bytes
-from prunetaylor.taylor.curvature.fisher import rows_bytes
-from prunetaylor.taylor.curvature.gradients import gradient_bytes
-from prunetaylor.taylor.memory import Phase, Sizes
-from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+from prunetaylor.taylor.curvature.block_fisher import BlockFisher
+from prunetaylor.taylor.model import TaylorModel
 
 BLOCK = 256
 """Weights in a block."""
@@ -64,19 +61,6 @@ class BlockFisherOBS(Solver):
                 raise NumericsError(f"{layer.name}: the move of its kept weights is not finite", "raise prune.damping")
             displacement[layer.parameter] = move.view(layer.weight.shape)
         return Step(masks, displacement)
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """Gradients of single samples, as many as share a pass; inverses of some blocks; vectors of all weights."""
-        rows, making = rows_bytes(sizes)
-        gradient, batch = gradient_bytes(sizes)
-        blocks = blocks_bytes(sizes.largest, sizes.samples, BLOCK, sizes.wide)
-        vectors, stored = 3 * sizes.wide * sizes.weights, rows + gradient
-        largest = max(sizes.layers, key=lambda layer: layer.weights).name
-        return [
-            Phase("gradients", {"curvature": stored, "scores": vectors, "activations": max(making, batch)}, largest),
-            Phase("inverses", {"curvature": stored, "scores": vectors, "systems": blocks}, largest),
-            Phase("Newton's step", {"curvature": stored, "scores": vectors, "activations": prediction_bytes(sizes)}),
-        ]
 
 
 def _scores(model: TaylorModel, masks: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:

@@ -26,11 +26,8 @@ from prunetaylor.network.network import Network
 from prunetaylor.pruning.criteria._newton import newton_share
 from prunetaylor.pruning.criteria._units import error_unit
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.curvature.gradients import gradient_bytes, sensitivity_bytes
-from prunetaylor.taylor.curvature.gram import centred_bytes, grams_bytes
-from prunetaylor.taylor.curvature.solve import inverse_diagonal, least_squares_bytes, restricted_least_squares
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, largest_of
-from prunetaylor.taylor.model import TaylorModel, prediction_bytes
+from prunetaylor.taylor.curvature.solve import inverse_diagonal, restricted_least_squares
+from prunetaylor.taylor.model import TaylorModel
 
 _SEEN = torch.finfo(torch.float32).eps
 """Curvature below this share of the network's largest is rounding: the gradients are in float32."""
@@ -68,24 +65,6 @@ class KroneckerOBS(Criterion):
             return layer.tensor(error_unit(model, layer) * target.square() / torch.stack(inverse))
 
         return model.layer_scores(score_layer)
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """Layer Grams, output sensitivities, gradient and Newton's step, then one layer's systems beside them all."""
-        grams, fitting = grams_bytes(sizes)
-        sensitivity, sensitivity_batch = sensitivity_bytes(sizes)
-        gradient, gradient_batch = gradient_bytes(sizes)
-        stored, steps = grams + sensitivity + gradient, (sizes.wide + FLOAT) * sizes.weights
-        systems, layer = largest_of(
-            sizes.layers, lambda layer: centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
-        )
-        return [
-            Phase("layer Grams", {"curvature": grams, "activations": fitting}),
-            Phase("gradient", {"curvature": stored, "activations": max(sensitivity_batch, gradient_batch)}),
-            Phase("Newton's step", {"curvature": stored, "scores": steps, "activations": prediction_bytes(sizes)}),
-            Phase(
-                "scores", {"curvature": stored, "scores": steps + sizes.wide * sizes.weights, "systems": systems}, layer
-            ),
-        ]
 
 
 def _newton_steps(model: TaylorModel, network: Network, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class Random(Criterion):
@@ -25,7 +24,3 @@ class Random(Criterion):
             layer.parameter: torch.rand(layer.weight.shape, generator=context.generator).to(layer.weight.device)
             for layer in context.network.layers
         }
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The scores."""
-        return [Phase("scores", {"scores": FLOAT * sizes.weights})]

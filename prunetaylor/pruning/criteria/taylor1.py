@@ -11,8 +11,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from prunetaylor.pruning.interfaces import Criterion, ScoringContext
-from prunetaylor.taylor.curvature.gradients import gradient_bytes
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes
 
 
 class FirstOrderTaylor(Criterion):
@@ -31,11 +29,3 @@ class FirstOrderTaylor(Criterion):
             layer.parameter: (model.gradient[layer.parameter] * layer.weight.detach()).abs()
             for layer in context.network.layers
         }
-
-    def memory(self, sizes: Sizes) -> list[Phase]:
-        """The gradient, then the scores beside it."""
-        stored, batch = gradient_bytes(sizes)
-        return [
-            Phase("gradient", {"curvature": stored, "activations": batch}),
-            Phase("scores", {"curvature": stored, "scores": FLOAT * sizes.weights}),
-        ]

@@ -31,10 +31,10 @@ from prunetaylor.pruning.masks import keep_masks
 from prunetaylor.pruning.refiners._feature_loss import FeatureLoss, add_gradients, output_variances
 from prunetaylor.pruning.training.optimizer import learning_rate
 from prunetaylor.runtime.processes.training import sum_gradients
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.taylor.objective import Objective
 from prunetaylor.taylor.passes import hooked
 from prunetaylor.taylor.risk import Risk
+from prunetaylor.taylor.sizes import FLOAT, Phase, Sizes, forward, graph
 
 BATCH = 64
 """Number of samples in a step."""
@@ -91,7 +91,7 @@ class Features(Refiner):
         stored = FLOAT * (3 * sizes.parameters + sizes.weights) + sizes.state
         batch = 2 * forward(sizes) + graph(sizes) + 3 * sizes.batch * outputs
         parts = {"optimizer": stored, "activations": batch}
-        return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.activations.sample})
+        return Phase("refinement by features", {**parts, "samples": (sizes.samples + BATCH) * sizes.sample.x})
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from prunetaylor.pruning.interfaces import RefinementContext, RefinementStep, Re
 from prunetaylor.taylor.curvature.gauss_newton import gauss_newton_product
 from prunetaylor.taylor.curvature.gradients import parameter_gradient, sampled_diagonal
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, backward, directional
 from prunetaylor.taylor.risk import Risk
+from prunetaylor.taylor.sizes import FLOAT, Phase, Sizes, backward, directional
 
 PRODUCTS = 8
 """The most products with the Gauss-Newton matrix in a step: the dimension of the space that it is solved in."""
@@ -76,7 +76,7 @@ class GaussNewton(Refiner):
         new samples."""
         vectors = FLOAT * sizes.parameters * (PRODUCTS + 15)
         parts = {"curvature": vectors, "activations": backward(sizes) + directional(sizes)}
-        return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.activations.sample})
+        return Phase("refinement by Gauss-Newton", {**parts, "samples": 2 * sizes.samples * sizes.sample.x})
 
 
 @dataclass(frozen=True)

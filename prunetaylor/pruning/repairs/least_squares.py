@@ -6,7 +6,7 @@ Each layer thereby also takes back what the layers before it did wrong. Best of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.pruning.activation_cache import ActivationCache, kept_bytes
+from prunetaylor.pruning.activation_cache import KEPT_BYTES, ActivationCache
 from prunetaylor.pruning.intercepts import Intercept
 from prunetaylor.pruning.interfaces import Repair, RepairContext, load_criterion
 from prunetaylor.taylor.curvature.gram import (
@@ -22,15 +22,23 @@ from prunetaylor.taylor.curvature.gram import (
     Accumulator,
     Moments,
     Positions,
-    centred_bytes,
-    fitting_bytes,
-    moments_bytes,
     moments_of_all,
     sampled_rows,
 )
-from prunetaylor.taylor.curvature.solve import Note, least_squares_bytes, restricted_least_squares
-from prunetaylor.taylor.memory import FLOAT, LayerSize, Phase, Sizes, current_chunks, forward, largest_of
+from prunetaylor.taylor.curvature.solve import Note, restricted_least_squares
+from prunetaylor.taylor.memory import chunk_size
 from prunetaylor.taylor.passes import ForwardHook, forward_own
+from prunetaylor.taylor.sizes import (
+    FLOAT,
+    LayerSize,
+    Phase,
+    Sizes,
+    fitting_bytes,
+    forward,
+    largest_of,
+    moments_bytes,
+    solving_bytes,
+)
 
 _CACHE_BYTES = 1 << 29  # for the dense network's sampled outputs; above it they are computed anew for each layer
 
@@ -71,20 +79,15 @@ class LeastSquares(Repair):
         """Return the memory of the layer that takes the most, its moments and then its systems, beside the stored
         outputs."""
         rows = sum(layer.groups * layer.rows * min(POSITIONS, layer.positions) for layer in sizes.layers)
-        dense = FLOAT * sizes.samples * rows
-        kept = (dense if dense <= _CACHE_BYTES // current_chunks().kept else 0) + kept_bytes(sizes)
+        dense, replayed = FLOAT * sizes.samples * rows, sizes.samples * sizes.sample.replayed
+        kept = dense if dense <= chunk_size("kept", _CACHE_BYTES) else 0
+        kept += min(replayed, chunk_size("kept", KEPT_BYTES))
 
-        def fitting(layer: LayerSize) -> int:
-            return fitting_bytes(layer, sizes)
+        def with_moments(need: Callable[[LayerSize], int]) -> tuple[int, str]:
+            return largest_of(sizes.layers, lambda layer: moments_bytes(layer, sizes.wide) + need(layer))
 
-        def solving(layer: LayerSize) -> int:
-            return centred_bytes(layer, sizes.wide) + least_squares_bytes(layer, sizes.wide)
-
-        def moments(layer: LayerSize) -> int:
-            return moments_bytes(layer, sizes.wide)
-
-        work, fitted = largest_of(sizes.layers, lambda layer: moments(layer) + fitting(layer))
-        systems, solved = largest_of(sizes.layers, lambda layer: moments(layer) + solving(layer))
+        work, fitted = with_moments(lambda layer: fitting_bytes(layer, sizes))
+        systems, solved = with_moments(lambda layer: solving_bytes(layer, sizes.wide))
         # Two passes at a time: the pruned network's, and the dense one's where its outputs are not kept.
         stored = {"kept outputs": kept}
         return [
@@ -112,7 +115,7 @@ class DenseOutputs:
                 if len(calls) == 1:
                     self._once.add(name)
                 size += sum(rows.numel() * rows.element_size() for rows in calls)
-            if size * batches.own_count() > _CACHE_BYTES // current_chunks().kept * len(next(iter(kept.values()))):
+            if size * batches.own_count() > chunk_size("kept", _CACHE_BYTES) * len(next(iter(kept.values()))):
                 return
         self._kept = kept
 

@@ -21,17 +21,16 @@ from torch import Tensor
 from prunetaylor.network.layer import Layer
 from prunetaylor.pruning.interfaces import Repair, RepairContext
 from prunetaylor.pruning.masks import apply_masks
-from prunetaylor.taylor.curvature.gram import Moments, centred_bytes
+from prunetaylor.taylor.curvature.gram import Moments
 from prunetaylor.taylor.curvature.solve import (
     BLOCK,
     Note,
     cholesky,
     kept_columns,
-    least_squares_bytes,
     restricted_least_squares,
     row_batches,
 )
-from prunetaylor.taylor.memory import LayerSize, Phase, Sizes, largest_of
+from prunetaylor.taylor.sizes import Phase, Sizes, largest_of, solving_bytes
 
 
 class OBSUpdate(Repair):
@@ -65,12 +64,9 @@ class OBSUpdate(Repair):
     def memory(self, sizes: Sizes) -> list[Phase]:
         """Return the memory of the layer that takes the most: its Gram matrix, inverse and factor, and the systems of
         its rows."""
-
-        def need(layer: LayerSize) -> int:
-            matrices = 3 * sizes.wide * layer.columns**2
-            return centred_bytes(layer, sizes.wide) + matrices + least_squares_bytes(layer, sizes.wide)
-
-        systems, layer = largest_of(sizes.layers, need)
+        systems, layer = largest_of(
+            sizes.layers, lambda layer: 3 * sizes.wide * layer.columns**2 + solving_bytes(layer, sizes.wide)
+        )
         return [Phase("a step", {"systems": systems}, layer)]
 
 

@@ -26,25 +26,10 @@ from prunetaylor.pruning.training.train_state import TrainState
 from prunetaylor.runtime.processes.exchange import all_sum, copy_from_main, from_main
 from prunetaylor.runtime.processes.group import rank, world
 from prunetaylor.runtime.processes.training import sum_gradients, synced_batch_norm, waits_within
-from prunetaylor.taylor.memory import FLOAT, Phase, Sizes, forward, graph
 from prunetaylor.taylor.objective import Task
 
 _LAST = ("lr", "samples_per_second", "seconds_left", "loss_tensor")
 """Fields of a TrainState that the rest of a state does not contain."""
-
-
-def memory(sizes: Sizes, options: TrainingSettings) -> Phase:
-    """Return the memory of gradients, the state between steps and a batch's graph. The dense network needs none."""
-    stored = FLOAT * sizes.parameters + held_bytes(sizes, options)
-    return Phase("fine-tuning", {"optimizer": stored, "activations": 2 * forward(sizes) + graph(sizes)})
-
-
-def held_bytes(sizes: Sizes, options: TrainingSettings) -> int:
-    """Return the bytes of the state between steps: the optimizer's, masks as numbers, the best state and the
-    averages."""
-    states = 1 if options.optimizer == "sgd" else 2
-    averages = 2 if options.ema else 0
-    return FLOAT * (states * sizes.parameters + sizes.weights) + (1 + averages) * sizes.state
 
 
 class Training:

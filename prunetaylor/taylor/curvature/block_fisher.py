@@ -18,7 +18,7 @@ from torch import Tensor
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.curvature.solve import Note
-from prunetaylor.taylor.memory import current_chunks
+from prunetaylor.taylor.memory import chunk_size
 
 _ELEMENTS = 1 << 24  # of the matrices that are factorised together: 128 MiB in float64
 _RAISES = 8
@@ -28,13 +28,6 @@ def relative_ridge(mean_diagonal: float, damping: float, dtype: torch.dtype) -> 
     """Return ``damping`` x the mean diagonal, at least a tiny number in case there is no curvature at all."""
     least: float = torch.finfo(dtype).tiny ** 0.5
     return max(damping * mean_diagonal, least)
-
-
-def blocks_bytes(weights: int, samples: int, size: int, wide: int) -> int:
-    """Return the bytes that inverting a layer's blocks needs: five copies of those inverted at once, and vectors."""
-    each = samples * size + min(samples, size) ** 2
-    blocks = min(-(-weights // size), max(1, _ELEMENTS // current_chunks().systems // each))
-    return wide * (5 * blocks * each + 6 * weights)
 
 
 class BlockFisher:
@@ -79,7 +72,7 @@ class BlockFisher:
         """Yield the place of some blocks in the flattened weight, and their rows (blocks, n, c) in the widest type."""
         n, p = self.rows.shape
         size = min(self.size, p)
-        some = max(1, _ELEMENTS // current_chunks().systems // (n * size + min(n, size) ** 2))
+        some = max(1, chunk_size("systems", _ELEMENTS) // (n * size + min(n, size) ** 2))
         whole = p // size * size
         edges = [*range(0, whole, some * size), whole]
         parts = [(low, high, size) for low, high in pairwise(edges)]

@@ -21,7 +21,7 @@ from prunetaylor.network.layer import Layer
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.curvature.tape import Tape, layer_gradients, recording, sample_cuts
-from prunetaylor.taylor.memory import FLOAT, Sizes, current_chunks, sample_gradients
+from prunetaylor.taylor.memory import chunk_size
 from prunetaylor.taylor.objective import SampledFactors
 from prunetaylor.taylor.risk import Risk
 
@@ -85,7 +85,7 @@ class FisherRows:
     def passes(self) -> list[list[Layer]]:
         """Return the layers of each pass."""
         rows = [self.risk.batches.samples * layer.weight.numel() for layer in self.layers]
-        return [[self.layers[i] for i in part] for part in _passes(rows, self.elements // current_chunks().rows)]
+        return [[self.layers[i] for i in part] for part in _passes(rows, chunk_size("rows", self.elements))]
 
 
 def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
@@ -99,14 +99,6 @@ def _passes(rows: Sequence[int], elements: int) -> list[list[int]]:
         parts[-1].append(i)
         room -= need
     return parts
-
-
-def rows_bytes(sizes: Sizes, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
-    """Return the bytes of the rows of one pass of :class:`FisherRows`, at most, and those needed to compute them."""
-    rows = [sizes.samples * layer.weights for layer in sizes.layers]
-    parts = [sum(rows[i] for i in part) for part in _passes(rows, elements // current_chunks().rows)]
-    # Whoever goes through them may still hold those of a layer when the next pass starts.
-    return FLOAT * (max(parts) + (max(rows) if len(parts) > 1 else 0)), sample_gradients(sizes)
 
 
 def _backward(

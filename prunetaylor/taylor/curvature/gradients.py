@@ -13,7 +13,6 @@ from prunetaylor.runtime.processes.exchange import all_sum, sum_numbers
 from prunetaylor.taylor.curvature.finite import check_finite
 from prunetaylor.taylor.curvature.gram import accumulate_type
 from prunetaylor.taylor.curvature.tape import layer_squares, recording, sample_cuts
-from prunetaylor.taylor.memory import FLOAT, Sizes, backward, sample_gradients
 from prunetaylor.taylor.objective import Reference, SampledFactors
 from prunetaylor.taylor.risk import Risk
 
@@ -22,29 +21,6 @@ EXACT_OUTPUTS = 16
 LABEL_DRAWS = 4
 """Labels drawn for each sample if the sum over outputs is not exact."""
 _GROUPS = 32  # of samples; the scatter and squares of their summed gradients are taken
-
-
-def gradient_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Return the bytes of the gradient, and those needed to compute it: a batch, and the batch's own gradients."""
-    return FLOAT * sizes.weights, backward(sizes) + FLOAT * sizes.weights
-
-
-def norms_bytes(sizes: Sizes) -> int:
-    """Return the bytes that :func:`gradient_norms` needs: three sums in the widest type, a batch, and its gradients."""
-    return (3 * sizes.wide + FLOAT) * sizes.weights + sizes.wide * sizes.largest + backward(sizes)
-
-
-def diagonal_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Return the bytes of the diagonal, and those needed to compute it."""
-    return FLOAT * sizes.weights, sample_gradients(sizes)
-
-
-def sensitivity_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Return the bytes of the sensitivities, and those needed to compute them: a batch, and one layer's squares."""
-    outputs = max(layer.outputs for layer in sizes.layers)
-    return sizes.wide * sum(layer.groups * layer.rows for layer in sizes.layers), backward(
-        sizes
-    ) + FLOAT * sizes.batch * outputs
 
 
 def mean_gradient(risk: Risk, layers: Sequence[Layer]) -> dict[str, Tensor]:

@@ -21,12 +21,11 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions, with_entries
 from prunetaylor.runtime.processes.exchange import all_sum, from_first_owner
 from prunetaylor.runtime.processes.group import world
-from prunetaylor.taylor.memory import FLOAT, LayerSize, Sizes, forward
 from prunetaylor.taylor.passes import ForwardHook, forward_own
 
 POSITIONS = 32
 """Output positions drawn from each sample, for layers that have more."""
-_BLOCK = 256  # rows of a large matrix at a time: 5 MiB in float32 for the largest of ResNet-50, of 4608 columns
+BLOCK_ROWS = 256  # rows of a large matrix at a time: 5 MiB in float32 for the largest of ResNet-50, of 4608 columns
 
 
 @dataclass
@@ -79,31 +78,6 @@ def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
         xx, tx, tt, rows = (tensors[f"{part}:{name}"] for part in ("xx", "tx", "tt", "rows"))
         moments[name] = Moments(xx, tx, tt, int(rows))
     return moments
-
-
-def moments_bytes(layer: LayerSize, wide: int) -> int:
-    """Return the bytes of a layer's :class:`Moments`."""
-    columns = layer.columns + 1
-    return wide * layer.groups * (columns**2 + layer.rows * columns + layer.rows)
-
-
-def centred_bytes(layer: LayerSize, wide: int) -> int:
-    """Return the bytes that :meth:`Moments.centred` needs at most: products of means, and covariances twice."""
-    return 3 * wide * layer.groups * layer.columns**2
-
-
-def fitting_bytes(layer: LayerSize, sizes: Sizes) -> int:
-    """Return the bytes that adding a batch to a layer's moments needs: its inputs three times, its outputs twice."""
-    count = sizes.batch * min(POSITIONS, layer.positions)
-    values = layer.groups * (3 * (layer.columns + 1) + 2 * layer.rows) + layer.columns
-    return FLOAT * (count * values + sizes.batch * layer.inputs + layer.groups * _BLOCK * (layer.columns + 1))
-
-
-def grams_bytes(sizes: Sizes) -> tuple[int, int]:
-    """Return the bytes of all layers' moments, and those needed to fit them: a batch, or a copy for the cache."""
-    moments = sum(moments_bytes(layer, sizes.wide) for layer in sizes.layers)
-    work = forward(sizes) + max(fitting_bytes(layer, sizes) for layer in sizes.layers)
-    return moments, max(work, moments if sizes.cached else 0)
 
 
 class Positions:
@@ -249,8 +223,8 @@ def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
 
 def _blocks(total: Tensor) -> Iterator[slice]:
     """Yield slices of the rows of (G, R, C)."""
-    for low in range(0, total.shape[1], _BLOCK):
-        yield slice(low, low + _BLOCK)
+    for low in range(0, total.shape[1], BLOCK_ROWS):
+        yield slice(low, low + BLOCK_ROWS)
 
 
 def _add_products(total: Tensor, left_factor: Tensor, right_factor: Tensor) -> None:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.pass_progress import report_part
-from prunetaylor.taylor.memory import LayerSize, current_chunks
+from prunetaylor.taylor.memory import chunk_size
 
 BLOCK = 1024
 """The widest matrix that is factorised row by row. The inverse's diagonal of a wider one is taken in blocks of columns
 (reported); its least squares are solved by conjugate gradients."""
 
-_BATCH_ELEMENTS = 1 << 25  # of one batch of row-wise matrices: 256 MiB in float64
+BATCH_ELEMENTS = 1 << 25  # of one batch of row-wise matrices: 256 MiB in float64
 _RAISES = 8
 
 Note = Callable[[str], None]
@@ -94,7 +94,7 @@ def row_batches(mask: Tensor) -> Iterator[Tensor]:
     """Yield the indices of rows that are factorised together: as many rows of similar width as fit a batch."""
     order = torch.argsort(mask.sum(1), stable=True)
     counts = mask.sum(1)[order].tolist()
-    room = _BATCH_ELEMENTS // current_chunks().systems
+    room = chunk_size("systems", BATCH_ELEMENTS)
     start = 0
     while start < len(order):
         # Rows come in rising order, so that the last of a batch says how wide its matrices are.
@@ -103,23 +103,6 @@ def row_batches(mask: Tensor) -> Iterator[Tensor]:
             end += 1
         yield order[start:end]
         start = end
-
-
-def systems_bytes(layer: LayerSize, wide: int, copies: float = 2.5) -> int:
-    """Return the bytes that factorising a layer's systems needs at most, while none of its rows is pruned.
-
-    They hold the systems of a batch of rows, factors or inverses, and masks. A matrix wider than BLOCK is taken in
-    blocks of columns.
-    """
-    width = -(-layer.columns // -(-layer.columns // BLOCK))
-    rows = min(layer.rows, max(1, _BATCH_ELEMENTS // current_chunks().systems // width**2))
-    return int(wide * width**2 * (copies * rows + 2)) + 3 * wide * layer.weights
-
-
-def least_squares_bytes(layer: LayerSize, wide: int) -> int:
-    """Return the bytes that :func:`restricted_least_squares` needs at most; wide rows are solved all at once."""
-    at_once = wide * (layer.columns**2 + 8 * layer.rows * layer.columns) if layer.columns > BLOCK else 0
-    return max(at_once, systems_bytes(layer, wide))
 
 
 def inverse_diagonal(h: Tensor, mask: Tensor, damping: float, name: str, note: Note) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from math import isfinite
 
 import pytest
 import torch
@@ -20,15 +18,16 @@ from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.estimates import memory as memory_plan
-from prunetaylor.pipeline.estimates.chunks import fit_chunks
+from prunetaylor.pipeline.estimates import phases as memory_phases
 from prunetaylor.pipeline.estimates.memory import MemoryPlan, MemoryPlanner
+from prunetaylor.pipeline.estimates.sizes import state_bytes
 from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.pipeline.planning.plan import make_plan
 from prunetaylor.pipeline.run import run
 from prunetaylor.pipeline.score import run as look
-from prunetaylor.taylor import memory
 from prunetaylor.taylor.live_memory import alive_in_forward_mode
-from prunetaylor.taylor.memory import ChunkDivisors, Phase
+from prunetaylor.taylor.memory import ChunkDivisors
+from prunetaylor.taylor.sizes import Phase
 from support.networks import ConvNet, trained
 from support.runs import TEST, TRAIN
 
@@ -53,16 +52,18 @@ def plan_of(job: Job) -> MemoryPlan:
     return MemoryPlanner(job).plan_run(make_plan(job.config, job.facts), job.facts)
 
 
-def phases(job: Job) -> Iterator[Phase]:
-    plan = make_plan(job.config, job.facts)
-    return MemoryPlanner(job).phases(plan, job.config)
+def phase(job: Job, name: str) -> Phase:
+    """Return the phase of that name in the job's plan."""
+    return next(one for one in plan_of(job).phases if one.name == name)
 
 
-def smallest(job: Job, command: str = "prune") -> int:
-    """The smallest limit that is not refused."""
+def smallest(model: nn.Module, command: str = "prune", **settings: object) -> int:
+    """Return the smallest limit that is not refused, to a mebibyte, which the refusal names."""
+    job = job_of(model, memory=1, **settings)
     plan = make_plan(job.config, job.facts, one_step=command == "score")
-    planner = MemoryPlanner(job, command)
-    return fit_chunks(lambda: planner.phases(plan, job.config), 1)[1].total
+    with pytest.raises(UsageError) as refused:
+        MemoryPlanner(job, command).plan_run(plan, job.facts)
+    return parse_size(refused.value.remedy.rpartition("--memory ")[2])
 
 
 def pruned(model: nn.Module, **settings: object) -> PruneResult:
@@ -92,20 +93,15 @@ def test_where_nobody_knows_what_is_free_there_is_no_limit(conv: nn.Module, monk
 
 def test_what_is_free_is_a_limit_beside_what_is_there_already(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_plan, "free_bytes", lambda _: 10**9)
-    there = TRAIN[0].nbytes + TEST[0].nbytes + memory.state_bytes(conv)
+    there = TRAIN[0].nbytes + TEST[0].nbytes + state_bytes(conv)
     assert plan_of(job_of(conv)).report.limit == 9 * 10**8 + there
-
-
-def least(model: nn.Module, method: str) -> int:
-    """The smallest limit that is not refused."""
-    return smallest(job_of(model, prune__method=method, prune__refine="none"))
 
 
 @pytest.mark.parametrize("method", ["obs", "obd", "obs_fisher", "obs_kfac", "exact_obs", "joint"])
 def test_smaller_chunks_give_the_same_network(conv: nn.Module, method: str) -> None:
     # Hundreds of steps of a refinement would make more of the rounding.
     usual = pruned(conv, prune__method=method, prune__refine="none")
-    limit = least(conv, method)
+    limit = smallest(conv, prune__method=method, prune__refine="none")
     tight = pruned(conv, prune__method=method, prune__refine="none", memory=limit)
     assert usual.memory is not None
     assert tight.memory is not None
@@ -189,8 +185,7 @@ def test_refinement_that_will_not_be_chosen_is_not_planned() -> None:
     how = {"prune__method": "magnitude", "prune__repair": "none", "prune__refine": "last", "prune__refine_steps": 1}
     least = {}
     for by in ("features", "gauss-newton"):
-        job = job_of(wide(), **how, prune__refine_by=by)
-        least[by] = smallest(job, "prune")
+        least[by] = smallest(wide(), **how, prune__refine_by=by)
     assert least["features"] < least["gauss-newton"]
     limit = (least["features"] + least["gauss-newton"]) // 2
     outcome = pruned(wide(), **how, calibration__labels=False, memory=limit)
@@ -206,8 +201,7 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
     grams = 8 * (37**2 + 1501**2)  # of wide(), in float64
     least = {}
     for repair in ("none", "least-squares"):
-        job = job_of(wide(), prune__method=method, prune__repair=repair)
-        least[repair] = smallest(job, "score")
+        least[repair] = smallest(wide(), "score", prune__method=method, prune__repair=repair)
     assert least["least-squares"] > grams
     assert method == "obs" or least["least-squares"] > grams + least["none"] - 8 * MIB
 
@@ -215,30 +209,27 @@ def test_scoring_plans_for_the_layer_grams_of_its_repair(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "how", "possible"),
     [
-        ("taylor1", {}, True),
-        ("taylor1", {"calibration__labels": False}, False),
-        ("joint", {"prune__repair": "least-squares"}, True),
+        ("taylor1", {"prune__repair": "least-squares"}, True),
+        ("taylor1", {"prune__repair": "least-squares", "calibration__labels": False}, False),
+        ("joint", {}, True),
         ("joint", {"prune__repair": "obs"}, False),
-        ("obs_kfac", {"prune__repair": "obs", "calibration__labels": False}, True),
     ],
 )
 def test_no_method_is_suggested_that_would_be_refused(method: str, how: dict[str, object], possible: bool) -> None:
     torch.manual_seed(0)
-    job = job_of(ConvNet(), **how)
-    config = job.config.model_copy(update={"prune": job.config.prune.model_copy(update={"method": method})})
-    need = MemoryPlanner(job)._need(config, 10**12)
-    assert isfinite(need) == possible
-    if possible:
-        pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
-    else:
+    settings = {"prune__refine": "none", "calibration__samples": 24, **how}
+    limit = smallest(wide(), prune__method="exact_obs", **settings) - MIB
+    with pytest.raises(UsageError) as found:
+        plan_of(job_of(wide(), prune__method="exact_obs", memory=limit, **settings))
+    assert (f"prune.method={method} (" in found.value.remedy) == possible
+    if not possible:
         with pytest.raises(UsageError):
             pruned(ConvNet(), prune__sparsity=0.5, prune__method=method, **how)
 
 
 def test_fewer_samples_are_suggested_where_they_help() -> None:
     torch.manual_seed(0)
-    job = job_of(wide(), prune__method="joint", calibration__samples=200)
-    limit = smallest(job, "prune") - MIB
+    limit = smallest(wide(), prune__method="joint", calibration__samples=200) - MIB
     with pytest.raises(UsageError) as found:
         plan_of(job_of(wide(), prune__method="joint", calibration__samples=200, memory=limit))
     settings = [part for part in found.value.remedy.split() if part.startswith("calibration.samples=")]
@@ -257,7 +248,7 @@ def test_the_report_has_it(conv: nn.Module) -> None:
 def test_fine_tuning_is_part_of_the_plan(conv: nn.Module) -> None:
     def fine_tuning(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=1, **settings)
-        return next(p for p in phases(job) if p.name == "fine-tuning")
+        return phase(job, "fine-tuning")
 
     usual, adamw = fine_tuning(), fine_tuning(finetune__optimizer="adamw")
     assert adamw.parts["optimizer"] - usual.parts["optimizer"] == 4 * sum(p.numel() for p in conv.parameters())
@@ -285,15 +276,15 @@ def test_each_process_plans_for_its_own_rows_of_a_training_batch(
 ) -> None:
     def fine_tuning() -> int:
         job = job_of(conv, finetune__epochs=1, data__batch_size=100)
-        return next(p for p in phases(job) if p.name == "fine-tuning").parts["activations"]
+        return phase(job, "fine-tuning").parts["activations"]
 
     alone = fine_tuning()
-    monkeypatch.setattr(memory_plan, "world", lambda: 4)
+    monkeypatch.setattr(memory_phases, "world", lambda: 4)
     assert fine_tuning() == pytest.approx(alone / 4, rel=1e-3)
 
 
 def test_several_processes_get_the_batch_size_that_would_fit(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_plan, "world", lambda: 2)
+    monkeypatch.setattr(memory_phases, "world", lambda: 2)
     how = {"finetune__epochs": 1, "prune__method": "magnitude", "prune__refine": "none"}
     fits = plan_of(job_of(conv, data__batch_size=16, **how)).report.planned
     with pytest.raises(UsageError, match=r"fine-tuning needs .*(?s:.)*data\.batch_size=") as found:
@@ -306,7 +297,7 @@ def test_several_processes_get_the_batch_size_that_would_fit(conv: nn.Module, mo
 def test_gradual_stages_leave_memory_for_the_optimizer(conv: nn.Module) -> None:
     def prediction(**settings: object) -> Phase:
         job = job_of(conv, finetune__epochs=3, **settings)
-        return next(p for p in phases(job) if p.name == "prediction")
+        return phase(job, "prediction")
 
     assert "optimizer" not in prediction().parts
     held = [

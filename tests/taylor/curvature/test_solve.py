@@ -76,7 +76,7 @@ def test_many_rows_in_small_batches_are_the_same(monkeypatch: pytest.MonkeyPatch
     h, keep, cross, start = positive(), some_kept(), rand(R, C, seed=1).double(), rand(R, C, seed=2).double()
     diagonal = inverse_diagonal(h, keep, 0.01, "layer", no_note)
     solved = restricted_least_squares(h, cross, start, keep, 0.01, "layer", no_note)
-    monkeypatch.setattr(solve, "_BATCH_ELEMENTS", 2 * C * C)
+    monkeypatch.setattr(solve, "BATCH_ELEMENTS", 2 * C * C)
     torch.testing.assert_close(inverse_diagonal(h, keep, 0.01, "layer", no_note), diagonal)
     torch.testing.assert_close(restricted_least_squares(h, cross, start, keep, 0.01, "layer", no_note), solved)
 
