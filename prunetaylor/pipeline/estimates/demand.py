@@ -88,7 +88,7 @@ class _Trial:
         return self.layers * self.rows * self.columns
 
 
-_LAYER, _LAYERS, _MORE_LAYERS = _Trial(1, 32, 2), _Trial(16, 4, 2), _Trial(32, 4, 2)
+_LAYER, _LAYERS, _MORE_LAYERS = _Trial(1, 16, 2), _Trial(8, 2, 2), _Trial(16, 2, 2)
 _TWO_ROWS, _MANY_ROWS = _Trial(1, 2, 32), _Trial(1, 24, 32)
 _GRADIENTS = _Trial(1, 64, 32, 4)
 
