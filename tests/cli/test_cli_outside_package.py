@@ -37,22 +37,12 @@ def test_its_criterion_keeps_the_contract(site: Path) -> None:
         rule("wanda")
 
 
-def test_the_command_prunes_with_it(cli, site: Path, demo_model: Path) -> None:
+def test_the_command_prunes_with_it(inline, site: Path, small_model: list[str]) -> None:
     install(site)
     small = ["calibration.samples=100", "prune.refine=none", "finetune.epochs=0"]
-    done = cli(
-        "prune",
-        str(demo_model),
-        "--sparsity",
-        "60%",
-        "--method",
-        "wanda",
-        "--json",
-        *small,
-        env={"PYTHONPATH": str(site)},
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    code, out, errors = inline("prune", *small_model, "--sparsity", "60%", "--method", "wanda", "--json", *small)
+    assert code == 0, errors
+    document = json.loads(out)
     assert document["method"] == "wanda"
     assert document["sparsity"]["removed"] == round(0.6 * document["sparsity"]["prunable"])
 

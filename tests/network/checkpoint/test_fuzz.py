@@ -62,7 +62,7 @@ def test_seeds_are_read(tmp_path: Path) -> None:
 
 
 def test_mutants_are_read_or_refused(tmp_path: Path) -> None:
-    check(100, 0, tmp_path)
+    check(50, 0, tmp_path)
 
 
 @pytest.mark.long
