@@ -29,7 +29,7 @@ class CustomMetric(SetMetric):
         return cls(name, function)
 
     def records(self, predictions: Predictions) -> tuple[Tensor, ...]:
-        return predictions.outputs, predictions.targets
+        return predictions.outputs, predictions.labels(self.title)
 
     def value(self, *records: Tensor) -> float:
         """Return the function's number. Raises DataError: it failed. Raises NumericsError: the number is not finite."""

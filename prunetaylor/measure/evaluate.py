@@ -94,7 +94,7 @@ def evaluate_outputs(
 ) -> Evaluation:
     """Evaluate outputs (N, K) that were computed before; without dense outputs they are the dense network's."""
     loss = loss_of(task)
-    predictions = Predictions(outputs, targets, outputs if dense_outputs is None else dense_outputs, loss)
+    predictions = Predictions(outputs, targets, outputs if dense_outputs is None else dense_outputs, task)
     records = () if metric is None else metric.records(predictions)
     correct, predicted = loss.correct(outputs, targets), outputs > 0 if task == "binary" else None
     if correct is not None:  # the targets of a single logit may be any numbers

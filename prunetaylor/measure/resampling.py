@@ -35,17 +35,17 @@ def resampled_drops(
     """
     dense, pruned = ([record.detach().cpu() for record in records] for records in (dense, pruned))
 
-    def drop(rows: Tensor | slice) -> float:
-        before, after = (metric.value(*(record[rows] for record in records)) for records in (dense, pruned))
-        return metric.sign * (before - after)
-
+    before, after = metric.resampler(*dense), metric.resampler(*pruned)
     n = len(dense[0])
     values = []
     for _ in range(RESAMPLES):
-        values.append(drop(torch.randint(n, (n,), generator=generator)))
+        rows = torch.randint(n, (n,), generator=generator)
+        values.append(metric.sign * (before(rows) - after(rows)))
         step()
-    value, spread = drop(slice(None)), torch.tensor(values, dtype=torch.float64)
-    if spread.min() == spread.max() and not all(map(torch.equal, dense, pruned)):
+    value = metric.sign * (metric.value(*dense) - metric.value(*pruned))
+    spread = torch.tensor(values, dtype=torch.float64)
+    spread = spread[~spread.isnan()]  # of samples of one class, say, there is no AUC
+    if not len(spread) or (spread.min() == spread.max() and not all(map(torch.equal, dense, pruned))):
         return [Drop(value, -math.inf, math.inf) for _ in levels]
     drops = []
     for level in levels:

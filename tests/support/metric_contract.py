@@ -11,7 +11,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.measure.metric import Metric, Predictions, SampleMetric
 from prunetaylor.measure.metrics import load_metric
-from prunetaylor.taylor.objective import Task, loss_of
+from prunetaylor.taylor.objective import Task
 
 SAMPLES = 24
 
@@ -19,14 +19,14 @@ SAMPLES = 24
 def predictions(task: Task, seed: int = 0) -> Predictions:
     """Outputs that are often right, of 24 samples, with the targets of a task."""
     generator = torch.Generator().manual_seed(seed)
-    outputs = torch.randn(SAMPLES, 1 if task == "binary" else 4, generator=generator)
+    outputs = torch.randn(SAMPLES, 1 if task == "binary" else 7, generator=generator)
     noise = torch.randn(outputs.shape, generator=generator)
     targets = {
         "classification": (outputs + noise).argmax(1),
         "binary": (outputs + noise > 0).float(),
         "regression": outputs + noise,
     }[str(task)]
-    return Predictions(outputs, targets, outputs + noise / 4, loss_of(task))
+    return Predictions(outputs, targets, outputs + noise / 4, task)
 
 
 def cases(metric: Metric) -> list[Predictions]:
@@ -90,7 +90,7 @@ def is_better_for_perfect_outputs(name: str) -> None:
 
 
 def _rows(case: Predictions, rows: torch.Tensor) -> Predictions:
-    return Predictions(case.outputs[rows], case.targets[rows], case.dense_outputs[rows], case.loss)
+    return Predictions(case.outputs[rows], case.targets[rows], case.dense_outputs[rows], case.task)
 
 
 CONTRACT: list[Callable[[str], None]] = [

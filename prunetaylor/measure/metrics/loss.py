@@ -1,10 +1,15 @@
-"""The mean loss that the network was trained with, in the loss's own unit."""
+"""The mean loss that the network was trained with, in the loss's own unit.
+
+The loss of a sample with several predictions is the mean over those that count. Samples without labels have the
+distance to the dense network's outputs in its place.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from prunetaylor.measure.metric import Predictions, SampleMetric
+from prunetaylor.taylor.objective import Objective, Reference, loss_of
 
 
 class MeanLoss(SampleMetric):
@@ -16,7 +21,12 @@ class MeanLoss(SampleMetric):
     goal = "min"
 
     def values(self, predictions: Predictions) -> Tensor:
-        return predictions.loss.values(predictions.outputs, predictions.targets)
+        if predictions.targets is None:
+            distance = Objective(predictions.task, "divergence")
+            return distance.values(predictions.outputs, Reference(predictions.dense_outputs))
+        return Objective(predictions.task, "task").values(predictions.outputs, Reference(predictions.targets))
 
     def largest_change(self, predictions: Predictions) -> float | None:
-        return predictions.loss.worst(predictions.outputs, predictions.targets)
+        if predictions.targets is None:
+            return None
+        return loss_of(predictions.task).worst(predictions.outputs, predictions.targets)

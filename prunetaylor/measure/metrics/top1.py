@@ -6,6 +6,7 @@ from torch import Tensor
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.measure.metric import Predictions, SampleMetric
+from prunetaylor.taylor.objective import loss_of
 
 
 class Top1(SampleMetric):
@@ -17,7 +18,8 @@ class Top1(SampleMetric):
     unit = "%"
 
     def values(self, predictions: Predictions) -> Tensor:
-        correct = predictions.loss.correct(predictions.outputs, predictions.targets)
+        outputs, targets = predictions.outputs, predictions.labels(self.title)
+        correct = loss_of(predictions.task).correct(outputs, targets) if outputs.dim() == 2 else None
         if correct is None:
             raise UsageError("the targets are not classes, so there is no top-1 accuracy", "set metric=loss")
         return correct

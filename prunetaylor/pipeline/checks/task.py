@@ -42,7 +42,7 @@ def find_task(config: Config, module: nn.Module, samples: Samples, x: Tensor, y:
         samples = _checked(samples, _check_binary)
     else:
         loss_of(task).values(outputs, y)  # tells what is wrong with a function of the user's
-    load_metric(config.metric).records(Predictions(outputs, y, outputs, loss_of(task)))  # tells what does not fit
+    load_metric(config.metric).records(Predictions(outputs, y, outputs, task))  # tells what does not fit
     return task, samples
 
 
