@@ -104,7 +104,7 @@ def test_regression(smooth: nn.Module) -> None:
     outcome = quick(smooth, data, test, sparsity=0.5, metric="loss")
     assert_truthful(outcome, smooth, 0.5)
     assert outcome.goal == "min"
-    assert outcome.drop is None
+    assert (outcome.drop, outcome.unit) == (outcome.loss_rise, "")
     with torch.no_grad():
         expected = float(half_square(outcome.module(test[0]), test[1]))
     assert outcome.pruned.metrics == {"loss": pytest.approx(expected, rel=1e-5)}
