@@ -136,7 +136,7 @@ def test_attention_is_planned_for_and_fits_its_limit() -> None:
     assert tight.memory.planned <= 80 * MIB < usual.memory.planned
     assert 1 < tight.memory.batch < 32
     alive = alive_in_forward_mode(model, TRAIN[0][: tight.memory.batch], Network.from_module(model).layers)
-    assert alive <= tight.memory.parts["activations"] <= 2 * alive
+    assert alive <= tight.memory.parts["activations"] <= 2.25 * alive
     for name, mask in usual.masks.items():
         assert torch.equal(mask, tight.masks[name]), name
 
