@@ -3,18 +3,21 @@
 | passes | over | what they tell |
 | --- | --- | --- |
 | 1 forward | all calibration samples | the dense outputs, outliers, values that are not finite |
+| 2 forward | the first batch | whether the outputs are the same a second time |
 | 1 forward, observed | the first batch | the layers' order, whether each is W x + b, other outputs |
-| 1 forward | the same batch | whether the outputs are the same a second time |
-| 1 forward and backward | the same batch | whether the error depends on a layer through its own calls |
-| a few forward | two samples | the intercepts that can take up a shift of a layer's mean output |
+| 1 forward and backward | the first batch | whether the error depends on a layer through its own calls |
+| 3 forward | the first batch, two of its samples | whether layers see sample by sample |
+| 2 forward, or 1 more a layer | two samples | the intercepts that can take up a shift of a layer's mean output |
 | 1 forward, counted | one sample | the work of a pass |
 | 1 forward and backward | the fitted samples | the gradient's norm, and that of its sampling noise |
 | 1 in forward mode | the fitted samples | the share of the first-order term in a predicted change |
 
-They are apart where one cannot serve the other: layers must be known before intercepts and gradients are, samples
-before any batch is; a norm of gradients needs reverse mode, a second-order term forward mode. Two kinds of passes come
-before them: over one or two test samples when a job is opened (the task, the memory format), and over one test sample
-to know in which chunks all of this fits in memory.
+Three go over all samples. They are apart: the samples must be drawn before layers can be checked, and layers be known
+before gradients are taken; a norm of gradients needs reverse mode, a second-order term forward mode. Outputs are
+compared without hooks, which switch off torch's fused layers; a pass that holds all activations has two samples.
+
+Other passes come before: over one or two test samples when a job is opened, for the task and the memory format, and over
+one test sample to know in which chunks all of this fits in memory.
 """
 
 from __future__ import annotations

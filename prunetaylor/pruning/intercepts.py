@@ -40,7 +40,8 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
     Whether nothing else reads what would be shifted, as a skip connection does, is tried: constants added to a layer's
     outputs and taken off again by the intercept must leave the network's outputs as they are.
     """
-    readers, sizes = _batch_norm_readers(module, layers, batches)
+    x = first_batch(batches)[0][:2]
+    readers, sizes, outputs = _batch_norm_readers(module, layers, x)
     used = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     intercepts = {
         layer.name: Intercept(f"{layer.name}.bias" if layer.name else "bias", 1)
@@ -49,7 +50,7 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
     }
     for norm, layer in readers.items():
         intercepts.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
-    trial = _ShiftTrial(module, layers, batches, sizes)
+    trial = _ShiftTrial(module, layers, x, outputs, sizes)
     if trial.unchanged(intercepts):
         return intercepts
     return {name: intercept for name, intercept in intercepts.items() if trial.unchanged({name: intercept})}
@@ -58,11 +59,12 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
 class _ShiftTrial:
     """A test on two samples that shifts layers' outputs and moves their intercepts against the shift.
 
+    ``x``: the samples; ``outputs`` (2, K): the network's, as it is;
     ``sizes``: the root mean square of each layer's outputs, by name. Their shifts are as large: far above rounding.
     """
 
     def __init__(
-        self, module: nn.Module, layers: Sequence[Layer], batches: Batches, sizes: Mapping[str, float]
+        self, module: nn.Module, layers: Sequence[Layer], x: Tensor, outputs: Tensor, sizes: Mapping[str, float]
     ) -> None:
         self.module, self.layers = module, {layer.name: layer for layer in layers}
         self.state = module.state_dict()
@@ -72,8 +74,7 @@ class _ShiftTrial:
             for layer in layers
             if layer.name in sizes
         }
-        self.x = first_batch(batches)[0][:2]
-        self.outputs = self._outputs()
+        self.x, self.outputs = x, outputs
         precision = max(torch.finfo(t.dtype).eps for t in self.state.values() if t.is_floating_point())
         self.rounding = max(LEAST_ROUNDING, (10 * precision) ** 0.5) * float(self.outputs.abs().max())
 
@@ -147,12 +148,14 @@ class _Recording:
 
 
 def _batch_norm_readers(
-    module: nn.Module, layers: list[Layer], batches: Batches
-) -> tuple[dict[str, str], dict[str, float]]:
-    """Return the layer that each batch norm reads, and the root mean square of each layer's outputs, both by name."""
+    module: nn.Module, layers: list[Layer], x: Tensor
+) -> tuple[dict[str, str], dict[str, float], Tensor]:
+    """Pass ``x``; return the layer that each batch norm reads, the root mean square of each layer's outputs, both by
+    name, and the network's outputs.
+    """
     recording = _Recording(module, layers)
     with hooked(recording.after, recording.before):
-        forward_one(module, first_batch(batches)[0][:2])
+        outputs = forward_one(module, x).float()
     read_by = Counter(layer for sources in recording.readers.values() for layer in sources)
     readers = {
         norm: layer
@@ -160,4 +163,4 @@ def _batch_norm_readers(
         for layer in sources
         if layer is not None and len(sources) == 1 and read_by[layer] == 1 and recording.calls[layer] == 1
     }
-    return readers, recording.sizes
+    return readers, recording.sizes, outputs

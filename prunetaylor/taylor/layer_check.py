@@ -44,9 +44,6 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
     seen = _forward(network, batches)
     why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
     notes = []
-    # Every criterion's removals are predicted by gradients: without any there is nothing to predict.
-    if seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
-        why |= {layer.name: NO_GRADIENT for layer in network.layers if layer.name in seen.right}
     if fitted:
         why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
         for x, names in seen.batches:
@@ -55,6 +52,9 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
         fittable = [layer for layer in network.layers if layer.name not in why]
         if fittable and not reads_sample_by_sample(network.module, fittable, first_batch(batches)[0]):
             notes.append(SAMPLES_MIXED)
+    # Every criterion's removals are predicted by gradients: without any there is nothing to predict.
+    elif seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
+        why |= {layer.name: NO_GRADIENT for layer in network.layers if layer.name in seen.right}
     if seen.others > 0:
         which = "the first, or logits or out if one has that name"
         notes.append(f"the network returns {seen.others + 1} tensors; the error is computed from {which}")
