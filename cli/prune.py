@@ -145,7 +145,8 @@ def _dry_run(state: State, request: Request) -> None:
     with reporter(state) as shown:
         progress = Logged(shown, None)
         job = open_checked(config, request.trust, progress)
-        prepared, time = rehearse(job, progress)
+        rehearsal = rehearse(job, progress)
+    prepared, time = rehearsal.prepared, rehearsal.time
     plan, memory = prepared.plan, prepared.memory
     if not state.main:
         return
@@ -155,7 +156,7 @@ def _dry_run(state: State, request: Request) -> None:
             "dry_run": True,
             "summary": job.describe(),
             "plan": plan_to_json(plan.choices),
-            "warnings": [asdict(alert) for alert in prepared.alerts],
+            "warnings": [asdict(alert) for alert in rehearsal.alerts],
             "memory": asdict(memory.report),
             "time": asdict(time),
             "configuration": config.model_dump(),

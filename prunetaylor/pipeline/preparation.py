@@ -1,8 +1,8 @@
 """The preparation of a run: the dense network is probed, the plan is made once, and the memory is checked.
 
-The order: one test sample tells in which chunks the probe fits in memory; the probe collects the facts; the plan
-follows from them; the memory of the whole run follows from the plan, and a run that does not fit is refused before its
-first stage. A dry run ends here, so that its plan is the run's.
+The order: one test sample tells in which chunks the probe fits in memory; in these the dense network is measured and
+probed; the plan follows from the facts that this gives; the memory of the whole run follows from the plan, and a run
+that does not fit is refused before its first stage. A dry run ends here, so that its plan is the run's.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from prunetaylor.core.results.outcome import Alert
 from prunetaylor.data.samples import Split
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import check_values, copy_module
-from prunetaylor.pipeline.checks.sanity import check_quickly
 from prunetaylor.pipeline.estimates.memory import MemoryPlan, MemoryPlanner
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
 from prunetaylor.pipeline.probe import Probe, probe
+from prunetaylor.pipeline.sampling.calibration import Calibration
 from prunetaylor.pipeline.sampling.sampler import Sampler
 from prunetaylor.pipeline.sampling.validation_split import training_split
-from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
+from prunetaylor.taylor.memory import ChunkDivisors, current_chunks, use_chunks
 
 
 @dataclass(frozen=True)
-class RunChunks:
-    """The chunks of the probe and those of the rest of the run; a resumed run rounds alike only with the same ones."""
+class RunDivisors:
+    """The chunk divisors of the probe and of the rest of the run; a resumed run needs the same ones to round alike."""
 
     probe: ChunkDivisors
     run: ChunkDivisors
@@ -39,8 +39,8 @@ class RunChunks:
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> RunChunks:
-        """Restore the chunks of an interrupted run."""
+    def from_state(cls, state: Mapping[str, Any]) -> RunDivisors:
+        """Restore the divisors of an interrupted run."""
         return cls(ChunkDivisors(**state["probe"]), ChunkDivisors(**state["run"]))
 
 
@@ -54,7 +54,6 @@ class Preparation:
         validation: the samples that choose between epochs; None where nothing is trained.
         sampler: holds the calibration samples; None without data.
         generator: gives all random numbers of the stages.
-        checked: the warnings of a check on some of the test samples.
     """
 
     job: Job
@@ -64,10 +63,15 @@ class Preparation:
     sampler: Sampler | None
     generator: torch.Generator
     probe: Probe
-    checked: tuple[Alert, ...]
     plan: PruningPlan
-    chunks: RunChunks
+    divisors: RunDivisors
     memory: MemoryPlan
+
+    @property
+    def calibration(self) -> Calibration:
+        """Return the calibration samples of a run with data."""
+        assert self.sampler is not None  # whoever asks has data
+        return self.sampler.calibration
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -78,61 +82,56 @@ class Preparation:
     def alerts(self) -> tuple[Alert, ...]:
         """Return the warnings so far: of opening the job, of its samples, and of the draws, which may go on."""
         drawn = () if self.sampler is None else self.sampler.alerts
-        return (*self.job.warnings, *self.checked, *self.probe.alerts, *drawn)
+        return (*self.job.warnings, *self.probe.alerts, *drawn)
 
 
 def copy_network(job: Job) -> Network:
-    """Return a copy of the job's network, which stays as it is."""
+    """Return a copy of the job's network, which stays as it is. NumericsError: a weight is not finite."""
+    check_values(job.network.module)
     return Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
 
 
 def prepare(
     job: Job,
     dense: Network,
+    memory: MemoryPlanner,
     progress: Progress,
     *,
-    measured: bool = False,
     one_step: bool = False,
-    chunks: RunChunks | None = None,
+    resumed: RunDivisors | None = None,
 ) -> Preparation:
-    """Probe ``dense``, make the plan, and check that the run fits in memory.
+    """Probe ``dense`` in the current chunks, make the plan, and check that the run fits in memory.
 
     Args:
-        measured: the dense network is measured on all test samples; otherwise some of them are checked here.
         one_step: single steps from the dense weights are tried and taken back: nothing is refined or trained.
-        chunks: those of the interrupted run that is resumed.
+        resumed: the divisors of the interrupted run that goes on.
 
     Raises:
         UsageError: the run does not fit in memory, or its settings contradict each other.
-        NumericsError: a weight or an output is not finite.
+        NumericsError: an output is not finite.
         DataError: the samples are too few, or do not fit the network.
     """
-    check_values(dense.module)
-    memory = MemoryPlanner(job, "score" if one_step else "prune")
     training, validation = training_split(job, 0 if one_step else job.epochs)
     generator = torch.Generator().manual_seed(job.config.seed)
     sampler = None if training is None else Sampler(job, dense, training, generator, progress)
-    probe_chunks = memory.plan_probe() if chunks is None else chunks.probe
-    with use_chunks(probe_chunks):
-        checked = () if measured else check_quickly(job, progress)
-        probed = probe(job, dense, sampler, progress)
+    probed = probe(job, dense, sampler, progress)
     plan = make_plan(job.config, probed.facts, job.choices, one_step=one_step)
     planned = memory.plan_run(plan, probed.facts)
-    if chunks is not None:
-        planned = replace(planned, divisors=chunks.run)
-    with use_chunks(planned.divisors):
-        if sampler is not None and planned.divisors.batch != probe_chunks.batch:
+    if resumed is not None:
+        planned = replace(planned, divisors=resumed.run)
+    divisors = RunDivisors(current_chunks(), planned.divisors)
+    with use_chunks(divisors.run):
+        if sampler is not None and divisors.run.batch != divisors.probe.batch:
             sampler.load_state_dict(sampler.state_dict())  # the same samples in other batches
-        return Preparation(
-            job,
-            dense,
-            training,
-            validation,
-            sampler,
-            generator,
-            probed,
-            checked,
-            plan,
-            RunChunks(probe_chunks, planned.divisors),
-            planned,
-        )
+    return Preparation(
+        job,
+        dense,
+        training,
+        validation,
+        sampler,
+        generator,
+        probed,
+        plan,
+        divisors,
+        planned,
+    )

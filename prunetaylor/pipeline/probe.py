@@ -16,8 +16,8 @@ Three go over all samples. They are apart: the samples must be drawn before laye
 before gradients are taken; a norm of gradients needs reverse mode, a second-order term forward mode. Outputs are
 compared without hooks, which switch off torch's fused layers; a pass that holds all activations has two samples.
 
-Other passes come before: over one or two test samples when a job is opened, for the task and the memory format, and over
-one test sample to know in which chunks all of this fits in memory.
+Other passes come before: over one or two test samples when a job is opened, for the task and the memory format, and
+over one test sample to know in which chunks all of this fits in memory.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,19 +11,20 @@ import torch
 from prunetaylor.core.clock import Clock
 from prunetaylor.core.pass_progress import listen
 from prunetaylor.core.progress import Detail, Progress, ProgressMonitor, expect, no_monitor, part_listener
-from prunetaylor.core.results.outcome import PruneResult, Time
+from prunetaylor.core.results.outcome import Alert, PruneResult, Time
 from prunetaylor.core.state_store import NullStore, StateStore
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.network.state import fixed_order
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import leave_out_outliers
+from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
+from prunetaylor.pipeline.estimates.memory import MemoryPlanner
 from prunetaylor.pipeline.estimates.time import estimate
 from prunetaylor.pipeline.files.resume import restoring
 from prunetaylor.pipeline.finetuning.loop import Finetuning, FinetuningResult
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.measurement import Measurement, evaluate_on_test, measure_dense, network_stats
 from prunetaylor.pipeline.outcome import make_outcome
-from prunetaylor.pipeline.preparation import Preparation, RunChunks, copy_network, prepare
+from prunetaylor.pipeline.preparation import Preparation, RunDivisors, copy_network, prepare
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pruning.masks import check_masks
 from prunetaylor.taylor.memory import use_chunks
@@ -50,7 +52,9 @@ def run(
     saved = store.load() or {}
     with restoring():
         clock = Clock(dict(saved.get("seconds", {})))
-        chunks = RunChunks.from_state(saved["chunks"]) if saved else None
+        divisors = RunDivisors.from_state(saved["chunks"]) if saved else None
+        known = saved.get("dense")
+        dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
     for note in job.notes:
         progress.note(note)
     job = leave_out_outliers(job, progress)
@@ -58,21 +62,39 @@ def run(
     memory_format = use_memory_format(job.facts, job.network.module, dense.module)
     fixed, listening = fixed_order(job.device, saved.get("threads")), listen(part_listener(progress))
     with clock.time("total"), fixed, listening, memory_format:
-        with clock.time("prune"):
-            prepared = prepare(job, dense, progress, measured=True, chunks=chunks)
-        with use_chunks(prepared.chunks.run):
-            return _Run(prepared, progress, store, saved, clock, dense_evaluation, monitor).run()
+        planner = MemoryPlanner(job)
+        with use_chunks(planner.plan_probe() if divisors is None else divisors.probe):
+            with clock.time("measure"):
+                if dense_evaluation is None:
+                    dense_evaluation = evaluate_on_test(job, dense.module, progress, "measure the dense network")
+                measured = measure_dense(job, dense.module, dense_evaluation, progress)
+            with clock.time("prune"):
+                prepared = prepare(job, dense, planner, progress, resumed=divisors)
+        with use_chunks(prepared.divisors.run):
+            return _Run(prepared, measured, progress, store, saved, clock, monitor).run()
 
 
-def rehearse(job: Job, progress: Progress) -> tuple[Preparation, Time]:
-    """Prepare the run as :func:`run` does, with a check on some of the test samples; return its time, too."""
+@dataclass(frozen=True)
+class Rehearsal:
+    """The preparation of a run, the time that it will take, and the warnings before its first stage."""
+
+    prepared: Preparation
+    time: Time
+    alerts: tuple[Alert, ...]
+
+
+def rehearse(job: Job, progress: Progress) -> Rehearsal:
+    """Prepare the run as :func:`run` does, with the dense network checked on some of the test samples."""
     job = leave_out_outliers(job, progress)
     dense = copy_network(job)
     memory_format = use_memory_format(job.facts, job.network.module, dense.module)
     with fixed_order(job.device), memory_format:
-        prepared = prepare(job, dense, progress)
-        with use_chunks(prepared.chunks.run):
-            return prepared, estimate(job, prepared.plan)
+        planner = MemoryPlanner(job)
+        with use_chunks(planner.plan_probe()):
+            alerts = check_quickly(job, progress)
+            prepared = prepare(job, dense, planner, progress)
+        with use_chunks(prepared.divisors.run):
+            return Rehearsal(prepared, estimate(job, prepared.plan), (*prepared.alerts, *alerts))
 
 
 class _Run:
@@ -81,18 +103,15 @@ class _Run:
     def __init__(
         self,
         prepared: Preparation,
+        dense: Measurement,
         progress: Progress,
         store: StateStore,
         saved: Mapping[str, Any],
         clock: Clock,
-        dense_evaluation: Evaluation | None,
         monitor: ProgressMonitor,
     ) -> None:
-        self.prepared, self.job, self.dense = prepared, prepared.job, prepared.dense
+        self.prepared, self.job, self.dense = prepared, prepared.job, dense
         self.progress, self.store, self.saved, self.clock = progress, store, saved, clock
-        with restoring():
-            known = saved.get("dense")
-            self.dense_evaluation = dense_evaluation if known is None else Evaluation(**known)
         self.time = estimate(self.job, prepared.plan)
         self.stages = Stages(prepared, progress, self.checkpoint_point, monitor)
         self.finetuning: Finetuning | None = None
@@ -108,19 +127,17 @@ class _Run:
             )
 
     def run(self) -> PruneResult:
-        """Measure, prune, fine-tune and measure again."""
+        """Prune, fine-tune and measure."""
         clock, state = self.clock, self.stages.state
         self._announce()
-        with clock.time("measure"):
-            dense = self._measure_dense()
         with clock.time("prune"):
             self._prune()
         finetuning = self._finetune()
         check_masks(self.job.network.module, state.masks)
         with clock.time("measure"):
             pruned = self._measure_pruned()
-        self._report(dense, pruned)
-        return make_outcome(self.prepared, state, finetuning, dense, pruned, self.time, clock.so_far())
+        self._report(self.dense, pruned)
+        return make_outcome(self.prepared, state, finetuning, self.dense, pruned, self.time, clock.so_far())
 
     def _announce(self) -> None:
         """Tell the user of the run's needs."""
@@ -128,12 +145,6 @@ class _Run:
         for note in (memory.describe(), Detail(memory.details()), time.describe()):
             self.progress.note(note)
         expect(self.progress, time.estimate_seconds)
-
-    def _measure_dense(self) -> Measurement:
-        job, module = self.job, self.dense.module
-        if self.dense_evaluation is None:
-            self.dense_evaluation = evaluate_on_test(job, module, self.progress, "measure the dense network")
-        return measure_dense(job, module, self.dense_evaluation, self.progress)
 
     def _prune(self) -> None:
         """Do all the pruning that comes before training: everything, unless the schedule is gradual."""
@@ -153,7 +164,9 @@ class _Run:
 
     def _measure_pruned(self) -> Measurement:
         job, module = self.job, self.job.network.module
-        evaluation = evaluate_on_test(job, module, self.progress, "measure the pruned network", self.dense.module)
+        evaluation = evaluate_on_test(
+            job, module, self.progress, "measure the pruned network", self.prepared.dense.module
+        )
         return Measurement(evaluation, network_stats(job, module, evaluation))
 
     def _report(self, dense: Measurement, pruned: Measurement) -> None:
@@ -169,9 +182,9 @@ class _Run:
             self.store.save(self._state_dict())
 
     def _state_dict(self) -> dict[str, Any]:
-        dense = self.dense_evaluation
+        dense = self.dense.evaluation
         return {
-            "chunks": self.prepared.chunks.state_dict(),
+            "chunks": self.prepared.divisors.state_dict(),
             "threads": torch.get_num_threads(),
             "seconds": self.clock.so_far(),
             "dense": None if dense is None else vars(dense),

@@ -23,9 +23,10 @@ from prunetaylor.core.results.scores import LayerScore, ScoreLevel, Scores
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import displacement, restore
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
-from prunetaylor.pipeline.checks.sanity import leave_out_outliers
+from prunetaylor.pipeline.checks.sanity import check_quickly, leave_out_outliers
 from prunetaylor.pipeline.checks.settings import check_scoring
 from prunetaylor.pipeline.choice_log import ChoiceLog
+from prunetaylor.pipeline.estimates.memory import MemoryPlanner
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.repair import one_step_repair
@@ -64,16 +65,17 @@ def run(job: Job, progress: Progress) -> Scores:
     dense = copy_network(job)
     # The memory format is that of a run, whose fits in the cache serve here too.
     memory_format = use_memory_format(job.facts, job.network.module, dense.module)
+    planner = MemoryPlanner(job, "score")
     with memory_format, listen(part_listener(progress)):
-        prepared = prepare(job, dense, progress, one_step=True)
-        plan, memory, sampler = prepared.plan, prepared.memory, prepared.sampler
-        assert sampler is not None
+        with use_chunks(planner.plan_probe()):
+            alerts = check_quickly(job, progress)
+            prepared = prepare(job, dense, planner, progress, one_step=True)
+        plan, memory, calibration = prepared.plan, prepared.memory, prepared.calibration
         for note in (memory.describe(), Detail(memory.details())):
             progress.note(note)
-        choices = ChoiceLog(progress)
         with use_chunks(memory.divisors):
-            setup = make_setup(prepared, choices, progress)
-            levels, layers = _try_levels(setup, sampler.calibration, prepared.generator)
+            setup = make_setup(prepared, ChoiceLog(progress), progress)
+            levels, layers = _try_levels(setup, calibration, prepared.generator)
     return Scores(
         method=plan.method,
         repair=plan.repair,
@@ -82,16 +84,16 @@ def run(job: Job, progress: Progress) -> Scores:
         levels=levels,
         layers=layers,
         trusted_to=max((level.sparsity for level in levels if level.trusted), default=None),
-        held_out=sampler.calibration.holdout.batches.samples,
+        held_out=calibration.holdout.batches.samples,
         first_order=plan.first_order,
         skipped=job.network.skipped,
-        choices=[*notes, *choices.lines],
+        choices=[*notes, *setup.choices.lines],
         seconds=time.perf_counter() - start,
         seed=job.config.seed,
         device=str(job.device),
         hashes=input_hashes(job),
         memory=memory.report,
-        warnings=list(prepared.alerts),
+        warnings=[*prepared.alerts, *alerts],
     )
 
 

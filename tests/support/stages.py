@@ -10,9 +10,9 @@ from torch import nn
 from prunetaylor.core.config.resolve import from_values
 from prunetaylor.core.progress import Silent
 from prunetaylor.data.load import from_python
-from prunetaylor.network.network import Network
+from prunetaylor.pipeline.estimates.memory import MemoryPlanner
 from prunetaylor.pipeline.job import make_job
-from prunetaylor.pipeline.preparation import prepare
+from prunetaylor.pipeline.preparation import copy_network, prepare
 from prunetaylor.pipeline.stages.loop import Stages
 from prunetaylor.pipeline.stages.state import StepControl
 from support.runs import TEST, TRAIN
@@ -25,7 +25,7 @@ def prepared(model: nn.Module, train: object = TRAIN, control: StepControl | Non
     config = from_values(usual | {key.replace("__", "."): value for key, value in settings.items()}).config
     samples = from_python(train, TEST)
     job = make_job(config, copy.deepcopy(model), samples, torch.device("cpu"))
-    stages = Stages(prepare(job, Network.from_module(copy.deepcopy(model)), Silent()), Silent())
+    stages = Stages(prepare(job, copy_network(job), MemoryPlanner(job), Silent()), Silent())
     if control is not None:
         stages.state.use_control(control)
     return stages

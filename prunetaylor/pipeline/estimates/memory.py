@@ -16,7 +16,7 @@ from prunetaylor.core.config.sizes import show_size
 from prunetaylor.core.errors import PruneTaylorError, UsageError
 from prunetaylor.core.results.outcome import Memory
 from prunetaylor.pipeline.checks.settings import check_needs
-from prunetaylor.pipeline.estimates.chunks import Phases, fit_chunks
+from prunetaylor.pipeline.estimates.chunk_fit import Phases, fit_chunks
 from prunetaylor.pipeline.estimates.phases import Estimator
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.facts import Facts

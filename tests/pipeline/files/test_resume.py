@@ -355,7 +355,7 @@ def test_what_was_measured_of_the_dense_network_is_not_measured_again(
         pruned(conv, CASES["fine-tuning with sgd"], keeper)
     seen = []
     monkeypatch.setattr(
-        "prunetaylor.pipeline.run.evaluate_on_test", lambda job, module, progress, phase: seen.append(phase)
+        "prunetaylor.pipeline.run.evaluate_on_test", lambda job, module, progress, phase, *_: seen.append(phase)
     )
     pruned(conv, CASES["fine-tuning with sgd"], Memory(10**9, keeper.kept))
     assert seen == ["measure the pruned network"]
