@@ -58,7 +58,7 @@ def with_states(folder: Path) -> list[int]:
 
 def went_on(folder: Path, number: int) -> bool:
     log = (folder / "trials" / f"{number:04d}" / LOG).read_text()
-    return "goes on from the state" in log
+    return "continues from the state of an earlier attempt" in log
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_partition_that_nobody_knows(slurm: dict[str, str], sweep: Run, task: 
     (task / "slurm.yaml").write_text(text + "engine: {name: slurm, partition: nowhere}\n")
     done = sweep("slurm.yaml", "-o", "out")
     assert done.returncode == 2
-    assert "Slurm takes no job" in done.stderr
+    assert "Slurm refuses the job" in done.stderr
     assert "invalid partition" in done.stderr
 
 
