@@ -108,7 +108,7 @@ def test_a_cancelled_job_costs_no_trial(
     assert {number: trial["state"] for number, trial in trials.items()} == {1: "done", 2: "done"}
     assert {number: trial["returns"] for number, trial in trials.items()} == {1: 0, 2: 0} | {number: 1}
     assert went_on(task / "out", number)
-    assert f"trial {number} was handed back and will continue from its last state" in stderr
+    assert f"trial {number} returns to the queue and will continue" in stderr
     assert not any(word in stderr for word in ("sacct", "Traceback", "Bypassing"))
 
 
