@@ -194,4 +194,4 @@ def test_make(place: Place) -> None:
     assert "prunetaylor prune model.pt" in said
     assert (place.work / ".gate-passed").exists()
     place.run("make -q gate")
-    place.run(f"git init -q .\n{blocks('make.md', 'bash')[0]}\n.git/hooks/pre-push")
+    place.run(f"git init -q .\n{blocks('gate-in-make.md', 'bash')[0]}\n.git/hooks/pre-push")
