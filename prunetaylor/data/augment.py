@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.data.inputs import Inputs
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.transforms import Named, chain
 
@@ -68,9 +69,11 @@ _KNOWN: dict[str, Augment | None] = {"none": None, "flip": flip, "crop-flip": cr
 
 
 def load_augmentation(
-    name: str | Named | Callable[[Tensor], Tensor], sample: Tensor
+    name: str | Named | Callable[[Tensor], Tensor], inputs: Inputs
 ) -> tuple[str | Named, Augment | None]:
-    """Return the augmentation of this name for inputs like ``sample`` (C, H, W), and its function (None for "none").
+    """Return the augmentation of this name for samples such as the first of ``inputs``, and its function.
+
+    The function is None for "none".
 
     "usual" is crop-flip for colour images (3 channels, at least 8 pixels a side) and none otherwise; a list contains
     transforms of torchvision or their names; a single transform counts as a list of one. Raises UsageError for an
@@ -78,15 +81,21 @@ def load_augmentation(
     """
     if not isinstance(name, str):
         steps = [name] if callable(name) else name
-        return steps, chain(steps, sample)
+        if inputs.tensor is None:
+            raise _no_image("data.augment", inputs)
+        return steps, chain(steps, inputs.tensor[0])
+    shape = torch.Size() if inputs.tensor is None else inputs.tensor.shape[1:]
     if name == "usual":
-        colour = sample.ndim == 3 and sample.shape[0] == 3 and min(sample.shape[1:]) >= 8
+        colour = len(shape) == 3 and shape[0] == 3 and min(shape[1:]) >= 8
         name = "crop-flip" if colour else "none"
     if name not in _KNOWN:
         raise UsageError(f"unknown augmentation {name!r}{close_match(name, _KNOWN)}", f"known: {', '.join(_KNOWN)}")
-    if name != "none" and sample.ndim != 3:
-        raise UsageError(
-            f"data.augment={name} needs images (channels, height, width); a sample has shape {tuple(sample.shape)}",
-            "use data.augment=none",
-        )
+    if name != "none" and len(shape) != 3:
+        raise _no_image(f"data.augment={name}", inputs)
     return name, _KNOWN[name]
+
+
+def _no_image(setting: str, inputs: Inputs) -> UsageError:
+    return UsageError(
+        f"{setting} needs images (channels, height, width); a sample is {inputs.describe()}", "use data.augment=none"
+    )

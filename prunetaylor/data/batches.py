@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 
 from prunetaylor.core.errors import PruneTaylorError
 from prunetaylor.data.augment import Augment
+from prunetaylor.data.inputs import Inputs
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.runtime.processes.group import own_range
 
-Part = tuple[Tensor, Tensor]
+Part = tuple[Inputs, Tensor]
 FetchPlan = list[tuple[int, range | list[int]]]
 #: raw samples up to this many bytes stay on a CUDA device between epochs
 RESIDENT = 2 * 2**30
@@ -32,9 +33,9 @@ RESIDENT = 2 * 2**30
 
 @dataclass(frozen=True)
 class BatchShard:
-    """This process's rows of a batch of ``batch_size`` samples: x (B, ...) and y (B, ...); B may be 0."""
+    """This process's rows of a batch of ``batch_size`` samples: x of B samples and y (B, ...); B may be 0."""
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     batch_size: int
 
@@ -45,7 +46,7 @@ class BatchShard:
 
 
 class Batches:
-    """An iterable of (x, y) on ``device``: x preprocessed (B, ...), y as the split has it (int64 (B,) class ids).
+    """An iterable of (x, y) on ``device``: x preprocessed, of B samples; y as the split has it (int64 (B,) class ids).
 
     Iterating gives all batches on every process; :meth:`own` and :meth:`shards` give a process its part.
 
@@ -105,7 +106,7 @@ class Batches:
             self._given = index + 1
             yield ready
 
-    def own(self, edges: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def own(self, edges: Sequence[int] | None = None) -> Iterator[tuple[int, Inputs, Tensor]]:
         """Yield (index of the first sample, x, y) for this process's part of the samples, in their order.
 
         A single process gets all of them. With ``edges`` (0, ..., N), the boundaries of groups of samples, groups stay
@@ -164,16 +165,16 @@ class Batches:
     def _spans(self, low: int, high: int) -> list[tuple[int, int]]:
         return [(start, min(start + self.batch_size, high)) for start in range(low, high, self.batch_size)]
 
-    def _ready(self, raw: Tensor, y: Tensor, batch_size: int, rows: range) -> Part:
+    def _ready(self, raw: Inputs, y: Tensor, batch_size: int, rows: range) -> Part:
         """Return the ``rows`` of a batch from its raw samples, which are the whole batch if inputs are mixed."""
-        x, y = raw.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        x, y = raw.to(self.device), y.to(self.device, non_blocking=True)
         if self.mix is None:
-            x, y = x[: len(rows)], y[: len(rows)]
+            x, y = x.rows(slice(len(rows))), y[: len(rows)]
         drawn = range(batch_size) if self.mix is not None else rows
         if self.augment is not None and self.generator is not None:
-            x = self.augment(x, RowRandom(self.generator, batch_size, drawn))
+            x = _changed(x, self.augment, RowRandom(self.generator, batch_size, drawn))
         if self.mix is not None and self.generator is not None:
-            x = self.mix(x, RowRandom(self.generator, batch_size))[rows.start : rows.stop]
+            x = _changed(x, self.mix, RowRandom(self.generator, batch_size)).rows(slice(rows.start, rows.stop))
             y = y[rows.start : rows.stop]
         return self.preprocess(x), y
 
@@ -221,7 +222,14 @@ class Batches:
         for part in parts:
             if isinstance(part, PruneTaylorError):
                 raise part
-            yield part
+            inputs, targets = part
+            yield inputs.collated_by(self.split.collate), targets
+
+
+def _changed(x: Inputs, change: Augment, draws: RowRandom) -> Inputs:
+    """Return images changed as a whole batch, with random numbers that single samples could not repeat."""
+    assert x.tensor is not None  # only images are augmented and mixed
+    return Inputs.of(change(x.tensor, draws))
 
 
 def _fetched_rows(start: int, rows: range) -> tuple[int, int]:
@@ -250,7 +258,8 @@ class _Fetched(torch.utils.data.Dataset[Any]):
     def __getitem__(self, planned: tuple[int, range | list[int]]) -> Part | PruneTaylorError:
         variant, indices = planned
         try:
-            return self._split.fetch(indices, variant)
+            inputs, targets = self._split.fetch(indices, variant)
+            return inputs.sendable(), targets
         except PruneTaylorError as error:
             error.__cause__ = None  # may not pickle
             return error

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError
+from prunetaylor.data.inputs import Inputs
 from prunetaylor.data.splits import Split, TensorSplit
 from prunetaylor.runtime import cores
 
@@ -102,7 +103,7 @@ class ImageSplit(Split):
         with ThreadPoolExecutor(_THREADS) as pool:  # a network's file system answers each question by itself
             return torch.tensor(list(pool.map(_bytes, paths)), dtype=torch.long)
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         at = torch.as_tensor(indices, dtype=torch.long)
         if self._kept is None:
             inputs = torch.empty((len(at), *self._shape()), dtype=torch.uint8)
@@ -112,7 +113,7 @@ class ImageSplit(Split):
             self._decode(missing, self._kept, missing)
             self._decoded[missing] = True
             inputs = self._kept[at]
-        return inputs, self._images.targets[at]
+        return Inputs.of(inputs), self._images.targets[at]
 
     def in_memory(self) -> TensorSplit:
         if self._kept is None:

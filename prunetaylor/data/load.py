@@ -20,6 +20,7 @@ from prunetaylor.core.progress import Detail
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.data import augment as augmentation
 from prunetaylor.data.conversion import as_split
+from prunetaylor.data.inputs import Inputs
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.sources import load_source
@@ -55,7 +56,7 @@ def load_samples(
     raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
     preprocess, normalized = _preprocess(cfg, recorded, raw, spec)
-    preprocess.check(first[None].shape)
+    preprocess.check(first)
     augment, augmented = _augment(cfg, recorded, raw, first)
     return Samples(
         source=spec,
@@ -89,7 +90,7 @@ def from_python(
     raw = RawSource(splits[0], splits[1], held_out, None)
     first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)
-    preprocess.check(first[None].shape)
+    preprocess.check(first)
     change, _ = augmentation.load_augmentation(augment, first)
     return Samples(
         source=PYTHON,
@@ -187,22 +188,22 @@ def _elsewhere(text: str) -> bool:
     return "://" in path or slashed.startswith("//") or "\0" in path or slashed.startswith(_NO_DATA)
 
 
-def _checked(raw: RawSource, spec: str) -> Tensor:
-    """Return the first training input; raise DataError for empty splits and inputs of different shape or type."""
+def _checked(raw: RawSource, spec: str) -> Inputs:
+    """Return the first training sample; raise DataError for empty splits and inputs of different shape or type."""
     parts: dict[str, Split | None] = {"training": raw.train, "test": raw.test, "validation": raw.validation}
-    first: Tensor | None = None
+    first: Inputs | None = None
     for name, split in parts.items():
         if split is None:
             continue
         if len(split) == 0:
             raise DataError(f"the {name} set of {spec} is empty", "give at least one sample")
-        sample = split.fetch([0])[0][0]
+        sample = split.fetch([0])[0]
         if first is None:
             first = sample
-        elif sample.shape != first.shape or sample.dtype != first.dtype:
-            ours, theirs = (f"{s.dtype} {tuple(s.shape)}".removeprefix("torch.") for s in (sample, first))
+        elif split.collate is None and sample.describe() != first.describe():
             raise DataError(
-                f"a {name} input of {spec} is {ours}, a training input is {theirs}", "give them one shape and type"
+                f"a {name} input of {spec} is {sample.describe()}, a training input is {first.describe()}",
+                "give them one shape and type",
             )
     assert first is not None
     return first
@@ -226,7 +227,7 @@ def _preprocess(
 
 
 def _augment(
-    cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, first: Tensor
+    cfg: DataSection, recorded: Mapping[str, Any], raw: RawSource, first: Inputs
 ) -> tuple[str | Named, Choice[object]]:
     key, given, named = "data.augment", asked(cfg.augment), recorded.get("augment")
     if given is not None:
@@ -242,7 +243,7 @@ def _augment(
     return name, Choice(key, name, reason, Detail(f"augmentation: {name} ({reason})"))
 
 
-def _require_small(named: Any, first: Tensor) -> None:
+def _require_small(named: Any, first: Inputs) -> None:
     """Raise CheckpointRefused if the sizes in a file's transforms (Pad, Resize) would fill the memory."""
     sizes, pending = 0.0, [named]
     while pending:
@@ -251,8 +252,8 @@ def _require_small(named: Any, first: Tensor) -> None:
             pending += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int | float):
             sizes += abs(value)
-    if sizes > max(4096, 16 * max(first.shape)):
+    if sizes > max(4096, 16 * max(max(tensor.shape[1:], default=1) for tensor in first.tensors())):
         raise CheckpointRefused(
-            f"the file's own augmentation has sizes far above those of its images {tuple(first.shape)}",
+            f"the file's own augmentation has sizes far above those of its images {first.describe()}",
             "name one with data.augment, or leave it out with data.augment=none",
         )

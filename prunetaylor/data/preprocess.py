@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import DataError, UsageError, close_match
+from prunetaylor.data.inputs import Inputs
 
 #: channel means and standard deviations of images scaled to [0, 1], from each data set's training images
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
@@ -25,7 +26,8 @@ class Preprocess:
     """A callable that computes ``(x / 255 if uint8 - mean) / std`` over dimension 1, in float32, on the device of x.
 
     Floating-point inputs are not scaled; whole numbers other than uint8 (token ids) pass unchanged. ``mean`` and
-    ``std`` have one entry a channel, or one for all.
+    ``std`` have one entry a channel, or one for all. Of several tensors only those of floating-point numbers change, to
+    float32.
     """
 
     mean: tuple[float, ...] | None = None
@@ -37,7 +39,13 @@ class Preprocess:
         if any(not s > 0 for s in self.std or ()):
             raise UsageError("a standard deviation of the normalisation is not positive", "check data.normalize")
 
-    def __call__(self, raw: Tensor) -> Tensor:
+    def __call__(self, raw: Inputs) -> Inputs:
+        if raw.tensor is not None:
+            return raw.change_tensors(self._image)
+        self.check(raw)
+        return raw.change_tensors(_in_float32)
+
+    def _image(self, raw: Tensor) -> Tensor:
         if raw.dtype == torch.uint8:
             x = raw.to(torch.float32).div_(255)
         elif raw.is_floating_point() or raw.dtype == torch.bool:
@@ -49,12 +57,20 @@ class Preprocess:
             raise DataError(f"inputs of type {raw.dtype} cannot be normalised", "use data.normalize=none for them")
         if self.mean is None or self.std is None:
             return x
-        self.check(x.shape)
+        self._check_channels(x.shape)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - _on_device(self.mean, x.device).view(shape)) / _on_device(self.std, x.device).view(shape)
 
-    def check(self, shape: torch.Size) -> None:
-        """Raise DataError if inputs of this shape (B, C, ...) do not have as many channels as the means."""
+    def check(self, inputs: Inputs) -> None:
+        """Raise DataError if inputs are no images (B, C, ...) with as many channels as the means."""
+        if self.mean is not None and inputs.tensor is None:
+            raise DataError(
+                f"only images can be normalised, and a sample is {inputs.describe()}", "use data.normalize=none"
+            )
+        if inputs.tensor is not None:
+            self._check_channels(inputs.tensor.shape)
+
+    def _check_channels(self, shape: torch.Size) -> None:
         if self.mean is not None and (len(shape) < 2 or len(self.mean) not in (1, shape[1])):
             channels = shape[1] if len(shape) > 1 else "no"
             raise DataError(
@@ -82,6 +98,11 @@ class Preprocess:
             return cls(tuple(float(v) for v in value["mean"]), tuple(float(v) for v in value["std"]))
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"a normalisation cannot be {value!r}", "give {mean: [...], std: [...]}") from error
+
+
+def _in_float32(part: Tensor) -> Tensor:
+    # A copy: a network that changes its input in place must not change the samples.
+    return part.to(torch.float32, copy=True) if part.is_floating_point() else part.clone()
 
 
 @lru_cache(maxsize=32)

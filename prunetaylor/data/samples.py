@@ -12,6 +12,7 @@ from torch import Tensor
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.data.batches import Batches, BatchShard
+from prunetaylor.data.inputs import Collate, Inputs
 from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decode_sharded
 from prunetaylor.data.transforms import Named
@@ -22,6 +23,7 @@ __all__ = [
     "Check",
     "Checked",
     "DatasetSplit",
+    "Inputs",
     "Preprocess",
     "RawSource",
     "Samples",
@@ -95,7 +97,7 @@ class Checked(Split):
     def labelled(self) -> bool:
         return self._parent.labelled
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         inputs, targets = self._parent.fetch(indices, variant)
         self._check(targets, self._name, indices)
         return inputs, targets
@@ -109,6 +111,10 @@ class Checked(Split):
     @property
     def is_in_memory(self) -> bool:
         return self._parent.is_in_memory
+
+    @property
+    def collate(self) -> Collate | None:
+        return self._parent.collate
 
 
 def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices: Sequence[int] | None = None) -> None:
@@ -155,7 +161,8 @@ def fingerprint(*splits: Split | None, probes: int = 16) -> str:
         probed = count if split.is_in_memory else min(count, probes)
         for first in range(0, probed, _CHUNK):
             indices = [i * count // probed for i in range(first, min(first + _CHUNK, probed))]
-            for tensor in split.fetch(indices):
+            inputs, read = split.fetch(indices)
+            for tensor in (*inputs.tensors(), read):
                 _update(digest, tensor)
     return digest.hexdigest()
 

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils._pytree import tree_leaves
 
 from prunetaylor.core.errors import DataError, PruneTaylorError
+from prunetaylor.data.collate import as_tensors, separate_targets, stack
+from prunetaylor.data.inputs import Collate, Collated, Inputs
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.runtime.processes.group import own_range
+from prunetaylor.runtime.processes.group import gather_objects, own_range, world
 
 
 class Split(ABC):
-    """Samples by index before preprocessing: inputs (B, ...) uint8 or float, targets (B, ...), both on the CPU."""
+    """Samples by index before preprocessing: inputs, such as a tensor (B, ...), and targets (B, ...), on the CPU."""
 
     #: decoding is so expensive that worker processes help, and nothing is kept in memory
     lazy: bool = False
@@ -33,8 +35,8 @@ class Split(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
-        """Return inputs (B, ...) and targets (B, ...) in the order of ``indices``; DataError names a bad sample."""
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
+        """Return B inputs and targets (B, ...) in the order of ``indices``; DataError names a bad sample."""
 
     @property
     def labelled(self) -> bool:
@@ -58,6 +60,11 @@ class Split(ABC):
         """Return whether all inputs are in memory, so that fetching one decodes nothing."""
         return False
 
+    @property
+    def collate(self) -> Collate | None:
+        """Return the user's function that combines samples, if there is one."""
+        return None
+
     def subset(self, indices: Sequence[int]) -> Split:
         """Return a view of these samples in this order, without a copy."""
         return Subset(self, indices)
@@ -72,16 +79,18 @@ class Split(ABC):
 
 
 class TensorSplit(Split):
-    """Inputs (N, ...) and targets (N, ...) as tensors; without targets the samples are not labelled."""
+    """Inputs of N samples and targets (N, ...) in memory; without targets the samples are not labelled."""
 
-    def __init__(self, inputs: Tensor, targets: Tensor | None = None) -> None:
+    def __init__(self, inputs: Tensor | Inputs, targets: Tensor | None = None) -> None:
         self._labelled = targets is not None
+        if isinstance(inputs, Tensor) and inputs.ndim == 0:
+            raise DataError("the inputs are a single number", "give a tensor (N, ...)")
+        self.inputs = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
         if targets is None:
-            targets = torch.zeros(inputs.shape[:1], dtype=torch.long)
-        if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
-            shapes = f"{tuple(inputs.shape)} and {tuple(targets.shape)}"
-            raise DataError(f"inputs and targets differ in length: {shapes}", "give as many targets as inputs")
-        self.inputs = inputs
+            targets = torch.zeros(len(self.inputs), dtype=torch.long)
+        if targets.ndim == 0 or len(self.inputs) != len(targets):
+            counts = f"{len(self.inputs)} and {len(targets) if targets.ndim else tuple(targets.shape)}"
+            raise DataError(f"inputs and targets differ in length: {counts}", "give as many targets as inputs")
         self._targets = targets
 
     def __len__(self) -> int:
@@ -91,11 +100,12 @@ class TensorSplit(Split):
     def labelled(self) -> bool:
         return self._labelled
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         if isinstance(indices, range) and indices.step == 1:
-            return self.inputs[indices.start : indices.stop], self._targets[indices.start : indices.stop]
-        at = torch.as_tensor(indices, dtype=torch.long, device=self.inputs.device)
-        return self.inputs.index_select(0, at), self._targets.index_select(0, at)
+            part = slice(indices.start, indices.stop)
+            return self.inputs.rows(part), self._targets[part]
+        at = torch.as_tensor(indices, dtype=torch.long, device=self._targets.device)
+        return self.inputs.rows(indices), self._targets.index_select(0, at)
 
     def targets(self) -> Tensor:
         return self._targets
@@ -129,7 +139,7 @@ class WithTargets(Split):
     def labelled(self) -> bool:
         return self._labelled
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         return self._parent.fetch(indices, variant)[0], self._targets[torch.as_tensor(indices, dtype=torch.long)]
 
     def origin(self, index: int) -> int:
@@ -148,14 +158,22 @@ class WithTargets(Split):
     def is_in_memory(self) -> bool:
         return self._parent.is_in_memory
 
+    @property
+    def collate(self) -> Collate | None:
+        return self._parent.collate
+
 
 def decode_sharded(split: Split) -> TensorSplit:
     """Return all samples in memory on every process of a run; each process decodes its part of lazy data."""
-    if not split.lazy:
+    if not split.lazy or world() == 1:
         return split.in_memory()
     own = own_range(len(split))
-    inputs, targets = split.fetch(own) if own else (torch.empty(0), torch.empty(0))
-    return TensorSplit(gather_rows(inputs), gather_rows(targets))
+    inputs, targets = split.fetch(own or range(1))
+    targets = gather_rows(targets[: len(own)])
+    if (tensor := inputs.tensor) is not None and inputs.collated is None:
+        return TensorSplit(gather_rows(tensor[: len(own)]), targets)
+    parts = gather_objects(inputs.sendable() if own else None)
+    return TensorSplit(Inputs.cat([part.collated_by(split.collate) for part in parts if part is not None]), targets)
 
 
 class Subset(Split):
@@ -173,7 +191,7 @@ class Subset(Split):
     def labelled(self) -> bool:
         return self._parent.labelled
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         return self._parent.fetch([self._indices[i] for i in indices], variant)
 
     def origin(self, index: int) -> int:
@@ -195,19 +213,29 @@ class Subset(Split):
     def is_in_memory(self) -> bool:
         return self._parent.is_in_memory
 
-
-Collate = Callable[[list[Any]], Any]
+    @property
+    def collate(self) -> Collate | None:
+        return self._parent.collate
 
 
 class DatasetSplit(Split):
-    """Any map-style data set of (input, target) pairs, or of inputs alone, with its own transforms.
+    """Any map-style data set with its own transforms.
 
-    ``collate`` combines a list of items (a DataLoader's ``collate_fn``); by default items are stacked.
+    Its items are pairs (inputs, target), dictionaries with both, or inputs alone (``collate.separate_targets``); the
+    entry with the targets may be named by ``target``. ``collate`` combines a list of items (a DataLoader's
+    ``collate_fn``); by default items are stacked.
     """
 
     lazy = True
 
-    def __init__(self, dataset: Any, *, name: str = "the data set", collate: Collate | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        name: str = "the data set",
+        collate: Collate | None = None,
+        target: str | None = None,
+    ) -> None:
         try:
             self._length = len(dataset)
             self._item = dataset.__getitem__
@@ -216,9 +244,8 @@ class DatasetSplit(Split):
                 f"{name} is a {type(dataset).__name__}, which has no length or no items by index",
                 "give a map-style data set (__len__ and __getitem__), or tensors (x, y)",
             ) from error
-        self._name = name
-        self._collate = collate or _stack
-        self._labelled: bool | None = True if collate else None  # None: not known yet
+        self._name, self._collate, self._target = name, collate, target
+        self._labelled: bool | None = None  # not known yet
 
     def __len__(self) -> int:
         return self._length
@@ -227,25 +254,33 @@ class DatasetSplit(Split):
     def labelled(self) -> bool:
         if self._labelled is None:
             with _own_randomness():
-                self._labelled = not _is_input(self._read(0))
+                self._labelled = self._combine([self._read(0)])[1] is not None
         return self._labelled
 
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    @property
+    def collate(self) -> Collate | None:
+        return None if self._collate is None else self._collate_inputs
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
+        if not len(indices):
+            return Inputs.of(torch.empty(0)), torch.empty(0)
         items = []
         with _own_randomness() as seed:
             for index in indices:
                 seed(variant * 1_000_003 + index)
-                items.append(self._get(index))
-        try:
-            inputs, targets = self._collate(items)
-        except PruneTaylorError:
-            raise
-        except Exception as error:
+                items.append(self._read(index))
+        parts, targets = self._combine(items)
+        if targets is None:
+            if self.labelled:
+                raise DataError(f"a sample of {self._name} has no target", "give all of them one, or none")
+            targets = torch.zeros(len(items), dtype=torch.long)
+        targets = _as_target(_as_tensor(targets, self._name))
+        if not targets.dim() or len(targets) != len(items):
             raise DataError(
-                f"the samples of {self._name} cannot be stacked into a batch: {type(error).__name__}: {error}",
-                "all inputs must have one shape; resize or crop them in the data set's transform",
-            ) from error
-        return _as_tensor(inputs, self._name), _as_target(_as_tensor(targets, self._name))
+                f"{len(items)} samples of {self._name} give targets of shape {tuple(targets.shape)}",
+                "give one target for each sample",
+            )
+        return Inputs.of(parts, len(items), None if self.collate is None else Collated(items, self.collate)), targets
 
     def _read(self, index: int) -> Any:
         try:
@@ -256,44 +291,37 @@ class DatasetSplit(Split):
             cause = f"sample {index} of {self._name} cannot be read: {type(error).__name__}: {error}"
             raise DataError(cause, "fix the data set, or leave the sample out") from error
 
-    def _get(self, index: int) -> Any:
-        item = self._read(index)
-        if _is_input(item) and not self.labelled:
-            return _from_pil(item), 0
-        if not isinstance(item, tuple | list) or len(item) != 2:
+    def _collate_inputs(self, items: list[Any]) -> Any:
+        return self._combine(items)[0]
+
+    def _combine(self, items: list[Any]) -> tuple[Any, Any]:
+        """Return the inputs and the targets of items; the targets are None if there are none."""
+        try:
+            batch = (self._collate or stack)(items)
+        except PruneTaylorError:
+            raise
+        except Exception as error:
             raise DataError(
-                f"sample {index} of {self._name} is a {type(item).__name__}, not a pair (input, target)",
-                "make the data set return (input, target)",
+                f"the samples of {self._name} cannot be stacked into a batch: {type(error).__name__}: {error}",
+                "all inputs must have one shape: resize or crop them in the data set's transform, or pad them in a "
+                "collate function (a DataLoader's collate_fn, data.collate)",
+            ) from error
+        inputs, targets = separate_targets(batch, self._target, self._name)
+        inputs = as_tensors(inputs)
+        if not any(isinstance(leaf, Tensor) or hasattr(leaf, "to") for leaf in tree_leaves(inputs)):
+            raise DataError(
+                f"the inputs of {self._name} contain no tensor ({type(inputs).__name__})",
+                "make its items pairs (input, target) of tensors, arrays, images or numbers",
             )
-        return _from_pil(item[0]), item[1]
-
-
-def _is_input(item: Any) -> bool:
-    """Return whether an item is an input without a target."""
-    return isinstance(item, Tensor | np.ndarray) or hasattr(item, "getbands")
-
-
-def _stack(items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
-    if not items:
-        return torch.empty(0), torch.empty(0)
-    return default_collate([x for x, _ in items]), default_collate([y for _, y in items])
-
-
-def _from_pil(value: Any) -> Any:
-    """Return a PIL image as uint8 (C, H, W), and anything else unchanged."""
-    if not hasattr(value, "getbands"):
-        return value
-    array = np.array(value)
-    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
+        return inputs, targets
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value)
+    value = as_tensors(value)
     if not isinstance(value, Tensor):
         raise DataError(
-            f"{name} gives a {type(value).__name__} where a tensor is expected",
-            "make its items pairs of tensors, arrays, images or numbers",
+            f"{name} gives a {type(value).__name__} as targets, where a tensor is expected",
+            "make its targets tensors, arrays or numbers",
         )
     return value
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.state import evaluating
 
 _aten = torch.ops.aten
@@ -47,7 +48,7 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(int(p.detach().count_nonzero()) for p in parameters)
 
 
-def count_flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
+def count_flops(module: nn.Module, example: Inputs) -> tuple[int, int]:
     """Return the FLOPs of one sample's forward pass: (of all products, without the products by zero weights).
 
     Args:
@@ -56,7 +57,7 @@ def count_flops(module: nn.Module, example: Tensor) -> tuple[int, int]:
     """
     counter = _ProductCounter(module)
     with evaluating(module), _unfused(), torch.no_grad(), counter, _WeightsOfLinear(counter):
-        module(example[:1])
+        example.rows(slice(1)).call(module)
     return 2 * counter.products, 2 * counter.nonzero
 
 

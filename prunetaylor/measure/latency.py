@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import Latency
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.state import evaluating
 
 ROUNDS = 40
@@ -31,7 +32,7 @@ CONFIDENCE = 0.95
 """The one-sided confidence of each limit of the ratio."""
 
 
-def compare_latency(dense: nn.Module, pruned: nn.Module, example: Tensor, progress: Progress) -> Latency:
+def compare_latency(dense: nn.Module, pruned: nn.Module, example: Inputs, progress: Progress) -> Latency:
     """Return both networks' median milliseconds for one forward pass of ``example``, and their ratio with its limits.
 
     ``example`` is a batch of inputs, ready for the networks, on their device; both run in evaluation mode.
@@ -97,18 +98,18 @@ def _rounds(
     return times
 
 
-def _repeats(module: nn.Module, example: Tensor) -> int:
+def _repeats(module: nn.Module, example: Inputs) -> int:
     """Return the number of forward passes that fill a timing; the first ones are not counted."""
     _seconds(module, example, 2)
     return max(1, math.ceil(MIN_TIMING / max(_seconds(module, example, 1), 1e-7)))
 
 
-def _seconds(module: nn.Module, example: Tensor, repeats: int) -> float:
+def _seconds(module: nn.Module, example: Inputs, repeats: int) -> float:
     """Return the time of ``repeats`` forward passes one after another; a GPU has finished them."""
     _wait(example.device)
     start = time.perf_counter()
     for _ in range(repeats):
-        module(example)
+        example.call(module)
     _wait(example.device)
     return time.perf_counter() - start
 

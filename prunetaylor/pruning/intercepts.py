@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.layer import Layer, Prunable
 from prunetaylor.taylor.passes import InputHook, OutputHook, first_batch, forward_one, hooked
 
@@ -40,7 +40,7 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
     Whether nothing else reads what would be shifted, as a skip connection does, is tried: constants added to a layer's
     outputs and taken off again by the intercept must leave the network's outputs as they are.
     """
-    x = first_batch(batches)[0][:2]
+    x = first_batch(batches)[0].rows(slice(2))
     readers, sizes, outputs = _batch_norm_readers(module, layers, x)
     used = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     intercepts = {
@@ -64,7 +64,7 @@ class _ShiftTrial:
     """
 
     def __init__(
-        self, module: nn.Module, layers: Sequence[Layer], x: Tensor, outputs: Tensor, sizes: Mapping[str, float]
+        self, module: nn.Module, layers: Sequence[Layer], x: Inputs, outputs: Tensor, sizes: Mapping[str, float]
     ) -> None:
         self.module, self.layers = module, {layer.name: layer for layer in layers}
         self.state = module.state_dict()
@@ -148,7 +148,7 @@ class _Recording:
 
 
 def _batch_norm_readers(
-    module: nn.Module, layers: list[Layer], x: Tensor
+    module: nn.Module, layers: list[Layer], x: Inputs
 ) -> tuple[dict[str, str], dict[str, float], Tensor]:
     """Pass ``x``; return the layer that each batch norm reads, the root mean square of each layer's outputs, both by
     name, and the network's outputs.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.layer import Layer, Prunable, shapes_match, with_entries
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, trainable
@@ -70,7 +70,7 @@ def unreached(network: Network, batches: Batches) -> list[str]:
 @dataclass
 class _Seen:
     right: dict[str, bool] = field(default_factory=dict)  # by layer, as they run: whether it put out W x + b
-    batches: list[tuple[Tensor, set[str]]] = field(default_factory=list)  # with the layers that each was first to reach
+    batches: list[tuple[Inputs, set[str]]] = field(default_factory=list)  # with the layers that each was first to reach
     others: int = 0  # tensors that the network returned beside its outputs
 
 
@@ -118,13 +118,13 @@ def _tensors(result: Any) -> int:
     return sum(isinstance(part, Tensor) for part in parts)
 
 
-def _depends(network: Network, x: Tensor) -> bool:
+def _depends(network: Network, x: Inputs) -> bool:
     """Return True if the outputs have a gradient in any of the weights."""
     with evaluating(network.module), trainable([layer.weight for layer in network.layers]), torch.enable_grad():
         return compute_outputs(network.module, x).requires_grad
 
 
-def _backward(module: nn.Module, layers: list[Layer], x: Tensor) -> dict[str, str]:
+def _backward(module: nn.Module, layers: list[Layer], x: Inputs) -> dict[str, str]:
     """Return the reason for each layer whose gradient is missing or not the one that its module's calls explain."""
     if not layers:
         return {}

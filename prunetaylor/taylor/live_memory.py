@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.runtime.forward_mode import differentiable
@@ -36,10 +37,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     samples. ``closed`` says whether an operator showed nothing.
     """
 
-    def __init__(self, x: Tensor | None = None) -> None:
+    def __init__(self, x: Inputs | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.most, self.closed = 0, 0, False
-        self._source = None if x is None else x.untyped_storage()._cdata
+        self._sources = None if x is None else {tensor.untyped_storage()._cdata for tensor in x.tensors()}
         self._ends: dict[int, Any] = {}
 
     def __torch_dispatch__(
@@ -48,8 +49,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         self.closed = self.closed or func.name() in _CLOSED
-        if self._source is None or self._source in given or not given.isdisjoint(self._ends):
-            old = given if self._source is None else {self._source}
+        sources = self._sources
+        if sources is None or not given.isdisjoint(sources) or not given.isdisjoint(self._ends):
+            old = given if sources is None else sources
             for storage in _storages(result):
                 if storage._cdata not in old and storage._cdata not in self._ends:
                     self._count(storage._cdata, storage)
@@ -83,41 +85,41 @@ def most_alive(function: Callable[[], object]) -> int:
     return int(live.most)
 
 
-def alive_without_gradients(module: nn.Module, x: Tensor) -> int:
-    """Return the most bytes in a pass over the sample ``x`` (1, ...), itself aside, without gradients."""
-    x = x.clone()  # it may be a view of many samples
+def alive_without_gradients(module: nn.Module, x: Inputs) -> int:
+    """Return the most bytes in a pass over the sample ``x``, itself aside, without gradients."""
+    x = x.change_tensors(torch.clone)  # it may be a view of many samples
     live = LiveBytes(x)
     with evaluating(module), torch.no_grad():
         with live:
-            module(x)
+            x.call(module)
         if live.closed:  # plain products stand for it
             with differentiable(), live:
-                module(x)
+                x.call(module)
     return live.most
 
 
-def alive_for_backward(module: nn.Module, x: Tensor) -> int:
-    """Return the bytes that a pass over the sample ``x`` (1, ...), itself aside, leaves for the backward pass."""
-    x = x.clone()
+def alive_for_backward(module: nn.Module, x: Inputs) -> int:
+    """Return the bytes that a pass over the sample ``x``, itself aside, leaves for the backward pass."""
+    x = x.change_tensors(torch.clone)
     live = LiveBytes(x)
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     with evaluating(module), trainable(parameters), torch.enable_grad(), live:
-        outputs = module(x)
+        outputs = x.call(module)
         kept = live.now
     del outputs
     return kept
 
 
-def alive_in_forward_mode(module: nn.Module, x: Tensor, layers: Sequence[Layer]) -> int:
-    """Return the most bytes in a pass over the sample ``x`` (1, ...), itself aside, with derivatives along parameters.
+def alive_in_forward_mode(module: nn.Module, x: Inputs, layers: Sequence[Layer]) -> int:
+    """Return the most bytes in a pass over the sample ``x``, itself aside, with derivatives along parameters.
 
     Along the weights of ``layers`` alone where others have none. Zero where these have none either: to say so is for
     whoever needs them.
     """
-    x = x.clone()
+    x = x.change_tensors(torch.clone)
 
     def network(part: Mapping[str, Tensor]) -> Tensor:
-        return read_outputs(module, functional_call(module, dict(part), (x,)))
+        return read_outputs(module, x.call(module, part))
 
     every = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
     for at in (every, {layer.parameter: layer.weight.detach() for layer in layers}):

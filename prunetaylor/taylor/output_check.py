@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.taylor.passes import OutputHook, first_batch, forward_one, hooked
 
 
@@ -40,11 +40,11 @@ def check_outputs(module: nn.Module, batches: Batches, finite: Tensor) -> None:
     start = 0
     for x, _ in batches:
         if bad[0] < start + len(x):
-            sample = x[bad[0] - start : bad[0] - start + 1]
+            sample = x.rows(slice(bad[0] - start, bad[0] - start + 1))
             break
         start += len(x)
     message = f"the network's outputs are not finite for {len(bad)} of {len(finite)} samples"
-    if not bool(torch.isfinite(sample).all()):
+    if not sample.is_finite():
         raise NumericsError(
             f"{message}: the samples themselves are not finite", "leave those samples out, or correct how they are read"
         )
@@ -55,7 +55,7 @@ def check_outputs(module: nn.Module, batches: Batches, finite: Tensor) -> None:
     )
 
 
-def _first_not_finite(module: nn.Module, x: Tensor) -> str | None:
+def _first_not_finite(module: nn.Module, x: Inputs) -> str | None:
     """Return the name of the first module without submodules whose output is not finite; None if all are."""
     names: list[str] = []
 

@@ -7,7 +7,7 @@ It is an attribute of the module that a run works on, so that every copy of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Literal
 
@@ -84,18 +84,16 @@ def read_outputs(module: nn.Module, result: object) -> Tensor:
 
 def tensors_in(result: object) -> dict[Path, Tensor]:
     """Return the floating-point tensors in what a network returned, with the path to each, in their order."""
-    tensors: dict[Path, Tensor] = {}
+    return dict(_search(result, ()))
 
-    def search(value: object, path: Path) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                tensors[path] = value
-        elif len(path) < _DEPTH:
-            for key, part in _parts(value).items():
-                search(part, (*path, key))
 
-    search(result, ())
-    return tensors
+def _search(value: object, path: Path) -> Iterator[tuple[Path, Tensor]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield path, value
+    elif len(path) < _DEPTH:
+        for key, part in _parts(value).items():
+            yield from _search(part, (*path, key))
 
 
 def describe_path(path: Path) -> str:

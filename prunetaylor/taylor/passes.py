@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import jvp
 
 from prunetaylor.core.pass_progress import report_part
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
 from prunetaylor.runtime.processes.exchange import gather_rows
@@ -68,21 +68,21 @@ def _first_input(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return inputs[0] if inputs else next(iter(named.values()), None)
 
 
-def first_batch(batches: Batches) -> tuple[Tensor, Tensor]:
-    """Return the inputs (B, ...) and targets (B, ...) of the first batch."""
+def first_batch(batches: Batches) -> tuple[Inputs, Tensor]:
+    """Return the inputs of B samples and the targets (B, ...) of the first batch."""
     return next(iter(batches))
 
 
-def compute_outputs(module: nn.Module, x: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return the outputs for the inputs ``x`` (B, ...), in the mode that the module is in: (B, K), or (B, P, K).
+def compute_outputs(module: nn.Module, x: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return the outputs for the inputs ``x`` of B samples, in the mode that the module is in: (B, K), or (B, P, K).
 
     Gradients are recorded if the caller has enabled them. ``state`` replaces parameters and buffers by name.
     """
-    return read_outputs(module, module(x) if state is None else functional_call(module, dict(state), (x,)))
+    return read_outputs(module, x.call(module, state))
 
 
 def differentiate_outputs(
-    module: nn.Module, x: Tensor, state: Mapping[str, Tensor], step: Mapping[str, Tensor]
+    module: nn.Module, x: Inputs, state: Mapping[str, Tensor], step: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs z (B, K) at ``state`` and their derivative J v (B, K) along v = ``step``, in float32.
 
@@ -109,7 +109,7 @@ class BatchOutputs:
     """
 
     start: int
-    x: Tensor
+    x: Inputs
     targets: Tensor
     outputs: Tensor | None
 
@@ -152,8 +152,8 @@ def forward_all(
             start += len(x)
 
 
-def forward_one(module: nn.Module, x: Tensor, watch: Mapping[nn.Module, ForwardHook] | None = None) -> Tensor:
-    """Return the outputs (B, K) for ``x`` (B, ...), in evaluation mode without gradients."""
+def forward_one(module: nn.Module, x: Inputs, watch: Mapping[nn.Module, ForwardHook] | None = None) -> Tensor:
+    """Return the outputs (B, K) for ``x``, in evaluation mode without gradients."""
     with evaluating(module), torch.no_grad(), _watching(watch or {}, 0, len(x)):
         return compute_outputs(module, x)
 
@@ -161,7 +161,7 @@ def forward_one(module: nn.Module, x: Tensor, watch: Mapping[nn.Module, ForwardH
 def _forward(
     module: nn.Module,
     start: int,
-    x: Tensor,
+    x: Inputs,
     targets: Tensor,
     watch: Mapping[nn.Module, ForwardHook],
     until: nn.Module | None,

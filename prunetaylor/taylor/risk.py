@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.core.pass_progress import report_part
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.state import evaluating, trainable
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.runtime.processes.group import gather_objects, world
@@ -71,7 +71,7 @@ class DenseOutputs:
             return cls(module)
         return cls(module, gather_rows(torch.cat(rows or [torch.empty(0, device=batches.device)])))
 
-    def of(self, start: int, x: Tensor) -> Tensor:
+    def of(self, start: int, x: Inputs) -> Tensor:
         """Return the outputs for ``x``, the samples from index ``start`` on."""
         if self.stored is not None:
             return self.stored[start : start + len(x)]
@@ -100,7 +100,7 @@ class Risk:
     objective: Objective
     dense: DenseOutputs | None = None
 
-    def reference(self, start: int, x: Tensor, targets: Tensor) -> Reference:
+    def reference(self, start: int, x: Inputs, targets: Tensor) -> Reference:
         """Return what the outputs for ``x`` are compared with, the samples from index ``start`` on."""
         if self.objective.kind == "task":
             return Reference(targets)
@@ -150,7 +150,7 @@ class Risk:
 
     def backward_batches(
         self, weights: Sequence[nn.Parameter], cuts: Sequence[int] = ()
-    ) -> Iterator[tuple[int, Tensor, Tensor, Reference]]:
+    ) -> Iterator[tuple[int, Inputs, Tensor, Reference]]:
         """Yield (index of the first sample, x, outputs with their graph, reference) of each batch of this process's own
         samples, in evaluation mode, with gradients of ``weights``.
 
@@ -161,10 +161,11 @@ class Risk:
             for start, x, reference in self.own(cuts):
                 edges = [0, *(c - start for c in cuts if 0 < c - start < len(x)), len(x)]
                 for low, high in pairwise(edges):
-                    outputs = compute_outputs(self.module, x[low:high]).float()
-                    yield start + low, x[low:high], outputs, reference.rows(low, high)
+                    part = x.rows(slice(low, high))
+                    outputs = compute_outputs(self.module, part).float()
+                    yield start + low, part, outputs, reference.rows(low, high)
 
-    def own(self, cuts: Sequence[int] = ()) -> Iterator[tuple[int, Tensor, Reference]]:
+    def own(self, cuts: Sequence[int] = ()) -> Iterator[tuple[int, Inputs, Reference]]:
         """Yield (index of the first sample, x, reference) of each batch of this process's own samples."""
         count = self.batches.own_count()
         for number, (start, x, targets) in enumerate(self.batches.own(cuts or None), 1):

@@ -1,14 +1,17 @@
 """Batches: order, content, randomness, workers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
-from prunetaylor.data.samples import Batches, DatasetSplit, Preprocess, TensorSplit
+from prunetaylor.data.samples import Batches, DatasetSplit, Inputs, Preprocess, TensorSplit
 from prunetaylor.runtime.processes import group
 from prunetaylor.runtime.processes.place import Place
+from support.samples import tensors
 
 
 class Jittered(torch.utils.data.Dataset):
@@ -33,7 +36,7 @@ def drawn(of):
 
 
 def _all(batches):
-    parts = list(batches)
+    parts = tensors(batches)
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
@@ -77,8 +80,8 @@ def test_a_generator_is_needed_to_draw():
 def test_the_samples_survive_a_network_that_changes_its_input():
     split = _tensors()
     for x, _ in Batches(split, Preprocess(), batch_size=4, device="cpu"):
-        x.zero_()
-    assert split.inputs.flatten().tolist() == list(range(10))
+        x.tensor.zero_()
+    assert split.inputs.tensor.flatten().tolist() == list(range(10))
 
 
 def test_augment_sees_raw_inputs_before_preprocessing():
@@ -124,20 +127,24 @@ def test_an_error_in_a_worker_keeps_its_cause_and_remedy():
     assert "Traceback" not in str(caught.value)
 
 
+def prepared(preprocess, raw):
+    return preprocess(Inputs.of(raw)).tensor
+
+
 def test_preprocess_scales_bytes_and_normalises_channels():
     raw = torch.tensor([[[[0, 255]], [[51, 102]]]], dtype=torch.uint8)
-    torch.testing.assert_close(Preprocess()(raw), torch.tensor([[[[0.0, 1.0]], [[0.2, 0.4]]]]))
-    normalised = Preprocess((0.5, 0.2), (0.5, 0.1))(raw)
+    torch.testing.assert_close(prepared(Preprocess(), raw), torch.tensor([[[[0.0, 1.0]], [[0.2, 0.4]]]]))
+    normalised = prepared(Preprocess((0.5, 0.2), (0.5, 0.1)), raw)
     torch.testing.assert_close(normalised, torch.tensor([[[[-1.0, 1.0]], [[0.0, 2.0]]]]))
     floats = torch.tensor([[300.0, -1.0]], dtype=torch.float64)
-    torch.testing.assert_close(Preprocess()(floats), floats.float())
+    torch.testing.assert_close(prepared(Preprocess(), floats), floats.float())
     ids = torch.tensor([[7, 8]])
-    assert Preprocess()(ids).dtype == torch.int64
+    assert prepared(Preprocess(), ids).dtype == torch.int64
 
 
 def test_preprocess_refuses_another_number_of_channels():
     with pytest.raises(DataError, match="3 channels"):
-        Preprocess.from_json("imagenet")(torch.zeros(2, 1, 4, 4))
+        prepared(Preprocess.from_json("imagenet"), torch.zeros(2, 1, 4, 4))
     with pytest.raises(UsageError, match=r"'imagnet'.*'imagenet'"):
         Preprocess.from_json("imagnet")
     with pytest.raises(UsageError, match="cannot be"):
@@ -191,7 +198,7 @@ def test_tiny_images_are_shifted_by_less_than_their_side(side):
 
 
 def test_resolve_by_kind_of_sample():
-    colour, gray, features = torch.zeros(3, 32, 32), torch.zeros(1, 28, 28), torch.zeros(12)
+    colour, gray, features = (Inputs.of(torch.zeros(1, *shape)) for shape in ((3, 32, 32), (1, 28, 28), (12,)))
     assert augment.load_augmentation("usual", colour) == ("crop-flip", augment.crop_flip)
     assert augment.load_augmentation("usual", gray) == ("none", None)
     assert augment.load_augmentation("usual", features) == ("none", None)
@@ -299,7 +306,7 @@ def test_shares_of_all_processes_are_the_batches_of_one(monkeypatch, change, mix
             DatasetSplit(Images()), Preprocess(), batch_size=5, device="cpu", augment=change, mix=mix,
             generator=generator, shuffle=True, workers=workers,
         )  # fmt: skip
-        return [list(batches.shards()) for _ in range(2)]
+        return [[replace(share, x=share.x.tensor) for share in batches.shards()] for _ in range(2)]
 
     fetched = []
     wanted = epochs(0, 1)
@@ -325,6 +332,6 @@ def test_shares_of_all_processes_are_the_batches_of_one(monkeypatch, change, mix
 def test_one_process_has_whole_batches_as_shares():
     plain = Batches(_tensors(), Preprocess(), batch_size=4, device="cpu")
     for (x, y), share in zip(plain, plain.shards(), strict=True):
-        torch.testing.assert_close(share.x, x)
+        torch.testing.assert_close(share.x.tensor, x.tensor)
         assert share.y.tolist() == y.tolist()
         assert (share.batch_size, share.weight) == (len(x), 1.0)

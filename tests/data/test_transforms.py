@@ -10,6 +10,7 @@ from prunetaylor.core.config.resolve import resolve
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.augment import load_augmentation
 from prunetaylor.data.row_random import RowRandom
+from prunetaylor.data.samples import Inputs
 
 CROP = {"RandomCrop": {"size": 8, "padding": 2}}
 
@@ -19,7 +20,7 @@ def images(n: int = 16) -> Tensor:
 
 
 def changed(named: list[object], seed: int = 0) -> Tensor:
-    name, change = load_augmentation(named, images()[0])
+    name, change = load_augmentation(named, Inputs.of(images()))
     assert name == named
     return change(images(), RowRandom(torch.Generator().manual_seed(seed), len(images())))
 
@@ -37,7 +38,7 @@ def test_each_image_is_changed_by_itself_and_a_seed_repeats_it() -> None:
 
 
 def test_some_rows_are_changed_as_they_are_in_the_whole_batch() -> None:
-    _, change = load_augmentation(["RandomHorizontalFlip", CROP], images()[0])
+    _, change = load_augmentation(["RandomHorizontalFlip", CROP], Inputs.of(images()))
     whole = change(images(), RowRandom(torch.Generator().manual_seed(2), 16))
     some = change(images()[5:9], RowRandom(torch.Generator().manual_seed(2), 16, range(5, 9)))
     assert torch.equal(some, whole[5:9])
@@ -59,7 +60,7 @@ def test_transforms_of_transforms_and_transforms_themselves() -> None:
     own = v2.RandomOrder([v2.RandomCrop(size=8, padding=2), v2.RandomApply([v2.RandomHorizontalFlip()], p=0.5)])
     assert torch.equal(found, changed([own]))
     assert not torch.equal(found, images())
-    steps, change = load_augmentation(own, images()[0])
+    steps, change = load_augmentation(own, Inputs.of(images()))
     assert steps == [own]
     assert torch.equal(found, change(images(), RowRandom(torch.Generator().manual_seed(0), 16)))
 
@@ -80,7 +81,7 @@ def test_transforms_of_transforms_and_transforms_themselves() -> None:
 )
 def test_what_cannot_be_is_refused(named: list[object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        load_augmentation(named, images()[0])
+        load_augmentation(named, Inputs.of(images()))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_what_cannot_be_is_refused(named: list[object], said: str) -> None:
 )
 def test_what_fails_for_some_images_only_is_refused_there(named: list[object], said: str) -> None:
     seeds = range(40)
-    _, change = load_augmentation(named, images()[0])  # the one image that is tried is left as it is
+    _, change = load_augmentation(named, Inputs.of(images()))  # the one image that is tried is left as it is
     with pytest.raises(UsageError, match=f"data.augment .*{said}"):
         [change(images(), RowRandom(torch.Generator().manual_seed(seed), 16)) for seed in seeds]
 

@@ -17,7 +17,7 @@ from prunetaylor.pruning.interfaces import Criterion, Repair, ScoringContext, St
 from prunetaylor.pruning.selection.budget import Budget, masks_after, select
 from support.pages import ROOT, blocks, spans
 from support.repair_contract import one_layer_and_its_batch_norm, repaired_by
-from support.samples import rand
+from support.samples import fetch, rand
 from support.taylor_models import taylor
 
 PAGES = sorted((ROOT / "docs" / "contributing").glob("*.md"))
@@ -48,7 +48,7 @@ def test_the_data_source(tmp_path: Path) -> None:
     read = written("data-source.md").read
     found = read(str(file), DataSection(), 0)
     assert (len(found.train), len(found.test), found.classes) == (8, 2, 3)
-    x, y = found.test.fetch([1])
+    x, y = fetch(found.test, [1])
     torch.testing.assert_close(x, torch.tensor([[9.0, -9.0]]))
     assert y.tolist() == [0]
     file.write_text("a,b\n")

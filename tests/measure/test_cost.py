@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.measure.cost import count_flops, count_parameters
 
 
@@ -46,7 +47,7 @@ def test_linear_modules_by_brute_force(module, shape):
     sparsify(module)
     x = torch.randn(shape)
     dense, nonzero = products_by_linearity(module, x)
-    assert count_flops(module, x) == (2 * dense, 2 * nonzero)
+    assert count_flops(module, Inputs.of(x)) == (2 * dense, 2 * nonzero)
     assert 0 < nonzero < dense
 
 
@@ -55,7 +56,7 @@ def test_padding_counts_as_input():
     conv = nn.Conv2d(4, 6, 3, padding=1, groups=2)
     with torch.no_grad():
         conv.weight.view(-1)[:10] = 0
-    assert count_flops(conv, torch.randn(1, 4, 8, 8)) == (2 * 64 * 108, 2 * 64 * 98)
+    assert count_flops(conv, Inputs.of(torch.randn(1, 4, 8, 8))) == (2 * 64 * 108, 2 * 64 * 98)
 
 
 def test_attention_counts_projections_by_weight_and_scores_in_full():
@@ -73,7 +74,7 @@ def test_attention_counts_projections_by_weight_and_scores_in_full():
 
     sparsify(attention)
     weights = attention.in_proj_weight.count_nonzero() + attention.out_proj.weight.count_nonzero()
-    assert count_flops(Self(), torch.randn(1, 5, 8)) == (
+    assert count_flops(Self(), Inputs.of(torch.randn(1, 5, 8))) == (
         2 * (5 * 4 * 64 + 2 * 25 * 8),
         2 * (5 * int(weights) + 2 * 25 * 8),
     )
@@ -82,7 +83,7 @@ def test_attention_counts_projections_by_weight_and_scores_in_full():
 def test_the_fused_encoder_layer_is_seen_through():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     expected = 2 * (5 * (4 * 64 + 2 * 8 * 16) + 2 * 25 * 8)
-    assert count_flops(layer, torch.randn(1, 5, 8)) == (expected, expected)
+    assert count_flops(layer, Inputs.of(torch.randn(1, 5, 8))) == (expected, expected)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -99,7 +100,7 @@ class Functional(nn.Module):
 
 
 def test_functional_products():
-    assert count_flops(Functional(), torch.randn(1, 4, 3)) == (2 * (24 + 32), 2 * (12 + 32))
+    assert count_flops(Functional(), Inputs.of(torch.randn(1, 4, 3))) == (2 * (24 + 32), 2 * (12 + 32))
 
 
 def test_product_of_two_weights_needs_both():
@@ -113,7 +114,7 @@ def test_product_of_two_weights_needs_both():
             return x + self.a @ self.b
 
     # over the inner index: 2 rows x 1 column, then 1 row x 2 columns
-    assert count_flops(Two(), torch.zeros(1, 2, 2)) == (2 * 8, 2 * 4)
+    assert count_flops(Two(), Inputs.of(torch.zeros(1, 2, 2))) == (2 * 8, 2 * 4)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -121,7 +122,7 @@ def test_recurrent_layers(bidirectional):
     lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True, bidirectional=bidirectional)
     sparsify(lstm)
     matrices = [p for p in lstm.parameters() if p.dim() == 2]
-    assert count_flops(lstm, torch.randn(1, 5, 4)) == (
+    assert count_flops(lstm, Inputs.of(torch.randn(1, 5, 4))) == (
         2 * 5 * sum(p.numel() for p in matrices),
         2 * 5 * sum(int(p.count_nonzero()) for p in matrices),
     )
@@ -141,7 +142,7 @@ def test_weights_that_are_computed(masked):
         else:
             parametrize.register_parametrization(layer, "weight", Mask())
     # 12 weights at 3 positions, of which 4 stay; 36 weights, of which 12 stay
-    assert count_flops(net, torch.randn(1, 2, 4)) == (2 * (36 + 36), 2 * (12 + 12))
+    assert count_flops(net, Inputs.of(torch.randn(1, 2, 4))) == (2 * (36 + 36), 2 * (12 + 12))
 
 
 def test_a_whole_network_agrees_with_torch():
@@ -152,7 +153,7 @@ def test_a_whole_network_agrees_with_torch():
     x = torch.randn(1, 3, 12, 12)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net.eval()(x)
-    assert count_flops(net, x) == (counter.get_total_flops(),) * 2
+    assert count_flops(net, Inputs.of(x)) == (counter.get_total_flops(),) * 2
 
 
 def test_one_sample_whatever_the_batch_and_nothing_is_changed():
@@ -161,7 +162,7 @@ def test_one_sample_whatever_the_batch_and_nothing_is_changed():
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     random = torch.get_rng_state()
     x = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert count_flops(net, x) == count_flops(net, x[:1])
+    assert count_flops(net, Inputs.of(x)) == count_flops(net, Inputs.of(x[:1]))
     assert [child.training for child in net.children()] == [True, False, True, True, True]
     assert net.training
     assert all(not child._forward_hooks and not child._forward_pre_hooks for child in net.modules())
@@ -188,6 +189,8 @@ def test_the_same_counts_on_a_gpu():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True))
     sparsify(net)
     x = torch.randn(1, 3, 4, 4)
-    assert count_flops(net.cuda(), x.cuda()) == count_flops(net.cpu(), x)
+    assert count_flops(net.cuda(), Inputs.of(x.cuda())) == count_flops(net.cpu(), Inputs.of(x))
     lstm = nn.LSTM(4, 6, num_layers=2, batch_first=True, bidirectional=True)
-    assert count_flops(lstm.cuda(), torch.randn(1, 5, 4).cuda()) == count_flops(lstm.cpu(), torch.randn(1, 5, 4))
+    assert count_flops(lstm.cuda(), Inputs.of(torch.randn(1, 5, 4).cuda())) == count_flops(
+        lstm.cpu(), Inputs.of(torch.randn(1, 5, 4))
+    )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from prunetaylor.core.progress import Silent
+from prunetaylor.data.samples import Inputs
 from prunetaylor.measure.latency import MAX_NOISE, ROUNDS, _rank, compare_latency, summarise
 
 
@@ -55,7 +56,7 @@ def test_an_uneven_machine_is_noticed() -> None:
 
 def test_real_networks_are_timed_and_left_as_they_were() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).train()
-    found = compare_latency(network, nn.Linear(4, 4), torch.ones(2, 4), Silent())
+    found = compare_latency(network, nn.Linear(4, 4), Inputs.of(torch.ones(2, 4)), Silent())
     assert 0 < found.low <= found.ratio <= found.high
     assert found.dense_ms > 0 < found.pruned_ms
     assert (found.batch, found.device, found.rounds) == (2, "cpu", ROUNDS)

@@ -28,7 +28,7 @@ from prunetaylor.pruning.selection.trust_region import REJECT, SMALLEST
 from prunetaylor.taylor.model import Prediction, TaylorModel
 from support.networks import Attention, ConvNet, Unreached, mlp, trained
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits, top1
-from support.samples import Recording, curve, quadrants
+from support.samples import Recording, curve, fetch, quadrants
 
 
 def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -345,7 +345,7 @@ def test_what_a_stage_is_held_against_no_stage_was_fitted_to(conv: nn.Module, mo
         found = draw(*args)
         for part, into in ((found.fit, fitted), (found.holdout, held)):
             into.append(
-                {sample.numpy().tobytes() for sample in part.batches.split.fetch(range(part.batches.samples))[0]}
+                {sample.numpy().tobytes() for sample in fetch(part.batches.split, range(part.batches.samples))[0]}
             )
         return found
 

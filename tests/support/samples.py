@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prunetaylor.data.samples import Batches, Preprocess, TensorSplit
+from prunetaylor.data.samples import Batches, Inputs, Preprocess, Split, TensorSplit
 
 Pair = tuple[Tensor, Tensor]
 
@@ -51,3 +52,15 @@ class Recording(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         self.seen.append(index)
         return self.data[0][index], int(self.data[1][index])
+
+
+def fetch(split: Split, indices: Sequence[int], variant: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the samples of a split whose inputs are a tensor."""
+    inputs, targets = split.fetch(indices, variant)
+    assert inputs.tensor is not None
+    return inputs.tensor, targets
+
+
+def tensors(batches: Iterable[tuple[Inputs, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return batches whose inputs are a tensor."""
+    return [(x.tensor, y) for x, y in batches if x.tensor is not None]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.parametrizations import weight_norm
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.network import Network
 from prunetaylor.taylor.live_memory import alive_in_forward_mode, alive_without_gradients
 from support.samples import rand
@@ -36,7 +37,9 @@ class Attention(nn.Module):
 
 
 def alive(module: nn.Module, x: Tensor) -> tuple[int, int]:
-    return alive_without_gradients(module, x), alive_in_forward_mode(module, x, Network.from_module(module).layers)
+    return alive_without_gradients(module, Inputs.of(x)), alive_in_forward_mode(
+        module, Inputs.of(x), Network.from_module(module).layers
+    )
 
 
 @pytest.mark.parametrize("by", ["by hand", "fused", "module"])
@@ -102,9 +105,9 @@ class Without(nn.Module):
 def test_along_the_layers_where_others_have_no_derivative() -> None:
     """Weight norm has none in its own parameters."""
     module = nn.Sequential(weight_norm(nn.Linear(6, 30)), nn.Linear(30, 4))
-    assert alive_in_forward_mode(module, rand(1, 6), Network.from_module(module).layers) >= 4 * (30 + 4)
+    assert alive_in_forward_mode(module, Inputs.of(rand(1, 6)), Network.from_module(module).layers) >= 4 * (30 + 4)
     module = nn.Sequential(nn.Linear(6, 30), Without(), nn.Linear(30, 4))
-    assert alive_in_forward_mode(module, rand(1, 6), Network.from_module(module).layers) == 0
+    assert alive_in_forward_mode(module, Inputs.of(rand(1, 6)), Network.from_module(module).layers) == 0
 
 
 def test_nothing_is_changed() -> None:

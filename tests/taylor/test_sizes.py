@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.estimates.sizes import measure_sample, network_sizes
 from prunetaylor.pruning.activation_cache import bytes_by_layer
@@ -41,7 +42,7 @@ def small() -> tuple[nn.Module, torch.Tensor]:
 
 def sizes_of(module: nn.Module, x: torch.Tensor) -> Sizes:
     network = Network.from_module(module)
-    sizes = measure_sample(network_sizes(network, torch.device("cpu")), network, x[:1])
+    sizes = measure_sample(network_sizes(network, torch.device("cpu")), network, Inputs.of(x[:1]))
     return replace(sizes, samples=len(x), batch=4)
 
 

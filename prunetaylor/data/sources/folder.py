@@ -45,7 +45,8 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
     splits = dict(zip(parts, image_splits(list(images.values()), cfg.size), strict=True))
     if not labelled:
         splits["train"] = WithTargets(splits["train"], none, labelled=False)
-    gray = splits["train"].fetch([0])[0].shape[1] == 1
+    first = splits["train"].fetch([0])[0].tensor
+    gray = first is not None and first.shape[1] == 1
     return RawSource(
         train=splits["train"],
         test=splits["test"] if "test" in splits else splits["val"],

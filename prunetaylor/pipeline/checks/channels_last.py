@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.text import error_line
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.state import channels_last, copy_module
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs
@@ -37,14 +38,14 @@ def would_gain(module: nn.Module, device: torch.device) -> bool:
     return device.type in ("cpu", "cuda") and any(p.dim() == 4 for p in module.parameters())
 
 
-def find_obstacle(module: nn.Module, x: Tensor) -> str | None:
+def find_obstacle(module: nn.Module, x: Inputs) -> str | None:
     """Return why ``module`` does not support channels last; None where it does, empty where it does not run at all.
 
     A copy makes all kinds of passes over ``x`` that a run may need, in both formats: with gradients in evaluation mode,
     where the outputs must be the same, with forward-mode derivatives, and with gradients in training mode, as there may
     be branches for that alone. A pass that fails in either format does not count against channels last.
     """
-    copy, x_last = copy_module(module), x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    copy, x_last = copy_module(module), x.change_tensors(_in_channels_last)
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
@@ -66,7 +67,11 @@ def find_obstacle(module: nn.Module, x: Tensor) -> str | None:
     return None
 
 
-def _attempt(run: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor | Exception:
+def _in_channels_last(part: Tensor) -> Tensor:
+    return part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part
+
+
+def _attempt(run: Callable[[nn.Module, Inputs], Tensor], module: nn.Module, x: Inputs) -> Tensor | Exception:
     """Return the outputs, or the exception: the network's code may raise anything."""
     try:
         return run(module, x)
@@ -74,7 +79,7 @@ def _attempt(run: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: T
         return error
 
 
-def _run_backward(module: nn.Module, x: Tensor) -> Tensor:
+def _run_backward(module: nn.Module, x: Inputs) -> Tensor:
     with torch.enable_grad():
         outputs = compute_outputs(module, x).float()
         if outputs.requires_grad:
@@ -83,7 +88,7 @@ def _run_backward(module: nn.Module, x: Tensor) -> Tensor:
     return outputs.detach()
 
 
-def _run_forward_mode(module: nn.Module, x: Tensor) -> Tensor:
+def _run_forward_mode(module: nn.Module, x: Inputs) -> Tensor:
     """Differentiate along the weights themselves."""
     weights = {name: p.detach() for name, p in module.named_parameters() if p.is_floating_point()}
     return differentiate_outputs(module, x, weights, weights)[0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.text import first_line
-from prunetaylor.data.samples import Check, Checked, Samples, Split, check_targets
+from prunetaylor.data.samples import Check, Checked, Inputs, Samples, Split, check_targets
 from prunetaylor.measure.metric import Predictions
 from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.state import evaluating
@@ -25,7 +25,7 @@ _SOME_TARGETS = 256
 """Targets whose values tell what they are."""
 
 
-def find_task(config: Config, module: nn.Module, samples: Samples, x: Tensor, y: Tensor) -> tuple[Task, Samples]:
+def find_task(config: Config, module: nn.Module, samples: Samples, x: Inputs, y: Tensor) -> tuple[Task, Samples]:
     """Return the task (or the user's loss), and the samples with their targets checked against it and the metric.
 
     ``x``, ``y``: a batch of one test sample, ready for the network.
@@ -107,18 +107,12 @@ def _checked(samples: Samples, check: Check) -> Samples:
     )
 
 
-def _first_outputs(module: nn.Module, x: Tensor) -> Tensor:
+def _first_outputs(module: nn.Module, x: Inputs) -> Tensor:
     try:
         return compute_outputs(module, x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = first_line(error)
-        others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {x.dtype}
-        if others:
-            raise DataError(
-                f"the network's weights are {' and '.join(sorted(map(str, others)))}, and its inputs {x.dtype}: {text}",
-                f"convert the weights to {x.dtype} first (model.float())",
-            ) from error
         raise DataError(
-            f"the network does not take inputs of shape {tuple(x.shape[1:])}: {text}",
+            f"the network does not take such inputs, {x.describe()}: {text}",
             "is this the data that the network was trained on? See --data and data.size",
         ) from error

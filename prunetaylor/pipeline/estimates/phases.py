@@ -66,7 +66,7 @@ class Estimator:
             splits = {id(split): split for split in samples.splits}
             source = sum(s.nbytes() or 0 for s in splits.values() if not s.lazy)
         x, _ = first_batch(job.batches(samples.test.subset([0]), batch_size=1))
-        return cls(job, command, measure_sample(sizes, job.network, x), source, raw.nbytes, raw[0].numel())
+        return cls(job, command, measure_sample(sizes, job.network, x), source, raw.nbytes, raw.elements)
 
     def batch(self, config: Config) -> int:
         """Return the calibration samples in a batch."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.layer import positions
 from prunetaylor.network.network import Network
 from prunetaylor.pruning.activation_cache import bytes_by_layer
@@ -34,7 +35,7 @@ def state_bytes(module: nn.Module) -> int:
     return sum(t.nbytes for t in {id(t): t for t in (*module.parameters(), *module.buffers())}.values())
 
 
-def measure_sample(sizes: Sizes, network: Network, x: Tensor) -> Sizes:
+def measure_sample(sizes: Sizes, network: Network, x: Inputs) -> Sizes:
     """Return the sizes with what the sample ``x`` (1, ...) shows in passes through a copy of the network."""
     network = network.copy()  # hooks may leave in it what a pass has made
     module, owner = network.module, {m: layer.name for layer in network.layers for m in layer.modules}
@@ -58,12 +59,12 @@ def measure_sample(sizes: Sizes, network: Network, x: Tensor) -> Sizes:
 
     handles = [m.register_forward_hook(record) for m in module.modules()]
     try:
-        answer = forward_one(module, x.clone())  # it may be a view of many samples
+        answer = forward_one(module, x.change_tensors(torch.clone))  # it may be a view of many samples
     finally:
         for handle in handles:
             handle.remove()
     sample = SampleBytes(
-        x=x.numel() * max(FLOAT, x.element_size()),
+        x=sum(tensor.numel() * max(FLOAT, tensor.element_size()) for tensor in x.tensors()),
         module=most,
         forward=alive_without_gradients(module, x),
         backward=alive_for_backward(module, x),

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from prunetaylor.core.results.outcome import Time
+from prunetaylor.data.samples import Inputs
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan
 from prunetaylor.pipeline.sampling.calibration import chunk
@@ -76,9 +77,9 @@ def _forward(job: Job) -> float:
     assert job.samples is not None
     test = job.samples.test
     raw, _ = test.fetch([0])
-    size = min(chunk(raw[0].numel(), job.config.data.batch_size), len(test))
+    size = min(chunk(raw.elements, job.config.data.batch_size), len(test))
     sample, _ = first_batch(job.batches(test.subset([0]), batch_size=1, workers=0))
-    x = sample.repeat(size, *(1 for _ in sample.shape[1:]))  # decoding is not what is timed
+    x = Inputs.cat([sample] * size)  # decoding is not what is timed
     module = job.network.copy().module  # hooks may leave in it what a pass has made
     return _best(lambda: forward_one(module, x), job.device) / size
 

@@ -77,7 +77,7 @@ class Finetuning:
         self.plan, self.options = plan, plan.training
         self._generator = torch.Generator().manual_seed(job.config.seed)
         assert job.samples is not None
-        _, change = augment.load_augmentation(job.samples.augment, training.fetch([0])[0][0])
+        _, change = augment.load_augmentation(job.samples.augment, training.fetch([0])[0])
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
         if not validation.labelled:
             self.choices(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
-from prunetaylor.data.samples import Batches, Split, TensorSplit, WithTargets, decode_sharded, draw
+from prunetaylor.data.samples import Batches, Inputs, Split, TensorSplit, WithTargets, decode_sharded, draw
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.repair import fits_samples
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
@@ -94,12 +94,11 @@ class Part:
         """Return the same samples after fresh random changes (data.augment); no new sample is used."""
         assert job.samples is not None
         x, targets = self.batches.split.fetch(range(self.batches.samples))
-        _, change = augment.load_augmentation(job.samples.augment, x[0])
-        if change is None:
+        _, change = augment.load_augmentation(job.samples.augment, x)
+        if change is None or x.tensor is None:
             return self
-        batches = job.batches(
-            TensorSplit(change(x, RowRandom(generator, len(x))), targets), batch_size=self.batches.batch_size
-        )
+        changed = TensorSplit(change(x.tensor, RowRandom(generator, len(x))), targets)
+        batches = job.batches(changed, batch_size=self.batches.batch_size)
         return Part(batches, DenseOutputs.compute(dense, batches), self.finite)
 
     @classmethod
@@ -107,8 +106,8 @@ class Part:
         """Join several parts in their order."""
         if len(parts) == 1:
             return parts[0]
-        samples = [part.batches.split.fetch(range(part.batches.samples)) for part in parts]
-        split = TensorSplit(*(torch.cat(tensors) for tensors in zip(*samples, strict=True)))
+        inputs, targets = zip(*(part.batches.split.fetch(range(part.batches.samples)) for part in parts), strict=True)
+        split = TensorSplit(Inputs.cat(inputs), torch.cat(targets))
         stored = [part.dense.stored for part in parts if part.dense.stored is not None]
         outputs = replace(parts[0].dense, stored=torch.cat(stored) if len(stored) == len(parts) else None)
         finite = torch.cat([part.finite for part in parts])
@@ -144,7 +143,7 @@ class Calibration:
         else:
             order = draw(pool, samples, generator)
             splits = [pool.subset(order[holdout_count:]), pool.subset(order[:holdout_count])]
-        size = chunk(splits[0].fetch([0])[0].numel(), job.config.data.batch_size)
+        size = chunk(splits[0].fetch([0])[0].elements, job.config.data.batch_size)
         energies = [Energies(dense) for _ in splits]
         fit, holdout = (Part.of(job, dense, split, size, e) for split, e in zip(splits, energies, strict=True))
         fit, holdout, outliers = _without_outliers(job, (fit, holdout), splits, [e.all() for e in energies])

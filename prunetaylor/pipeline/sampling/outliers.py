@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.results.outcome import Alert
-from prunetaylor.data.samples import Split
+from prunetaylor.data.samples import Inputs, Split
 from prunetaylor.network.layer import Prunable
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.passes import ForwardHook
@@ -45,12 +45,12 @@ class Energies:
         """The forward hooks that measure each layer's inputs."""
         return {module: self._hook(module) for module in self._places}
 
-    def add(self, x: Tensor, targets: Tensor) -> None:
-        """Add a batch that the network has run on, with its inputs (B, ...) and targets."""
+    def add(self, x: Inputs, targets: Tensor) -> None:
+        """Add a batch that the network has run on, with its inputs and targets."""
         none = torch.zeros(len(x), dtype=torch.float64)
         target = _energy(targets, len(x)) if targets.is_floating_point() else none
         read = [self._now.get(module, none) for module in self._places]
-        self.rows.append(torch.stack([_energy(x, len(x)), target, *read], 1))
+        self.rows.append(torch.stack([_input_energy(x), target, *read], 1))
         self._now = {}
 
     def all(self) -> Tensor:
@@ -65,6 +65,14 @@ class Energies:
                 self._now[module] = self._now[module] + energy if module in self._now else energy
 
         return add_energy
+
+
+def _input_energy(x: Inputs) -> Tensor:
+    """Return the mean square of each sample's inputs (samples,), added up over its tensors of real numbers."""
+    if x.tensor is not None:
+        return _energy(x.tensor, len(x))
+    parts = [part for part in x.tensors() if part.is_floating_point() and part.dim() and len(part) == len(x)]
+    return sum((_energy(part, len(x)) for part in parts), torch.zeros(len(x), dtype=torch.float64))
 
 
 def _energy(x: Tensor, samples: int) -> Tensor:
@@ -127,11 +135,11 @@ def find_stored_outliers(split: Split) -> tuple[list[int], float]:
 
     Only floating-point numbers in memory are searched: bytes cannot be so large, and images would have to be decoded.
     """
-    if not split.is_in_memory or not split.fetch([0])[0].is_floating_point():
+    if not split.is_in_memory or not any(part.is_floating_point() for part in split.fetch([0])[0].tensors()):
         return [], 1.0
     rows = []
     for start in range(0, len(split), _BATCH):
         x, targets = split.fetch(range(start, min(start + _BATCH, len(split))))
         values = targets if targets.is_floating_point() else torch.zeros(len(x))
-        rows.append(torch.stack([_energy(x, len(x)), _energy(values, len(x))], 1))
+        rows.append(torch.stack([_input_energy(x), _energy(values, len(x))], 1))
     return find_outliers(torch.cat(rows))

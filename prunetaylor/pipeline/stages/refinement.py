@@ -68,7 +68,7 @@ class RecentSamples:
         """Return shuffled training batches, which are changed anew whenever they are read."""
         job, split = self._setup.job, self._joined.batches.split
         assert job.samples is not None
-        _, change = augment.load_augmentation(job.samples.augment, split.fetch([0])[0][0])
+        _, change = augment.load_augmentation(job.samples.augment, split.fetch([0])[0])
         return job.batches(
             split,
             batch_size=batch_size,

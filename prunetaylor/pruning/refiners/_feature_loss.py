@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.errors import UsageError
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.state import match_memory_format
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
@@ -25,7 +26,7 @@ ROUNDING = 1e-12
 def add_gradients(
     module: nn.Module,
     dense: nn.Module,
-    x: Tensor,
+    x: Inputs,
     targets: Tensor,
     features: FeatureLoss,
     towards: Objective,
@@ -33,7 +34,7 @@ def add_gradients(
     share: float,
 ) -> None:
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
-    x = match_memory_format(module, x)
+    x = x.change_tensors(partial(match_memory_format, module))
     features.pop_targets()
     with torch.no_grad():
         dense_outputs = compute_outputs(dense, x).float()

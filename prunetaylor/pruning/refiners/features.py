@@ -169,8 +169,9 @@ class Matching:
             for share in _endless(self.batches, self._steps - state["step"]):
                 self._set_rates()
                 self._optimizer.zero_grad(set_to_none=True)
-                parts = zip(torch.split(share.x, self._chunk), torch.split(share.y, self._chunk), strict=True)
-                for x, targets in parts if len(share.x) else ():
+                for low in range(0, len(share.x), self._chunk):
+                    part = slice(low, low + self._chunk)
+                    x, targets = share.x.rows(part), share.y[part]
                     weight = len(x) / share.batch_size
                     add_gradients(self.module, self.dense, x, targets, features, towards, self._scale, weight)
                 sum_gradients(self._free.values())

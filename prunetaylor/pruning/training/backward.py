@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prunetaylor.core.errors import DataError, NumericsError, UsageError
 from prunetaylor.core.text import first_line
-from prunetaylor.data.samples import BatchShard
+from prunetaylor.data.samples import BatchShard, Inputs
 from prunetaylor.network.state import match_memory_format
 from prunetaylor.pruning.training.distillation import distillation
 from prunetaylor.pruning.training.divergence import Guard
@@ -101,7 +102,7 @@ class Backward:
         means: list[Tensor] = []
         for share in group:
             for x, y in _parts(share, size):
-                mean = self._value(match_memory_format(self._module, x), y)
+                mean = self._value(x.change_tensors(partial(match_memory_format, self._module)), y)
                 if len(x) != count:  # small networks on a GPU cost what their launches do: none without need
                     mean = mean * (len(x) / count)
                 self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
@@ -113,7 +114,7 @@ class Backward:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _value(self, x: Tensor, y: Tensor) -> Tensor:
+    def _value(self, x: Inputs, y: Tensor) -> Tensor:
         with self._autocast():
             outputs = self._outputs(x).float()
         if not len(x):  # the other processes wait for it in every batch norm
@@ -121,7 +122,7 @@ class Backward:
         teacher_outputs = None
         if self._teacher is not None:
             with torch.no_grad(), self._autocast():
-                teacher_outputs = read_outputs(self._teacher, self._teacher(x)).float()
+                teacher_outputs = read_outputs(self._teacher, x.call(self._teacher)).float()
         if self._guard.worst is None:
             # Of zeros too: where these samples are of one class, their mean output is no bad answer.
             same = outputs.detach().mean(0).expand_as(outputs), torch.zeros_like(outputs)
@@ -130,7 +131,7 @@ class Backward:
             self._guard.worst = max(filter(math.isfinite, losses), default=math.nan)
         return self._mixed(outputs, teacher_outputs, y)
 
-    def _outputs(self, x: Tensor) -> Tensor:
+    def _outputs(self, x: Inputs) -> Tensor:
         try:
             return self._computed(x)
         except ValueError as error:
@@ -140,13 +141,14 @@ class Backward:
                 "a batch norm of the network cannot train on a single sample", "raise data.batch_size, or --memory"
             ) from error
 
-    def _computed(self, x: Tensor) -> Tensor:
+    def _computed(self, x: Inputs) -> Tensor:
+        positional, named = x.arguments(self._module)
         if not self._options.compile:
-            return read_outputs(self._module, self._forward(x))
+            return read_outputs(self._module, self._forward(*positional, **named))
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return read_outputs(self._module, self._forward(x))
+            return read_outputs(self._module, self._forward(*positional, **named))
         except TorchDynamoException as error:
             raise UsageError(
                 f"torch.compile cannot compile the network: {first_line(error)}",
@@ -167,9 +169,9 @@ class Backward:
         return torch.autocast(self._device.type, dtype=self._dtype)
 
 
-def _parts(share: BatchShard, size: int) -> list[tuple[Tensor, Tensor]]:
+def _parts(share: BatchShard, size: int) -> list[tuple[Inputs, Tensor]]:
     """Split a batch evenly into at most ``size`` samples each: no batch norm can train on a single sample."""
     parts = -(-len(share.x) // size)
     if parts <= 1:
         return [(share.x, share.y)]
-    return list(zip(share.x.tensor_split(parts), share.y.tensor_split(parts), strict=True))
+    return list(zip(share.x.split(parts), share.y.tensor_split(parts), strict=True))

@@ -96,7 +96,7 @@ class Cache:
         if not main_process():
             return ""
         if risk.batches not in self._samples:
-            self._samples[risk.batches] = _digest(x for x, _ in risk.batches)
+            self._samples[risk.batches] = _digest(part for x, _ in risk.batches for part in x.tensors())
         description = {
             "kind": kind,
             "code": [__version__, code_digest(module)],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from prunetaylor.core.errors import NumericsError
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.layer import Layer
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
@@ -58,7 +59,7 @@ def _between(what: str, before: str, after: str) -> NumericsError:
 
 
 def _derivatives(
-    module: nn.Module, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor], x: Tensor
+    module: nn.Module, layers: Sequence[Layer], state: Mapping[str, Tensor], step: Mapping[str, Tensor], x: Inputs
 ) -> list[tuple[str, Tensor]]:
     """Return (name, derivative of its outputs along the step) of each call of a layer, in the order of the calls."""
     calls: list[tuple[str, Tensor]] = []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.core.errors import DataError
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
 from prunetaylor.taylor.passes import ForwardHook, OutputHook, first_batch, forward_one, hooked
 from prunetaylor.taylor.risk import Risk
@@ -94,11 +95,11 @@ def sample_cuts(risk: Risk, layers: Sequence[Layer]) -> Sequence[int]:
     return ()
 
 
-def reads_sample_by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor) -> bool:
-    """Return True if each layer's input has the rows of the samples ``x`` (B, ...) one sample after another."""
+def reads_sample_by_sample(module: nn.Module, layers: Sequence[Layer], x: Inputs) -> bool:
+    """Return True if each layer's input has the rows of the samples ``x`` one sample after another."""
     if len(x) == 1:
         return True
-    first, last = (_inputs(module, layers, x[i : i + 1]) for i in (0, len(x) - 1))
+    first, last = (_inputs(module, layers, x.rows(slice(i, i + 1))) for i in (0, len(x) - 1))
     whole = iter(zip(first, last, strict=False))
     same = len(first) == len(last)
 
@@ -118,7 +119,7 @@ def reads_sample_by_sample(module: nn.Module, layers: Sequence[Layer], x: Tensor
 
 
 def _inputs(
-    module: nn.Module, layers: Sequence[Layer], x: Tensor, visit: Callable[[Tensor], object] | None = None
+    module: nn.Module, layers: Sequence[Layer], x: Inputs, visit: Callable[[Tensor], object] | None = None
 ) -> list[Tensor]:
     """Return the layers' inputs, call by call; with ``visit`` they are passed to it and not kept."""
     inputs: list[Tensor] = []

@@ -7,7 +7,9 @@ import torch
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data.load import load_samples
+from prunetaylor.data.samples import Inputs
 from prunetaylor.data.sources import arrays
+from support.samples import fetch
 
 
 def _arrays(shape=(3, 8, 8), dtype=np.uint8, n=6, **changed):
@@ -29,7 +31,7 @@ def _load(tmp_path, arrays, **options):
 def test_channels_first(tmp_path):
     arrays = _arrays()
     samples = _load(tmp_path, arrays)
-    inputs, targets = samples.train.fetch(range(6))
+    inputs, targets = fetch(samples.train, range(6))
     np.testing.assert_array_equal(inputs.numpy(), arrays["x_train"])
     assert targets.dtype == torch.int64
     assert samples.classes == 3
@@ -54,27 +56,29 @@ def test_channels_first(tmp_path):
 )
 def test_layout(tmp_path, shape, expected):
     samples = _load(tmp_path, _arrays(shape))
-    assert samples.train.fetch([0])[0].shape[1:] == expected
-    assert samples.test.fetch([0])[0].shape[1:] == expected
+    assert samples.train.fetch([0])[0].tensor.shape[1:] == expected
+    assert samples.test.fetch([0])[0].tensor.shape[1:] == expected
 
 
 def test_channels_last_are_moved_not_reshaped(tmp_path):
     arrays = _arrays((8, 9, 3))
-    inputs, _ = _load(tmp_path, arrays).train.fetch([2])
+    inputs, _ = fetch(_load(tmp_path, arrays).train, [2])
     np.testing.assert_array_equal(inputs[0].numpy(), arrays["x_train"][2].transpose(2, 0, 1))
 
 
 def test_floats_are_left_alone(tmp_path):
     arrays = _arrays(dtype=np.float64)
     samples = _load(tmp_path, arrays)
-    inputs, _ = samples.train.fetch([0])
+    inputs, _ = fetch(samples.train, [0])
     assert inputs.dtype == torch.float32
-    torch.testing.assert_close(samples.preprocess(inputs)[0].double(), torch.from_numpy(arrays["x_train"][0]))
+    torch.testing.assert_close(
+        samples.preprocess(Inputs.of(inputs)).tensor[0].double(), torch.from_numpy(arrays["x_train"][0])
+    )
 
 
 def test_big_endian_arrays_are_read(tmp_path):
     arrays = _arrays(dtype=">f4")
-    inputs, _ = _load(tmp_path, arrays).train.fetch([1])
+    inputs, _ = fetch(_load(tmp_path, arrays).train, [1])
     np.testing.assert_array_equal(inputs[0].numpy(), arrays["x_train"][1].astype(np.float32))
 
 

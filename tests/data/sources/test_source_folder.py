@@ -10,6 +10,7 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import images
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches, Preprocess
+from support.samples import fetch, tensors
 
 
 def _image(path, value=0, size=(6, 5), mode="RGB"):
@@ -37,7 +38,7 @@ def test_images_of_equal_size_are_kept_and_classes_are_numbered_by_name(tmp_path
     samples = _load(tmp_path)
     assert (len(samples.train), len(samples.test), samples.validation, samples.classes) == (6, 6, None, 2)
     assert samples.train.targets().tolist() == [0, 0, 0, 1, 1, 1]
-    inputs, targets = samples.train.fetch([4, 0])
+    inputs, targets = fetch(samples.train, [4, 0])
     assert inputs.shape == (2, 3, 5, 6)
     assert inputs.dtype == torch.uint8
     np.testing.assert_array_equal(inputs[0].numpy(), expected.transpose(2, 0, 1))
@@ -54,7 +55,7 @@ def test_images_without_class_folders_have_no_labels(tmp_path):
     assert not samples.train.labelled
     assert samples.validation.labelled
     assert samples.test.labelled
-    np.testing.assert_array_equal(samples.train.fetch([1])[0][0].numpy(), expected.transpose(2, 0, 1))
+    np.testing.assert_array_equal(samples.train.fetch([1])[0].tensor[0].numpy(), expected.transpose(2, 0, 1))
     assert samples.test.targets().tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -89,11 +90,13 @@ def test_decoding_once_and_on_the_fly_give_the_same(tmp_path, monkeypatch):
     fresh = _load(tmp_path)
     assert not kept.train.lazy
     assert fresh.train.lazy
-    torch.testing.assert_close(fresh.train.in_memory().inputs, kept.train.in_memory().inputs, rtol=0, atol=0)
+    torch.testing.assert_close(
+        fresh.train.in_memory().inputs.tensor, kept.train.in_memory().inputs.tensor, rtol=0, atol=0
+    )
     assert fresh.fingerprint == kept.fingerprint
     by_workers = Batches(fresh.test, fresh.preprocess, batch_size=16, device="cpu", workers=2)
     here = Batches(kept.test, kept.preprocess, batch_size=16, device="cpu")
-    for (x, y), (other_x, other_y) in zip(here, by_workers, strict=True):
+    for (x, y), (other_x, other_y) in zip(tensors(here), tensors(by_workers), strict=True):
         torch.testing.assert_close(other_x, x, rtol=0, atol=0)
         assert other_y.tolist() == y.tolist()
 
@@ -110,17 +113,17 @@ def test_another_file_of_another_size_is_other_data(tmp_path):
 def test_gray_images_stay_gray_and_a_mixture_becomes_rgb(tmp_path):
     _tree(tmp_path, mode="L")
     gray = _load(tmp_path)
-    assert gray.train.fetch([0])[0].shape == (1, 1, 5, 6)
+    assert gray.train.fetch([0])[0].tensor.shape == (1, 1, 5, 6)
     assert gray.preprocess == Preprocess()
     assert gray.augment == "none"
     _image(tmp_path / "test" / "dog" / "9.png", mode="RGB")
-    assert _load(tmp_path).train.fetch([0])[0].shape == (1, 3, 5, 6)
+    assert _load(tmp_path).train.fetch([0])[0].tensor.shape == (1, 3, 5, 6)
 
 
 def test_16_bit_images_are_scaled_not_clipped(tmp_path):
     _tree(tmp_path, mode="I;16")
     expected = _image(tmp_path / "train" / "cat" / "0.png", value=100, mode="I;16")
-    np.testing.assert_array_equal(_load(tmp_path).train.fetch([0])[0][0, 0].numpy(), expected)
+    np.testing.assert_array_equal(_load(tmp_path).train.fetch([0])[0].tensor[0, 0].numpy(), expected)
 
 
 def test_sizes_that_differ_are_resized_and_cropped_as_torchvision_does(tmp_path):
@@ -132,16 +135,16 @@ def test_sizes_that_differ_are_resized_and_cropped_as_torchvision_does(tmp_path)
     _tree(tmp_path, each=1)
     array = np.random.default_rng(0).integers(0, 256, (301, 187, 3), dtype=np.uint8)
     Image.fromarray(array).save(tmp_path / "train" / "cat" / "0.png")
-    inputs, _ = _load(tmp_path).train.fetch([0])
+    inputs, _ = fetch(_load(tmp_path).train, [0])
     assert inputs.shape == (1, 3, 224, 224)
     expected = np.asarray(Compose([Resize(256), CenterCrop(224)])(Image.fromarray(array)))
     np.testing.assert_array_equal(inputs[0].numpy(), expected.transpose(2, 0, 1))
-    assert _load(tmp_path, size=32).train.fetch([0, 1])[0].shape == (2, 3, 32, 32)
+    assert _load(tmp_path, size=32).train.fetch([0, 1])[0].tensor.shape == (2, 3, 32, 32)
 
 
 def test_data_size_resizes_images_of_equal_size_too(tmp_path):
     _tree(tmp_path)
-    assert _load(tmp_path, size=4).test.fetch([0])[0].shape == (1, 3, 4, 4)
+    assert _load(tmp_path, size=4).test.fetch([0])[0].tensor.shape == (1, 3, 4, 4)
 
 
 def test_a_rare_odd_size_is_named_with_its_remedy(tmp_path, monkeypatch):
@@ -150,7 +153,7 @@ def test_a_rare_odd_size_is_named_with_its_remedy(tmp_path, monkeypatch):
     _image(tmp_path / "train" / "dog" / "2.png", size=(7, 7))
     with pytest.raises(DataError, match=r"2\.png .*7x7 .*6x5\n.*data\.size=5"):
         _load(tmp_path)
-    assert _load(tmp_path, size=5).train.fetch([5])[0].shape == (1, 3, 5, 5)
+    assert _load(tmp_path, size=5).train.fetch([5])[0].tensor.shape == (1, 3, 5, 5)
 
 
 def test_a_corrupt_image_is_named(tmp_path):

@@ -17,6 +17,7 @@ from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError
 from prunetaylor.data.load import from_python, load_samples, split_spec
 from prunetaylor.data.samples import Preprocess, TensorSplit
 from prunetaylor.data.sources import load_source
+from support.samples import fetch
 
 
 def _load(source=None, recorded=None, trust=NOBODY, **options):
@@ -39,7 +40,7 @@ def test_digits_are_split_alike_for_every_seed():
     other = load_samples(DataSection(source="digits"), seed=99)
     assert samples.fingerprint == other.fingerprint
     assert len(samples.train) + len(samples.test) == 1797
-    inputs, targets = samples.train.fetch(range(len(samples.train)))
+    inputs, targets = fetch(samples.train, range(len(samples.train)))
     assert inputs.shape[1:] == (1, 8, 8)
     assert (float(inputs.min()), float(inputs.max())) == (0.0, 1.0)
     assert samples.classes == 10
@@ -81,7 +82,7 @@ def test_mnist_like_sets_become_tensors(tmp_path, name, normalize):
     arrays = _mnist(tmp_path, name)
     samples = _load(f"torchvision:{name}", root=str(tmp_path))
     assert isinstance(samples.train, TensorSplit)
-    inputs, targets = samples.train.fetch(range(12))
+    inputs, targets = fetch(samples.train, range(12))
     assert inputs.shape == (12, 1, 28, 28)
     assert inputs.dtype == torch.uint8
     np.testing.assert_array_equal(inputs[:, 0].numpy(), arrays["train"])
@@ -94,7 +95,7 @@ def test_mnist_like_sets_become_tensors(tmp_path, name, normalize):
 def test_data_size_resizes_torchvisions_tensors(tmp_path):
     _mnist(tmp_path)
     samples = _load("torchvision:MNIST", root=str(tmp_path), size=32)
-    assert samples.train.fetch([0, 3])[0].shape == (2, 1, 32, 32)
+    assert samples.train.fetch([0, 3])[0].tensor.shape == (2, 1, 32, 32)
 
 
 def _cifar10(root, monkeypatch):
@@ -117,7 +118,7 @@ def test_cifar_becomes_channels_first_tensors(tmp_path, monkeypatch):
     samples = _load("torchvision:CIFAR10", root=str(tmp_path))
     assert isinstance(samples.test, TensorSplit)
     assert (len(samples.train), len(samples.test)) == (20, 4)
-    np.testing.assert_array_equal(samples.test.inputs.numpy(), last.reshape(4, 3, 32, 32))
+    np.testing.assert_array_equal(samples.test.inputs.tensor.numpy(), last.reshape(4, 3, 32, 32))
     assert samples.test.targets().tolist() == [3, 1, 4, 1]
     assert samples.augment == "crop-flip"
     assert samples.preprocess == Preprocess.from_json("cifar10")
@@ -149,7 +150,7 @@ def test_sets_with_split_arguments_and_files(tmp_path, monkeypatch):
     samples = _load("torchvision:Flowers102", root=str(tmp_path), size=24)
     assert samples.classes == 2
     assert len(samples.validation) == 2
-    inputs, targets = samples.test.fetch([1])
+    inputs, targets = fetch(samples.test, [1])
     assert inputs.shape == (1, 3, 24, 24)
     assert inputs[0, :, 3, 3].tolist() == [10, 0, 0]
     assert targets.tolist() == [1]

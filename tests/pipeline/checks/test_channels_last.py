@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from prunetaylor import prune, score
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.state import channels_last, match_memory_format
 from prunetaylor.pipeline.checks.channels_last import find_obstacle
 from support.networks import trained
@@ -106,7 +107,7 @@ def test_a_network_that_does_not_bear_it_is_found_and_left_as_it_is(read: Read) 
     module = Reads(read).eval()
     before = {name: t.clone() for name, t in module.state_dict().items()}
     drawn = torch.random.get_rng_state()
-    said = find_obstacle(module, X)
+    said = find_obstacle(module, Inputs.of(X))
     assert said is not None
     assert ("something else" if read is strided else "the network fails: RuntimeError: view size is not") in said
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
@@ -116,23 +117,23 @@ def test_a_network_that_does_not_bear_it_is_found_and_left_as_it_is(read: Read) 
 
 
 def test_inputs_that_are_viewed_are_found() -> None:
-    assert "view size" in str(find_obstacle(ViewsInput(), X))
+    assert "view size" in str(find_obstacle(ViewsInput(), Inputs.of(X)))
 
 
 def test_a_network_that_bears_it() -> None:
-    assert find_obstacle(Reads(flat), X) is None
+    assert find_obstacle(Reads(flat), Inputs.of(X)) is None
     frozen = Reads(flat)
     frozen.requires_grad_(False)
-    assert find_obstacle(frozen, X) is None
+    assert find_obstacle(frozen, Inputs.of(X)) is None
     assert not any(p.requires_grad for p in frozen.parameters())
     # Batch norm cannot train on one value a channel, in any layout: nothing is to be said against this one.
-    assert find_obstacle(nn.Sequential(nn.Conv2d(3, 4, 6), nn.BatchNorm2d(4), nn.Flatten()), X[:1]) is None
+    assert find_obstacle(nn.Sequential(nn.Conv2d(3, 4, 6), nn.BatchNorm2d(4), nn.Flatten()), Inputs.of(X[:1])) is None
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.LocalResponseNorm(3)])
 def test_norms_without_statistics_bear_it(norm: nn.Module) -> None:
     module = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(96, 4))
-    assert find_obstacle(module, X) is None
+    assert find_obstacle(module, Inputs.of(X)) is None
     options = {"device": "cpu", "cache.enabled": False, "prune.stages": 1, "calibration.samples": 64}
     outcome = prune(module, COLOURED, COLOURED_TEST, sparsity=0.5, settings=options)
     assert outcome.stages[0].predicted_change is not None
@@ -140,7 +141,7 @@ def test_norms_without_statistics_bear_it(norm: nn.Module) -> None:
 
 
 def test_a_network_that_cannot_run_is_not_for_the_trial_to_judge() -> None:
-    assert find_obstacle(Reads(flat), X[:, :2]) == ""
+    assert find_obstacle(Reads(flat), Inputs.of(X[:, :2])) == ""
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Silent
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.load import from_python
+from prunetaylor.data.samples import Inputs
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.estimates import memory as memory_plan
 from prunetaylor.pipeline.estimates import phases as memory_phases
@@ -135,7 +136,7 @@ def test_attention_is_planned_for_and_fits_its_limit() -> None:
     assert tight.memory is not None
     assert tight.memory.planned <= 80 * MIB < usual.memory.planned
     assert 1 < tight.memory.batch < 32
-    alive = alive_in_forward_mode(model, TRAIN[0][: tight.memory.batch], Network.from_module(model).layers)
+    alive = alive_in_forward_mode(model, Inputs.of(TRAIN[0][: tight.memory.batch]), Network.from_module(model).layers)
     assert alive <= tight.memory.parts["activations"] <= 2.25 * alive
     for name, mask in usual.masks.items():
         assert torch.equal(mask, tight.masks[name]), name

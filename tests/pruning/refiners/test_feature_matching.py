@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.samples import Batches, TensorSplit
+from prunetaylor.data.samples import Batches, Inputs, TensorSplit
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating
 from prunetaylor.pruning.intercepts import find_intercepts
@@ -69,7 +69,7 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
         for part in x.split(5):
             towards = Objective("classification", "divergence")
             _feature_loss.add_gradients(
-                module, dense, part, torch.zeros(len(part)).long(), pull, towards, 0.5, len(part) / len(x)
+                module, dense, Inputs.of(part), torch.zeros(len(part)).long(), pull, towards, 0.5, len(part) / len(x)
             )
     found = {name: p.grad for name, p in module.named_parameters()}
     module.zero_grad()

@@ -20,6 +20,7 @@ from prunetaylor.pruning.training.distillation import distillation
 from prunetaylor.pruning.training.settings import DistillSettings, TrainingSettings
 from prunetaylor.pruning.training.train import train
 from prunetaylor.taylor.memory import ChunkDivisors, use_chunks
+from support.samples import tensors
 
 
 def test_distillation_of_classes_is_hintons():
@@ -48,7 +49,7 @@ def test_distillation_is_a_share_of_the_loss_and_leaves_the_teacher_alone(share)
     options = TrainingSettings(distill=DistillSettings(weight=share, temperature=2.0))
     with torch.no_grad():
         data = batches(n=8)
-        x, y = next(iter(batches(n=8)))
+        [(x, y)] = tensors(batches(n=8))
         outputs, wanted = copy.deepcopy(module).train()(x), copy.deepcopy(teacher).eval()(x)
     expected = share * distillation(outputs, wanted, y, "classification", options.distill)
     if share < 1:

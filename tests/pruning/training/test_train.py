@@ -17,6 +17,7 @@ from prunetaylor.pruning.masks import apply_masks, check_masks
 from prunetaylor.pruning.training.optimizer import can_fuse, learning_rate, make_optimizer
 from prunetaylor.pruning.training.settings import TrainingSettings
 from prunetaylor.pruning.training.train import TrainState, train
+from support.samples import tensors
 
 CPU = torch.device("cpu")
 cuda = [
@@ -88,7 +89,7 @@ def test_the_same_numbers_as_a_plain_loop(optimizer, layout):
     data, step = batches(), 0
     plain.train().to(memory_format=layout)
     for _ in range(2):
-        for x, y in data:
+        for x, y in tensors(data):
             x = x.contiguous(memory_format=layout)
             for group in reference.param_groups:
                 group["lr"] = 0.02 * ((step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 7)) / 2)
@@ -342,7 +343,7 @@ def test_steps_do_not_wait_for_the_gpu():
         def __len__(self) -> int:
             return len(data)
 
-        def shares(self) -> Any:
+        def shards(self) -> Any:
             return iter(data)
 
     steps = train(module, masks, Ready(), options=TrainingSettings(precision="bf16"), epochs=2,  # type: ignore[arg-type]

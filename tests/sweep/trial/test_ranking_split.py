@@ -18,6 +18,7 @@ from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.pipeline.job import Job, make_job
 from prunetaylor.sweep.trial.files import read_description, write_description
 from prunetaylor.sweep.trial.ranking_split import MIN_RANKING, has_lower_loss, split_for_ranking
+from support.samples import fetch
 
 
 def pairs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +41,7 @@ def a_job(train: int = 1500, test: int = 300, validation: int | None = None, *, 
 
 
 def rows(split: Split) -> set[tuple[float, ...]]:
-    return {tuple(row) for row in split.fetch(range(len(split)))[0].tolist()}
+    return {tuple(row) for row in fetch(split, range(len(split)))[0].tolist()}
 
 
 def assert_apart(job: Job, folder: Path, ranking: int, reporting: int) -> None:

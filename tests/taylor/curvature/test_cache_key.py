@@ -16,7 +16,7 @@ from prunetaylor.taylor.curvature import cache as module_of_cache
 from prunetaylor.taylor.curvature.cache import Cache
 from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.model import TaylorModel
-from support.samples import rand
+from support.samples import fetch, rand
 from support.taylor_models import FITS, taylor
 
 
@@ -53,14 +53,14 @@ def with_batches(m: TaylorModel, **other: object) -> None:
 
 
 def sample(m: TaylorModel) -> None:
-    x, y = m.risk.batches.split.fetch(range(6))
+    x, y = fetch(m.risk.batches.split, range(6))
     x = x.clone()
     x[5, 2] += 1e-6
     with_batches(m, split=TensorSplit(x, y))
 
 
 def relabel(m: TaylorModel) -> None:
-    x, y = m.risk.batches.split.fetch(range(6))
+    x, y = fetch(m.risk.batches.split, range(6))
     with_batches(m, split=TensorSplit(x, y.flip(0)))
 
 
