@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 from torch.utils.data import Subset as TorchSubset
 
 from prunetaylor.core.errors import DataError
-from prunetaylor.data.collate import separate_targets
+from prunetaylor.data.datasets import DatasetSplit, separate_targets
 from prunetaylor.data.inputs import Collate, Inputs
-from prunetaylor.data.splits import DatasetSplit, Split, TensorSplit
+from prunetaylor.data.splits import Split, TensorSplit
 
 _REMEDY = (
     "give a data set (__len__ and __getitem__ giving (input, target)), a DataLoader of one, or tensors (x, y); "

@@ -12,9 +12,10 @@ from torch import Tensor
 from prunetaylor.core.errors import DataError
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.data.batches import Batches, BatchShard
+from prunetaylor.data.datasets import DatasetSplit
 from prunetaylor.data.inputs import Collate, Inputs
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import DatasetSplit, Split, Subset, TensorSplit, WithTargets, decode_sharded
+from prunetaylor.data.splits import Split, Subset, TensorSplit, WithTargets, decode_sharded
 from prunetaylor.data.transforms import Named
 
 __all__ = [

@@ -7,20 +7,14 @@ training asks for its own variant.
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from prunetaylor.core.errors import DataError, PruneTaylorError
-from prunetaylor.data.collate import as_tensors, separate_targets, stack
-from prunetaylor.data.inputs import Collate, Collated, Inputs
+from prunetaylor.core.errors import DataError
+from prunetaylor.data.inputs import Collate, Inputs
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.runtime.processes.group import gather_objects, own_range, world
 
@@ -216,136 +210,3 @@ class Subset(Split):
     @property
     def collate(self) -> Collate | None:
         return self._parent.collate
-
-
-class DatasetSplit(Split):
-    """Any map-style data set with its own transforms.
-
-    Its items are pairs (inputs, target), dictionaries with both, or inputs alone (``collate.separate_targets``); the
-    entry with the targets may be named by ``target``. ``collate`` combines a list of items (a DataLoader's
-    ``collate_fn``); by default items are stacked.
-    """
-
-    lazy = True
-
-    def __init__(
-        self,
-        dataset: Any,
-        *,
-        name: str = "the data set",
-        collate: Collate | None = None,
-        target: str | None = None,
-    ) -> None:
-        try:
-            self._length = len(dataset)
-            self._item = dataset.__getitem__
-        except (TypeError, AttributeError) as error:
-            raise DataError(
-                f"{name} is a {type(dataset).__name__}, which has no length or no items by index",
-                "give a map-style data set (__len__ and __getitem__), or tensors (x, y)",
-            ) from error
-        self._name, self._collate, self._target = name, collate, target
-        self._labelled: bool | None = None  # not known yet
-
-    def __len__(self) -> int:
-        return self._length
-
-    @property
-    def labelled(self) -> bool:
-        if self._labelled is None:
-            with _own_randomness():
-                self._labelled = self._combine([self._read(0)])[1] is not None
-        return self._labelled
-
-    @property
-    def collate(self) -> Collate | None:
-        return None if self._collate is None else self._collate_inputs
-
-    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
-        if not len(indices):
-            return Inputs.of(torch.empty(0)), torch.empty(0)
-        items = []
-        with _own_randomness() as seed:
-            for index in indices:
-                seed(variant * 1_000_003 + index)
-                items.append(self._read(index))
-        parts, targets = self._combine(items)
-        if targets is None:
-            if self.labelled:
-                raise DataError(f"a sample of {self._name} has no target", "give all of them one, or none")
-            targets = torch.zeros(len(items), dtype=torch.long)
-        targets = _as_target(_as_tensor(targets, self._name))
-        if not targets.dim() or len(targets) != len(items):
-            raise DataError(
-                f"{len(items)} samples of {self._name} give targets of shape {tuple(targets.shape)}",
-                "give one target for each sample",
-            )
-        return Inputs.of(parts, len(items), None if self.collate is None else Collated(items, self.collate)), targets
-
-    def _read(self, index: int) -> Any:
-        try:
-            return self._item(index)
-        except PruneTaylorError:
-            raise
-        except Exception as error:
-            cause = f"sample {index} of {self._name} cannot be read: {type(error).__name__}: {error}"
-            raise DataError(cause, "fix the data set, or leave the sample out") from error
-
-    def _collate_inputs(self, items: list[Any]) -> Any:
-        return self._combine(items)[0]
-
-    def _combine(self, items: list[Any]) -> tuple[Any, Any]:
-        """Return the inputs and the targets of items; the targets are None if there are none."""
-        try:
-            batch = (self._collate or stack)(items)
-        except PruneTaylorError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"the samples of {self._name} cannot be stacked into a batch: {type(error).__name__}: {error}",
-                "all inputs must have one shape: resize or crop them in the data set's transform, or pad them in a "
-                "collate function (a DataLoader's collate_fn, data.collate)",
-            ) from error
-        inputs, targets = separate_targets(batch, self._target, self._name)
-        inputs = as_tensors(inputs)
-        if not any(isinstance(leaf, Tensor) or hasattr(leaf, "to") for leaf in tree_leaves(inputs)):
-            raise DataError(
-                f"the inputs of {self._name} contain no tensor ({type(inputs).__name__})",
-                "make its items pairs (input, target) of tensors, arrays, images or numbers",
-            )
-        return inputs, targets
-
-
-def _as_tensor(value: Any, name: str) -> Tensor:
-    value = as_tensors(value)
-    if not isinstance(value, Tensor):
-        raise DataError(
-            f"{name} gives a {type(value).__name__} as targets, where a tensor is expected",
-            "make its targets tensors, arrays or numbers",
-        )
-    return value
-
-
-def _as_target(targets: Tensor) -> Tensor:
-    """Return whole numbers as int64, and float64, which Python's floats become, as float32."""
-    if targets.is_floating_point():
-        return targets.float()
-    return targets.long()
-
-
-@contextmanager
-def _own_randomness() -> Iterator[Callable[[int], None]]:
-    """Yield a function that seeds torch's CPU, Python's and numpy's generators; restore their states afterwards."""
-    states = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
-
-    def seed(value: int) -> None:
-        torch.default_generator.manual_seed(value % 2**63)
-        random.seed(value)
-        np.random.seed(value % 2**32)
-
-    try:
-        yield seed
-    finally:
-        torch.default_generator.set_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.data.samples import Batches
+from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import snapshot
 from prunetaylor.pruning.intercepts import find_intercepts
@@ -52,7 +52,7 @@ class Removal:
 
     def outputs(self, network: Network) -> Tensor:
         with torch.no_grad():
-            return compute_outputs(network.module, self.x).double()
+            return compute_outputs(network.module, Inputs.of(self.x)).double()
 
     def error(self) -> float:
         """Return the squared distance of the outputs from the dense network's."""
