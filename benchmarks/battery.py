@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -62,9 +63,11 @@ def rise(made: Case, dense: nn.Module, pruned: nn.Module) -> float:
 
 
 def prune(made: Case, module: nn.Module, **settings: Any) -> prunetaylor.Result:
-    samples = made.samples
+    samples: Any = made.samples
     if isinstance(samples, list):
         samples = samples[:-HELD_OUT]
+    if made.loader:
+        samples = DataLoader(samples, collate_fn=made.collate)
     return prunetaylor.prune(module, samples, sparsity=SPARSITY, epochs=0, settings={**made.settings, **settings})
 
 

@@ -21,6 +21,7 @@ from prunetaylor.core.progress import Logged, Progress, Silent
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python, split_spec
+from prunetaylor.data.samples import Samples
 from prunetaylor.network.checkpoint.load import load
 from prunetaylor.network.state import copy_module
 from prunetaylor.pipeline import run
@@ -198,7 +199,7 @@ def prune(
             )
         resolved = from_values(values)
         check_from_python(values)
-        job = _job(resolved, model, from_python(train, test, validation, normalize=normalize, augment=augment))
+        job = _job(resolved, model, _samples(resolved, train, test, validation, normalize=normalize, augment=augment))
     else:
         if any(given is not None for given in (train, test, validation, normalize)) or augment != "none":
             raise UsageError(
@@ -250,7 +251,7 @@ def score(
     """
     options = {"prune.method": method, "device": device, "seed": seed, "memory": memory}
     resolved = from_values(_settings(settings, options))
-    job = _job(resolved, model, from_python(train, None, None, normalize=normalize, augment="none"))
+    job = _job(resolved, model, _samples(resolved, train, None, None, normalize=normalize, augment="none"))
     shown = _display(progress)
     with _closing(shown):
         return scoring.run(job, shown)
@@ -285,6 +286,11 @@ def _settings(settings: Mapping[str, Any] | None, options: Mapping[str, Any]) ->
                 f"{name}={given} and settings' {key}={values[key]} contradict each other", "give one of them"
             )
     return values
+
+
+def _samples(resolved: Resolved, train: Any, test: Any, validation: Any, **how: Any) -> Samples:
+    data = resolved.config.data
+    return from_python(train, test, validation, target=data.target, collate=data.collate, **how)
 
 
 def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:

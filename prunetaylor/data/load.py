@@ -25,6 +25,7 @@ from prunetaylor.data.preprocess import Preprocess
 from prunetaylor.data.samples import RawSource, Samples, Split, fingerprint
 from prunetaylor.data.sources import load_source
 from prunetaylor.data.transforms import Named
+from prunetaylor.runtime.user_code import load_object
 
 PYTHON = "python"
 """The source of samples that were given as Python objects."""
@@ -53,6 +54,9 @@ def load_samples(
             f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
             f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
         )
+    if name != "code" and (cfg.collate or cfg.target):
+        key = "data.collate" if cfg.collate else "data.target"
+        raise UsageError(f"{key} applies to samples of your own, and {name} has its own form", f"leave out {key}")
     raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
     preprocess, normalized = _preprocess(cfg, recorded, raw, spec)
@@ -76,17 +80,26 @@ def from_python(
     test: Any = None,
     validation: Any = None,
     *,
+    target: str | None = None,
+    collate: str | None = None,
     normalize: str | Mapping[str, Any] | None = None,
     augment: str | Named | Callable[[Tensor], Tensor] = "none",
 ) -> Samples:
     """Return samples of map-style data sets, DataLoaders of them, or pairs (x, y) of tensors or arrays.
 
+    ``target`` and ``collate`` are as in ``data.target`` and ``data.collate``.
+
     ``normalize`` is a known name, {"mean": [...], "std": [...]}, or None for inputs that are ready (uint8 is scaled to
     [0, 1] in any case). Without ``test`` results are measured on the training samples. Raises DataError for anything
     that is not a data set, or is empty.
     """
-    splits = [as_split(train, "train"), as_split(train if test is None else test, "test")]
-    held_out = None if validation is None else as_split(validation, "validation")
+    function = None if collate is None else load_object(collate)
+
+    def convert(samples: Any, name: str) -> Split:
+        return as_split(samples, name, target=target, collate=function)
+
+    splits = [convert(train, "train"), convert(train if test is None else test, "test")]
+    held_out = None if validation is None else convert(validation, "validation")
     raw = RawSource(splits[0], splits[1], held_out, None)
     first = _checked(raw, PYTHON)
     preprocess = Preprocess.from_json(normalize)

@@ -1,4 +1,4 @@
-"""Raw samples become inputs of the network: scaling and normalisation."""
+"""Raw samples become inputs of the network: scaling, channels and size of images, normalisation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunetaylor.core.errors import DataError, UsageError, close_match
 from prunetaylor.data.inputs import Inputs
@@ -19,19 +19,28 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
     "mnist": ((0.1307,), (0.3081,)),
     "none": None,
 }
+_LUMINANCE = (0.2989, 0.587, 0.114)
+"""The weights of red, green and blue in grey, as in torchvision."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A callable that computes ``(x / 255 if uint8 - mean) / std`` over dimension 1, in float32, on the device of x.
+    """A callable that computes ``(x / 255 if uint8 - mean) / std`` over dimension 1, on the device of x.
 
-    Floating-point inputs are not scaled; whole numbers other than uint8 (token ids) pass unchanged. ``mean`` and
-    ``std`` have one entry a channel, or one for all. Of several tensors only those of floating-point numbers change, to
-    float32.
+    Floating-point numbers get the type ``dtype``, whole numbers other than uint8 (token ids) pass unchanged, and so do
+    bytes that are no ``pixels``. Of several tensors only those of floating-point numbers change. Images get
+    ``channels`` (colours become grey by their luminance) and squares of ``size``: resized and cropped.
+
+    Attributes:
+        mean, std: one entry a channel, or one for all.
     """
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels: int | None = None
+    size: int | None = None
+    pixels: bool = True
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
@@ -40,35 +49,38 @@ class Preprocess:
             raise UsageError("a standard deviation of the normalisation is not positive", "check data.normalize")
 
     def __call__(self, raw: Inputs) -> Inputs:
-        if raw.tensor is not None:
-            return raw.change_tensors(self._image)
         self.check(raw)
-        return raw.change_tensors(_in_float32)
+        return raw.change_tensors(self._only_tensor if raw.tensor is not None else self._one_of_several)
 
-    def _image(self, raw: Tensor) -> Tensor:
-        if raw.dtype == torch.uint8:
-            x = raw.to(torch.float32).div_(255)
+    def _only_tensor(self, raw: Tensor) -> Tensor:
+        if raw.dtype == torch.uint8 and self.pixels:
+            x = raw.to(self.dtype).div_(255)
         elif raw.is_floating_point() or raw.dtype == torch.bool:
             # A copy: a network that changes its input in place must not change the samples.
-            x = raw.to(torch.float32, copy=self.mean is None)
+            x = raw.to(self.dtype, copy=self.mean is None)
         elif self.mean is None:
             return raw.clone()
         else:
             raise DataError(f"inputs of type {raw.dtype} cannot be normalised", "use data.normalize=none for them")
+        if x.dim() == 4:
+            x = _in_size(_in_channels(x, self.channels), self.size)
         if self.mean is None or self.std is None:
             return x
         self._check_channels(x.shape)
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - _on_device(self.mean, x.device).view(shape)) / _on_device(self.std, x.device).view(shape)
+        mean, std = (_on_device(values, x.device).view(shape) for values in (self.mean, self.std))
+        return (x - mean) / std
+
+    def _one_of_several(self, part: Tensor) -> Tensor:
+        # Copies, as above.
+        return part.to(self.dtype, copy=True) if part.is_floating_point() else part.clone()
 
     def check(self, inputs: Inputs) -> None:
-        """Raise DataError if inputs are no images (B, C, ...) with as many channels as the means."""
+        """Raise DataError if inputs are to be normalised and are no single tensor (B, C, ...)."""
         if self.mean is not None and inputs.tensor is None:
             raise DataError(
                 f"only images can be normalised, and a sample is {inputs.describe()}", "use data.normalize=none"
             )
-        if inputs.tensor is not None:
-            self._check_channels(inputs.tensor.shape)
 
     def _check_channels(self, shape: torch.Size) -> None:
         if self.mean is not None and (len(shape) < 2 or len(self.mean) not in (1, shape[1])):
@@ -100,9 +112,27 @@ class Preprocess:
             raise UsageError(f"a normalisation cannot be {value!r}", "give {mean: [...], std: [...]}") from error
 
 
-def _in_float32(part: Tensor) -> Tensor:
-    # A copy: a network that changes its input in place must not change the samples.
-    return part.to(torch.float32, copy=True) if part.is_floating_point() else part.clone()
+def _in_channels(x: Tensor, channels: int | None) -> Tensor:
+    """Return images (B, C, H, W) with another number of channels; a fourth one, transparency, is left out."""
+    had = x.shape[1]
+    if channels is None or channels == had:
+        return x
+    if channels == 1:
+        weights = torch.tensor(_LUMINANCE, dtype=x.dtype, device=x.device)
+        return torch.einsum("bchw,c->bhw", x[:, :3], weights).unsqueeze(1) if had >= 3 else x[:, :1]
+    return x[:, :channels] if had > channels else x[:, :1].expand(-1, channels, -1, -1)
+
+
+def _in_size(x: Tensor, size: int | None) -> Tensor:
+    """Return squares: the shorter side is resized to ``size``, and the middle of the longer one is cut out."""
+    height, width = x.shape[2:]
+    if size is None or (height, width) == (size, size):
+        return x
+    scale = size / min(height, width)
+    sides = (max(size, round(height * scale)), max(size, round(width * scale)))
+    x = nn.functional.interpolate(x, sides, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
+    return x[:, :, top : top + size, left : left + size]
 
 
 @lru_cache(maxsize=32)

@@ -24,8 +24,10 @@ from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.architecture.build import build_network
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
+from prunetaylor.network.precision import NumberTypes, types_in
 from prunetaylor.network.state import check_present
 from prunetaylor.pipeline.checks.channels_last import find_obstacle, would_gain
+from prunetaylor.pipeline.checks.inputs import fit_inputs
 from prunetaylor.pipeline.checks.settings import check_needs, check_settings
 from prunetaylor.pipeline.checks.task import find_task
 from prunetaylor.pipeline.planning.facts import Facts
@@ -43,6 +45,7 @@ from prunetaylor.taylor.passes import first_batch
 class Job:
     """The subject of a run: the network, which is pruned in place, its samples, and the facts about both.
 
+    ``types`` are those that the user's network has its numbers in, where the run computes in others.
     ``choices`` were made to open it; ``notes`` and ``warnings`` are remarks and doubts from opening it.
     """
 
@@ -57,6 +60,7 @@ class Job:
     choices: tuple[Choice[object], ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[Alert, ...] = ()
+    types: NumberTypes = field(default_factory=dict)
 
     @property
     def task(self) -> Task:
@@ -143,10 +147,10 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
     config = with_recorded_loss(config, [checkpoint])
     notes = [f"network: {built.reason}", *checkpoint.notes]
-    wide = next(built.module.parameters()).dtype
-    stored = {t.dtype for t in checkpoint.state.values() if t.is_floating_point()}
-    if others := stored - {t.dtype for t in built.module.state_dict().values()}:
-        notes.append(f"weights: {' and '.join(map(str, sorted(others, key=str)))} in the file, {wide} from here on")
+    types = types_in(checkpoint.state, built.module)
+    if types:
+        names = " and ".join(sorted(str(one).removeprefix("torch.") for one in set(types.values())))
+        notes.append(f"weights: {names} in the file, and in the one that is written; computed with in float32")
     return make_job(
         config,
         built.module,
@@ -157,6 +161,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
         args=built.args,
         choices=[chosen],
         notes=notes,
+        types=types,
     )
 
 
@@ -171,15 +176,18 @@ def make_job(
     checkpoint: Checkpoint | None = None,
     arch: str | None = None,
     args: dict[str, Any] | None = None,
+    types: NumberTypes | None = None,
 ) -> Job:
     """Put a job together from opened parts, and check them against each other.
+
+    ``types``: those that the network's numbers had in the file.
 
     Raises:
         UsageError, DataError: settings that contradict each other, or do not fit the network or the samples.
     """
     check_present(module)
     network = Network.from_module(module.to(device).eval(), config.prune.include, config.prune.exclude)
-    facts, notes = _facts(network, samples, device), list(notes)
+    facts, notes, types = _facts(network, samples, device), list(notes), dict(types or {})
     check_needs(config, facts)
     if samples is not None:
         if not samples.test.labelled:
@@ -187,7 +195,9 @@ def make_job(
                 "the test samples have no labels, so nothing can be measured",
                 "give test samples with labels; training samples need none",
             )
-        choices = [*choices, *samples.choices]
+        fitted = fit_inputs(config.data, module, samples, device)
+        samples, choices = fitted.samples, [*choices, *samples.choices, *fitted.choices]
+        types |= fitted.types
         x, y = first_batch(_batches(config, facts, samples, device, samples.test.subset([0])))
         task, samples = find_task(config, module, samples, x, y)
         facts = replace(facts, task=task)
@@ -202,7 +212,9 @@ def make_job(
     notes += check_settings(config, facts)
     if world() > 1:
         notes.append(f"processes: {world()}, sharing the samples")
-    return Job(config, network, samples, device, facts, checkpoint, arch, args or {}, tuple(choices), tuple(notes))
+    return Job(
+        config, network, samples, device, facts, checkpoint, arch, args or {}, tuple(choices), tuple(notes), types=types
+    )
 
 
 def _facts(network: Network, samples: Samples | None, device: torch.device) -> Facts:

@@ -12,6 +12,7 @@ from prunetaylor.measure.cost import count_flops, count_parameters
 from prunetaylor.measure.evaluate import Evaluation, evaluate
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.network.checkpoint.write import model_bytes
+from prunetaylor.network.precision import stored_as
 from prunetaylor.pipeline.checks.channels_last import use_memory_format
 from prunetaylor.pipeline.checks.sanity import dense_alerts
 from prunetaylor.pipeline.job import Job
@@ -65,5 +66,6 @@ def network_stats(
     if job.samples is not None:
         example, _ = first_batch(job.batches(job.samples.test.subset([0])))
         work = count_flops(module, example)
-    size = model_bytes(module) if file is None else file.size
+    with stored_as(module, job.types):
+        size = model_bytes(module) if file is None else file.size
     return NetworkStats(evaluation.metrics if evaluation else {}, *count_parameters(module), *work, size)

@@ -18,6 +18,7 @@ from prunetaylor.core.results.outcome import (
 from prunetaylor.measure.chance import best_constant_answer
 from prunetaylor.measure.comparison import compare_networks, loss_rise, metric_drop
 from prunetaylor.measure.evaluate import Evaluation
+from prunetaylor.network.precision import convert
 from prunetaylor.pipeline.checks.sanity import pruned_alerts
 from prunetaylor.pipeline.files.input_hashes import input_hashes
 from prunetaylor.pipeline.finetuning.loop import FinetuningResult
@@ -38,6 +39,7 @@ def make_outcome(
 ) -> PruneResult:
     """Put the outcome together, and assess it."""
     job, plan = prepared.job, prepared.plan
+    convert(job.network.module, job.types)
     comparison, metric = compare_networks(dense.evaluation, pruned.evaluation), job.metric
     ruined = pruned_alerts(job, pruned.evaluation, dense.alerts)
     outcome = PruneResult(

@@ -180,7 +180,9 @@ def _forward(
 def _watching(watch: Mapping[nn.Module, ForwardHook], start: int, samples: int) -> Iterator[None]:
     def bind(hook: ForwardHook) -> OutputHook:
         def run(_: nn.Module, x: Tensor, y: Tensor) -> None:
-            if x.numel():  # a network that distributes its batch among layers may call one of them with no entries
+            if (
+                not isinstance(x, Tensor) or x.numel()
+            ):  # a network that distributes its batch among layers may call one of them with no entries
                 hook(start, samples, x, y)
 
         return run

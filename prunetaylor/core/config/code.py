@@ -15,7 +15,13 @@ from typing import Any
 from prunetaylor.core.config.paths import PATH_SCHEMES, rooted
 from prunetaylor.core.errors import CheckpointRefused
 
-KEYS = {"model.arch": "--arch", "data.source": "--data", "loss": "loss", "gate.metric": "gate.metric"}
+KEYS = {
+    "model.arch": "--arch",
+    "data.source": "--data",
+    "data.collate": "data.collate",
+    "loss": "loss",
+    "gate.metric": "gate.metric",
+}
 """The settings whose value may be code, each with the option or setting that names it."""
 
 # What stands before the colon of specs that are no code.

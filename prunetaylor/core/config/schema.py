@@ -134,6 +134,14 @@ class DataSection(Section):
     """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
     mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
     [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
+    channels: Literal["auto", 1, 3] = "auto"
+    """Channels that images are converted to: grey by luminance, or grey three times; auto: those that the network
+    takes, where it does not take the images as they are."""
+    target: str | None = None
+    """The entry of a dictionary that holds the targets; null: labels, label, target, targets or y."""
+    collate: str | None = None
+    """FILE.py:FUNCTION or package.module:FUNCTION that combines a list of samples to a batch, as a DataLoader's
+    collate_fn; null: samples are stacked, or what the DataLoader of a FILE.py:FUNCTION has."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Samples per fine-tuning step and per forward pass."""
     validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"

@@ -38,7 +38,11 @@ def read(argument: str, cfg: DataSection, seed: int) -> RawSource:
         kind = f"{len(parts)} values" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
         raise DataError(f"{argument} returned {kind}", "return (train, test) or (train, validation, test) data sets")
     names = ("train", "test") if len(parts) == 2 else ("train", "validation", "test")
-    splits = {n: as_split(part, f"{n} of {argument}") for n, part in zip(names, parts, strict=True)}
+    collate = None if cfg.collate is None else load_object(cfg.collate)
+    splits = {
+        n: as_split(part, f"{n} of {argument}", target=cfg.target, collate=collate)
+        for n, part in zip(names, parts, strict=True)
+    }
     return RawSource(
         train=splits["train"],
         test=splits["test"],

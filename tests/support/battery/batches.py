@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import default_collate
 
-from support.battery.cases import Case, case, labelled, rand
+from support.battery.cases import Case, case, labelled, rand, train
 
 CE = nn.CrossEntropyLoss()
 N = 200
@@ -76,8 +76,9 @@ def bfloat16_weights() -> Case:
 
 @case
 def half_weights() -> Case:
-    return Case("half_weights", mlp().half(), [(a.half(), y) for a, y in labelled(rand(N, 8))],
-                lambda z, y: CE(z.float(), y))  # fmt: skip
+    module = train(Case("wide", mlp(), labelled(rand(N, 8)), CE)).half()
+    rows = [(a.half(), y) for a, y in labelled(rand(N, 8))]
+    return Case("half_weights", module, rows, lambda z, y: CE(z.float(), y), trained=True)
 
 
 @case
@@ -164,7 +165,7 @@ def variable_lengths() -> Case:
     def collate(some: list[Any]) -> Any:
         return pad_sequence([x for x, _ in some], batch_first=True), torch.tensor([y for _, y in some])
 
-    return Case("variable_lengths", Words(), rows, CE, collate=collate)
+    return Case("variable_lengths", Words(), rows, CE, collate=collate, loader=True)
 
 
 @case

@@ -20,7 +20,8 @@ class Case:
     """A network with samples, as a user would pass them to ``prunetaylor.prune``.
 
     ``samples`` are pairs (inputs, target); inputs may be a tensor, a tuple (positional arguments) or a dict (keyword
-    arguments). ``loss`` takes what the network returns for a batch and the batch's targets. ``refused`` is a word of
+    arguments). With ``loader`` they are passed in a DataLoader, with ``collate``. A ``trained`` module is not trained
+    again. ``loss`` takes what the network returns for a batch and the batch's targets. ``refused`` is a word of
     the cause where refusing is right.
     """
 
@@ -31,6 +32,8 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     collate: Callable[[list[Any]], Any] = default_collate
     refused: str | None = None
+    loader: bool = False
+    trained: bool = False
 
 
 CASES: dict[str, Callable[[], Case]] = {}
@@ -62,6 +65,8 @@ def call(module: nn.Module, inputs: Any) -> Any:
 def train(made: Case, steps: int = 200, size: int = 64) -> nn.Module:
     """Train the case's network for a moment, so that its gradient is small, and return it in evaluation mode."""
     module, samples = made.module, made.samples
+    if made.trained:
+        return module.eval()
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
