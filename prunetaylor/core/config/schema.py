@@ -134,8 +134,8 @@ class DataSection(Section):
     """Random changes of training images; auto: crop-flip (shifted by up to 4 pixels, an eighth of sides above 64,
     mirrored at the edges, and flipped) for colour images, none otherwise; or torchvision's transforms.v2 in a list:
     [RandomHorizontalFlip, {RandomCrop: {size: 32, padding: 4}}]."""
-    channels: Literal["auto", 1, 3] = "auto"
-    """Channels that images are converted to: grey by luminance, or grey three times; auto: those that the network
+    channels: Annotated[int, Field(ge=1, le=3)] | Literal["auto"] = "auto"
+    """Channels that images are converted to: 1, grey by luminance, or 3, grey three times; auto: those that the network
     takes, where it does not take the images as they are."""
     target: str | None = None
     """The entry of a dictionary that holds the targets; null: labels, label, target, targets or y."""

@@ -271,11 +271,6 @@ def test_none_is_none_and_nothing_is_an_error():
         _load()
 
 
-def test_a_normalisation_of_other_channels_is_refused():
-    with pytest.raises(DataError, match="3 channels"):
-        _load("digits", normalize="imagenet")
-
-
 def test_specs():
     assert split_spec("folder:a:b") == ("folder", "a:b")
     assert split_spec("digits") == ("digits", "")
