@@ -144,7 +144,7 @@ class Before(Silent):
 
 def on_test_samples(job: Job) -> Evaluation:
     assert job.samples is not None
-    return evaluate(job.network.module, job.batches(job.samples.test), job.kind)
+    return evaluate(job.network.module, job.batches(job.samples.test), job.task, job.metric)
 
 
 def measure(

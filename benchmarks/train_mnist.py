@@ -18,6 +18,7 @@ from prunetaylor.core.config.schema import DataSection
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Batches
 from prunetaylor.measure.evaluate import evaluate
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.write import write_pt
 from prunetaylor.pruning.training.settings import TrainingSettings
@@ -62,7 +63,7 @@ def main() -> None:
         if state.epoch_done:
             print(f"epoch {state.epoch}: loss {state.epoch_loss:.4f}", flush=True)
     test = Batches(samples.test, samples.preprocess, batch_size=500, device="cpu")
-    top1 = evaluate(module, test, "classification").metrics["top1"]
+    top1 = evaluate(module, test, "classification", load_metric("top1")).metrics["top1"]
     data = {"source": "torchvision:MNIST", "root": root, "normalize": "mnist", "augment": "none", "classification": 10}
     write_pt(args.output, module, arch=args.arch, args={}, data=data, extra={"top1": top1})
     print(f"{args.output}: top-1 {top1:.2f} % on {len(samples.test):,} test images")

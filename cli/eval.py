@@ -24,7 +24,6 @@ def evaluate(state: State, request: Request) -> None:
     MODEL is a checkpoint or the folder of a run; KEY=VALUE sets any key that `prunetaylor config` prints.
     """
     from prunetaylor.core.progress import Logged
-    from prunetaylor.core.results.metric import describe_metric
     from prunetaylor.pipeline.job import open_job
     from prunetaylor.pipeline.measurement import measure
 
@@ -42,9 +41,7 @@ def evaluate(state: State, request: Request) -> None:
         from prunetaylor.report.json_report import side_to_json
 
         seconds = time.monotonic() - start
-        say_json(
-            side_to_json(measured.stats, describe_metric(config.metric), seconds, str(job.device), measured.alerts)
-        )
+        say_json(side_to_json(measured.stats, job.metric.description, seconds, str(job.device), measured.alerts))
         return
     from prunetaylor.report.terminal.run import print_side
 

@@ -24,7 +24,7 @@ from report_schema import report_schema
 
 from prunetaylor.cli.main import group
 from prunetaylor.core import errors
-from prunetaylor.core.config.describe import methods_table
+from prunetaylor.core.config.describe import methods_table, metrics_table
 from prunetaylor.core.config.keys import choices, is_section
 from prunetaylor.core.config.schema import Config, Section
 from prunetaylor.core.config.values import dump_value
@@ -153,6 +153,7 @@ def pages() -> dict[str, str]:
         "cli.md": command_line(),
         "configuration.md": configuration(),
         "exit-codes.md": within("exit-codes.md", "exit codes", exit_codes()),
+        "metrics.md": within("metrics.md", "metrics", metrics_table()),
         "methods.md": within("methods.md", "methods", methods_table()),
         "python.md": python_page(),
         "report.schema.json": json.dumps(report_schema(), indent=2) + "\n",

@@ -83,11 +83,13 @@ def check(config: Config, *, trust: Trust, progress: Progress) -> Verdict:
     baseline, limits that need samples), CheckpointRefused, DataError and NumericsError.
     """
     require_limits(config)
-    if config.gate.metric is not None:
-        config = config.model_copy(update={"metric": config.gate.metric})
     start = time.perf_counter()
     progress.phase("open")
     pair = open_pair(config, trust=trust)
+    if config.gate.metric is not None:
+        pair = replace(
+            pair, dense=pair.dense.with_metric(config.gate.metric), pruned=pair.pruned.with_metric(config.gate.metric)
+        )
     measured = _measure(pair, progress)
     job = pair.pruned
     checks = _compare_with_limits(pair, measured)

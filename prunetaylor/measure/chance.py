@@ -119,7 +119,8 @@ def _compared(evaluation: Evaluation, baseline: Mapping[str, float]) -> str:
     """Describe its metrics beside those of the constant answer."""
     parts = []
     if "top1" in baseline:
-        top1 = evaluation.metrics["top1"]
+        assert evaluation.correct is not None  # as the constant answer has an accuracy
+        top1 = 100 * int(evaluation.correct.sum()) / len(evaluation.correct)
         parts.append(f"top-1 {top1:.2f} % (always predicting the most frequent class: {baseline['top1']:.2f} %)")
     if "loss" in baseline:
         what = "predicting the class frequencies" if evaluation.correct is not None else "the best constant answer"

@@ -1,4 +1,7 @@
-"""A metric of the user's own: FILE.py:FUNCTION of (outputs, targets) that gives a number, larger being better."""
+"""A metric of the user's own: FILE.py:FUNCTION of (outputs, targets) that gives a number.
+
+Larger is better, unless the function has an attribute ``goal`` that is "min".
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ class CustomMetric(SetMetric):
 
     def __init__(self, name: str, function: Callable[[Tensor, Tensor], float | Tensor]) -> None:
         self.name = self.title = name
+        self.goal = "min" if getattr(function, "goal", "max") == "min" else "max"
         self._function = function
 
     @classmethod

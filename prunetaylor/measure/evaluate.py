@@ -23,7 +23,7 @@ class Evaluation:
     """The metrics of a network, and the sample values that they are computed from.
 
     Attributes:
-        metrics: ``loss``, ``top1`` in percent if predictions are right or wrong, and the metric that was asked for.
+        metrics: the metric that was asked for, and ``loss``.
         losses: (N,) the loss of each sample.
         correct: (N,) boolean, whether each prediction is right; None if it is not simply right or wrong.
         targets: (N, ...) as the data set has them; class ids (N,) if ``correct`` is not None.
@@ -51,10 +51,8 @@ class Evaluation:
         records: Sequence[Tensor] = (),
     ) -> Evaluation:
         """Return the evaluation of samples from these values of each; ``records`` are those of ``metric``."""
-        metrics = {} if correct is None else {"top1": 100 * int(correct.sum()) / len(correct)}
+        metrics = {} if metric is None else {metric.name: metric.value(*records)}
         metrics["loss"] = _mean(losses)
-        if metric is not None:
-            metrics[metric.name] = metric.value(*records)
         return cls(metrics, losses, correct, targets, predictions, tuple(records))
 
     def part(self, indices: Sequence[int], metric: Metric | None) -> Evaluation:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prunetaylor.core.errors import UsageError
+from prunetaylor.core.results.metric import MetricDescription
 from prunetaylor.taylor.objective import Task, labelled_positions
 
 
@@ -85,6 +86,11 @@ class Metric(ABC):
     @abstractmethod
     def value(self, *records: Tensor) -> float:
         """Return the metric of samples with these records (N, ...), in percent if it is a share; NaN if it has none."""
+
+    @property
+    def description(self) -> MetricDescription:
+        """Return the metric as results and reports have it."""
+        return MetricDescription(self.name, self.goal, self.unit, self.title)
 
     @property
     def sign(self) -> int:

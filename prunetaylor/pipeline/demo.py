@@ -15,6 +15,7 @@ from prunetaylor.data.batches import Batches
 from prunetaylor.data.load import load_samples
 from prunetaylor.data.samples import Samples
 from prunetaylor.measure.evaluate import evaluate
+from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.architecture.factory import build
 from prunetaylor.network.checkpoint.read import open_file
 from prunetaylor.network.checkpoint.write import write_pt
@@ -106,4 +107,4 @@ def _train(module: nn.Module, samples: Samples, generator: torch.Generator, prog
 def _top1(module: nn.Module, samples: Samples) -> float:
     """Return the accuracy on the test samples in percent."""
     batches = Batches(samples.test, samples.preprocess, batch_size=512, device="cpu")
-    return evaluate(module, batches, "classification").metrics["top1"]
+    return evaluate(module, batches, "classification", load_metric("top1")).metrics["top1"]

@@ -87,6 +87,10 @@ class Job:
         """Return the number of epochs of fine-tuning."""
         return choose_epochs(self.config, self.facts).value
 
+    def with_metric(self, metric: str) -> Job:
+        """Return the job measured by another metric."""
+        return replace(self, config=self.config.model_copy(update={"metric": metric}))
+
     def with_samples(self, samples: Samples, *notes: str) -> Job:
         """Return the job on other samples of the same kind."""
         facts = replace(self.facts, training_samples=len(samples.train), has_validation=samples.validation is not None)

@@ -72,10 +72,18 @@ def make_outcome(
         histogram=state.histogram,
         unfinished=finetuning.unfinished,
         warnings=[*prepared.alerts, *dense.alerts, *finetuning.alerts, *ruined],
-        constant={} if dense.evaluation is None else best_constant_answer(dense.evaluation, job.task).metrics,
+        constant=_best_constant_metrics(job, dense),
     )
     training_samples = 0 if job.samples is None else len(job.samples.train)
     return replace(outcome, verdict=assess(outcome, job.config, training_samples))
+
+
+def _best_constant_metrics(job: Job, dense: Measurement) -> dict[str, float]:
+    """Return the metrics of the best constant answer, of those that the dense network was measured by."""
+    if dense.evaluation is None:
+        return {}
+    metrics = best_constant_answer(dense.evaluation, job.task).metrics
+    return {name: value for name, value in metrics.items() if name in dense.stats.metrics}
 
 
 def _sparsity(job: Job, removed: int) -> Sparsity:

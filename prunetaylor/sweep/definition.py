@@ -25,7 +25,11 @@ OBJECTIVES = (*registry.names(registry.METRICS), "sparsity", "nonzero", "flops_n
 
 
 def default_goal(name: str) -> Goal:
-    """Return the goal of an objective that states none."""
+    """Return the goal of an objective that states none. UsageError where it names code that cannot be loaded."""
+    if ":" in name:
+        from prunetaylor.measure.metrics import load_metric  # imports torch, which no other sweep needs to be read
+
+        return "maximize" if load_metric(name).sign == 1 else "minimize"
     return "maximize" if field_sign(name) == 1 else "minimize"
 
 

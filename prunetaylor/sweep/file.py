@@ -13,6 +13,7 @@ from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.resolve import Resolved, Written, flat, override, resolve
 from prunetaylor.core.config.values import Document, parse_value, read_document, read_file
 from prunetaylor.core.errors import UsageError, close_match
+from prunetaylor.core.results.sweep import COSTS
 from prunetaylor.pipeline.files.run_folder import MODEL_FILE
 from prunetaylor.sweep import space
 from prunetaylor.sweep.definition import OBJECTIVES, EarlyStop, Sweep, SweepObjective, default_goal
@@ -48,6 +49,8 @@ def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[s
     _known_keys(document, file)
     values = document.values
     base = _base(document, file, environ or {}, pairs)
+    objectives = _objectives(document, file, base)
+    base = _measured_by(base, objectives, str(file))
 
     def where(path: Sequence[str]) -> str:
         return f"{file}:{document.lines[('parameters', *path)]}"
@@ -55,7 +58,7 @@ def read(file: Path, environ: Mapping[str, str] | None = None, pairs: Sequence[s
     sweep = Sweep(
         name=_name(document, file),
         method=_method(document, file),
-        objectives=_objectives(document, file, base),
+        objectives=objectives,
         parameters=tuple(space.parameters(values.get("parameters") or {}, where, base)),
         run_cap=_count(document, file, "run_cap"),
         early=_early(document, file),
@@ -99,11 +102,10 @@ def check(sweep: Sweep, name: str) -> Sweep:
                 f"{name}: early_terminate needs exactly one metric, not {len(sweep.objectives)}",
                 "one trial may be better by one metric and worse by another: keep one metric, or omit early_terminate",
             )
-        metrics = registry.names(registry.METRICS)
-        if sweep.objectives[0].name not in metrics:
+        if sweep.objectives[0].name in COSTS:
             raise UsageError(
-                f"{name}: early_terminate needs metric {' or '.join(metrics)}, not {sweep.objectives[0].name}",
-                "a trial has no other metric before it ends",
+                f"{name}: early_terminate needs a metric such as top1 or loss, not {sweep.objectives[0].name}",
+                "a trial has nothing else before it ends",
             )
     if not sweep.base.config.model.checkpoint and not any(p.key == "model.checkpoint" for p in sweep.parameters):
         raise UsageError(f"{name} names no checkpoint", "add base: {model: {checkpoint: model.pt}}, or give MODEL")
@@ -203,6 +205,21 @@ def _objectives(document: Document, file: Path, base: Resolved) -> tuple[SweepOb
     return objectives
 
 
+def _measured_by(base: Resolved, objectives: Sequence[SweepObjective], file: str) -> Resolved:
+    """Return the base with the metric of the objectives: a trial is measured by one metric, and by its loss."""
+    names = [one.name for one in objectives if one.name not in COSTS and one.name != "loss"]
+    if not names or names == [base.config.metric]:
+        return base
+    if len(names) > 1:
+        raise UsageError(f"{file} ranks by {' and '.join(names)}", "a trial has one metric, and its loss: keep one")
+    if base.is_set("metric"):
+        raise UsageError(
+            f"{file} ranks by {names[0]}, and the trials' metric is {base.config.metric} ({base.origins['metric']})",
+            f"set metric={names[0]} there, or omit it",
+        )
+    return override(base, {"metric": (names[0], file)})
+
+
 def _default_objective(base: Resolved) -> SweepObjective:
     """Return the objective of a sweep that names none: the base's metric, or weights that remain without samples."""
     name = "nonzero" if base.config.data.source == "none" else base.config.metric
@@ -219,7 +236,7 @@ def _objective(entry: Any, at: str) -> SweepObjective:
                 f"unknown key {key!r} of a metric ({at}){close_match(key, ('name', 'goal'))}", "name and goal"
             )
     name = str(entry["name"])
-    if name not in OBJECTIVES:
+    if name not in OBJECTIVES and ":" not in name:
         similar = _SYNONYMS.get(name.lower())
         hint = f"; did you mean {similar!r}?" if similar else close_match(name, OBJECTIVES)
         raise UsageError(f"unknown metric {name!r} ({at}){hint}", f"one of {', '.join(OBJECTIVES)}")

@@ -64,7 +64,8 @@ def plotted_metric(sweep: SweepResult) -> tuple[str, int]:
     """Return the metric to plot against a cost, and 1 where a larger value is better, else -1."""
     names = [name for name, _ in sweep.objectives if name not in COSTS]
     name = (names or sweep.metrics or ["loss"])[0]
-    return name, field_sign(name)
+    goals = dict(sweep.objectives)
+    return name, (1 if goals[name] == "maximize" else -1) if name in goals else field_sign(name)
 
 
 def check_cost(name: str) -> None:

@@ -136,7 +136,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         (f"method: grid\n{BASE}", "varies nothing"),
         (f"method: random\n{BASE}{VARIED}", "method random needs run_cap"),
         (f"method: grid\nrun_cap: 0\n{BASE}{VARIED}", "run_cap is 0 .*s.yaml:2"),
-        (f"method: grid\nmetric: {{name: top2}}\n{BASE}{VARIED}", "unknown metric 'top2'.*did you mean 'top1'"),
+        (f"method: grid\nmetric: {{name: los}}\n{BASE}{VARIED}", "unknown metric 'los'.*did you mean 'loss'"),
         (f"method: grid\nmetric: {{name: top1, goal: max}}\n{BASE}{VARIED}", "the goal of top1 is 'max'"),
         (f"method: grid\nmetric: {{name: [top1]}}\n{BASE}{VARIED}", r"unknown metric .*s.yaml:2"),
         (f"method: grid\nname: [a, b]\n{BASE}{VARIED}", "name is .*s.yaml:2"),
@@ -179,7 +179,7 @@ def test_a_grid_stays_in_its_range(low: float, width: float, share: float) -> No
         ),
         (
             f"method: random\nrun_cap: 2\nmetric: seconds\nearly_terminate: {{type: hyperband}}\n{BASE}{VARIED}",
-            "early_terminate needs metric loss or top1",
+            "early_terminate needs a metric such as top1 or loss",
         ),
         (
             f"{RANDOM}parameters: {{calibration.samples: {{min: 10, max: 20, distribution: q_uniform, q: 0.5}}}}\n",

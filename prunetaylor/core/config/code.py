@@ -20,12 +20,13 @@ KEYS = {
     "data.source": "--data",
     "data.collate": "data.collate",
     "loss": "loss",
+    "metric": "metric",
     "gate.metric": "gate.metric",
 }
 """The settings whose value may be code, each with the option or setting that names it."""
 
 # What stands before the colon of specs that are no code.
-SCHEMES = frozenset({*PATH_SCHEMES, "builtin", "timm", "torchvision"})
+SCHEMES = frozenset({*PATH_SCHEMES, "builtin", "timm", "torchmetrics", "torchvision"})
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 

@@ -96,6 +96,20 @@ def methods_table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def metrics_table() -> str:
+    """Return every metric as a row of Markdown: title, summary, unit, direction, and what outputs are compared with."""
+    head = ["metric", "title", "what it is", "unit", "better", "compared with"]
+    rows = [head, ["---"] * len(head)]
+    for name in registry.names(registry.METRICS):
+        stated = registry.literals(registry.METRICS, name)
+        unit, goal = (
+            ("%" if stated.get("unit") else "its own"),
+            ("larger" if stated.get("goal") != "min" else "smaller"),
+        )
+        rows.append([f"`{name}`", stated["title"], stated["summary"], unit, goal, stated.get("needs", "labels")])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
 def dump(resolved: Resolved) -> str:
     """Return YAML of a resolved configuration, with the origin of each value in a comment; ``-c`` reads it again."""
     head = "# The configuration of this run; comments show where each value came from."

@@ -72,11 +72,13 @@ Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Shar
 class OneOf:
     """Marks text that must be the name of a method in a registry, or one of some further words.
 
-    ``also`` maps the further words to their meaning.
+    ``also`` maps the further words to their meaning. ``specs`` are forms of text with a colon that are taken too.
     """
 
-    def __init__(self, methods: registry.Registry, also: dict[str, str] | None = None) -> None:
-        self.methods, self.also = methods, also or {}
+    def __init__(
+        self, methods: registry.Registry, also: dict[str, str] | None = None, specs: tuple[str, ...] = ()
+    ) -> None:
+        self.methods, self.also, self.specs = methods, also or {}, specs
 
     @property
     def known(self) -> dict[str, str]:
@@ -85,13 +87,23 @@ class OneOf:
             name: registry.describe_method(self.methods, name).summary for name in registry.names(self.methods)
         }
 
+    def check(self, value: str) -> str:
+        """Return the text; ValueError if it is none of these."""
+        if self.specs and ":" in value:
+            return value
+        return _one_of(value, [*self.also, *registry.names(self.methods), *self.specs])
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            lambda value: _one_of(value, [*self.also, *registry.names(self.methods)]), handler(source)
-        )
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(core), "enum": list(self.known), "enumDescriptions": list(self.known.values())}
+        words = {"enum": list(self.known), "enumDescriptions": list(self.known.values())}
+        if not self.specs:
+            return {**handler(core), **words}
+        return {"anyOf": [words, {**handler(core), "pattern": ":"}]}
+
+
+_METRIC = OneOf(registry.METRICS, specs=("FILE.py:FUNCTION", "torchmetrics:NAME"))
 
 
 class Section(BaseModel):
@@ -304,9 +316,14 @@ class GateSection(Section):
     latency_batch: Annotated[int, Field(ge=1)] = 1
     """Samples per timed forward pass."""
     metric: str | None = None
-    """FILE.py:FUNCTION of (outputs, targets) that gives a number, larger better, in its own unit; null: metric."""
+    """The metric that the gate judges by, where it is another than the run's; null: metric."""
     on_inconclusive: Literal["pass", "fail", "warn"] | None = None
     """Result if there are too few samples: pass or warn (exit code 0), fail (3); null: inconclusive, exit code 4."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, value: str | None) -> str | None:
+        return value if value is None else _METRIC.check(value)
 
 
 class Config(Section):
@@ -325,8 +342,9 @@ class Config(Section):
     loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
     """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
     targets); auto: cross-entropy for class ids, mse for values."""
-    metric: Annotated[str, OneOf(registry.METRICS)] = "top1"
-    """The metric whose drop is measured."""
+    metric: Annotated[str, _METRIC] = "top1"
+    """The metric whose drop is measured: one of those below, FILE.py:FUNCTION of (outputs, targets), or
+    torchmetrics:NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed."""
     device: str = "auto"

@@ -25,13 +25,13 @@ class R2(SetMetric):
         targets = true_values(predictions, self.title).reshape(len(predictions.outputs), -1, outputs)
         residuals = errors(predictions, self.title).reshape(targets.shape)
         mean = targets.mean(1)
-        within = (targets - mean.unsqueeze(1)).square().sum(1)
-        return mean, within, residuals.square().sum(1), torch.full_like(mean, targets.shape[1])
+        spread = (targets - mean.unsqueeze(1)).square().sum(1)
+        return mean, spread, residuals.square().sum(1), torch.full_like(mean, targets.shape[1])
 
     def value(self, *records: Tensor) -> float:
-        mean, within, residual, count = (widen(record) for record in records)
+        mean, spread, residual, count = (widen(record) for record in records)
         whole = (mean * count).sum(0) / count.sum(0)
-        total = (within + count * (mean - whole).square()).sum(0)
+        total = (spread + count * (mean - whole).square()).sum(0)
         unexplained = residual.sum(0) / torch.where(total > 0, total, 1)
         each = torch.where(total > 0, 1 - unexplained, (residual.sum(0) == 0).to(unexplained.dtype))
         return float(each.mean())

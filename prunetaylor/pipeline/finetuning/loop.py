@@ -79,7 +79,7 @@ class Finetuning:
         assert job.samples is not None
         _, change = augment.load_augmentation(job.samples.augment, training.fetch([0])[0])
         self._batches = job.batches(training, augment=change, generator=self._generator, shuffle=True, drop_last=True)
-        if not validation.labelled:
+        if not validation.labelled and job.metric.needs == "labels":
             self.choices(f"validation: {job.config.metric} is agreement with the dense network, as there are no labels")
         self._validation = job.batches(pseudo_labelled(job, self.dense, validation))
         self._gradual = GradualPruning(stages, plan.gradual)
