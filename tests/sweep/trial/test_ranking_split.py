@@ -50,7 +50,7 @@ def assert_apart(job: Job, folder: Path, ranking: int, reporting: int) -> None:
     assert (len(found.ranking), len(found.samples.test)) == (ranking, reporting)
     used = rows(found.samples.train) | rows(found.samples.test)
     assert not rows(found.ranking) & used
-    own = evaluate(job.network.module, job.batches(found.samples.test), job.task)
+    own = evaluate(job.network.module, job.batches(found.samples.test), job.task, job.metric)
     torch.testing.assert_close(found.dense_reporting.losses, own.losses)
     assert found.dense_reporting.metrics["top1"] == own.metrics["top1"]
     assert f"{ranking:,}" in found.description
