@@ -145,11 +145,14 @@ def prune(
         outcome.save("runs/mine", arch="net.py:make")
 
     Args:
-        model: a network that takes a batch (N, ...) and returns (N, K) outputs; or the path of a checkpoint, which is
+        model: a network that takes a batch and returns (N, K) outputs; or the path of a checkpoint, which is
             opened as by the command line, with ``arch`` and ``data`` in place of ``train`` and ``test``.
-        train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one, or a pair (x, y)
-            of tensors or arrays, x (N, C, H, W) or (N, F), float or uint8 (scaled to [0, 1]), y (N,) class ids or
-            (N, K) values. Inputs alone suffice: the dense network's outputs then stand for the targets.
+        train: calibrates and fine-tunes: a map-style data set of (input, target), a DataLoader of one (its collate_fn
+            is used), or a pair (x, y) of tensors or arrays, x (N, C, H, W) or (N, F), float or uint8 (pixels are scaled
+            to [0, 1]), y (N,) class ids or (N, K) values. An input may be a tuple of positional arguments or a
+            dictionary of keyword arguments, whose entry labels, label, target, targets, y, or the one that the setting
+            ``data.target`` names, holds the target. Inputs alone suffice: the dense network's outputs then stand for
+            the targets.
         test: measures the drop.  [default: the training samples]
         sparsity: fraction of the prunable weights to remove, in [0, 1).  [default: 0.5]
         method: how weights are scored: "exact_obs", "obs", "magnitude"...; `prunetaylor config prune.method` lists all.
@@ -232,7 +235,7 @@ def score(
     """Predict what pruning would cost at each sparsity, as ``prunetaylor score`` does; ``model`` stays as it is.
 
     Args:
-        model: a network that takes a batch (N, ...) and returns (N, K) outputs.
+        model: a network that takes a batch and returns (N, K) outputs.
         train: the samples that fit the Taylor model and measure its predictions: a map-style data set of (input,
             target), a DataLoader of one, or a pair (x, y), as for ``prune``.
         method: how weights are scored.  [default: "auto"]
