@@ -23,7 +23,7 @@ from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python, split_spec
 from prunetaylor.data.samples import Samples
 from prunetaylor.network.checkpoint.load import load
-from prunetaylor.network.state import copy_module
+from prunetaylor.network.state import copy_module, unwrapped
 from prunetaylor.pipeline import run
 from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.checks.settings import check_from_python
@@ -298,7 +298,7 @@ def _samples(resolved: Resolved, train: Any, test: Any, validation: Any, **how: 
 
 def _job(resolved: Resolved, model: nn.Module, samples: Any) -> Job:
     device, chosen = choose_device(resolved.config)
-    return make_job(resolved.config, copy_module(model), samples, device, choices=[chosen])
+    return make_job(resolved.config, copy_module(unwrapped(model)), samples, device, choices=[chosen])
 
 
 def _metadata(job: Job) -> dict[str, Any]:

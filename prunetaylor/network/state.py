@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CellType, FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,17 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inside := getattr(module, "_orig_mod", None), nn.Module):
+            module = inside
+        else:
+            return module
+
+
 def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy that shares nothing with ``module``.
 
@@ -90,12 +102,28 @@ def copy_module(module: nn.Module) -> nn.Module:
     values = (value for m in module.modules() for value in [*vars(m).values(), *m._buffers.values()])
     memo = {id(t): t.detach().clone() for t in values if isinstance(t, Tensor) and not t.is_leaf}
     try:
-        return copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, memo)
+        _rebind_hooks(copied, memo)
+        return copied
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
         raise UsageError(
             f"the network cannot be copied: {first_line(error)}",
             "store what cannot be copied (results of a pass, locks, open files) outside its modules",
         ) from error
+
+
+def _rebind_hooks(module: nn.Module, copies: Mapping[int, object]) -> None:
+    """Let hooks that refer to modules of the original, by their closures, refer to the copies."""
+    for child in module.modules():
+        for hooks in (child._forward_hooks, child._forward_pre_hooks):
+            for key, hook in hooks.items():
+                if isinstance(hook, FunctionType) and hook.__closure__:
+                    inside = [cell.cell_contents for cell in hook.__closure__]
+                    if any(isinstance(one, nn.Module) and id(one) in copies for one in inside):
+                        cells = tuple(CellType(copies.get(id(one), one)) for one in inside)
+                        bound = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+                        bound.__kwdefaults__ = hook.__kwdefaults__
+                        hooks[key] = bound
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ from prunetaylor.pruning.repairs import batch_norm
 from prunetaylor.runtime.device import half_precision
 from prunetaylor.runtime.processes.group import own_cores, world
 from prunetaylor.taylor.objective import Task
-from prunetaylor.taylor.passes import first_batch
+from prunetaylor.taylor.passes import first_batch, forward_one
+
+OBSERVED = 8
+"""Test samples that show how the network uses its weights."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +194,9 @@ def make_job(
         UsageError, DataError: settings that contradict each other, or do not fit the network or the samples.
     """
     check_present(module)
-    network = Network.from_module(module.to(device).eval(), config.prune.include, config.prune.exclude)
-    facts, notes, types = _facts(network, samples, device), list(notes), dict(types or {})
-    check_needs(config, facts)
+    module = module.to(device).eval()
+    facts, notes, types = _facts(module, samples, device), list(notes), dict(types or {})
+    run: Callable[[nn.Module], object] | None = None
     if samples is not None:
         if not samples.test.labelled:
             raise DataError(
@@ -205,29 +209,43 @@ def make_job(
         x, y = first_batch(_batches(config, facts, samples, device, samples.test.subset([0])))
         task, samples = find_task(config, module, samples, x, y)
         facts = replace(facts, task=task)
+        some = samples.test.subset(range(min(OBSERVED, len(samples.test))))
+        observed, _ = first_batch(_batches(config, facts, samples, device, some, workers=0))
+        run = partial(forward_one, x=observed)
         if would_gain(module, device):
-            some = samples.test.subset(range(min(2, len(samples.test))))
-            x, _ = first_batch(_batches(config, facts, samples, device, some, workers=0))
-            facts = replace(facts, plain_layout=find_obstacle(module, x))
+            facts = replace(facts, plain_layout=find_obstacle(module, observed.rows(slice(2))))
         if not facts.labelled and task != "classification":
             # of the kind that a value is
             zeros = torch.zeros(len(samples.train), 1)
             samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
+    network = Network.from_module(module, config.prune.include, config.prune.exclude, run)
+    work = load_criterion("exact_obs").work(network.layers)
+    facts = replace(facts, prunable=network.prunable, elimination_work=work)
+    check_needs(config, facts)
     notes += check_settings(config, facts)
     if world() > 1:
         notes.append(f"processes: {world()}, sharing the samples")
-    return Job(
-        config, network, samples, device, facts, checkpoint, arch, args or {}, tuple(choices), tuple(notes), types=types
-    )
+    told = tuple(choices), tuple(notes), tuple(_warn_of_the_rest(config, network))
+    return Job(config, network, samples, device, facts, checkpoint, arch, args or {}, *told, types=types)
 
 
-def _facts(network: Network, samples: Samples | None, device: torch.device) -> Facts:
+def _warn_of_the_rest(config: Config, network: Network) -> Iterator[Alert]:
+    """Yield a warning if most parameters cannot be pruned, unless the user leaves out layers."""
+    share = network.prunable_share
+    if share < 0.5 and list(config.prune.include) == ["*"] and not config.prune.exclude:
+        rest = ", ".join(f"{name} {part:.0%}" for name, part in list(network.rest_by_class().items())[:4])
+        yield Alert(
+            "mostly_not_prunable",
+            f"only {share:.0%} of the parameters can be pruned, so the whole network becomes little sparser; the rest: "
+            f"{rest}",
+        )
+
+
+def _facts(module: nn.Module, samples: Samples | None, device: torch.device) -> Facts:
     return Facts(
         device=device.type,
         half_precision=half_precision(device),
-        prunable=network.prunable,
-        elimination_work=load_criterion("exact_obs").work(network.layers),
-        batch_norms=bool(batch_norm.norms(network.module)),
+        batch_norms=bool(batch_norm.norms(module)),
         cores=own_cores(),
         decodes=samples is not None and any(split.lazy for split in samples.splits),
         training_samples=None if samples is None else len(samples.train),

@@ -88,7 +88,8 @@ def _best_constant_metrics(job: Job, dense: Measurement) -> dict[str, float]:
 
 def _sparsity(job: Job, removed: int) -> Sparsity:
     prunable = job.network.prunable
-    return Sparsity(job.config.prune.sparsity, removed / prunable, prunable, removed)
+    share = job.network.prunable_share
+    return Sparsity(job.config.prune.sparsity, removed / prunable, prunable, removed, share)
 
 
 def _loss_rise(job: Job, dense: Evaluation | None, pruned: Evaluation | None) -> Drop | None:

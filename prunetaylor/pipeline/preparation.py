@@ -17,7 +17,7 @@ from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import Alert
 from prunetaylor.data.samples import Split
 from prunetaylor.network.network import Network
-from prunetaylor.network.state import check_values, copy_module
+from prunetaylor.network.state import check_values
 from prunetaylor.pipeline.estimates.memory import MemoryPlan, MemoryPlanner
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
@@ -88,7 +88,7 @@ class Preparation:
 def copy_network(job: Job) -> Network:
     """Return a copy of the job's network, which stays as it is. NumericsError: a weight is not finite."""
     check_values(job.network.module)
-    return Network.from_module(copy_module(job.network.module), job.config.prune.include, job.config.prune.exclude)
+    return job.network.copy()
 
 
 def prepare(

@@ -39,16 +39,19 @@ class ActivationCache:
     def __init__(self, module: nn.Module, layers: Sequence[Layer], batches: int) -> None:
         self._module, self._batches = module, batches
         self._inside: dict[nn.Module, set[str]] = {}
-        owner: dict[nn.Module, str] = {m: layer.name for layer in layers for m in layer.modules}
+        users: dict[nn.Module, set[str]] = {}
+        for layer in layers:
+            for name in layer.modules:
+                users.setdefault(module.get_submodule(name), set()).add(layer.name)
         for child in module.modules():
-            names = {owner[m] for m in child.modules() if m in owner}
+            names = set().union(*(users[m] for m in child.modules() if m in users))
             if names and child is not module:
                 self._inside[child] = names
         self._frozen: set[str] = set()
         self._kept: dict[nn.Module, list[Tensor]] = {}
         self._coming: dict[nn.Module, int] = {}  # bytes of what the pass at work keeps
         # Modules that share a weight are settled with the first of them, when what feeds the others may be yet to come.
-        shared = {m for layer in layers if len(layer.modules) > 1 for m in layer.modules}
+        shared = {module.get_submodule(m) for layer in layers if len(layer.modules) > 1 for m in layer.modules}
         self._refused = {child for child in self._inside if not shared.isdisjoint(child.modules())}
 
     def freeze(self, layer: Layer) -> None:

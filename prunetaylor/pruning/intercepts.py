@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunetaylor.data.samples import Batches, Inputs
-from prunetaylor.network.layer import Layer, Prunable
-from prunetaylor.taylor.passes import InputHook, OutputHook, first_batch, forward_one, hooked
+from prunetaylor.network.layer import Call, Layer
+from prunetaylor.network.observation import observing
+from prunetaylor.taylor.passes import InputHook, first_batch, forward_one, hooked
 
 LEAST_ROUNDING = 0.01
 """A change below this share of the outputs is taken for rounding, also that of TF32; a shift that gets through is as
@@ -35,18 +38,15 @@ def find_intercepts(module: nn.Module, layers: list[Layer], batches: Batches) ->
 
     A batch norm belongs to a layer when its input *is* that layer's output, seen in one forward pass: no naming
     convention is relied on. It must read nothing else, the layer must be called once, and no second batch norm may read
-    it: one running mean could not speak for both. A bias must be a parameter, and no other module's.
+    it: one running mean could not speak for both. A bias must be a parameter, and no other layer's.
 
     Whether nothing else reads what would be shifted, as a skip connection does, is tried: constants added to a layer's
     outputs and taken off again by the intercept must leave the network's outputs as they are.
     """
     x = first_batch(batches)[0].rows(slice(2))
     readers, sizes, outputs = _batch_norm_readers(module, layers, x)
-    used = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     intercepts = {
-        layer.name: Intercept(f"{layer.name}.bias" if layer.name else "bias", 1)
-        for layer in layers
-        if len(layer.modules) == 1 and layer.name in sizes and used[id(layer.module._parameters.get("bias"))] == 1
+        layer.name: Intercept(layer.bias, 1) for layer in layers if layer.bias is not None and layer.name in sizes
     }
     for norm, layer in readers.items():
         intercepts.setdefault(layer, Intercept(f"{norm}.running_mean", -1))
@@ -70,7 +70,7 @@ class _ShiftTrial:
         self.state = module.state_dict()
         generator = torch.Generator().manual_seed(0)
         self.shifts = {
-            layer.name: sizes[layer.name] * torch.randn(_channels(layer.module), generator=generator)
+            layer.name: sizes[layer.name] * torch.randn(prod(layer.form.shape[:2]), generator=generator)
             for layer in layers
             if layer.name in sizes
         }
@@ -81,34 +81,25 @@ class _ShiftTrial:
     def unchanged(self, intercepts: Mapping[str, Intercept]) -> bool:
         """Return whether the network's outputs stay the same, up to rounding, if all of these layers are shifted."""
         before = {name: self.state[intercept.key].clone() for name, intercept in intercepts.items()}
-        shifting: dict[nn.Module, OutputHook] = {
-            self.layers[name].module: _shifting(self.shifts[name]) for name in intercepts
-        }
         try:
             with torch.no_grad():
                 for name, intercept in intercepts.items():
                     into = self.state[intercept.key]
                     into.sub_(intercept.sign * self.shifts[name].to(into))
-            with hooked(shifting):
+            with observing([self.layers[name] for name in intercepts], self._shift):
                 return bool(((self._outputs() - self.outputs).abs() <= self.rounding).all())
         finally:
             with torch.no_grad():
                 for name, intercept in intercepts.items():
                     self.state[intercept.key].copy_(before[name])
 
+    def _shift(self, call: Call) -> Tensor:
+        shift = call.layer.rows(self.shifts[call.layer.name])[slice(*call.groups)].flatten()
+        channels = call.geometry.channels or -1
+        return call.y + shift.to(call.y).view(-1, *[1] * (-1 - channels))
+
     def _outputs(self) -> Tensor:
         return forward_one(self.module, self.x).float()
-
-
-def _channels(module: Prunable) -> int:
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
-
-
-def _shifting(shift: Tensor) -> OutputHook:
-    def hook(m: nn.Module, _: object, y: Tensor) -> Tensor:
-        return y + shift.to(y).view(-1, *[1] * (0 if isinstance(m, nn.Linear) else y.dim() - 2))
-
-    return hook
 
 
 class _Recording:
@@ -125,20 +116,25 @@ class _Recording:
         # By id, beside the version that an activation in place would raise; the tensor is kept so that no other one
         # takes its id.
         self._outputs: dict[int, tuple[Tensor, int, str]] = {}
-        self._layers: dict[nn.Module, str] = {m: layer.name for layer in layers for m in layer.modules}
+        self._layers = layers
         self._norms = {
             norm: name
             for name, norm in module.named_modules()
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None
         }
-        self.after: dict[nn.Module, OutputHook] = dict.fromkeys(self._layers, self._record_output)
-        self.before: dict[nn.Module, InputHook] = dict.fromkeys(self._norms, self._record_input)
 
-    def _record_output(self, module: nn.Module, _: object, y: Tensor) -> None:
-        name = self._layers[module]
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Record the pass inside."""
+        before: dict[nn.Module, InputHook] = dict.fromkeys(self._norms, self._record_input)
+        with hooked({}, before), observing(self._layers, self._record_call):
+            yield
+
+    def _record_call(self, call: Call) -> None:
+        name, y, channels = call.layer.name, call.y, call.geometry.channels
         self.calls[name] += 1
         self.sizes[name] = float(y.float().square().mean().sqrt())
-        if y.dim() == 2 or not isinstance(module, nn.Linear):  # a norm's channels are dimension 1
+        if channels is not None and y.dim() + channels == 1 and call.is_whole:  # a norm's channels are dimension 1
             self._outputs[id(y)] = (y, y._version, name)
 
     def _record_input(self, module: nn.Module, x: Tensor) -> None:
@@ -154,7 +150,7 @@ def _batch_norm_readers(
     name, and the network's outputs.
     """
     recording = _Recording(module, layers)
-    with hooked(recording.after, recording.before):
+    with recording.running():
         outputs = forward_one(module, x).float()
     read_by = Counter(layer for sources in recording.readers.values() for layer in sources)
     readers = {

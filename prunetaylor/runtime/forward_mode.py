@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunetaylor.runtime.operators import override_function
+from prunetaylor.runtime.operators import Function, opened, override_functions
 
 
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Replace the operators that have no forward-mode derivative by plain arithmetic inside the context.
 
-    Fused attention has none at all, batch norm none in its running statistics, which a repair moves, and group norm
-    none for inputs in the channels-last memory format.
+    Fused attention and recurrent networks have none at all, batch norm none in its running statistics, which a repair
+    moves, and group norm none for inputs in the channels-last memory format.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            override_function(nn.functional.batch_norm, _stored_batch_norm),
-            override_function(nn.functional.group_norm, _contiguous_group_norm),
+            override_functions(_WITH_DERIVATIVES),
+            opened(),
         ):
             yield
     finally:
@@ -57,3 +57,9 @@ def _contiguous_group_norm(
 ) -> Tensor:
     """Compute ``torch.nn.functional.group_norm`` of the same values in the contiguous memory format."""
     return nn.functional.group_norm(input.contiguous(), num_groups, weight, bias, eps)
+
+
+_WITH_DERIVATIVES: dict[Function, Function] = {
+    nn.functional.batch_norm: _stored_batch_norm,
+    nn.functional.group_norm: _contiguous_group_norm,
+}

@@ -1,8 +1,8 @@
-"""Check how a network uses its layers: in which order they run, and whether each computes W x + b.
+"""Check how a network uses its layers: in which order they run, and whether the error depends on them.
 
-Every fit assumes that a layer is y = W x + b (``network/layer.py``), called as a module, and that the error depends on
-it. A module may do something else: scale its output, standardise its weight, be used through its weight alone, or feed
-an output that the error ignores. Such a layer is skipped, with the reason.
+Every fit assumes that a layer is y = W x + b (``network/layer.py``), and that the error depends on W through y alone. A
+weight may be used otherwise too, be reached by no sample, or feed an output that the error ignores. Such a layer is
+skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches, Inputs
-from prunetaylor.network.layer import Layer, Prunable, shapes_match, with_entries
+from prunetaylor.network.layer import Call, Layer
 from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, trainable
-from prunetaylor.taylor.curvature.gram import Positions, sampled_rows
 from prunetaylor.taylor.curvature.tape import are_close, reads_sample_by_sample, recording, summed_gradients
-from prunetaylor.taylor.passes import ForwardHook, compute_outputs, first_batch, forward_all
+from prunetaylor.taylor.passes import Watch, compute_outputs, first_batch, forward_all
 
-UNREACHED = "no calibration sample reaches it through its own module"
-NO_MATRIX = "its module does not compute W x + b"
-USED_ELSEWHERE = "its weight is also used outside its module"
+UNREACHED = "no calibration sample is multiplied by its weight"
+USED_ELSEWHERE = "the error depends on its weight in other ways than through products with inputs"
 SAMPLES_MIXED = "layers mix the samples of a batch: gradients of single samples are computed one sample at a time"
 NO_GRADIENT = "the error does not depend on it: it feeds another output, or is detached from the gradient"
 
@@ -42,10 +40,9 @@ class LayerReport:
 def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerReport:
     """Check the layers; without a criterion that is ``fitted`` to them they only have to run."""
     seen = _forward(network, batches)
-    why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.right}
+    why = {layer.name: UNREACHED for layer in network.layers if layer.name not in seen.layers}
     notes = []
     if fitted:
-        why |= {name: NO_MATRIX for name, right in seen.right.items() if not right}
         for x, names in seen.batches:
             some = [layer for layer in network.layers if layer.name in names and layer.name not in why]
             why |= _backward(network.module, some, x)
@@ -54,60 +51,44 @@ def check_layers(network: Network, batches: Batches, *, fitted: bool) -> LayerRe
             notes.append(SAMPLES_MIXED)
     # Every criterion's removals are predicted by gradients: without any there is nothing to predict.
     elif seen.batches and not any(_depends(network, x) for x, _ in seen.batches):
-        why |= {layer.name: NO_GRADIENT for layer in network.layers if layer.name in seen.right}
+        why |= {layer.name: NO_GRADIENT for layer in network.layers if layer.name in seen.layers}
     if seen.others > 0:
         which = "the first, or logits or out if one has that name"
         notes.append(f"the network returns {seen.others + 1} tensors; the error is computed from {which}")
-    return LayerReport([name for name in seen.right if name not in why], why, notes)
+    return LayerReport([name for name in seen.layers if name not in why], why, notes)
 
 
 def unreached(network: Network, batches: Batches) -> list[str]:
     """Return the names of the layers that no sample reaches."""
     seen = _forward(network, batches)
-    return [layer.name for layer in network.layers if layer.name not in seen.right]
+    return [layer.name for layer in network.layers if layer.name not in seen.layers]
 
 
 @dataclass
 class _Seen:
-    right: dict[str, bool] = field(default_factory=dict)  # by layer, as they run: whether it put out W x + b
+    layers: dict[str, None] = field(default_factory=dict)  # their names, as they run
     batches: list[tuple[Inputs, set[str]]] = field(default_factory=list)  # with the layers that each was first to reach
     others: int = 0  # tensors that the network returned beside its outputs
 
 
 def _forward(network: Network, batches: Batches) -> _Seen:
     """Pass one batch; more batches follow only until every layer has been reached."""
-    seen, where = _Seen(), Positions(batches.samples, 0)
+    seen = _Seen()
 
-    def watcher(layer: Layer, used: Prunable) -> ForwardHook:
-        def check(start: int, samples: int, x: Tensor, y: Any) -> None:
-            if seen.right.setdefault(layer.name, True):
-                seen.right[layer.name] = _is_matrix(layer, used, x, y, where, start, samples)
-
-        return check
+    def add(start: int, samples: int, call: Call) -> None:
+        seen.layers[call.layer.name] = None
 
     def whole(start: int, samples: int, x: Tensor, y: Any) -> None:
         seen.others = _tensors(y) - 1
 
-    watch: dict[nn.Module, ForwardHook] = {m: watcher(layer, m) for layer in network.layers for m in layer.modules}
-    watch.setdefault(network.module, whole)
+    watch = Watch(network.layers, add, {network.module: whole})
     with closing(forward_all(network.module, batches, watch)) as each:
         for batch in each:
-            if new := seen.right.keys() - set().union(*(names for _, names in seen.batches)):
+            if new := seen.layers.keys() - set().union(*(names for _, names in seen.batches)):
                 seen.batches.append((batch.x, new))
-            if len(seen.right) == len(network.layers):
+            if len(seen.layers) == len(network.layers):
                 break
     return seen
-
-
-def _is_matrix(layer: Layer, used: Prunable, x: Tensor, y: Any, where: Positions, start: int, samples: int) -> bool:
-    """Return True if a call computed W x + b at the drawn positions, which are those that fits read."""
-    if not isinstance(y, Tensor) or not shapes_match(used, with_entries(used, x), with_entries(used, y)):
-        return False
-    rows, outputs = (part.float() for part in sampled_rows(used, x, y, where, start, samples))
-    expected = rows @ layer.matrix(used.weight.detach()).float().mT
-    if used.bias is not None:
-        expected += layer.rows(used.bias.detach().float()).unsqueeze(1)
-    return are_close(outputs, expected)
 
 
 def _tensors(result: Any) -> int:
@@ -125,7 +106,7 @@ def _depends(network: Network, x: Inputs) -> bool:
 
 
 def _backward(module: nn.Module, layers: list[Layer], x: Inputs) -> dict[str, str]:
-    """Return the reason for each layer whose gradient is missing or not the one that its module's calls explain."""
+    """Return the reason for each layer whose gradient is missing or not the one that its calls explain."""
     if not layers:
         return {}
     weights = [layer.weight for layer in layers]

@@ -26,6 +26,7 @@ from prunetaylor.network.network import Network
 from prunetaylor.network.state import evaluating, snapshot
 from prunetaylor.runtime.processes.exchange import sum_numbers
 from prunetaylor.taylor.curvature.cache import Cache
+from prunetaylor.taylor.curvature.directional import differentiate_outputs
 from prunetaylor.taylor.curvature.finite import not_finite_along
 from prunetaylor.taylor.curvature.fisher import FisherRows
 from prunetaylor.taylor.curvature.gradients import gauss_newton_diagonal, mean_gradient, output_sensitivity
@@ -33,7 +34,6 @@ from prunetaylor.taylor.curvature.gram import Moments, Positions, layer_moments,
 from prunetaylor.taylor.curvature.solve import Note
 from prunetaylor.taylor.layer_scores import LayerScores
 from prunetaylor.taylor.memory import release
-from prunetaylor.taylor.passes import differentiate_outputs
 from prunetaylor.taylor.risk import Risk
 
 _SENSITIVITIES = "output sensitivities"
@@ -219,7 +219,7 @@ class TaylorModel:
         first_order = second_order = 0.0
         with evaluating(module), torch.no_grad():
             for _, x, reference in self.risk.own() if moving else ():
-                outputs, moved = differentiate_outputs(module, x, {**rest, **at}, moving)
+                outputs, moved = differentiate_outputs(module, x, {**rest, **at}, moving, self.note)
                 first_order += float((self.risk.objective.gradient(outputs, reference) * moved).sum())
                 second_order += 0.5 * float(self.risk.objective.quadratic_form(outputs, reference, moved).sum())
         first_order, second_order = sum_numbers(first_order, second_order)

@@ -66,7 +66,11 @@ def _first_not_finite(module: nn.Module, x: Inputs) -> str | None:
 
         return hook
 
-    leaves = {child: name for name, child in module.named_modules() if not any(True for _ in child.children())}
+    leaves = {
+        child: name
+        for name, child in module.named_modules()
+        if not any(True for _ in child.children()) and not isinstance(child, torch.jit.ScriptModule)
+    }
     with hooked({child: check(name) for child, name in leaves.items()}):
         forward_one(module, x)
     return names[0] if names else None

@@ -9,19 +9,20 @@ Each of several processes passes its own part of the samples through the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from prunetaylor.core.pass_progress import report_part
 from prunetaylor.data.samples import Batches, Inputs
+from prunetaylor.network.layer import Call, Layer
+from prunetaylor.network.observation import observing
 from prunetaylor.network.state import evaluating
-from prunetaylor.runtime.forward_mode import differentiable
+from prunetaylor.runtime.operators import plainly
 from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.outputs import read_outputs
 
@@ -33,6 +34,18 @@ InputHook = Callable[[nn.Module, Any], None]
 
 ForwardHook = Callable[[int, int, Tensor, Tensor], None]
 """Called with (index of the batch's first sample, samples in the batch, the module's input, its output)."""
+
+LayerHook = Callable[[int, int, Call], None]
+"""Called with (index of the batch's first sample, samples in the batch, a call of a layer)."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is watched in a pass: the calls of ``layers``, for which ``on_call`` is called, and those of modules."""
+
+    layers: Sequence[Layer] = ()
+    on_call: LayerHook | None = None
+    modules: Mapping[nn.Module, ForwardHook] = field(default_factory=dict)
 
 
 @contextmanager
@@ -78,27 +91,17 @@ def compute_outputs(module: nn.Module, x: Inputs, state: Mapping[str, Tensor] | 
 
     Gradients are recorded if the caller has enabled them. ``state`` replaces parameters and buffers by name.
     """
-    return read_outputs(module, x.call(module, state))
+    with plainly(gradients=torch.is_grad_enabled()):
+        return read_outputs(module, x.call(module, state and _as_parameters(module, state)))
 
 
-def differentiate_outputs(
-    module: nn.Module, x: Inputs, state: Mapping[str, Tensor], step: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs z (B, K) at ``state`` and their derivative J v (B, K) along v = ``step``, in float32.
-
-    The derivative is a forward-mode product. ``state`` has every tensor that ``step`` moves; tensors that it lacks are
-    those of the module.
-    """
-    fixed = {name: tensor for name, tensor in state.items() if name not in step}
-
-    def network(moving: Mapping[str, Tensor]) -> Tensor:
-        return compute_outputs(module, x, {**fixed, **moving}).float()
-
-    outputs: Tensor
-    derivative: Tensor
-    with torch.no_grad(), differentiable():
-        outputs, derivative = jvp(network, ({name: state[name] for name in step},), (dict(step),))[:2]
-    return outputs, derivative
+def _as_parameters(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with views in place of parameters that count as such, as code may ask for."""
+    parameters, own = dict(module.named_parameters(remove_duplicate=False)), dict(state)
+    for name in own.keys() & parameters.keys():
+        own[name] = own[name].view_as(own[name])
+        own[name]._is_param = True
+    return own
 
 
 @dataclass(frozen=True)
@@ -122,25 +125,22 @@ def forward_own(
     module: nn.Module,
     batches: Batches,
     *,
-    watch: Mapping[nn.Module, ForwardHook] | None = None,
-    until: nn.Module | None = None,
+    watch: Watch | None = None,
+    until: Layer | nn.Module | None = None,
 ) -> Iterator[BatchOutputs]:
     """Pass this process's own samples through the network, in evaluation mode without gradients; yield each batch.
 
-    ``watch`` is called with what goes in and out of its modules. With ``until`` each pass ends as soon as that module
-    has run, for work that needs no later one.
+    With ``until`` each pass ends as soon as that layer or module has run, for work that needs no later one.
     """
     count = batches.own_count()
     with evaluating(module):
         for number, (start, x, targets) in enumerate(batches.own(), 1):
-            batch = _forward(module, start, x, targets, watch or {}, until)
+            batch = _forward(module, start, x, targets, watch or Watch(), until)
             report_part(number, count)
             yield batch
 
 
-def forward_all(
-    module: nn.Module, batches: Batches, watch: Mapping[nn.Module, ForwardHook] | None = None
-) -> Generator[BatchOutputs, None, None]:
+def forward_all(module: nn.Module, batches: Batches, watch: Watch | None = None) -> Generator[BatchOutputs, None, None]:
     """As :func:`forward_own`, but every process passes all batches.
 
     The caller may stop early, on every process at the same batch.
@@ -148,13 +148,13 @@ def forward_all(
     start = 0
     with evaluating(module):
         for x, targets in batches:
-            yield _forward(module, start, x, targets, watch or {}, None)
+            yield _forward(module, start, x, targets, watch or Watch(), None)
             start += len(x)
 
 
-def forward_one(module: nn.Module, x: Inputs, watch: Mapping[nn.Module, ForwardHook] | None = None) -> Tensor:
+def forward_one(module: nn.Module, x: Inputs, watch: Watch | None = None) -> Tensor:
     """Return the outputs (B, K) for ``x``, in evaluation mode without gradients."""
-    with evaluating(module), torch.no_grad(), _watching(watch or {}, 0, len(x)):
+    with evaluating(module), torch.no_grad(), _watching(watch or Watch(), 0, len(x)):
         return compute_outputs(module, x)
 
 
@@ -163,38 +163,46 @@ def _forward(
     start: int,
     x: Inputs,
     targets: Tensor,
-    watch: Mapping[nn.Module, ForwardHook],
-    until: nn.Module | None,
+    watch: Watch,
+    until: Layer | nn.Module | None,
 ) -> BatchOutputs:
     def stop(*_: object) -> None:
         raise _LayerReached
 
     outputs = None
-    ends: dict[nn.Module, OutputHook] = {} if until is None else {until: stop}
-    with torch.no_grad(), _watching(watch, start, len(x)), hooked(ends), suppress(_LayerReached):
+    with torch.no_grad(), _watching(watch, start, len(x)), ExitStack() as stack:
+        stack.enter_context(suppress(_LayerReached))
+        stack.enter_context(hooked({until: stop} if isinstance(until, nn.Module) else {}))
+        stack.enter_context(observing([until] if isinstance(until, Layer) else [], stop))
         outputs = compute_outputs(module, x)
     return BatchOutputs(start, x, targets, outputs)
 
 
 @contextmanager
-def _watching(watch: Mapping[nn.Module, ForwardHook], start: int, samples: int) -> Iterator[None]:
+def _watching(watch: Watch, start: int, samples: int) -> Iterator[None]:
     def bind(hook: ForwardHook) -> OutputHook:
         def run(_: nn.Module, x: Tensor, y: Tensor) -> None:
-            if (
-                not isinstance(x, Tensor) or x.numel()
-            ):  # a network that distributes its batch among layers may call one of them with no entries
+            # A network that distributes its batch among layers may call one of them with no entries.
+            if not isinstance(x, Tensor) or x.numel():
                 hook(start, samples, x, y)
 
         return run
 
-    with hooked({module: bind(hook) for module, hook in watch.items()}):
+    def run_on_call(call: Call) -> None:
+        if watch.on_call is not None:
+            watch.on_call(start, samples, call)
+
+    with (
+        hooked({module: bind(hook) for module, hook in watch.modules.items()}),
+        observing(watch.layers, run_on_call),
+    ):
         yield
 
 
 def all_outputs(
     module: nn.Module,
     batches: Batches,
-    watch: Mapping[nn.Module, ForwardHook] | None = None,
+    watch: Watch | None = None,
     on_batch: Callable[[BatchOutputs], None] = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
     """Return every sample's outputs (N, K) and its targets (N, ...).

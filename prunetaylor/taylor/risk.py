@@ -6,7 +6,7 @@ Means are over samples, whatever the batches' sizes. No more of the dense networ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +23,7 @@ from prunetaylor.runtime.processes.group import gather_objects, world
 from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
 from prunetaylor.taylor.passes import (
     BatchOutputs,
-    ForwardHook,
+    Watch,
     compute_outputs,
     forward_all,
     forward_one,
@@ -49,7 +49,7 @@ class DenseOutputs:
         cls,
         module: nn.Module,
         batches: Batches,
-        watch: Mapping[nn.Module, ForwardHook] | None = None,
+        watch: Watch | None = None,
         on_batch: Callable[[BatchOutputs], None] = lambda _: None,
     ) -> DenseOutputs:
         """Pass all samples through the network; the arguments are those of :func:`forward_own`.

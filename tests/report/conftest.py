@@ -29,7 +29,7 @@ def outcome() -> PruneResult:
         unit="%",
         dense=NetworkStats({"top1": 88.29, "loss": 0.4321}, 272474, 272474, 81_070_000, 81_070_000, 1_105_000),
         pruned=NetworkStats({"top1": 86.9, "loss": math.nan}, 272474, 140000, 81_070_000, 40_000_000, 1_105_100),
-        sparsity=Sparsity(0.5, 0.500001, 270896, 135448),
+        sparsity=Sparsity(0.5, 0.500001, 270896, 135448, 0.99),
         drop=Drop(1.39, 1.02, 1.77),
         stages=[Stage(0.25, 0.0012, 0.0015, 1.25, 3.21), Stage(0.5, 0.01, None, None, math.inf)],
         first_order=FirstOrder(0.0312, 0.123, 0.1, kept=False, labels=True),

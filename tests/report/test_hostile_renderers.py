@@ -152,7 +152,7 @@ def samples(text: str) -> dict[str, Any]:
 def _sparsity() -> Any:
     from prunetaylor.core.results.outcome import Sparsity
 
-    return Sparsity(0.5, 0.5, 2, 1)
+    return Sparsity(0.5, 0.5, 2, 1, 1.0)
 
 
 def _inspection(info: TensorInfo, text: str) -> Inspection:

@@ -52,7 +52,7 @@ def report(**more: Any) -> dict[str, Any]:
         "unit": "%",
         "dense": NetworkStats({"top1": 88.29, "loss": 0.4321}, 272_474, 272_474, 81_070_000, 81_070_000, 1_105_000),
         "pruned": NetworkStats({"top1": 85.93, "loss": 0.4876}, 272_474, 55_757, 81_070_000, 21_300_000, 1_105_100),
-        "sparsity": Sparsity(0.8, 0.8, 270_896, 216_717),
+        "sparsity": Sparsity(0.8, 0.8, 270_896, 216_717, 0.99),
         "drop": Drop(2.36, 1.92, 2.81),
         "stages": stages,
         "first_order": FirstOrder(0.0312, 0.123, 0.1, kept=False, labels=True),

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from prunetaylor.core.errors import NumericsError
+from prunetaylor.network.network import Network
 from prunetaylor.taylor.output_check import check_deterministic, check_outputs, finite_samples
-from prunetaylor.taylor.passes import all_outputs, forward_own
+from prunetaylor.taylor.passes import Watch, all_outputs, forward_own
 from support.samples import batches, rand
 from support.taylor_models import risk
 
@@ -36,8 +37,9 @@ def test_outputs_are_in_order_and_in_evaluation_mode() -> None:
 
 def test_watchers_see_inputs_and_outputs_and_a_pass_may_stop_early() -> None:
     module, x, seen = network(), rand(7, 4), []
-    watch = {module[0]: lambda start, n, i, o: seen.append((start, n, tuple(i.shape), tuple(o.shape)))}
-    forward_all = list(forward_own(module, batches(x, size=3), watch=watch, until=module[0]))
+    layers = Network.from_module(module).layers
+    watch = Watch(layers, lambda start, n, c: seen.append((start, n, tuple(c.x.shape), tuple(c.y.shape))))
+    forward_all = list(forward_own(module, batches(x, size=3), watch=watch, until=layers[0]))
     assert seen == [(0, 3, (3, 4), (3, 5)), (3, 3, (3, 4), (3, 5)), (6, 1, (1, 4), (1, 5))]
     assert [p.outputs for p in forward_all] == [None] * 3
     assert [p.start for p in forward_all] == [0, 3, 6]
@@ -54,14 +56,16 @@ def test_a_layer_called_by_keyword_is_watched() -> None:
             return self.layer(input=x)
 
     module, x, seen = Keyword(), rand(2, 4), []
-    list(forward_own(module, batches(x), watch={module.layer: lambda start, n, i, o: seen.append(i)}))
+    list(forward_own(module, batches(x), watch=Watch(modules={module.layer: lambda _, __, i, o: seen.append(i)})))
     torch.testing.assert_close(seen, [x])
 
 
 def test_hooks_and_modes_are_put_back_when_the_network_fails() -> None:
     module = network().train()
     with pytest.raises(RuntimeError):
-        list(forward_own(module, batches(rand(3, 5)), watch={module[0]: lambda *_: None}, until=module[3]))
+        list(
+            forward_own(module, batches(rand(3, 5)), watch=Watch(modules={module[0]: lambda *_: None}), until=module[3])
+        )
     assert not any(m._forward_hooks for m in module.modules())
     assert module.training
 

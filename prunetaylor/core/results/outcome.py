@@ -34,12 +34,16 @@ def removed_at(sparsity: float, prunable: int) -> int:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The sparsity of a run: fractions of ``prunable`` weights; ``removed == removed_at(asked, prunable)``."""
+    """The sparsity of a run: fractions of ``prunable`` weights; ``removed == removed_at(asked, prunable)``.
+
+    ``prunable_share`` is the fraction of all parameters that are prunable.
+    """
 
     asked: float
     obtained: float
     prunable: int
     removed: int
+    prunable_share: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from prunetaylor.core.text import error_line
 from prunetaylor.data.samples import Inputs
 from prunetaylor.network.state import channels_last, copy_module
 from prunetaylor.pipeline.planning.facts import Facts
-from prunetaylor.taylor.passes import compute_outputs, differentiate_outputs
+from prunetaylor.taylor.curvature.directional import differentiate_outputs
+from prunetaylor.taylor.passes import compute_outputs
 
 _TOLERANCE = 0.05
 """Relative to the outputs' norm: rounding in half precision moves them by less, values read in another order by far

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Inputs
-from prunetaylor.network.layer import positions
+from prunetaylor.network.layer import Call
 from prunetaylor.network.network import Network
+from prunetaylor.network.observation import observing
 from prunetaylor.pruning.activation_cache import bytes_by_layer
 from prunetaylor.taylor.curvature.tape import chunk_elements
 from prunetaylor.taylor.live_memory import alive_for_backward, alive_in_forward_mode, alive_without_gradients
@@ -38,7 +39,7 @@ def state_bytes(module: nn.Module) -> int:
 def measure_sample(sizes: Sizes, network: Network, x: Inputs) -> Sizes:
     """Return the sizes with what the sample ``x`` (1, ...) shows in passes through a copy of the network."""
     network = network.copy()  # hooks may leave in it what a pass has made
-    module, owner = network.module, {m: layer.name for layer in network.layers for m in layer.modules}
+    module = network.module
     most, outputs = 0, dict[nn.Module, int]()
     layers = {layer.name: layer for layer in sizes.layers}
 
@@ -47,19 +48,22 @@ def measure_sample(sizes: Sizes, network: Network, x: Inputs) -> Sizes:
         outputs[m] = outputs.get(m, 0) + _bytes(y)
         if not any(True for _ in m.children()):
             most = max(most, _bytes(inputs) + _bytes(y))
-        if m in owner and isinstance(y, Tensor) and inputs and isinstance(inputs[0], Tensor):
-            layer, into = layers[owner[m]], inputs[0]
-            layers[owner[m]] = replace(
-                layer,
-                # A first dimension that is a multiple of the batch counts as more positions of a sample.
-                positions=layer.positions + (len(into) * positions(m, into, y) if into.dim() > 1 else 1),
-                inputs=layer.inputs + into.numel(),
-                outputs=layer.outputs + y.numel(),
-            )
 
-    handles = [m.register_forward_hook(record) for m in module.modules()]
+    def record_call(call: Call) -> None:
+        layer = layers[call.layer.name]
+        layers[layer.name] = replace(
+            layer,
+            # A first dimension that is a multiple of the batch counts as more positions of a sample.
+            positions=layer.positions + len(call.inputs) * call.geometry.positions(call.outputs),
+            inputs=layer.inputs + call.x.numel(),
+            outputs=layer.outputs + call.y.numel(),
+        )
+
+    seen = (m for m in module.modules() if not isinstance(m, torch.jit.ScriptModule))  # which take no hooks
+    handles = [m.register_forward_hook(record) for m in seen]
     try:
-        answer = forward_one(module, x.change_tensors(torch.clone))  # it may be a view of many samples
+        with observing(network.layers, record_call):
+            answer = forward_one(module, x.change_tensors(torch.clone))  # it may be a view of many samples
     finally:
         for handle in handles:
             handle.remove()

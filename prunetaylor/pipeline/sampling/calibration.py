@@ -12,6 +12,7 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.data import augment
 from prunetaylor.data.row_random import RowRandom
 from prunetaylor.data.samples import Batches, Inputs, Split, TensorSplit, WithTargets, decode_sharded, draw
+from prunetaylor.network.network import Network
 from prunetaylor.pipeline.job import Job
 from prunetaylor.pipeline.planning.repair import fits_samples
 from prunetaylor.pipeline.sampling.outliers import Energies, Outliers, find_outliers
@@ -52,7 +53,7 @@ class Part:
     finite: Tensor
 
     @classmethod
-    def of(cls, job: Job, dense: nn.Module, split: Split, size: int, energies: Energies) -> Part:
+    def of(cls, job: Job, dense: Network, split: Split, size: int, energies: Energies) -> Part:
         """Run the dense network on all samples of a split, in batches of ``size``.
 
         Samples without labels get its answers as labels. ``energies`` collects each sample's size.
@@ -65,7 +66,7 @@ class Part:
             energies.add(batch.x, batch.targets)
             finite.append(finite_samples(batch.outputs))
 
-        outputs = DenseOutputs.compute(dense, batches, energies.hooks, add)
+        outputs = DenseOutputs.compute(dense.module, batches, energies.watch, add)
         if not split.labelled and outputs.stored is not None:
             targets = _pseudo_labels(job, outputs.stored)
             inputs, _ = batches.split.fetch(range(batches.samples))
@@ -123,7 +124,7 @@ class Calibration:
     outliers: Outliers | None = None
 
     @classmethod
-    def draw(cls, job: Job, dense: nn.Module, pool: Split, generator: torch.Generator) -> Calibration:
+    def draw(cls, job: Job, dense: Network, pool: Split, generator: torch.Generator) -> Calibration:
         """Draw samples from ``pool`` and split them into those that are fitted to and those that are held out.
 
         If every stage draws anew, the two come from two parts of the pool, the same ones each time: no stage is tested
@@ -144,7 +145,7 @@ class Calibration:
             order = draw(pool, samples, generator)
             splits = [pool.subset(order[holdout_count:]), pool.subset(order[:holdout_count])]
         size = chunk(splits[0].fetch([0])[0].elements, job.config.data.batch_size)
-        energies = [Energies(dense) for _ in splits]
+        energies = [Energies(dense.layers) for _ in splits]
         fit, holdout = (Part.of(job, dense, split, size, e) for split, e in zip(splits, energies, strict=True))
         fit, holdout, outliers = _without_outliers(job, (fit, holdout), splits, [e.all() for e in energies])
         return cls(fit, holdout, outliers)

@@ -9,17 +9,17 @@ of fine-tuning too, which the first step towards such a sample would end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetaylor.core.results.outcome import Alert
 from prunetaylor.data.samples import Inputs, Split
-from prunetaylor.network.layer import Prunable
+from prunetaylor.network.layer import Call, Layer
 from prunetaylor.runtime.processes.exchange import gather_rows
-from prunetaylor.taylor.passes import ForwardHook
+from prunetaylor.taylor.passes import Watch
 
 FAR = 1e3
 """Times the ninth decile's energy: samples some thirty times as large as nearly all others."""
@@ -35,36 +35,34 @@ _NAMED = 5
 class Energies:
     """The squared size of each sample at each place, collected while the dense network runs."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         self.rows: list[Tensor] = []  # (batch, places), on the CPU
-        self._places = [m for m in module.modules() if isinstance(m, Prunable)]
-        self._now: dict[nn.Module, Tensor] = {}
+        self._layers = layers
+        self._now: dict[str, Tensor] = {}
 
     @property
-    def hooks(self) -> Mapping[nn.Module, ForwardHook]:
-        """The forward hooks that measure each layer's inputs."""
-        return {module: self._hook(module) for module in self._places}
+    def watch(self) -> Watch:
+        """The watch that measures each layer's inputs."""
+        return Watch(self._layers, self._add_call)
 
     def add(self, x: Inputs, targets: Tensor) -> None:
         """Add a batch that the network has run on, with its inputs and targets."""
         none = torch.zeros(len(x), dtype=torch.float64)
         target = _energy(targets, len(x)) if targets.is_floating_point() else none
-        read = [self._now.get(module, none) for module in self._places]
+        read = [self._now.get(layer.name, none) for layer in self._layers]
         self.rows.append(torch.stack([_input_energy(x), target, *read], 1))
         self._now = {}
 
     def all(self) -> Tensor:
         """Return the energies (N, places) of the samples of all processes."""
-        none = torch.empty((0, 2 + len(self._places)), dtype=torch.float64)
+        none = torch.empty((0, 2 + len(self._layers)), dtype=torch.float64)
         return gather_rows(torch.cat([none, *self.rows]))
 
-    def _hook(self, module: nn.Module) -> ForwardHook:
-        def add_energy(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            if len(x) % samples == 0:  # rows that belong to no sample have no size of one
-                energy = _energy(x, samples)
-                self._now[module] = self._now[module] + energy if module in self._now else energy
-
-        return add_energy
+    def _add_call(self, start: int, samples: int, call: Call) -> None:
+        x, name = call.inputs, call.layer.name
+        if len(x) % samples == 0:  # rows that belong to no sample have no size of one
+            energy = _energy(x, samples)
+            self._now[name] = self._now[name] + energy if name in self._now else energy
 
 
 def _input_energy(x: Inputs) -> Tensor:

@@ -63,7 +63,7 @@ class Sampler:
 
     def _draw_reaching(self) -> Calibration:
         for _ in range(_DRAWS):
-            calibration = Calibration.draw(self._job, self._dense.module, self._pool, self._generator)
+            calibration = Calibration.draw(self._job, self._dense, self._pool, self._generator)
             # The first draw decides which layers are pruned; every later draw has to reach all of these.
             missing = unreached(self._dense, calibration.fit.batches) if self._drawn else []
             if not missing:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches, Inputs
+from prunetaylor.network.layer import Layer
+from prunetaylor.network.observation import observing
 from prunetaylor.network.state import match_memory_format
 from prunetaylor.runtime.processes.exchange import all_sum
 from prunetaylor.taylor.objective import Objective, Reference, labelled_positions
-from prunetaylor.taylor.passes import OutputHook, compute_outputs, forward_own
+from prunetaylor.taylor.passes import OutputHook, compute_outputs, forward_own, hooked
 
 FEATURES = 5.0
 """c, the weight of the layers' outputs relative to the network's."""
@@ -36,11 +39,12 @@ def add_gradients(
     """Add to the gradients those of the mean loss over the samples ``x``, times ``share``."""
     x = x.change_tensors(partial(match_memory_format, module))
     features.pop_targets()
-    with torch.no_grad():
+    with torch.no_grad(), features.watching():
         dense_outputs = compute_outputs(dense, x).float()
         reference = Reference(dense_outputs, labelled_positions(dense_outputs, targets))
     with torch.enable_grad():
-        with features.weighed(share):  # none of the calls that the backward pass makes, where activations are not kept
+        # None of the calls that the backward pass makes, where activations are not kept.
+        with features.watching(), features.weighed(share):
             outputs = compute_outputs(module, x).float()
         error = towards.values(outputs, reference).mean() / scale
         (error * share).backward()  # type: ignore[no-untyped-call]
@@ -49,11 +53,12 @@ def add_gradients(
 def output_variances(dense: nn.Module, batches: Batches, features: FeatureLoss) -> dict[str, float]:
     """Return the variance of all values that each watched call puts out, over all samples; 1 for a constant output."""
     sums: dict[str, Tensor] = {}
-    for _ in forward_own(dense, batches):
-        for call, output in features.pop_targets().items():
-            y = output.double() if output.device.type != "mps" else output
-            added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
-            sums[call] = sums.get(call, 0) + added
+    with features.watching():
+        for _ in forward_own(dense, batches):
+            for call, output in features.pop_targets().items():
+                y = output.double() if output.device.type != "mps" else output
+                added = torch.stack([y.new_tensor(y.numel()), y.sum(), y.square().sum()])
+                sums[call] = sums.get(call, 0) + added
     variances = {}
     for call, (count, total, square) in all_sum(sums).items():
         mean, whole = float(total / count), float(square / count)
@@ -70,17 +75,31 @@ class FeatureLoss:
     not depend on are not matched.
     """
 
-    def __init__(self, module: nn.Module, dense: nn.Module, names: Sequence[str]) -> None:
-        self._mine, self._theirs = ({one.get_submodule(name): name for name in names} for one in (module, dense))
+    def __init__(self, module: nn.Module, dense: nn.Module, layers: Sequence[Layer], norms: Sequence[str]) -> None:
+        weights = dict(dense.named_parameters())
+        self._my_layers = list(layers)
+        self._their_layers = [replace(layer, weight=weights[layer.parameter]) for layer in layers]
+        self._my_norms, self._their_norms = (
+            {one.get_submodule(name): name for name in norms} for one in (module, dense)
+        )
         self._targets: dict[str, Tensor] = {}  # y* by layer and call
         self._share: float | None = None  # None: passes of ``module`` are none of ours
         self._calls: Counter[str] = Counter()
         self.variances: Mapping[str, float] = {}
 
-    @property
-    def hooks(self) -> dict[nn.Module, OutputHook]:
-        """The hooks of both networks' modules, to be called while the loss is in use."""
-        return {**dict.fromkeys(self._theirs, self._store), **dict.fromkeys(self._mine, self._pull)}
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the layers and norms of both networks in the passes inside."""
+        hooks: dict[nn.Module, OutputHook] = {}
+        for norms, visit in ((self._their_norms, self._store), (self._my_norms, self._pull)):
+            for norm, name in norms.items():
+                hooks[norm] = _named(name, visit)
+        with (
+            hooked(hooks),
+            observing(self._their_layers, lambda call: self._store(call.layer.name, call.y)),
+            observing(self._my_layers, lambda call: self._pull(call.layer.name, call.y)),
+        ):
+            yield
 
     def pop_targets(self) -> dict[str, Tensor]:
         """Return the outputs of each call of the dense layers since the last time, in float32."""
@@ -101,14 +120,13 @@ class FeatureLoss:
         self._calls[name] += 1
         return f"{name} {self._calls[name]}"
 
-    def _store(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def _store(self, name: str, output: Tensor) -> None:
         # An activation may overwrite it.
-        self._targets[self._call(self._theirs[module])] = output.detach().to(torch.float32, copy=True)
+        self._targets[self._call(name)] = output.detach().to(torch.float32, copy=True)
 
-    def _pull(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+    def _pull(self, name: str, output: Tensor) -> None:
         if self._share is None:
             return
-        name = self._mine[module]
         call = self._call(name)
         if not output.requires_grad:
             return
@@ -129,3 +147,7 @@ class FeatureLoss:
             return torch.add(gradient, back.to(gradient.dtype), alpha=weight)
 
         output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+def _named(name: str, visit: Callable[[str, Tensor], None]) -> OutputHook:
+    return lambda _, __, output: visit(name, output)

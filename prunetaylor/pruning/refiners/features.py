@@ -32,7 +32,6 @@ from prunetaylor.pruning.refiners._feature_loss import FeatureLoss, add_gradient
 from prunetaylor.pruning.training.optimizer import learning_rate
 from prunetaylor.runtime.processes.training import sum_gradients
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import hooked
 from prunetaylor.taylor.risk import Risk
 from prunetaylor.taylor.sizes import FLOAT, Phase, Sizes, forward, graph
 
@@ -142,7 +141,9 @@ class Matching:
         self.module, self.dense, self.masks, self.batches, self.holdout = module, dense, masks, batches, holdout
         self._scale, self._steps, self._chunk = scale, steps, chunk
         self._free = movable_parameters(module, frozen)
-        self._watched = _watched(module, layers, intercepts)
+        behind = {name: one.key.rpartition(".")[0] for name, one in intercepts.items() if one.sign < 0}
+        self._layers = [layer for layer in layers if layer.name not in behind]
+        self._norms = [behind[layer.name] for layer in layers if layer.name in behind]
         # Before anything is moved; what a dictionary holds instead, where one is loaded.
         rates = {name: RATE * max(_root_mean_square(p.detach()), SMALLEST) for name, p in self._free.items()}
         self._state: dict[str, Any] = {"step": 0, "rates": rates, "optimizer": None, "batches": None}
@@ -157,8 +158,7 @@ class Matching:
             for network in (self.module, self.dense):
                 stack.enter_context(evaluating(network))
             stack.enter_context(trainable(self._free.values()))
-            features = FeatureLoss(self.module, self.dense, self._watched)
-            stack.enter_context(hooked(features.hooks))
+            features = FeatureLoss(self.module, self.dense, self._layers, self._norms)
             self._optimizer = torch.optim.Adam([{"params": [p]} for p in self._free.values()])
             if state["optimizer"] is not None:
                 self._optimizer.load_state_dict(state["optimizer"])
@@ -207,17 +207,6 @@ class Matching:
         error = self.holdout.value_or_inf()
         if error < self._state["best"]:
             self._state |= {"best": error, "kept": snapshot(self.module)}
-
-
-def _watched(module: nn.Module, layers: Sequence[Layer], intercepts: Mapping[str, Intercept]) -> list[str]:
-    """Return the names of the modules whose outputs are matched: a layer's batch norm, or else the layer itself."""
-    paths = {child: name for name, child in module.named_modules()}
-    names: dict[str, None] = {}
-    for layer in layers:
-        intercept = intercepts.get(layer.name)
-        for name in [intercept.key.rpartition(".")[0]] if intercept else [paths[m] for m in layer.modules]:
-            names[name] = None
-    return list(names)
 
 
 def _endless(batches: Batches, steps: int) -> Iterator[BatchShard]:

@@ -21,7 +21,7 @@ from prunetaylor.data.samples import Batches
 from prunetaylor.pruning.interfaces import Repair, RepairContext
 from prunetaylor.runtime.processes.exchange import all_sum, sum_numbers
 from prunetaylor.taylor.curvature.gram import accumulate_type
-from prunetaylor.taylor.passes import ForwardHook, forward_own
+from prunetaylor.taylor.passes import ForwardHook, Watch, forward_own
 
 _FLOOR = 0.01
 
@@ -86,7 +86,8 @@ def _statistics(
         return add
 
     passes = 0
-    for _ in forward_own(module, batches, watch={norm: watcher(name) for name, norm in watched.items()}, until=until):
+    watch = Watch(modules={norm: watcher(name) for name, norm in watched.items()})
+    for _ in forward_own(module, batches, watch=watch, until=until):
         passes += 1
     (passes,) = map(int, sum_numbers(passes))
     statistics = {}

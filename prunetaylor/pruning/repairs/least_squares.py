@@ -13,21 +13,20 @@ from torch import Tensor, nn
 
 from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches
-from prunetaylor.network.layer import Layer, Prunable
+from prunetaylor.network.layer import Call, Layer
 from prunetaylor.pruning.activation_cache import KEPT_BYTES, ActivationCache
 from prunetaylor.pruning.intercepts import Intercept
 from prunetaylor.pruning.interfaces import Repair, RepairContext, load_criterion
 from prunetaylor.taylor.curvature.gram import (
     POSITIONS,
-    Accumulator,
+    LayerSums,
     Moments,
     Positions,
-    moments_of_all,
     sampled_rows,
 )
 from prunetaylor.taylor.curvature.solve import Note, restricted_least_squares
 from prunetaylor.taylor.memory import chunk_size
-from prunetaylor.taylor.passes import ForwardHook, forward_own
+from prunetaylor.taylor.passes import Watch, forward_own
 from prunetaylor.taylor.sizes import (
     FLOAT,
     LayerSize,
@@ -125,28 +124,22 @@ class DenseOutputs:
             yield from self._kept[name]
             return
         layer = self.layers[name]
-        for batch in self._rows([layer], self.last_module(layer)):
+        for batch in self._rows([layer], self.last(layer)):
             yield batch[name]
 
-    def last_module(self, layer: Layer) -> nn.Module | None:
-        """Return the module after which a pass may stop: the layer's, if each pass calls it once."""
-        return layer.module if layer.name in self._once else None
+    def last(self, layer: Layer) -> Layer | None:
+        """Return the layer if a pass may stop after it, as each calls it once."""
+        return layer if layer.name in self._once else None
 
-    def _rows(self, layers: list[Layer], until: nn.Module | None) -> Iterator[dict[str, list[Tensor]]]:
+    def _rows(self, layers: list[Layer], until: Layer | None) -> Iterator[dict[str, list[Tensor]]]:
         calls: dict[str, list[Tensor]] = {}
-        watch: dict[nn.Module, ForwardHook] = {}
-        for layer in layers:
-            for used in layer.modules:
-                watch[used] = _outputs_into(calls, layer.name, used, self.where)
-        for _ in forward_own(self.module, self.batches, watch=watch, until=until):
+
+        def add(start: int, samples: int, call: Call) -> None:
+            rows = sampled_rows(call, self.where, start, samples)[1].float()
+            calls.setdefault(call.layer.name, []).append(rows)
+
+        for _ in forward_own(self.module, self.batches, watch=Watch(layers, add), until=until):
             yield {layer.name: calls.pop(layer.name, []) for layer in layers}
-
-
-def _outputs_into(calls: dict[str, list[Tensor]], name: str, used: Prunable, where: Positions) -> ForwardHook:
-    def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-        calls.setdefault(name, []).append(sampled_rows(used, x, y, where, start, samples)[1].float())
-
-    return add
 
 
 def paired_moments(
@@ -158,29 +151,25 @@ def paired_moments(
     share a weight.
     """
     absorbed = intercept is not None and intercept.sign > 0
-    sums: dict[str, Accumulator] = {}
-    rows: list[tuple[Prunable, Tensor]] = []
+    sums = LayerSums([layer])
+    rows: list[tuple[Call, Tensor]] = []
 
-    def watcher(used: Prunable) -> ForwardHook:
-        def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            rows.append((used, sampled_rows(used, x, y, dense.where, start, samples)[0]))
+    def add(start: int, samples: int, call: Call) -> None:
+        rows.append((call, sampled_rows(call, dense.where, start, samples)[0]))
 
-        return add
-
-    watch: dict[nn.Module, ForwardHook] = {used: watcher(used) for used in layer.modules}
-    passes = forward_own(module, batches, watch=watch, until=dense.last_module(layer))
+    until = dense.last(layer)
+    passes = forward_own(module, batches, watch=Watch([layer], add), until=None if until is None else layer)
     for _, targets in zip(passes, dense.rows_of(layer.name), strict=True):
         if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
             raise UsageError(
                 f"{layer.name} is not called as in the dense network, so least squares has no target for it",
                 "use prune.repair=obs, or exclude the layer (prune.exclude)",
             )
-        for (used, x), t in zip(rows, targets, strict=True):
-            fixed = None if absorbed else used.bias
-            total = sums.setdefault(layer.name, Accumulator())
-            total.add(x, t if fixed is None else t - layer.rows(fixed.detach()).unsqueeze(1))
+        for (call, x), t in zip(rows, targets, strict=True):
+            fixed = None if absorbed or call.bias is None else call.bias.detach().reshape(len(x), 1, -1)
+            sums.add(call, x, t if fixed is None else t - fixed)
         rows.clear()
-    return moments_of_all(sums)[layer.name]
+    return sums.moments()[layer.name]
 
 
 @torch.no_grad()

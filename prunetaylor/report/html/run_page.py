@@ -36,7 +36,7 @@ def run_page(document: Document, name: str) -> str:
         verdict=_verdict(document),
         warnings=[one["text"] for one in document.get("warnings", [])],
         tiles=_tiles(document, metric_name),
-        summary=f"Requested sparsity {percent(cut['asked'])}; the run took "
+        summary=f"Requested sparsity {percent(cut['asked'])}{_share(cut)}; the run took "
         f"{_total(document['seconds'].get('total'))} on {document['device']}.",
         gate=_gate(document.get("gate")),
         sides=sides(document),
@@ -65,6 +65,12 @@ def run_page(document: Document, name: str) -> str:
         facts_of_origin=_origin(document),
         configuration=flat(document["configuration"]),
     )
+
+
+def _share(cut: Mapping[str, Any]) -> str:
+    """Return the share of prunable parameters, which an old report lacks."""
+    share = cut.get("prunable_share")
+    return "" if share is None else f" of the prunable weights, which are {percent(share)} of all parameters"
 
 
 def _verdict(document: Document) -> dict[str, str]:

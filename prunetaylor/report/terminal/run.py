@@ -119,7 +119,8 @@ def _facts(outcome: PruneResult, verbose: bool) -> Table:
     cut, drop, first = outcome.sparsity, outcome.drop, outcome.first_order
     table.add_row(
         "sparsity",
-        f"{percent(cut.obtained)} (requested: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights",
+        f"{percent(cut.obtained)} (requested: {percent(cut.asked)}), {cut.removed:,} of {cut.prunable:,} weights, "
+        f"which are {percent(cut.prunable_share)} of all parameters",
     )
     if drop is not None:
         table.add_row(drop_label(outcome.metric_description), drop_text(drop, outcome.unit))

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunetaylor.runtime.operators import override_function
+from prunetaylor.runtime.operators import override_functions
 from prunetaylor.runtime.processes.exchange import reduce_in_place
 from prunetaylor.runtime.processes.group import exchanging, gather_objects, world
 
@@ -84,7 +84,7 @@ class _SyncedForward:
     def __call__(self, x: Tensor) -> Tensor:
         if not self._norm.training:
             return self._forward(x)
-        with override_function(nn.functional.batch_norm, _synced_batch_norm):
+        with override_functions({nn.functional.batch_norm: _synced_batch_norm}):
             return self._forward(x)
 
 

@@ -102,7 +102,7 @@ class Cache:
             "code": [__version__, code_digest(module)],
             "arithmetic": _arithmetic(risk.batches.device),
             "network": repr(risk.module),
-            "layers": [(layer.name, layer.groups, len(layer.modules)) for layer in layers],
+            "layers": [(layer.name, layer.form.sizes, layer.form.roles) for layer in layers],
             "state": list(_state(risk.module)),
             "samples": self._samples[risk.batches],
             "settings": {name: repr(value) for name, value in settings.items()},

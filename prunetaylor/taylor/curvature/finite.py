@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
+from torch.autograd import forward_ad
 
 from prunetaylor.core.errors import NumericsError
 from prunetaylor.data.samples import Inputs
-from prunetaylor.network.layer import Layer
+from prunetaylor.network.layer import Call, Layer
+from prunetaylor.network.observation import observing
 from prunetaylor.network.state import evaluating
 from prunetaylor.runtime.forward_mode import differentiable
-from prunetaylor.taylor.passes import OutputHook, compute_outputs, hooked
+from prunetaylor.taylor.passes import compute_outputs
 from prunetaylor.taylor.risk import Risk
 
 
@@ -63,22 +64,17 @@ def _derivatives(
 ) -> list[tuple[str, Tensor]]:
     """Return (name, derivative of its outputs along the step) of each call of a layer, in the order of the calls."""
     calls: list[tuple[str, Tensor]] = []
-    rest = {name: tensor for name, tensor in state.items() if name not in step}
 
-    def network(part: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        compute_outputs(module, x, {**rest, **part})
-        return tuple(y for _, y in calls)
+    def record(call: Call) -> None:
+        tangent = forward_ad.unpack_dual(call.y).tangent  # type: ignore[no-untyped-call]
+        calls.append((call.layer.name, torch.zeros_like(call.y) if tangent is None else tangent.clone()))
 
-    def record(name: str) -> OutputHook:
-        def hook(_: nn.Module, __: object, y: Tensor) -> None:
-            calls.append((name, y.clone()))  # an activation may overwrite it
-
-        return hook
-
-    hooks: dict[nn.Module, OutputHook] = {used: record(layer.name) for layer in layers for used in layer.modules}
-    with evaluating(module), torch.no_grad(), differentiable(), hooked(hooks):
-        moved = jvp(network, ({name: state[name] for name in step},), (dict(step),))[1]
-    return [(name, y) for (name, _), y in zip(calls, moved, strict=True)]
+    with evaluating(module), torch.no_grad(), differentiable(), forward_ad.dual_level():
+        dual = {name: forward_ad.make_dual(state[name], moved) for name, moved in step.items()}  # type: ignore[no-untyped-call]
+        at = {**state, **dual}
+        with observing(layers, record, at):
+            compute_outputs(module, x, at)
+    return calls
 
 
 def _finite(tensor: Tensor) -> bool:

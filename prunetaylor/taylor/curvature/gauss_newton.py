@@ -14,8 +14,8 @@ from torch import Tensor
 
 from prunetaylor.network.names import own_names, parameters_named
 from prunetaylor.runtime.processes.exchange import all_sum
+from prunetaylor.taylor.curvature.directional import differentiate_outputs
 from prunetaylor.taylor.curvature.finite import check_finite
-from prunetaylor.taylor.passes import differentiate_outputs
 from prunetaylor.taylor.risk import Risk
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.network.layer import Layer, with_entries
+from prunetaylor.network.layer import Layer
 from prunetaylor.runtime.processes.exchange import all_sum, sum_numbers
 from prunetaylor.taylor.curvature.finite import check_finite
 from prunetaylor.taylor.curvature.gram import accumulate_type
@@ -172,19 +172,18 @@ def output_sensitivity(risk: Risk, layers: Sequence[Layer], seed: int) -> dict[s
             for call, g in zip(tape.calls, grads, strict=True):
                 if g is None:
                     continue
-                squares = with_entries(call.module, g).float().square()
-                by_channel = squares.flatten(0, -2).sum(0) if isinstance(call.module, nn.Linear) else _channels(squares)
-                rows = call.layer.rows(by_channel.double() if g.device.type != "mps" else by_channel)
+                squares = call.geometry.output_columns(call.gradient(g)).float().square().sum((0, 3))
+                rows = squares.double() if g.device.type != "mps" else squares
+                if call.layer.by_group:
+                    part = rows
+                    rows = part.new_zeros(call.layer.form.shape[:2])
+                    rows[slice(*call.groups)] = part
                 name = call.layer.name
                 total[name] = total[name] + rows if name in total else rows
             tape.clear()
     total = all_sum(total)
     check_finite(total, "the gradient of the error in its outputs")
     return {name: value / risk.batches.samples for name, value in total.items()}
-
-
-def _channels(squares: Tensor) -> Tensor:
-    return squares.flatten(2).sum((0, 2))
 
 
 def _directions(

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetaylor.data.samples import Batches
-from prunetaylor.network.layer import Layer, Prunable, input_rows, output_rows, positions, with_entries
+from prunetaylor.network.layer import Call, Layer
 from prunetaylor.runtime.processes.exchange import all_sum, from_first_owner
 from prunetaylor.runtime.processes.group import world
-from prunetaylor.taylor.passes import ForwardHook, forward_own
+from prunetaylor.taylor.passes import Watch, forward_own
 
 POSITIONS = 32
 """Output positions drawn from each sample, for layers that have more."""
@@ -114,14 +114,11 @@ class Positions:
         return flat // each, flat % each
 
 
-def sampled_rows(
-    module: Prunable, x: Tensor, y: Tensor, where: Positions, start: int, samples: int
-) -> tuple[Tensor, Tensor]:
-    """Return inputs (G, P, C) and outputs (G, P, R) of a module at the drawn positions."""
-    x, y = with_entries(module, x), with_entries(module, y)
-    at = where.pick(start, samples, len(x), positions(module, x, y), x.device)
-    spatial = y.shape[2:] if not isinstance(module, nn.Linear) else torch.Size()
-    return input_rows(module, x, *at, spatial), output_rows(module, y, *at)
+def sampled_rows(call: Call, where: Positions, start: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Return inputs (G, P, C) and outputs (G, P, R) of a call at the drawn positions."""
+    x, y, geometry = call.inputs, call.outputs, call.geometry
+    at = where.pick(start, samples, len(x), geometry.positions(y), x.device)
+    return geometry.input_rows(x, y, *at), geometry.output_rows(y, *at)
 
 
 def accumulate_type(device: torch.device) -> torch.dtype:
@@ -221,6 +218,42 @@ def moments_of_all(sums: Mapping[str, Accumulator]) -> dict[str, Moments]:
     return moments
 
 
+class LayerSums:
+    """Accumulators of layers. One whose calls compute only some of its groups has an accumulator for each group."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = {layer.name: layer for layer in layers}
+        self._sums: dict[str, Accumulator] = {}
+
+    def add(self, call: Call, x: Tensor, t: Tensor) -> None:
+        """Add rows of inputs (G, P, C) and of targets (G, P, R) of the groups that the call computes."""
+        name = call.layer.name
+        if not call.layer.by_group:
+            self._sums.setdefault(name, Accumulator()).add(x, t)
+            return
+        for i, g in enumerate(range(*call.groups)):
+            self._sums.setdefault(_key(name, g), Accumulator()).add(x[i : i + 1], t[i : i + 1])
+
+    def moments(self) -> dict[str, Moments]:
+        """Return the moments over all processes by layer name; the sums cannot be used afterwards.
+
+        Those of a group that no sample reaches are zero.
+        """
+        moments = moments_of_all(self._sums)
+        for name, layer in self._layers.items():
+            if layer.by_group and (known := [g for g in range(layer.groups) if _key(name, g) in moments]):
+                some = moments[_key(name, known[0])]
+                none = Moments(torch.zeros_like(some.xx), torch.zeros_like(some.tx), torch.zeros_like(some.tt), 0)
+                parts = [moments.pop(_key(name, g), none) for g in range(layer.groups)]
+                xx, tx, tt = (torch.cat([getattr(part, key) for part in parts]) for key in ("xx", "tx", "tt"))
+                moments[name] = Moments(xx, tx, tt, max(part.rows for part in parts))
+        return moments
+
+
+def _key(name: str, group: int) -> str:
+    return f"{name}/{group}"
+
+
 def _blocks(total: Tensor) -> Iterator[slice]:
     """Yield slices of the rows of (G, R, C)."""
     for low in range(0, total.shape[1], BLOCK_ROWS):
@@ -242,16 +275,11 @@ def layer_moments(module: nn.Module, layers: Sequence[Layer], batches: Batches, 
 
     The order is that in which the layers run; layers that no sample reaches have no entry.
     """
-    sums: dict[str, Accumulator] = {}
+    sums = LayerSums(layers)
 
-    def watcher(layer: Layer, used: Prunable) -> ForwardHook:
-        def add(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            total = sums.setdefault(layer.name, Accumulator())
-            total.add(*sampled_rows(used, x, y, where, start, samples))
+    def add(start: int, samples: int, call: Call) -> None:
+        sums.add(call, *sampled_rows(call, where, start, samples))
 
-        return add
-
-    watch: dict[nn.Module, ForwardHook] = {used: watcher(layer, used) for layer in layers for used in layer.modules}
-    for _ in forward_own(module, batches, watch=watch):
+    for _ in forward_own(module, batches, watch=Watch(layers, add)):
         pass
-    return moments_of_all(sums)
+    return sums.moments()

@@ -17,8 +17,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from prunetaylor.core.errors import DataError
 from prunetaylor.data.samples import Inputs
-from prunetaylor.network.layer import Layer, Prunable, input_columns, output_columns, positions, with_entries
-from prunetaylor.taylor.passes import ForwardHook, OutputHook, first_batch, forward_one, hooked
+from prunetaylor.network.geometry import Geometry
+from prunetaylor.network.layer import Call, Layer
+from prunetaylor.network.observation import observing
+from prunetaylor.taylor.passes import Watch, first_batch, forward_one
 from prunetaylor.taylor.risk import Risk
 
 
@@ -36,9 +38,14 @@ class LayerCall:
     """One use of a layer in one forward pass."""
 
     layer: Layer
-    module: Prunable
-    x: Tensor
+    geometry: Geometry
+    groups: tuple[int, int]  # of the layer's groups, those that the call computes
+    x: Tensor  # with a first dimension of entries
     y: GradientEdge  # of the output as the layer gave it: an activation may overwrite the tensor
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """Return the gradient of the outputs with a first dimension of entries."""
+        return self.geometry.arrange_outputs(g)
 
 
 @dataclass
@@ -67,15 +74,13 @@ def recording(layers: Sequence[Layer]) -> Iterator[Tape]:
     """Record the input and output of every call of the layers; the tape is to be cleared before each pass."""
     tape = Tape()
 
-    def record(layer: Layer, module: Prunable) -> OutputHook:
-        def hook(_: nn.Module, x: Tensor, y: Tensor) -> None:
-            # A call without a graph, or without entries, has no part in any gradient.
-            if tape.open and y.requires_grad and x.numel():
-                tape.calls.append(LayerCall(layer, module, with_entries(module, x.detach()), get_gradient_edge(y)))
+    def record(call: Call) -> None:
+        # A call without a graph has no part in any gradient.
+        if tape.open and call.y.requires_grad:
+            x, y = call.inputs.detach(), get_gradient_edge(call.y)
+            tape.calls.append(LayerCall(call.layer, call.geometry, call.groups, x, y))
 
-        return hook
-
-    with hooked({module: record(layer, module) for layer in layers for module in layer.modules}):
+    with observing(layers, record):
         yield tape
 
 
@@ -124,13 +129,10 @@ def _inputs(
     """Return the layers' inputs, call by call; with ``visit`` they are passed to it and not kept."""
     inputs: list[Tensor] = []
 
-    def watcher(used: Prunable) -> ForwardHook:
-        def seen(start: int, samples: int, x: Tensor, y: Tensor) -> None:
-            (visit or inputs.append)(with_entries(used, x))
+    def add(start: int, samples: int, call: Call) -> None:
+        (visit or inputs.append)(call.inputs)
 
-        return seen
-
-    forward_one(module, x, {used: watcher(used) for layer in layers for used in layer.modules})
+    forward_one(module, x, Watch(layers, add))
     return inputs
 
 
@@ -169,7 +171,7 @@ def layer_squares(tape: Tape, grads: Sequence[Tensor | None], samples: int) -> I
     for layer, uses in _by_layer(tape, grads).values():
         for low, high in _sample_ranges(layer, uses, samples):
             outs, inputs = _factors(*uses[0], low, high, samples)
-            if len(uses) == 1 and outs.shape[3] == 1:
+            if len(uses) == 1 and outs.shape[3] == 1 and not layer.by_group:
                 rows, columns = (part.squeeze(3).transpose(0, 1).square() for part in (outs, inputs))  # (G, B, .)
                 yield layer, rows.mT @ columns
             else:
@@ -181,9 +183,7 @@ def _by_layer(tape: Tape, grads: Sequence[Tensor | None]) -> dict[str, tuple[Lay
     by_parameter: dict[str, tuple[Layer, list[tuple[LayerCall, Tensor]]]] = {}
     for call, g in zip(tape.calls, grads, strict=True):
         if g is not None:
-            by_parameter.setdefault(call.layer.parameter, (call.layer, []))[1].append(
-                (call, with_entries(call.module, g))
-            )
+            by_parameter.setdefault(call.layer.parameter, (call.layer, []))[1].append((call, call.gradient(g)))
     return by_parameter
 
 
@@ -202,8 +202,8 @@ def _row_elements(call: LayerCall, g: Tensor, samples: int) -> int:
             f"{call.layer.name}: the {entries} rows of its input cannot be assigned to {samples} samples",
             "exclude it (prune.exclude), or choose a criterion that needs no gradients of single samples",
         )
-    columns = call.layer.weight.numel() // g.shape[-1 if isinstance(call.module, nn.Linear) else 1]
-    return entries // samples * positions(call.module, call.x, g) * columns * call.layer.groups
+    groups, _, columns = call.layer.form.shape
+    return entries // samples * call.geometry.positions(g) * columns * groups
 
 
 def _sum_of_calls(uses: list[tuple[LayerCall, Tensor]], low: int, high: int, samples: int) -> Tensor:
@@ -212,6 +212,10 @@ def _sum_of_calls(uses: list[tuple[LayerCall, Tensor]], low: int, high: int, sam
     for call, g in uses:
         outs, inputs = _factors(call, g, low, high, samples)
         each = outs @ inputs.mT
+        if call.layer.by_group:
+            part = each
+            each = part.new_zeros(len(part), *call.layer.form.shape)
+            each[:, slice(*call.groups)] = part
         total = each if total is None else total.add_(each)
     assert total is not None
     return total
@@ -221,7 +225,7 @@ def _factors(call: LayerCall, g: Tensor, low: int, high: int, samples: int) -> t
     """Return the factors of the gradients of samples low..high: dy (B, G, R, L) and x (B, G, C, L), in float32."""
     per = call.x.shape[0] // samples  # entries of the first dimension that belong to one sample
     x, y = call.x[low * per : high * per].float(), g[low * per : high * per].float()
-    pair = output_columns(call.module, y), input_columns(call.module, x, y.shape[2:])
+    pair = call.geometry.output_columns(y), call.geometry.input_columns(x, y)
     if per == 1:
         return pair
     # Entries of one sample are more positions.

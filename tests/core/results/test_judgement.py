@@ -35,7 +35,7 @@ def run(**more: object) -> PruneResult:
         "unit": "%",
         "dense": side,
         "pruned": side,
-        "sparsity": Sparsity(0.8, 0.8, 1000, 800),
+        "sparsity": Sparsity(0.8, 0.8, 1000, 800, 1.0),
         "drop": None,
         "stages": [],
         "first_order": None,
@@ -140,7 +140,7 @@ def test_what_it_advises_is_a_configuration_that_differs(sparsity: float, values
 
     values = {"prune.sparsity": str(sparsity), **values}
     config = resolved(values)
-    outcome = accuracy(99.0, Drop(50, 40, 60), sparsity=Sparsity(sparsity, sparsity, 10_000, 500))
+    outcome = accuracy(99.0, Drop(50, 40, 60), sparsity=Sparsity(sparsity, sparsity, 10_000, 500, 1.0))
     for way in remedies(outcome, config, 1000):
         word = way.split(" (")[0]
         key, value = re.fullmatch(r"(?:--)?([\w.]+)[ =](.+)", word).groups()  # type: ignore[union-attr]

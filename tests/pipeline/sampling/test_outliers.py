@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 from prunetaylor.core.errors import NumericsError, UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.data.samples import Inputs, TensorSplit
+from prunetaylor.network.network import Network
 from prunetaylor.pipeline.sampling.outliers import FAR, Energies, find_outliers, find_stored_outliers
+from prunetaylor.taylor.passes import forward_one
 from support.networks import ConvNet, trained
 from support.runs import TRAIN, quick
 
@@ -141,10 +143,7 @@ def test_a_layer_may_be_where_they_show() -> None:
     x = torch.rand(40, 4) + 0.5
     x[11, 0] = 1e-6
     module = Blows()
-    seen = Energies(module)
-    handles = [m.register_forward_hook(lambda _, i, y, w=w: w(0, 40, i[0], y)) for m, w in seen.hooks.items()]
-    module(x)
+    seen = Energies(Network.from_module(module).layers)
+    forward_one(module, Inputs.of(x), seen.watch)
     seen.add(Inputs.of(x), torch.zeros(40, dtype=torch.long))
-    for handle in handles:
-        handle.remove()
     assert find_outliers(seen.all())[0] == [11]

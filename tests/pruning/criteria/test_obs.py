@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.network.layer import input_rows
+from prunetaylor.network.layer import Call
+from prunetaylor.network.network import Network
+from prunetaylor.network.observation import observing
 from prunetaylor.taylor.curvature.solve import inverse_diagonal
 from support.samples import rand
 from support.taylor_models import scored, taylor
@@ -16,10 +18,11 @@ def inputs_of(module: nn.Module, x: Tensor) -> Tensor:
     """(positions, columns) in float64."""
     if isinstance(module, nn.Linear):
         return x.double()
-    y = module(x)
-    each = y[0, 0].numel()
-    flat = torch.arange(len(x) * each)
-    return input_rows(module, x, flat // each, flat % each, y.shape[2:])[0].double()
+    calls: list[Call] = []
+    with observing(Network.from_module(module).layers, calls.append):
+        module(x)
+    columns = calls[0].geometry.input_columns(calls[0].inputs, calls[0].outputs)  # (B, 1, C, L)
+    return columns.squeeze(1).mT.flatten(0, 1).double()
 
 
 def columns_of(inputs: Tensor, kept: Tensor, affine: bool) -> Tensor:

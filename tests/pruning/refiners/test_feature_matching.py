@@ -21,7 +21,6 @@ from prunetaylor.pruning.refiners import _feature_loss
 from prunetaylor.pruning.refiners import features as room
 from prunetaylor.pruning.refiners.features import Matching, MatchState
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.passes import hooked
 from support.networks import NETWORKS, network_case
 from support.samples import rand
 from support.taylor_models import assert_least_squares, pruned, risk
@@ -62,9 +61,9 @@ def test_the_gradients_are_those_of_the_divergence_and_each_layers_share(in_plac
     dense, x, _ = network_case("normed")
     dense[2] = nn.ReLU(inplace=in_place)  # overwrites what the batch norm puts out
     module, _ = pruned(dense)
-    watched = ["1", "4"]  # the batch norm that reads the convolution, and the last layer
-    pull = _feature_loss.FeatureLoss(module, dense, watched)
-    with evaluating(module), evaluating(dense), hooked(pull.hooks):
+    last = [layer for layer in Network.from_module(module).layers if layer.name == "4"]
+    pull = _feature_loss.FeatureLoss(module, dense, last, ["1"])  # 1 is the batch norm that reads the convolution
+    with evaluating(module), evaluating(dense):
         pull.variances = _feature_loss.output_variances(dense, batches(x, 4, None), pull)
         for part in x.split(5):
             towards = Objective("classification", "divergence")
@@ -166,9 +165,9 @@ def test_what_rounding_leaves_of_a_constants_variance_is_none() -> None:
         dense.weight.fill_(4e-9)
         dense.bias.fill_(0.1)
     assert len(dense(rand(3001, 3)).unique()) > 1
-    pull = _feature_loss.FeatureLoss(copy.deepcopy(dense), dense, [""])
-    with hooked(pull.hooks):
-        assert _feature_loss.output_variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
+    module = copy.deepcopy(dense)
+    pull = _feature_loss.FeatureLoss(module, dense, Network.from_module(module).layers, [])
+    assert _feature_loss.output_variances(dense, batches(rand(3001, 3), 64, None), pull) == {" 1": 1.0}
 
 
 class Kept(nn.Module):

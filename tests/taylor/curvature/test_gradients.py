@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from prunetaylor.core.errors import NumericsError
-from prunetaylor.network.layer import with_entries
+from prunetaylor.network.layer import Call
 from prunetaylor.network.network import Network
+from prunetaylor.network.observation import observing
 from prunetaylor.taylor.curvature import gradients, tape
 from prunetaylor.taylor.curvature.gradients import (
     gauss_newton_diagonal,
@@ -204,24 +205,16 @@ def sensitivity_oracle(module: nn.Module, x: Tensor, task: str) -> dict[str, Ten
     layers = Network.from_module(double).layers
     total = {}
     for sample in x.double():
-        made = []
-        handles = [
-            m.register_forward_hook(lambda m, i, y, layer=layer, made=made: made.append((layer, m, y)))
-            for layer in layers
-            for m in layer.modules
-        ]
-        outputs = double.eval()(sample[None])
-        for handle in handles:
-            handle.remove()
+        made: list[Call] = []
+        with observing(layers, made.append):
+            outputs = double.eval()(sample[None])
         values, vectors = torch.linalg.eigh(output_hessian(outputs.detach(), task)[0])
         for value, vector in zip(values, vectors.T, strict=True):
-            grads = torch.autograd.grad((outputs[0] * vector).sum(), [y for *_, y in made], retain_graph=True)
-            for (layer, m, _), g in zip(made, grads, strict=True):
-                g = with_entries(m, g)
-                by_channel = (
-                    g.square().flatten(0, -2).sum(0) if isinstance(m, nn.Linear) else g.square().flatten(2).sum((0, 2))
-                )
-                total[layer.name] = total.get(layer.name, 0) + value * by_channel.reshape(layer.groups, -1) / len(x)
+            grads = torch.autograd.grad((outputs[0] * vector).sum(), [call.y for call in made], retain_graph=True)
+            for call, g in zip(made, grads, strict=True):
+                columns = call.geometry.output_columns(call.geometry.arrange_outputs(g))
+                name = call.layer.name
+                total[name] = total.get(name, 0) + value * columns.square().sum((0, 3)) / len(x)
     module.float()
     return total
 
