@@ -73,7 +73,10 @@ def _specs(key: str, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a network (``model.arch``) or of samples (``data.source``)."""
     scheme, colon, _ = incomplete.partition(":")
     if not colon:
-        networks, samples = "torchvision: timm: builtin: hf:", "digits none torchvision: folder: arrays:"
+        networks, samples = (
+            "torchvision: timm: builtin: hf:",
+            "digits none torchvision: folder: arrays: csv: lines: hf-data:",
+        )
         return [*_starting((networks if key == "model.arch" else samples).split(), incomplete), *_functions(incomplete)]
     if scheme in PATH_SCHEMES:
         kind = "dir" if scheme in ("folder", "hf", "hf-data") else "file"

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunetaylor.core import registry
 from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.code import NOBODY, Trust, is_code
+from prunetaylor.core.config.paths import PATH_SCHEMES, rooted
 from prunetaylor.core.config.schema import DataSection, Normalization
 from prunetaylor.core.errors import CheckpointRefused, DataError, UsageError, close_match
 from prunetaylor.core.progress import Detail
@@ -31,22 +32,45 @@ PYTHON = "python"
 """The source of samples that were given as Python objects."""
 _NO_DATA = ("/dev/", "/proc/", "/sys/", "/net/")
 """Folders without ordinary files: devices, processes, machines that are mounted on access."""
-_WAYS = "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none"
+_WAYS = (
+    "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, csv:FILE, lines:FILE, hf-data:DIR, FILE.py:FUNCTION or none"
+)
+_RECORDED = {"root": str, "size": int, "target": str, "columns": list, "tokenizer": str, "max_length": int}
+"""Settings of data that a checkpoint may have, and their types."""
+_FOLDERS = ("root", "tokenizer")
+_FORM = {"collate", "columns", "max_length", "target"}
+"""Settings that say which form samples have."""
+_TAKES: dict[str, set[str]] = {
+    **{name: set() for name in ("arrays", "digits", "folder", "torchvision")},
+    "code": {"collate", "target"},
+    "csv": {"columns", "max_length", "target"},
+    "hf_data": {"columns", "max_length", "target"},
+    "lines": {"max_length"},
+}
+"""Those of our own sources; sources of other packages may take all."""
 
 
 def load_samples(
-    cfg: DataSection, *, recorded: Mapping[str, Any] | None = None, trust: Trust = NOBODY, seed: int
+    cfg: DataSection,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    tokenizer: str | None = None,
+    trust: Trust = NOBODY,
+    seed: int,
 ) -> Samples | None:
     """Return the samples that ``cfg`` names, or else those that the checkpoint recorded; None for "none".
 
-    ``recorded`` may have source, root, size, normalize and augment. It may name files of this machine, and code only if
-    ``trust`` covers that. Raises UsageError if no source is known or it is invalid, CheckpointRefused for what a
+    ``recorded`` may have source, normalize, augment and what ``_RECORDED`` lists. It may name files of this machine,
+    and code only if ``trust`` covers that. ``tokenizer`` is the folder of the network's own one, for texts of any
+    source. Raises UsageError if no source is known or it is invalid, CheckpointRefused for what a
     checkpoint may not ask for, and DataError for bad samples.
     """
     recorded = recorded or {}
     spec, cfg = _source(cfg, recorded)
     if spec == "none":
         return None
+    if cfg.tokenizer is None:
+        cfg = cfg.model_copy(update={"tokenizer": tokenizer})
     with _recorded_words() if cfg.source is None else nullcontext():
         name, argument = split_spec(spec)
     if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
@@ -54,9 +78,9 @@ def load_samples(
             f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
             f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
         )
-    if name != "code" and (cfg.collate or cfg.target):
-        key = "data.collate" if cfg.collate else "data.target"
-        raise UsageError(f"{key} applies to samples of your own, and {name} has its own form", f"leave out {key}")
+    for key in _FORM - _TAKES.get(name, _FORM):
+        if getattr(cfg, key) is not None:
+            raise UsageError(f"data.{key} does not apply to {spec.partition(':')[0]}", f"leave out data.{key}")
     raw = load_source(name).read(argument, cfg, seed)
     first = _checked(raw, spec)
     preprocess, normalized = _preprocess(cfg, recorded, raw, spec)
@@ -130,12 +154,22 @@ def _choices_from_python(
     )
 
 
+def settings_to_record(cfg: DataSection, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings, besides source, normalisation and augmentation, by which samples are found again.
+
+    ``recorded`` are those of the checkpoint that is pruned, which stand in for settings that the user left out.
+    """
+    given = {**{key: getattr(cfg, key) for key in _RECORDED}, "validation": asked(cfg.validation)}
+    values = {key: value or recorded.get(key) for key, value in given.items()}
+    return {key: rooted(f"data.{key}", value) for key, value in values.items() if value}
+
+
 def split_spec(spec: str) -> tuple[str, str]:
     """Return name and argument of a source: "folder:DIR" -> ("folder", "DIR"), "a.py:f" -> ("code", "a.py:f")."""
     head, _, argument = spec.partition(":")
-    known = registry.names(registry.SOURCES)
-    if head in known:
-        return head, argument
+    known = {name.replace("_", "-"): name for name in registry.names(registry.SOURCES)}
+    if name := known.get(head.replace("_", "-")):
+        return name, argument
     near = close_match(head, [*known, "none"])
     if is_code(spec) and not (near and _is_no_module(head)):
         return "code", spec
@@ -166,16 +200,20 @@ def _source(cfg: DataSection, recorded: Mapping[str, Any]) -> tuple[str, DataSec
             "this run got its samples from Python, so its folder does not name them",
             f"name them with --data: {_WAYS}",
         )
-    filled: dict[str, Any] = {}
-    for key, kind in (("root", str), ("size", int)):
-        if getattr(cfg, key) is None and isinstance(recorded.get(key), kind) and recorded[key]:
-            filled[key] = recorded[key]
+    filled = {
+        key: recorded[key]
+        for key, kind in _RECORDED.items()
+        if getattr(cfg, key) is None and isinstance(recorded.get(key), kind) and recorded[key]
+    }
+    share = recorded.get("validation")
+    if asked(cfg.validation) is None and isinstance(share, float) and 0 < share < 1:
+        filled["validation"] = share  # where samples are shared out, it says which ones test
     if "root" in filled and cfg.download:
         raise UsageError(
             f"data.download would write {spec} into {filled['root']}, a folder that the checkpoint chose",
             f"name it: {shlex.quote('data.root=' + filled['root'])}, or another folder",
         )
-    for text in (spec, filled.get("root", "")):
+    for text in (spec, *(filled.get(key, "") for key in _FOLDERS)):
         if _elsewhere(text):
             raise CheckpointRefused(
                 f"the checkpoint's data are not on this machine: {text!r}",
@@ -196,7 +234,8 @@ def _recorded_words() -> Iterator[None]:
 
 def _elsewhere(text: str) -> bool:
     """Return whether opening ``text`` could reach another machine, or something that is no plain file."""
-    path = text.partition(":")[2] if text.startswith(("folder:", "arrays:")) else text
+    scheme, _, rest = text.partition(":")
+    path = rest if scheme in PATH_SCHEMES else text
     slashed = path.replace("\\", "/")
     return "://" in path or slashed.startswith("//") or "\0" in path or slashed.startswith(_NO_DATA)
 

@@ -15,6 +15,7 @@ from prunetaylor.core.results.inspection import CheckpointMetadata
 from prunetaylor.core.text import neutral
 from prunetaylor.data.load import load_samples
 from prunetaylor.network.checkpoint.architecture.build import BuiltNetwork, build_network
+from prunetaylor.network.checkpoint.huggingface.pretrained import tokenizer_folder
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.pipeline.files.run_folder import REPORT
 from prunetaylor.pipeline.job import Job, make_job
@@ -47,9 +48,11 @@ def open_pair(config: Config, *, trust: Trust) -> Pair:
     of_files = [f"{one.path.name}: {note}" for one in (dense, pruned) for note in one.notes]
     metadata = [one.metadata for one in (pruned, dense) if one.metadata is not None]
     recorded = next((one.data for one in metadata if one.data), None)
-    samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
+    networks = _networks(config, dense, pruned, trust)
+    tokenizer = tokenizer_folder(networks[0][1].spec)
+    samples = load_samples(config.data, recorded=recorded, tokenizer=tokenizer, trust=trust, seed=config.seed)
     config, jobs = with_recorded_loss(config, [pruned, dense]), {}
-    for file, network in _networks(config, dense, pruned, trust):
+    for file, network in networks:
         jobs[file.path] = make_job(
             config, network.module, samples, device, checkpoint=file, arch=network.spec, args=network.args
         )

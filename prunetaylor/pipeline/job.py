@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import Alert, removed_at
-from prunetaylor.data.load import load_samples
+from prunetaylor.data.load import load_samples, settings_to_record
 from prunetaylor.data.samples import Batches, Samples, Split, WithTargets
 from prunetaylor.measure.metric import Metric
 from prunetaylor.measure.metrics import load_metric
 from prunetaylor.network.checkpoint.architecture.build import build_network
+from prunetaylor.network.checkpoint.huggingface.pretrained import tokenizer_folder
 from prunetaylor.network.checkpoint.read import Checkpoint, read
 from prunetaylor.network.network import Network
 from prunetaylor.network.precision import NumberTypes, types_in
@@ -116,12 +116,7 @@ class Job:
                 "normalize": self.samples.preprocess.to_json() or "none",
                 "augment": self.samples.augment,
             }
-            root = cfg.root or recorded.get("root")
-            if root is not None:
-                data["root"] = str(Path(root).resolve())
-            size = cfg.size or recorded.get("size")
-            if size is not None:
-                data["size"] = size
+            data |= settings_to_record(cfg, recorded)
         return {"arch": rooted("model.arch", self.arch), "args": self.args, "data": data}
 
     def describe(self) -> list[str]:
@@ -152,7 +147,8 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     checkpoint = read(config.model.checkpoint)
     built = build_network(config.model.arch, config.model.args, checkpoint, trust=trust)
     recorded = checkpoint.metadata.data if checkpoint.metadata else None
-    samples = load_samples(config.data, recorded=recorded, trust=trust, seed=config.seed)
+    tokenizer = tokenizer_folder(built.spec)
+    samples = load_samples(config.data, recorded=recorded, tokenizer=tokenizer, trust=trust, seed=config.seed)
     config = with_recorded_loss(config, [checkpoint])
     notes = [f"network: {built.reason}", *checkpoint.notes]
     types = types_in(checkpoint.state, built.module)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import isclose
 from typing import Any
 
-from prunetaylor.core.config.schema import Config, fraction
+from prunetaylor.core.config.fields import fraction
+from prunetaylor.core.config.schema import Config
 from prunetaylor.core.errors import UsageError
 
 

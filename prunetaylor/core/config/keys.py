@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from prunetaylor.core.config.schema import Config, OneOf, Section
+from prunetaylor.core.config.fields import OneOf
+from prunetaylor.core.config.schema import Config, Section
 from prunetaylor.core.errors import closest
 
 PREFIX = "PRUNETAYLOR_"

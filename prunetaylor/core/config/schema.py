@@ -5,104 +5,21 @@ The descriptions are what ``prunetaylor config`` prints and what the JSON schema
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     WithJsonSchema,
     field_validator,
 )
-from pydantic_core import CoreSchema, core_schema
 
 from prunetaylor.core import registry
-from prunetaylor.core.config.sizes import parse_size
-
-
-def fraction(value: Any) -> Any:
-    """Return ``"80%"`` as 0.8, and anything else unchanged for the type check."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
-
-
-def _size(value: Any) -> Any:
-    """Return ``"3GiB"`` as 3 x 2^30, and anything but text unchanged for the type check."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return parse_size(value) if isinstance(value, str) else value
-
+from prunetaylor.core.config.fields import Fraction, OneOf, Points, Share, Size, one_of
 
 _LOSSES = ["auto", "cross-entropy", "bce", "mse"]
-_Bytes = Annotated[int, Field(gt=0)]
-Size = Annotated[_Bytes, BeforeValidator(_size, json_schema_input_type=_Bytes | str)]
-Fraction = Annotated[float, BeforeValidator(fraction, json_schema_input_type=float | str)]
-
-
-def _points(value: Any) -> Any:
-    """Return ``"0.5pp"`` as 0.5; a percent sign is refused, since a drop is not a share of anything."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip().lower().removesuffix("pp").strip()
-    try:
-        points = float(text)
-    except ValueError:
-        points = math.nan
-    if not math.isfinite(points):  # a limit that nothing exceeds judges nothing
-        raise ValueError(f"{value!r} is not a number of percentage points, such as 0.5 or 0.5pp")
-    return points
-
-
-_Points = Annotated[float, Field(ge=0)]
-Points = Annotated[_Points, BeforeValidator(_points, json_schema_input_type=_Points | str)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[_Share, BeforeValidator(fraction, json_schema_input_type=_Share | str)]
-
-
-class OneOf:
-    """Marks text that must be the name of a method in a registry, or one of some further words.
-
-    ``also`` maps the further words to their meaning. ``specs`` are forms of text with a colon that are taken too.
-    """
-
-    def __init__(
-        self, methods: registry.Registry, also: dict[str, str] | None = None, specs: tuple[str, ...] = ()
-    ) -> None:
-        self.methods, self.also, self.specs = methods, also or {}, specs
-
-    @property
-    def known(self) -> dict[str, str]:
-        """Return every word with its meaning, the further words first."""
-        return self.also | {
-            name: registry.describe_method(self.methods, name).summary for name in registry.names(self.methods)
-        }
-
-    def check(self, value: str) -> str:
-        """Return the text; ValueError if it is none of these."""
-        if self.specs and ":" in value:
-            return value
-        return _one_of(value, [*self.also, *registry.names(self.methods), *self.specs])
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        words = {"enum": list(self.known), "enumDescriptions": list(self.known.values())}
-        if not self.specs:
-            return {**handler(core), **words}
-        return {"anyOf": [words, {**handler(core), "pattern": ":"}]}
-
-
 _METRIC = OneOf(registry.METRICS, specs=("FILE.py:FUNCTION", "torchmetrics:NAME"))
 
 
@@ -135,7 +52,14 @@ class DataSection(Section):
     """The samples and their preprocessing."""
 
     source: str | None = None
-    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, FILE.py:FUNCTION or none; null: the checkpoint's data."""
+    """digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, csv:FILE, lines:FILE, hf-data:DIR, FILE.py:FUNCTION or
+    none; null: the checkpoint's data."""
+    columns: list[str] | None = None
+    """The columns of csv and hf-data that are inputs; null: all but the targets'."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer for texts; null: the network's, if that is described by a folder with config.json."""
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    """Tokens at which texts are cut; null: the length that the tokenizer's and the network's folder state."""
     root: str | None = None
     """Folder of torchvision's data sets."""
     download: bool = False
@@ -150,7 +74,7 @@ class DataSection(Section):
     """Channels that images are converted to: 1, grey by luminance, or 3, grey three times; auto: those that the network
     takes, where it does not take the images as they are."""
     target: str | None = None
-    """The entry of a dictionary that holds the targets; null: labels, label, target, targets or y."""
+    """The entry of a dictionary, or the column, that holds the targets; null: labels, label, target, targets or y."""
     collate: str | None = None
     """FILE.py:FUNCTION or package.module:FUNCTION that combines a list of samples to a batch, as a DataLoader's
     collate_fn; null: samples are stacked, or what the DataLoader of a FILE.py:FUNCTION has."""
@@ -158,7 +82,8 @@ class DataSection(Section):
     """Samples per fine-tuning step and per forward pass."""
     validation: Literal["auto"] | Annotated[Fraction, Field(gt=0, lt=1)] = "auto"
     """Share of the training set held out of fine-tuning to choose the best epoch, if the source has no validation set;
-    auto: a tenth, 2,000 samples at most."""
+    auto: a tenth, 2,000 samples at most. Of the samples in one file (csv, lines, hf-data without splits) also the share
+    that tests; auto: a fifth."""
     size: Annotated[int, Field(ge=1)] | None = None
     """Height and width that images are resized and cropped to; null: as they are, or 224 if their sizes differ."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
@@ -357,12 +282,4 @@ class Config(Section):
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        return value if ":" in value else _one_of(value, [*_LOSSES, "FILE.py:FUNCTION"])
-
-
-def _one_of(value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        from prunetaylor.core.errors import close_match
-
-        raise ValueError(f"{value!r} is not known{close_match(value, known)} (one of {', '.join(known)})")
-    return value
+        return value if ":" in value else one_of(value, [*_LOSSES, "FILE.py:FUNCTION"])

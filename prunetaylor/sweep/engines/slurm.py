@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from prunetaylor.core.config.schema import Section, Size
+from prunetaylor.core.config.fields import Size
+from prunetaylor.core.config.schema import Section
 from prunetaylor.core.errors import UsageError
 from prunetaylor.core.files import own_folder
 from prunetaylor.core.requirements import install_hint

@@ -71,6 +71,12 @@ def load_pretrained(spec: str, args: Mapping[str, Any], state: Mapping[str, Tens
     return network, f"{kind.__name__}{without}, {pooling}"
 
 
+def tokenizer_folder(spec: str | None) -> str | None:
+    """Return the folder of the tokenizer that belongs to a network ``hf:DIR``; None for any other network."""
+    scheme, _, path = (spec or "").partition(":")
+    return str(transformer_folder(named_folder(path))) if scheme == SCHEME else None
+
+
 def _without_pooler(kind: Any, state: Mapping[str, Tensor]) -> dict[str, bool]:
     """Return the argument that leaves out the layer after the first token, if there is one and the file lacks it."""
     optional = "add_pooling_layer" in inspect.signature(kind.__init__).parameters
