@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prunetaylor.core.results.metric import describe_metric
-from prunetaylor.report.formats import count, number, percent, size
+from prunetaylor.report.formats import count, drop_amount, number, percent, size
 from prunetaylor.report.html.page import flat
 from prunetaylor.report.json_report import SCHEMA_VERSION
+from prunetaylor.report.measured_drop import measured_drop
 from prunetaylor.report.titles import title
 
 Document = Mapping[str, Any]
 
-_HEAD = ["run", "method", "sparsity", "metric", "drop (95 %), pp", "FLOPs, non-zero", "file", "time", "gate"]
+_DROP = "drop (95 %)"
+_HEAD = ["run", "method", "sparsity", "metric", _DROP, "FLOPs, non-zero", "file", "time", "gate"]
 _UNEQUAL = {"model.checkpoint", "output"}
 """Settings that say where, not how."""
 
@@ -30,12 +33,14 @@ def compare(names: Sequence[str], documents: Sequence[Document]) -> dict[str, An
 
 def _run(name: str, one: Document) -> dict[str, Any]:
     metric = one["metric"]["name"]
+    described, drop = measured_drop(one)
     return {
         "name": name,
         "method": one.get("method") or (one["configuration"].get("prune") or {}).get("method"),
         "metric": metric,
         "dense": one["dense"]["metrics"].get(metric),
         "pruned": one["pruned"]["metrics"].get(metric),
+        "drop": None if drop is None else {**asdict(drop), "unit": described.change_unit},
         "drop_pp": one["drop_pp"],
         "sparsity": one["sparsity"]["obtained"],
         "flops_nonzero": one["pruned"]["flops_nonzero"],
@@ -81,8 +86,9 @@ def notes(documents: Sequence[Document]) -> list[str]:
 
 
 def head(comparison: Mapping[str, Any]) -> list[str]:
-    """Return the names of the columns; the metric's column has its name if all runs share it."""
-    return [_metric_title(comparison) if name == "metric" else name for name in _HEAD]
+    """Return the names of the columns, with the metric and the unit of drops if all runs share them."""
+    drop = f"{_DROP}, pp" if _in_points(comparison) else _DROP
+    return [{"metric": _metric_title(comparison), _DROP: drop}.get(name, name) for name in _HEAD]
 
 
 def rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -93,7 +99,7 @@ def rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
             run["method"] or "-",
             percent(run["sparsity"]),
             _metric(run["metric"], run["pruned"]),
-            _drop(run["drop_pp"]),
+            _drop(run["drop"], with_unit=not _in_points(comparison)),
             count(run["flops_nonzero"]),
             size(run["bytes"]),
             f"{number(run['seconds'], 3)} s",
@@ -113,5 +119,14 @@ def _metric(name: str, value: float | None) -> str:
     return f"{value:.2f} %" if describe_metric(name).is_share and value is not None else number(value)
 
 
-def _drop(drop: Mapping[str, float] | None) -> str:
-    return "-" if drop is None else f"{drop['value']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})"
+def _in_points(comparison: Mapping[str, Any]) -> bool:
+    """Return whether every drop is in percentage points."""
+    return all(run["drop"] is None or run["drop"]["unit"] == "pp" for run in comparison["runs"])
+
+
+def _drop(drop: Mapping[str, Any] | None, *, with_unit: bool) -> str:
+    if drop is None:
+        return "-"
+    unit = "%" if drop["unit"] == "pp" else ""
+    value, low, high = (drop_amount(drop[key], unit).removesuffix(" pp") for key in ("value", "low", "high"))
+    return f"{value}{' pp' if with_unit and unit else ''} ({low} to {high})"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from prunetaylor.core.results.metric import describe_metric
@@ -23,8 +25,9 @@ from prunetaylor.report.html.drawing import (
     power_axis,
     svg,
 )
+from prunetaylor.report.measured_drop import measured_drop
 from prunetaylor.report.pareto import Point, pareto
-from prunetaylor.report.titles import axis_title
+from prunetaylor.report.titles import axis_title, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,10 +172,10 @@ def finetuning(epochs: Sequence[Document], metric: str) -> str | None:
         drawn.append((f"validation {axis_title(metric)}", [_number(one["validation"]) for one in epochs], PRIMARY))
         if gradual:
             drawn.append(("sparsity, %", [100 * s for s in sparsities if s is not None], MUTED))
-        for one, (title, values, colour) in zip(axes, drawn, strict=True):
+        for one, (label, values, colour) in zip(axes, drawn, strict=True):
             one.plot(numbers, values, "o-", color=colour, markersize=4, clip_on=False, zorder=3)
-            one.set_ylabel(title.replace(" ", "\n", 1))
-            if title.endswith("%"):
+            one.set_ylabel(label.replace(" ", "\n", 1))
+            if label.endswith("%"):
                 limit_axis(one, "y")
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -189,11 +192,15 @@ def class_drops(classes: Sequence[Document]) -> str | None:
 
 
 def drops_of_runs(names: Sequence[str], documents: Sequence[Document]) -> str | None:
-    """Draw each run's drop with its interval in a row of its own, the sparsest last."""
-    known = [(name, one) for name, one in zip(names, documents, strict=True) if one["drop_pp"] is not None]
-    known.sort(key=lambda pair: pair[1]["sparsity"]["obtained"])
-    rows = [(f"{shorten(name, 22)} ({100 * one['sparsity']['obtained']:.0f} %)", one["drop_pp"]) for name, one in known]
-    return _intervals("Drop of each run", rows)
+    """Draw each run's drop with its interval in a row of its own, the sparsest last; None if their units differ."""
+    rows: list[tuple[str, Document]] = []
+    units: set[str] = set()
+    for name, one in sorted(zip(names, documents, strict=True), key=lambda pair: pair[1]["sparsity"]["obtained"]):
+        described, drop = measured_drop(one)
+        if drop is not None and math.isfinite(drop.high - drop.low):
+            rows.append((f"{shorten(name, 22)} ({100 * one['sparsity']['obtained']:.0f} %)", asdict(drop)))
+            units.add("pp" if described.is_share else title(described.name))
+    return _intervals("Drop of each run", rows, units.pop()) if len(units) == 1 else None
 
 
 def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cost: str) -> str | None:
@@ -240,7 +247,7 @@ def accuracy_against_cost(points: Sequence[Point], *, value: str, sign: int, cos
     return svg("Accuracy vs cost", draw, height=1.3 * HEIGHT)
 
 
-def _intervals(title: str, rows: Sequence[tuple[str, Document]]) -> str | None:
+def _intervals(caption: str, rows: Sequence[tuple[str, Document]], unit: str = "pp") -> str | None:
     """Draw the value and the interval of each drop in a row of its own."""
     if not rows:
         return None
@@ -253,10 +260,10 @@ def _intervals(title: str, rows: Sequence[tuple[str, Document]]) -> str | None:
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(places, [name for name, _ in rows])
         axes.set_ylim(max(len(rows), 2) - 0.4, -0.6)
-        axes.set_xlabel("drop, pp, with its 95 % interval")
+        axes.set_xlabel(f"drop, {unit}, with its 95 % interval")
         axes.grid(axis="y", visible=False)
 
-    return svg(title, draw, height=0.8 + _ROW * max(len(rows), 3))
+    return svg(caption, draw, height=0.8 + _ROW * max(len(rows), 3))
 
 
 def _number(value: float | None) -> float:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from prunetaylor.core.config.schema import Config
 from prunetaylor.core.results.judgement import prediction_check, prediction_status
-from prunetaylor.core.results.metric import MetricDescription, describe_metric
+from prunetaylor.core.results.metric import describe_metric
 from prunetaylor.core.results.outcome import LEVELS, Drop, Stage
 from prunetaylor.core.results.verdict import Check
 from prunetaylor.report.formats import change, count, drop_label, drop_text, first_order, metric, number, percent, size
 from prunetaylor.report.html import figures
 from prunetaylor.report.html.page import clip, figure, flat, render
+from prunetaylor.report.measured_drop import measured_drop
 from prunetaylor.report.titles import title
 from prunetaylor.report.verdict_text import allowed, interval, shown
 
@@ -123,19 +124,6 @@ def sides(document: Document) -> list[tuple[str, ...]]:
         rows.append((label, count(dense[key]), count(pruned[key]), _less(dense, pruned, key)))
     rows.append(("file", size(dense["bytes"]), size(pruned["bytes"]), ""))  # of two forms of files
     return rows
-
-
-def measured_drop(document: Document) -> tuple[MetricDescription, Drop | None]:
-    """Return the run's metric, and its drop; a report of an earlier version has the one in points only."""
-    stated = document["metric"]
-    described = describe_metric(stated["name"])
-    described = replace(described, goal=stated["goal"], unit=stated.get("unit", described.unit))
-    drop = document.get("drop", document["drop_pp"] if described.is_share else None)
-    return described, None if drop is None else Drop(*(_number(drop[key]) for key in ("value", "low", "high")))
-
-
-def _number(value: float | None) -> float:
-    return math.inf if value is None else value
 
 
 def _change(name: str, before: float | None, after: float | None, drop: Drop | None) -> str:

@@ -167,7 +167,7 @@ def test_a_large_network_stays_under_a_megabyte() -> None:
         figures.predictions([{"predicted_change": -1.0, "measured_change": 1.0, "accepted": True}]),
         figures.finetuning([], "top1"),
         figures.class_drops([]),
-        figures.drops_of_runs(["a"], [{"drop_pp": None}]),
+        figures.drops_of_runs(["a"], [report(drop=None)]),
     ],
 )
 def test_nothing_to_show_is_no_figure(drawn: str | None) -> None:
