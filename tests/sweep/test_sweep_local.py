@@ -268,4 +268,4 @@ def test_a_worker_joins(sweep: Run, start: Start, task: Path) -> None:
     assert len({trial["worker"] for trial in found["trials"]}) == 2
     nothing = sweep("blind.yaml", "-o", "nowhere", "--worker")
     assert nothing.returncode == 2
-    assert "nowhere holds no such sweep" in nothing.stderr
+    assert "nowhere does not hold this sweep" in nothing.stderr
