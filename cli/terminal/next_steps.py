@@ -68,6 +68,8 @@ def _check(ctx: click.Context, config: Config, result: PruneResult, folder: str,
         words += ["--max-drop", "1pp" if result.unit == "%" else "0.05"]
     for flag, value in (("--arch", _code(config.model.arch)), ("--data", _code(config.data.source))):
         words += [flag, value] if value else []
+    data = {"data.collate": config.data.collate, "data.target": config.data.target}
+    words += [f"{key}={value}" for key, value in data.items() if value]
     return shlex.join([*words, *(["--trust-code"] if ctx.params.get("trust_code") else [])])
 
 

@@ -35,7 +35,15 @@ _NO_DATA = ("/dev/", "/proc/", "/sys/", "/net/")
 _WAYS = (
     "digits, torchvision:NAME, folder:DIR, arrays:FILE.npz, csv:FILE, lines:FILE, hf-data:DIR, FILE.py:FUNCTION or none"
 )
-_RECORDED = {"root": str, "size": int, "target": str, "columns": list, "tokenizer": str, "max_length": int}
+_RECORDED = {
+    "root": str,
+    "size": int,
+    "target": str,
+    "collate": str,
+    "columns": list,
+    "tokenizer": str,
+    "max_length": int,
+}
 """Settings of data that a checkpoint may have, and their types."""
 _FOLDERS = ("root", "tokenizer")
 _FORM = {"collate", "columns", "max_length", "target"}
@@ -65,7 +73,7 @@ def load_samples(
     source. Raises UsageError if no source is known or it is invalid, CheckpointRefused for what a
     checkpoint may not ask for, and DataError for bad samples.
     """
-    recorded = recorded or {}
+    recorded, named = recorded or {}, cfg.collate
     spec, cfg = _source(cfg, recorded)
     if spec == "none":
         return None
@@ -73,11 +81,7 @@ def load_samples(
         cfg = cfg.model_copy(update={"tokenizer": tokenizer})
     with _recorded_words() if cfg.source is None else nullcontext():
         name, argument = split_spec(spec)
-    if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
-        raise CheckpointRefused(
-            f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
-            f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
-        )
+    _check_code(name, argument, cfg, named, trust)
     for key in _FORM - _TAKES.get(name, _FORM):
         if getattr(cfg, key) is not None:
             raise UsageError(f"data.{key} does not apply to {spec.partition(':')[0]}", f"leave out data.{key}")
@@ -97,6 +101,20 @@ def load_samples(
         fingerprint=fingerprint(raw.train, raw.validation, raw.test),
         choices=(normalized, augmented),
     )
+
+
+def _check_code(name: str, argument: str, cfg: DataSection, named: str | None, trust: Trust) -> None:
+    """Refuse code that only the checkpoint names; ``named`` is the collate function that the user named."""
+    if name == "code" and cfg.source is None and not trust.covers("data.source", argument):
+        raise CheckpointRefused(
+            f"this checkpoint needs code for its data: {argument!r}; reading them would run it",
+            f"if you trust it, pass --trust-code, or name it or other data: --data {shlex.quote(argument)}",
+        )
+    if named is None and cfg.collate is not None and not trust.covers("data.collate", cfg.collate):
+        raise CheckpointRefused(
+            f"this checkpoint needs code to combine its samples: {cfg.collate!r}; using it would run that code",
+            f"if you trust it, pass --trust-code, or name it yourself: {shlex.quote(f'data.collate={cfg.collate}')}",
+        )
 
 
 def from_python(

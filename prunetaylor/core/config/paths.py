@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _PATHS = ("model.checkpoint", "data.root", "data.tokenizer", "cache.dir", "gate.baseline")
-_SPECS = ("model.arch", "data.source", "gate.metric", "loss", "metric")
+_SPECS = ("model.arch", "data.source", "data.collate", "gate.metric", "loss", "metric")
 PATH_SCHEMES = ("arrays", "csv", "folder", "hf", "hf-data", "lines")
 """What stands before the colon of specs whose rest is a path."""
 

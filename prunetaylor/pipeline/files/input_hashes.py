@@ -16,6 +16,7 @@ def input_hashes(job: Job) -> dict[str, str]:
     code = {
         "code of the network": job.config.model.arch,
         "code of the data": job.config.data.source,
+        "code of the collation": job.config.data.collate,
         "code of the loss": job.config.loss,
     }
     return hashes | {name: digest for name, spec in code.items() if (digest := source_hash(spec or "")) is not None}

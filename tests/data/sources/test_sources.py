@@ -296,3 +296,39 @@ def test_from_python():
     assert len(from_python((x, y)).test) == 6
     with pytest.raises(DataError, match="test is a float"):
         from_python((x, y), 1.5)
+
+
+WORDS = """
+import torch
+
+def datasets():
+    rows = [{"ids": torch.arange(1, 2 + n % 3), "answer": n} for n in range(6)]
+    return rows[:4], rows[4:]
+
+def collate(rows):
+    ids = torch.nn.utils.rnn.pad_sequence([row["ids"] for row in rows], batch_first=True)
+    return {"ids": ids, "answer": torch.tensor([row["answer"] for row in rows])}
+"""
+
+
+def test_samples_of_different_lengths_are_combined_by_data_collate(tmp_path):
+    (tmp_path / "words.py").write_text(WORDS)
+    source, collate = f"{tmp_path}/words.py:datasets", f"{tmp_path}/words.py:collate"
+    samples = _load(source, collate=collate, target="answer")
+    inputs, targets = samples.train.fetch([0, 2])
+    assert inputs.tree["ids"].tolist() == [[1, 0, 0], [1, 2, 3]]
+    assert (list(inputs.tree), targets.tolist()) == (["ids"], [0, 2])
+    with pytest.raises(DataError, match="no entry wrong"):
+        _load(source, collate=collate, target="wrong")
+    with pytest.raises(UsageError, match=r"data\.target does not apply"):
+        _load("digits", target="answer")
+
+
+def test_a_collate_function_that_only_the_checkpoint_names_is_not_run(tmp_path):
+    (tmp_path / "words.py").write_text(WORDS)
+    source, collate = f"{tmp_path}/words.py:datasets", f"{tmp_path}/words.py:collate"
+    recorded = {"source": source, "collate": collate, "target": "answer"}
+    with pytest.raises(CheckpointRefused, match=r"code to combine its samples"):
+        load_samples(DataSection(), recorded=recorded, trust=Trust(frozenset({("data.source", source)})), seed=0)
+    samples = load_samples(DataSection(), recorded=recorded, trust=Trust(everything=True), seed=0)
+    assert samples.train.fetch([0])[1].tolist() == [0]
