@@ -13,6 +13,10 @@ from support.battery.cases import load_cases
 
 SHORT = [
     "layers/conv1d",
+    "layers/multihead_attention",
+    "layers/lstm",
+    "layers/raw_parameter_einsum",
+    "operators/grid_sample",
     "outputs/named_tuple",
     "batches/half_weights",
     "batches/two_tensors_in_a_tuple",
@@ -27,7 +31,38 @@ LONG = [
     "batches/a_list_as_one_argument",
     "batches/tabular_mixed",
     "batches/graph",
+    "layers/linear",
+    "layers/conv3d",
+    "layers/transposed",
+    "layers/grouped_and_depthwise",
+    "layers/bilinear",
+    "layers/transformer_encoder",
+    "layers/transformer_seq_first",
+    "layers/lstm_two_layers_both_ways",
+    "layers/gru",
+    "layers/rnn",
+    "layers/lstm_cell",
+    "layers/functional_linear_of_a_module",
+    "layers/raw_parameter_matmul",
+    "layers/raw_parameter_conv",
+    "layers/own_linear_class",
+    "layers/scaled_linear_subclass",
+    "layers/lora",
+    "layers/called_twice",
+    "layers/tied_weights",
+    "layers/experts",
+    "layers/unused_layer",
+    "layers/frozen_backbone",
+    "operators/custom_function",
+    "operators/reentrant_checkpoint",
+    "operators/checkpoint_without_reentry",
+    "operators/data_parallel",
+    "operators/compiled",
+    "operators/scripted_part",
+    "operators/hook_that_closes_over_itself",
+    "operators/weight_through_the_state",
 ]
+REFUSED = ["operators/script_module", "operators/dropout_in_evaluation", "operators/iterable_data_set"]
 IN_PART = [
     "batches/token_ids",
     "batches/token_ids_uint8",
@@ -42,6 +77,11 @@ IN_PART = [
 def test_a_case_works(name: str) -> None:
     row = run(name, load_cases()[name])
     assert (row["status"], row.get("why")) == ("works", None)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in REFUSED])
+def test_a_case_is_rightly_refused(name: str) -> None:
+    assert run(name, load_cases()[name])["status"] == "rightly refused"
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.long) for name in IN_PART])

@@ -11,9 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.errors import UsageError
 from prunetaylor.data.samples import Batches, Inputs
-from prunetaylor.network.layer import Layer
+from prunetaylor.network.layer import Call, Layer
 from prunetaylor.network.observation import observing
 from prunetaylor.network.state import match_memory_format
 from prunetaylor.runtime.processes.exchange import all_sum
@@ -44,7 +43,7 @@ def add_gradients(
         reference = Reference(dense_outputs, labelled_positions(dense_outputs, targets))
     with torch.enable_grad():
         # None of the calls that the backward pass makes, where activations are not kept.
-        with features.watching(), features.weighed(share):
+        with features.watching(), features.weighed(share, len(x)):
             outputs = compute_outputs(module, x).float()
         error = towards.values(outputs, reference).mean() / scale
         (error * share).backward()  # type: ignore[no-untyped-call]
@@ -84,6 +83,7 @@ class FeatureLoss:
         )
         self._targets: dict[str, Tensor] = {}  # y* by layer and call
         self._share: float | None = None  # None: passes of ``module`` are none of ours
+        self._samples = 1
         self._calls: Counter[str] = Counter()
         self.variances: Mapping[str, float] = {}
 
@@ -97,7 +97,7 @@ class FeatureLoss:
         with (
             hooked(hooks),
             observing(self._their_layers, lambda call: self._store(call.layer.name, call.y)),
-            observing(self._my_layers, lambda call: self._pull(call.layer.name, call.y)),
+            observing(self._my_layers, self._pull_call),
         ):
             yield
 
@@ -107,9 +107,9 @@ class FeatureLoss:
         return targets
 
     @contextmanager
-    def weighed(self, share: float) -> Iterator[None]:
+    def weighed(self, share: float, samples: int) -> Iterator[None]:
         """Weigh the pass of ``module`` inside; the dense network has just seen the same samples."""
-        self._share, self._calls = share, Counter()
+        self._share, self._samples, self._calls = share, samples, Counter()
         try:
             yield
         finally:
@@ -124,6 +124,13 @@ class FeatureLoss:
         # An activation may overwrite it.
         self._targets[self._call(name)] = output.detach().to(torch.float32, copy=True)
 
+    def _pull_call(self, call: Call) -> None:
+        # Rows that a network sends to one of its experts may be others than in the dense network.
+        if len(call.inputs) % self._samples == 0:
+            self._pull(call.layer.name, call.y)
+        else:
+            self._call(call.layer.name)
+
     def _pull(self, name: str, output: Tensor) -> None:
         if self._share is None:
             return
@@ -132,10 +139,7 @@ class FeatureLoss:
             return
         target, variance = self._targets.get(call), self.variances.get(call)
         if target is None or variance is None or target.shape != output.shape:
-            raise UsageError(
-                f"{name} is not called as in the dense network, so its outputs cannot be matched",
-                "use prune.refine_by=gauss-newton, or prune.refine=none",
-            )
+            return  # other samples than in the dense network were sent there
         back, weight = target.sub_(output.detach()), -2 * FEATURES * self._share
         weight /= len(self.variances) * variance * output.numel()
         last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)

@@ -131,6 +131,15 @@ class DenseOutputs:
         """Return the layer if a pass may stop after it, as each calls it once."""
         return layer if layer.name in self._once else None
 
+    def outputs_of(self, call: Call, x: Tensor) -> Tensor:
+        """Return the dense layer's outputs (G, P, R) for inputs (G, P, C) of a call in the pruned network."""
+        layer = self.layers[call.layer.name]
+        outputs = x.float() @ layer.matrix(layer.weight.detach()).float()[slice(*call.groups)].mT
+        bias = call.bias if layer.bias is None else self.module.get_parameter(layer.bias)
+        if bias is None:
+            return outputs
+        return outputs + bias.detach().float().reshape(layer.groups, 1, -1)[slice(*call.groups)]
+
     def _rows(self, layers: list[Layer], until: Layer | None) -> Iterator[dict[str, list[Tensor]]]:
         calls: dict[str, list[Tensor]] = {}
 
@@ -148,28 +157,36 @@ def paired_moments(
     """Return the moments of the layer's inputs in the pruned network with its outputs in the dense one as targets.
 
     A bias that is no intercept stays as it is and is subtracted from the targets, and so are the biases of modules that
-    share a weight.
+    share a weight. Where the network sends some of its samples to the layer, as a mixture of experts does, they may be
+    others than the dense network sent there: the targets are then what the dense layer gives for the same inputs.
     """
     absorbed = intercept is not None and intercept.sign > 0
     sums = LayerSums([layer])
     rows: list[tuple[Call, Tensor]] = []
+    routed = False
 
     def add(start: int, samples: int, call: Call) -> None:
+        nonlocal routed
+        routed = routed or len(call.inputs) % samples > 0
         rows.append((call, sampled_rows(call, dense.where, start, samples)[0]))
 
     until = dense.last(layer)
     passes = forward_own(module, batches, watch=Watch([layer], add), until=None if until is None else layer)
     for _, targets in zip(passes, dense.rows_of(layer.name), strict=True):
-        if [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
-            raise UsageError(
-                f"{layer.name} is not called as in the dense network, so least squares has no target for it",
-                "use prune.repair=obs, or exclude the layer (prune.exclude)",
-            )
+        if routed or [x.shape[:2] for _, x in rows] != [t.shape[:2] for t in targets]:
+            targets = [dense.outputs_of(call, x) for call, x in rows]
         for (call, x), t in zip(rows, targets, strict=True):
             fixed = None if absorbed or call.bias is None else call.bias.detach().reshape(len(x), 1, -1)
             sums.add(call, x, t if fixed is None else t - fixed)
         rows.clear()
-    return sums.moments()[layer.name]
+        routed = False
+    moments = sums.moments()
+    if layer.name not in moments:
+        raise UsageError(
+            f"no calibration sample reaches {layer.name} in the pruned network, so least squares has no target for it",
+            "use prune.repair=obs, or exclude the layer (prune.exclude)",
+        )
+    return moments[layer.name]
 
 
 @torch.no_grad()

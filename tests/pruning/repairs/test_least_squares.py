@@ -15,7 +15,7 @@ from prunetaylor.pruning import activation_cache
 from prunetaylor.pruning.intercepts import find_intercepts
 from prunetaylor.pruning.masks import apply_masks, check_masks
 from prunetaylor.pruning.repairs import least_squares
-from prunetaylor.pruning.repairs.least_squares import DenseOutputs, repair
+from prunetaylor.pruning.repairs.least_squares import DenseOutputs, paired_moments, repair
 from prunetaylor.taylor.curvature.gram import Positions
 from support.samples import batches, rand
 from support.taylor_models import EVERY
@@ -403,11 +403,40 @@ class Routed(nn.Module):
         return x.new_zeros(len(x), 3).index_put((chosen,), self.last(x[chosen]))
 
 
-def test_a_layer_called_otherwise_than_in_the_dense_network_is_named() -> None:
+def test_a_layer_that_no_sample_reaches_any_more_is_named() -> None:
     dense, x = Routed(), rand(30, 4)
     module = copy.deepcopy(dense)
     with torch.no_grad():
-        module.gate.bias.add_(0.5)
+        module.gate.bias.sub_(100)
     outputs = DenseOutputs(dense, Network.from_module(dense).layers, batches(x, size=7), Positions(30, 0))
-    with pytest.raises(UsageError, match=r"^last (.|\n)*prune.repair=obs"):
+    with pytest.raises(UsageError, match=r"reaches last (.|\n)*prune.repair=obs"):
         least_squares.paired_moments(module, Network.from_module(module).layers[-1], None, outputs, batches(x, size=7))
+
+
+class Experts(nn.Module):
+    """Each sample goes through one of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 5) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, out = self.gate(x).argmax(1), x.new_zeros(len(x), 5)
+        for i, expert in enumerate(self.experts):
+            out[chosen == i] = expert(x[chosen == i])
+        return out
+
+
+def test_an_expert_is_fitted_on_the_samples_that_reach_it() -> None:
+    dense = Experts()
+    module = copy.deepcopy(dense)
+    with torch.no_grad():
+        module.gate.weight.neg_()  # nearly all samples go elsewhere
+    data = batches(rand(50, 8), size=16)
+    outputs = DenseOutputs(dense, Network.from_module(dense).layers, data, Positions(50, 0))
+    layer = next(one for one in Network.from_module(module).layers if one.name == "experts.0")
+    moments = paired_moments(module, layer, None, outputs, data)
+    x = rand(50, 8)[module.gate(rand(50, 8)).argmax(1) == 0]
+    targets = dense.experts[0](x) - dense.experts[0].bias
+    assert moments.rows == len(x)
+    torch.testing.assert_close(moments.tx[0, :, :-1].float(), targets.mT @ x / len(x), rtol=1e-4, atol=1e-5)
