@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
+from prunetaylor.core.errors import DataError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.outcome import Alert, NetworkStats
 from prunetaylor.measure.cost import count_flops, count_parameters
@@ -50,12 +52,20 @@ def evaluate_on_test(
     """Evaluate a network on all test samples, by the job's metric; None without data.
 
     ``dense`` is the dense network that it was pruned from; None if it is the dense one itself.
+
+    Raises DataError: the samples do not define the metric, as those of a single class do not define AUC.
     """
     if job.samples is None:
         return None
     progress.phase(phase)
     batch = max(1, job.config.data.batch_size // current_chunks().batch)
-    return evaluate(module, job.batches(job.samples.test, batch_size=batch), job.task, job.metric, dense)
+    evaluation = evaluate(module, job.batches(job.samples.test, batch_size=batch), job.task, job.metric, dense)
+    if math.isnan(evaluation.metrics[job.metric.name]):
+        raise DataError(
+            f"{job.metric.title} is not defined on these {len(job.samples.test):,} test samples",
+            "give test samples of several classes, or set another metric",
+        )
+    return evaluation
 
 
 def network_stats(

@@ -146,6 +146,18 @@ def test_a_loss_and_a_metric_of_ones_own(here: Path, inline) -> None:
     assert own["checks"][0]["value"] == pytest.approx(sum(c["drop"]["value"] for c in own["classes"]) / 10)
 
 
+def test_a_share_that_is_no_mean_is_judged_in_points(here: Path, inline) -> None:
+    code, stdout, stderr = inline("check", "runs/model-1", "--max-drop", "0.5pp", "gate.metric=f1", "--json")
+    assert code == 3, stderr
+    found = json.loads(stdout)
+    assert_valid_json(found)
+    assert found["metric"] == {"name": "f1", "goal": "max", "unit": "%"}
+    assert found["drop"]["unit"] == found["checks"][0]["unit"] == "pp"
+    assert set(found["dense"]["metrics"]) == {"f1", "loss"}
+    assert "resample F1" in stderr
+    assert "top" not in json.dumps({key: value for key, value in found.items() if key != "configuration"})
+
+
 def test_plain_weights_borrow_the_others_network_and_data(here: Path, inline) -> None:
     content = torch.load(here / "model.pt", weights_only=True)
     torch.save(content["state_dict"], here / "plain.pt")

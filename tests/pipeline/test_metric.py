@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.functional import mse_loss
 
-from prunetaylor.core.errors import UsageError
+from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.core.results.outcome import PruneResult
 from prunetaylor.measure.metrics import load_metric
 from prunetaylor.report.html.run_page import run_page
@@ -18,7 +18,7 @@ from prunetaylor.report.json_report import to_json
 from prunetaylor.report.summary import outcome_lines
 from prunetaylor.report.terminal.run import print_outcome
 from support.networks import ConvNet, mlp, trained
-from support.runs import quick
+from support.runs import TEST, quick
 from support.samples import curve
 
 OWN = """
@@ -85,6 +85,14 @@ def test_the_best_epoch_is_chosen_by_it(conv: ConvNet, name: str) -> None:
     values = [epoch.validation for epoch in outcome.epochs]
     assert all(value >= 1 for value in values) if name == "perplexity" else all(0 <= value <= 100 for value in values)
     assert_measured_by(outcome, name)
+
+
+def test_samples_that_do_not_define_it_are_refused(conv: ConvNet) -> None:
+    one_class = TEST[1] == TEST[1][0]
+    with pytest.raises(DataError, match="AUC is not defined on these"):
+        quick(
+            conv, test=(TEST[0][one_class], TEST[1][one_class]), sparsity=0.5, metric="auc", prune__method="magnitude"
+        )
 
 
 def test_what_does_not_fit_is_refused_before_any_work(conv: nn.Module) -> None:

@@ -209,6 +209,22 @@ def test_runs_side_by_side_in_80_columns() -> None:
     assert "  the runs were measured on different samples (their data hashes differ)" in lines
 
 
+def test_drops_of_other_metrics_have_their_units() -> None:
+    shares, values = report(metric="f1"), report(metric="mse", goal="min", unit="", drop=Drop(0.02, 0.01, 0.03))
+    for one, name in ((shares, "f1"), (values, "mse")):
+        one["dense"]["metrics"] = one["pruned"]["metrics"] = {name: 0.5}
+    lines = shown(["a", "b"], [shares, values])
+    heads = " ".join(" ".join(lines[:2]).split())
+    assert "metric" in heads
+    assert "drop (95 %)" in heads
+    assert "pp" not in heads
+    assert any("2.36 pp (1.92..2.81)" in line for line in lines)
+    assert any("0.02 (0.01..0.03)" in line for line in lines)
+    assert [run["drop"] for run in compare(["b"], [values])["runs"]] == [
+        {"value": 0.02, "low": 0.01, "high": 0.03, "unit": ""}
+    ]
+
+
 def test_the_comparison_in_json_and_as_a_page() -> None:
     found = compare(["a", "b"], [report(), other()])
     assert [run["drop_pp"]["value"] for run in found["runs"]] == [2.36, 1.2]
