@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,8 +21,7 @@ from prunetaylor.data.transforms import Named
 __all__ = [
     "BatchShard",
     "Batches",
-    "Check",
-    "Checked",
+    "ChangedTargets",
     "DatasetSplit",
     "Inputs",
     "Preprocess",
@@ -30,12 +29,14 @@ __all__ = [
     "Samples",
     "Split",
     "Subset",
+    "TargetChange",
     "TensorSplit",
     "WithTargets",
     "check_targets",
     "decode_sharded",
     "draw",
     "fingerprint",
+    "with_changed_targets",
 ]
 
 
@@ -77,18 +78,18 @@ def draw(split: Split, n: int, generator: torch.Generator) -> list[int]:
     return [int(index) for index in order[:n].tolist()]
 
 
-Check = Callable[[Tensor, str, Sequence[int] | None], None]
-"""A function of (targets, their name, the samples' indices or None for all) that raises DataError if they are wrong."""
+TargetChange = Callable[[Tensor, str, Sequence[int] | None], Tensor]
+"""A function of (targets, their name, the samples' indices or None for all) that returns them checked and arranged.
+
+It raises DataError if they are wrong.
+"""
 
 
-class Checked(Split):
-    """A split that checks targets as they are read, because they are unknown until then.
+class ChangedTargets(Split):
+    """A split whose targets are checked and arranged as they are read, because they are unknown until then."""
 
-    ``check(targets, name, indices)`` raises DataError.
-    """
-
-    def __init__(self, parent: Split, check: Check, name: str) -> None:
-        self._parent, self._check, self._name = parent, check, name
+    def __init__(self, parent: Split, change: TargetChange, name: str) -> None:
+        self._parent, self._change, self._name = parent, change, name
         self.lazy = parent.lazy
 
     def __len__(self) -> int:
@@ -100,8 +101,7 @@ class Checked(Split):
 
     def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
         inputs, targets = self._parent.fetch(indices, variant)
-        self._check(targets, self._name, indices)
-        return inputs, targets
+        return inputs, self._change(targets, self._name, indices)
 
     def origin(self, index: int) -> int:
         return self._parent.origin(index)
@@ -116,6 +116,27 @@ class Checked(Split):
     @property
     def collate(self) -> Collate | None:
         return self._parent.collate
+
+
+def with_changed_targets(samples: Samples, change: TargetChange) -> Samples:
+    """Return the samples with changed targets: at once if they are in memory, otherwise batch by batch."""
+
+    def one(split: Split, name: str) -> Split:
+        targets = split.targets()
+        if not split.labelled:
+            return split
+        if targets is None:
+            return ChangedTargets(split, change, name)
+        changed = change(targets, name, None)
+        return split if changed is targets else WithTargets(split, changed)
+
+    validation = samples.validation
+    return replace(
+        samples,
+        train=one(samples.train, "training targets"),
+        test=one(samples.test, "test targets"),
+        validation=None if validation is None else one(validation, "validation targets"),
+    )
 
 
 def check_targets(targets: Tensor, outputs: int, name: str = "targets", indices: Sequence[int] | None = None) -> None:

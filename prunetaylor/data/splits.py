@@ -69,7 +69,8 @@ class Split(ABC):
 
     def in_memory(self) -> TensorSplit:
         """Return all samples, decoded once."""
-        return TensorSplit(*self.fetch(range(len(self))))
+        inputs, targets = self.fetch(range(len(self)))
+        return TensorSplit(inputs, targets if self.labelled else None)
 
 
 class TensorSplit(Split):
@@ -163,11 +164,12 @@ def decode_sharded(split: Split) -> TensorSplit:
         return split.in_memory()
     own = own_range(len(split))
     inputs, targets = split.fetch(own or range(1))
-    targets = gather_rows(targets[: len(own)])
+    known = gather_rows(targets[: len(own)])
+    labels = known if split.labelled else None
     if (tensor := inputs.tensor) is not None and inputs.collated is None:
-        return TensorSplit(gather_rows(tensor[: len(own)]), targets)
+        return TensorSplit(gather_rows(tensor[: len(own)]), labels)
     parts = gather_objects(inputs.sendable() if own else None)
-    return TensorSplit(Inputs.cat([part.collated_by(split.collate) for part in parts if part is not None]), targets)
+    return TensorSplit(Inputs.cat([part.collated_by(split.collate) for part in parts if part is not None]), labels)
 
 
 class Subset(Split):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.code import Trust
 from prunetaylor.core.config.schema import Config, GateSection
 from prunetaylor.core.errors import UsageError
@@ -63,7 +64,9 @@ def require_limits(config: Config) -> None:
     without = sorted(_NEEDS_SAMPLES & set(limits_set(gate)))
     if config.data.source == "none" and without:
         raise UsageError(f"gate.{without[0]} cannot be judged without samples", "name them with --data")
-    load_metric(gate.metric or config.metric)
+    named = gate.metric or asked(config.metric)
+    if named is not None:
+        load_metric(named)
 
 
 def require_reachable(job: Job) -> None:

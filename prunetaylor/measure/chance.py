@@ -14,7 +14,9 @@ was trained with weighted classes may be right less often than the majority (1) 
 margin is 2 % of the way from chance to always right, but at most half of the chance level: a network whose labels were
 shuffled *is* at chance, and no number of samples would show it to be below.
 
-For regression only the loss is compared, with that of the mean. docs/explanation/chance.md has the error rates.
+For regression only the loss is compared, with that of the mean. Where a sample has a class for each token or pixel, its
+mean loss and its share of right positions are compared with those of the classes' shares and of the most frequent one.
+docs/explanation/chance.md has the error rates.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from torch import Tensor
 from prunetaylor.core.results.outcome import CLASSES_RENAMED, DENSE_AT_CHANCE, Alert
 from prunetaylor.measure.evaluate import Evaluation
 from prunetaylor.measure.paired import tango
-from prunetaylor.taylor.objective import Task
+from prunetaylor.taylor.objective import IGNORED, Task
 
 MIN_SAMPLES = 20
 """With fewer samples there is no warning."""
@@ -81,7 +83,8 @@ def check_chance(evaluation: Evaluation, task: Task, *, pruned: bool = False) ->
         key, text = CLASSES_RENAMED, f"the network knows the classes by other ids {compared}"
     else:
         return None
-    causes = ["class ids in another order or shifted by one"] if evaluation.correct is not None else ["other targets"]
+    classes = evaluation.correct is not None or evaluation.accuracy is not None
+    causes = ["class ids in another order or shifted by one"] if classes else ["other targets"]
     causes += ["inputs scaled unlike in training (data.normalize)", "another image size (data.size)"]
     causes += ["the wrong checkpoint or architecture", *(["pruned too far"] if pruned else [])]
     likely = f"Most likely {renamed}" if renamed else f"Likely causes: {', '.join(causes)}"
@@ -99,6 +102,8 @@ def is_above_chance(evaluation: Evaluation, task: Task) -> bool:
     baseline = best_constant_answer(evaluation, task).losses
     if baseline is not None and _above_zero(baseline - evaluation.losses.detach().double().cpu()):
         return True
+    if evaluation.accuracy is not None:
+        return _above_zero(evaluation.accuracy.double().cpu() - _most_frequent_shares(evaluation.targets.cpu()))
     if evaluation.correct is None:
         return False
     most = _most_frequent(_counts(evaluation.targets.cpu())[0])
@@ -110,6 +115,10 @@ def _no_better(evaluation: Evaluation) -> bool:
     """Return True if the predictions, where they are right or wrong, are certainly no better than a constant one."""
     if evaluation.predictions is not None and bool((evaluation.predictions == evaluation.predictions[:1]).all()):
         return True  # the network itself gives a constant answer
+    if evaluation.accuracy is not None:
+        baseline = _most_frequent_shares(evaluation.targets.cpu())
+        gain, margin = evaluation.accuracy.double().cpu() - baseline, _margin(float(baseline.mean()))
+        return _above_zero(margin - gain)
     if evaluation.correct is not None:
         return _not_above(evaluation.correct.cpu(), evaluation.targets.cpu())
     return evaluation.predictions is None or _labels_not_above(evaluation.predictions.cpu(), evaluation.targets.cpu())
@@ -122,8 +131,15 @@ def _compared(evaluation: Evaluation, baseline: Mapping[str, float]) -> str:
         assert evaluation.correct is not None  # as the constant answer has an accuracy
         top1 = 100 * int(evaluation.correct.sum()) / len(evaluation.correct)
         parts.append(f"top-1 {top1:.2f} % (always predicting the most frequent class: {baseline['top1']:.2f} %)")
+    if evaluation.accuracy is not None:
+        right = 100 * float(evaluation.accuracy.double().mean())
+        most = 100 * float(_most_frequent_shares(evaluation.targets.cpu()).mean())
+        parts.append(
+            f"{right:.2f} % of the positions are right (always predicting the most frequent class: {most:.2f} %)"
+        )
     if "loss" in baseline:
-        what = "predicting the class frequencies" if evaluation.correct is not None else "the best constant answer"
+        classes = evaluation.correct is not None or evaluation.accuracy is not None
+        what = "predicting the class frequencies" if classes else "the best constant answer"
         parts.append(f"loss {evaluation.metrics['loss']:.4g} ({what}: {baseline['loss']:.4g})")
     return ", ".join(parts)
 
@@ -147,6 +163,8 @@ def _constant_losses(targets: Tensor, task: Task) -> Tensor | None:
     sample is added to each count (Krichevsky & Trofimov 1981), so that a class seen once has a finite loss.
     """
     n = len(targets)
+    if task == "classification" and targets.dim() == 2:
+        return _constant_position_losses(targets)
     if task == "classification":
         at, counts = _counts(targets)
         others = counts[at].double() - 0.5
@@ -159,6 +177,25 @@ def _constant_losses(targets: Tensor, task: Task) -> Tensor | None:
         y = targets.reshape(n, -1).double()
         return 0.5 * ((y - y.mean(0)) * n / (n - 1)).square().sum(1)
     return None
+
+
+def _constant_position_losses(targets: Tensor) -> Tensor:
+    """As :func:`_constant_losses`, for the class ids (N, P) of positions: the mean over each sample's that count."""
+    counted = targets != IGNORED
+    at, counts = _counts(targets[counted])
+    sample = counted.nonzero()[:, 0]
+    _, pair, own = torch.unique(sample * len(counts) + at, return_inverse=True, return_counts=True)
+    others = (counts[at] - own[pair]).double() + 0.5  # of the class, in the other samples
+    total = len(at) - counted.sum(1)[sample] + 0.5 * len(counts)
+    losses = torch.zeros(len(targets), dtype=torch.double).index_add_(0, sample, -(others / total).log())
+    return losses / counted.sum(1).clamp_min(1)
+
+
+def _most_frequent_shares(targets: Tensor) -> Tensor:
+    """Return the share (N,) of each sample's positions that count and have the most frequent class of all samples."""
+    counted = targets != IGNORED
+    most = int(targets[counted].mode().values)
+    return ((targets == most) & counted).sum(1).double() / counted.sum(1).clamp_min(1)
 
 
 def _above_zero(values: Tensor) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.code import Trust, settings_of
 from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.schema import Config
-from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.errors import UsageError
 from prunetaylor.core.progress import Progress
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.core.results.outcome import Alert, removed_at
@@ -193,24 +195,21 @@ def make_job(
     module = module.to(device).eval()
     facts, notes, types = _facts(module, samples, device), list(notes), dict(types or {})
     run: Callable[[nn.Module], object] | None = None
-    if samples is not None:
-        if not samples.test.labelled:
-            raise DataError(
-                "the test samples have no labels, so nothing can be measured",
-                "give test samples with labels; training samples need none",
-            )
+    if samples is None:
+        config = config.model_copy(update={"metric": asked(config.metric) or "top1"})
+    else:
         fitted = fit_inputs(config.data, module, samples, device)
-        samples, choices = fitted.samples, [*choices, *samples.choices, *fitted.choices]
         types |= fitted.types
-        x, y = first_batch(_batches(config, facts, samples, device, samples.test.subset([0])))
-        task, samples = find_task(config, module, samples, x, y)
-        facts = replace(facts, task=task)
+        task = find_task(config, module, fitted.samples, partial(_batches, config, facts, fitted.samples, device))
+        choices = [*choices, *samples.choices, *fitted.choices, *task.choices]
+        samples, config = task.samples, config.model_copy(update={"metric": task.metric})
+        facts = replace(facts, task=task.task, task_reason=task.reason)
         some = samples.test.subset(range(min(OBSERVED, len(samples.test))))
         observed, _ = first_batch(_batches(config, facts, samples, device, some, workers=0))
         run = partial(forward_one, x=observed)
         if would_gain(module, device):
             facts = replace(facts, plain_layout=find_obstacle(module, observed.rows(slice(2))))
-        if not facts.labelled and task != "classification":
+        if not facts.labelled and task.task != "classification":
             # of the kind that a value is
             zeros = torch.zeros(len(samples.train), 1)
             samples = replace(samples, train=WithTargets(samples.train, zeros, labelled=False))
@@ -246,6 +245,7 @@ def _facts(module: nn.Module, samples: Samples | None, device: torch.device) -> 
         decodes=samples is not None and any(split.lazy for split in samples.splits),
         training_samples=None if samples is None else len(samples.train),
         labelled=samples is None or samples.train.labelled,
+        test_labelled=samples is None or samples.test.labelled,
         has_validation=samples is not None and samples.validation is not None,
     )
 

@@ -80,7 +80,7 @@ def make_outcome(
 
 def _best_constant_metrics(job: Job, dense: Measurement) -> dict[str, float]:
     """Return the metrics of the best constant answer, of those that the dense network was measured by."""
-    if dense.evaluation is None:
+    if dense.evaluation is None or not job.facts.test_labelled:
         return {}
     metrics = best_constant_answer(dense.evaluation, job.task).metrics
     return {name: value for name, value in metrics.items() if name in dense.stats.metrics}

@@ -40,7 +40,7 @@ from prunetaylor.taylor.curvature.gram import Positions
 from prunetaylor.taylor.layer_check import check_layers
 from prunetaylor.taylor.model import TaylorModel
 from prunetaylor.taylor.objective import Objective
-from prunetaylor.taylor.output_check import check_deterministic
+from prunetaylor.taylor.output_check import check_deterministic, check_independent
 from prunetaylor.taylor.passes import first_batch
 
 MIN_HOLDOUT = 20
@@ -86,6 +86,7 @@ def probe(job: Job, dense: Network, sampler: Sampler | None, progress: Progress)
     progress.step("samples drawn")
     batches = calibration.fit.batches
     check_deterministic(dense.module, batches)
+    check_independent(dense.module, batches)
     layers = check_layers(job.network, batches, fitted=fits_samples(job.config, job.method))
     for network in (job.network, dense):
         network.keep_only(layers.order, layers.why)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetaylor.core import registry
+from prunetaylor.core.config.asked import asked
 from prunetaylor.core.config.keys import is_open, leaves, suggestion
 from prunetaylor.core.config.paths import rooted
 from prunetaylor.core.config.resolve import Resolved, Written, flat, override, resolve
@@ -222,7 +223,7 @@ def _measured_by(base: Resolved, objectives: Sequence[SweepObjective], file: str
 
 def _default_objective(base: Resolved) -> SweepObjective:
     """Return the objective of a sweep that names none: the base's metric, or weights that remain without samples."""
-    name = "nonzero" if base.config.data.source == "none" else base.config.metric
+    name = "nonzero" if base.config.data.source == "none" else asked(base.config.metric) or "top1"
     return SweepObjective(name, default_goal(name))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunetaylor.core.errors import NumericsError
+from prunetaylor.core.errors import DataError, NumericsError
 from prunetaylor.data.samples import Batches, Inputs
 from prunetaylor.taylor.passes import OutputHook, first_batch, forward_one, hooked
 
@@ -74,3 +74,28 @@ def _first_not_finite(module: nn.Module, x: Inputs) -> str | None:
     with hooked({child: check(name) for child, name in leaves.items()}):
         forward_one(module, x)
     return names[0] if names else None
+
+
+def check_independent(module: nn.Module, batches: Batches) -> None:
+    """Pass samples of the first batch together and alone.
+
+    Raises DataError: the outputs of one depend on which others are in its batch. Nothing that is measured batch by
+    batch is then the network's own.
+    """
+    x, _ = first_batch(batches)
+    if len(x) == 1:
+        return
+    together = forward_one(module, x)
+    for row in {0, len(x) - 1}:
+        own, other = forward_one(module, x.rows(slice(row, row + 1))), together[row : row + 1]
+        if own.shape == other.shape and not _alike(own.float(), other.float()):
+            raise DataError(
+                "the network's outputs for a sample depend on which other samples are in its batch",
+                "compute statistics for each sample, or in evaluation mode use those of training, as batch norms do",
+            )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Return whether two outputs differ by no more than kernels for other shapes do."""
+    size = float(torch.maximum(a.norm(), b.norm()))
+    return float((a - b).norm()) <= 0.02 * size + 1e-6

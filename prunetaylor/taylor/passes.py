@@ -86,6 +86,12 @@ def first_batch(batches: Batches) -> tuple[Inputs, Tensor]:
     return next(iter(batches))
 
 
+def call_network(module: nn.Module, x: Inputs) -> object:
+    """Return whatever the network returns for the inputs ``x``, in evaluation mode without gradients."""
+    with evaluating(module), torch.no_grad():
+        return x.call(module)
+
+
 def compute_outputs(module: nn.Module, x: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
     """Return the outputs for the inputs ``x`` of B samples, in the mode that the module is in: (B, K), or (B, P, K).
 

@@ -17,10 +17,10 @@ from prunetaylor.taylor.memory import chunk_size
 
 FLOAT = 4
 """Bytes of the type that samples, activations and gradients are in."""
-_GAPS = 2.0
+_GAPS = 1.75
 """What the allocator takes for the tensors of a batch's passes, over what they are: 1.4 to 2 with glibc's.
 
-Those of _MAPPED bytes or more it gives pages of their own, which leave few gaps: a fifth is enough for them.
+Those of _MAPPED bytes or more it gives pages of their own, which leave no gaps: a tenth is enough for them.
 """
 _MAPPED = 32 << 20
 
@@ -155,7 +155,7 @@ def predicting(sizes: Sizes) -> int:
 def _of_batch(sizes: Sizes, each: int, tensor: int = 0) -> int:
     """Return the bytes of a batch. Tensors of a pass have all sizes, and leave gaps in memory."""
     tensor = max(tensor, sizes.sample.module, sizes.sample.forward // 3)
-    return int((1.2 if sizes.batch * tensor >= 2 * _MAPPED else _GAPS) * sizes.batch * each)
+    return int((1.1 if sizes.batch * tensor >= 2 * _MAPPED else _GAPS) * sizes.batch * each)
 
 
 def moments_bytes(layer: LayerSize, wide: int) -> int:

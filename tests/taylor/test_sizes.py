@@ -115,15 +115,15 @@ def of_sample(**sample: int) -> Sizes:
 
 
 def test_large_tensors_leave_no_gaps() -> None:
-    assert forward(of_sample(module=1000)) == 2 * 30_000
-    assert forward(of_sample(module=7 * MIB)) == pytest.approx(1.2 * 210 * MIB)
-    assert directional(of_sample(forward_mode=42 * MIB)) == pytest.approx(1.2 * 420 * MIB)
+    assert forward(of_sample(module=1000)) == int(1.75 * 30_000)
+    assert forward(of_sample(module=7 * MIB)) == pytest.approx(1.1 * 210 * MIB)
+    assert directional(of_sample(forward_mode=42 * MIB)) == pytest.approx(1.1 * 420 * MIB)
 
 
 def test_memory_inside_modules_counts_if_larger_than_their_outputs() -> None:
     shown, inside = of_sample(module=1000), of_sample(module=1000, forward=30_000)
     assert forward(of_sample(module=1000, forward=3000, forward_mode=6000)) == forward(shown)
-    assert forward(inside) == 2 * 300_000
+    assert forward(inside) == int(1.75 * 300_000)
     assert backward(inside) == forward(inside) + graph(inside)
     assert directional(inside) == 2 * forward(inside)
 

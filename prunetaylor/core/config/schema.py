@@ -46,6 +46,9 @@ class ModelSection(Section):
     network."""
     args: dict[str, Any] = {}
     """Keyword arguments of the network's factory; for hf:DIR, entries of config.json."""
+    output: str = "auto"
+    """The output that counts, where the network returns several: a key, an attribute or an index, nested ones joined by
+    dots; auto: the one that fits the targets."""
 
 
 class DataSection(Section):
@@ -266,10 +269,10 @@ class Config(Section):
     """Trackers that receive a run's numbers: tensorboard (in the run's folder), mlflow, wandb; each is an extra."""
     loss: Annotated[str, WithJsonSchema({"anyOf": [{"enum": _LOSSES}, {"type": "string", "pattern": ":"}]})] = "auto"
     """The loss that the network was trained with: cross-entropy, bce (of logits), mse, or FILE.py:FUNCTION of (outputs,
-    targets); auto: cross-entropy for class ids, mse for values."""
-    metric: Annotated[str, _METRIC] = "top1"
+    targets); auto: cross-entropy for class ids and shares of classes, bce for zeros and ones, mse for values."""
+    metric: Annotated[str, _METRIC] = "auto"
     """The metric whose drop is measured: one of those below, FILE.py:FUNCTION of (outputs, targets), or
-    torchmetrics:NAME."""
+    torchmetrics:NAME; auto: the usual one of the task, top1 for classes."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed."""
     device: str = "auto"

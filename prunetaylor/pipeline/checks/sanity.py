@@ -26,7 +26,7 @@ SAMPLE_SIZES = 256, 2048
 
 def dense_alerts(job: Job, evaluation: Evaluation | None) -> tuple[Alert, ...]:
     """Return the alert of a dense network that is no better than guessing on the test samples, if it is none."""
-    if evaluation is None:
+    if evaluation is None or not job.facts.test_labelled:
         return ()
     metadata = job.checkpoint.metadata if job.checkpoint is not None else None
     alert = check_chance(evaluation, job.task, pruned=metadata is not None and bool(metadata.masks))
@@ -54,7 +54,7 @@ def pruned_alerts(job: Job, evaluation: Evaluation | None, dense: Iterable[Alert
 
     There is none beside a dense network that is no better itself, by its own alerts.
     """
-    if evaluation is None or any(alert.key in BROKEN for alert in dense):
+    if evaluation is None or not job.facts.test_labelled or any(alert.key in BROKEN for alert in dense):
         return ()
     if not is_at_chance(evaluation, job.task):
         return ()
@@ -63,7 +63,7 @@ def pruned_alerts(job: Job, evaluation: Evaluation | None, dense: Iterable[Alert
 
 def check_quickly(job: Job, progress: Progress) -> tuple[Alert, ...]:
     """Warn of a network at chance by some of the test samples, where it is not measured on all; return the alerts."""
-    if job.samples is None:
+    if job.samples is None or not job.facts.test_labelled:
         return ()
     progress.phase("check the network")
     test = job.samples.test

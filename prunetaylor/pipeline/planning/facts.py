@@ -19,12 +19,14 @@ class Facts:
     device: str = "cpu"  # its kind: cpu, cuda or mps
     half_precision: Literal["bf16", "fp16"] | None = None  # the type that a GPU is fast in
     task: Task = "classification"
+    task_reason: str = ""  # why its loss is taken
     elimination_work: float = 0.0  # FLOPs of ExactOBS at the dense network, all layers
     cores: int = 1  # of this process, which shares the machine's with the run's others
     decodes: bool = False  # whether samples are decoded whenever they are read
     batch_norms: bool = True  # whether any keeps running statistics
     training_samples: int | None = None  # None: there are no data
     labelled: bool = True  # whether the training samples have labels
+    test_labelled: bool = True  # whether the test samples have labels
     has_validation: bool = False  # whether the data come with samples to choose epochs by
     plain_layout: str | None = ""  # why convolutions cannot lie with channels last; None: they can; empty: no gain
 

@@ -86,7 +86,11 @@ def make_plan(
     whole_run = [] if one_step else [epochs, *([validation] if validation else []), *(stages or [staged])]
     choices = [
         *opened,
-        *([choose_workers(config, facts), explain_task(config, facts.task)] if facts.has_data else []),
+        *(
+            [choose_workers(config, facts), explain_task(config, facts.task, facts.task_reason)]
+            if facts.has_data
+            else []
+        ),
         method,
         *([pruned_already] if pruned_already else []),
         *whole_run,

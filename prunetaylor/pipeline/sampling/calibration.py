@@ -20,7 +20,7 @@ from prunetaylor.runtime.processes.exchange import gather_rows
 from prunetaylor.taylor.memory import current_chunks
 from prunetaylor.taylor.objective import Objective, Reference, Task, loss_of
 from prunetaylor.taylor.output_check import finite_samples
-from prunetaylor.taylor.passes import BatchOutputs, all_outputs
+from prunetaylor.taylor.passes import BatchOutputs
 from prunetaylor.taylor.risk import DenseOutputs, Risk
 
 CHUNK_ELEMENTS = 1 << 21
@@ -67,8 +67,8 @@ class Part:
             finite.append(finite_samples(batch.outputs))
 
         outputs = DenseOutputs.compute(dense.module, batches, energies.watch, add)
-        if not split.labelled and outputs.stored is not None:
-            targets = _pseudo_labels(job, outputs.stored)
+        targets = None if split.labelled else _pseudo_labels(job, outputs)
+        if targets is not None:
             inputs, _ = batches.split.fetch(range(batches.samples))
             batches = job.batches(TensorSplit(inputs, targets.cpu()), batch_size=size)
         return cls(batches, outputs, gather_rows(torch.cat(finite)))
@@ -98,7 +98,8 @@ class Part:
         _, change = augment.load_augmentation(job.samples.augment, x)
         if change is None or x.tensor is None:
             return self
-        changed = TensorSplit(change(x.tensor, RowRandom(generator, len(x))), targets)
+        labels = targets if self.batches.split.labelled else None
+        changed = TensorSplit(change(x.tensor, RowRandom(generator, len(x))), labels)
         batches = job.batches(changed, batch_size=self.batches.batch_size)
         return Part(batches, DenseOutputs.compute(dense, batches), self.finite)
 
@@ -108,7 +109,7 @@ class Part:
         if len(parts) == 1:
             return parts[0]
         inputs, targets = zip(*(part.batches.split.fetch(range(part.batches.samples)) for part in parts), strict=True)
-        split = TensorSplit(Inputs.cat(inputs), torch.cat(targets))
+        split = TensorSplit(Inputs.cat(inputs), torch.cat(targets) if parts[0].batches.split.labelled else None)
         stored = [part.dense.stored for part in parts if part.dense.stored is not None]
         outputs = replace(parts[0].dense, stored=torch.cat(stored) if len(stored) == len(parts) else None)
         finite = torch.cat([part.finite for part in parts])
@@ -189,10 +190,12 @@ def pseudo_labelled(job: Job, dense: nn.Module, split: Split) -> Split:
     """Return the split with the dense network's answers as labels, if it has none of its own."""
     if split.labelled:
         return split
-    outputs, _ = all_outputs(dense, job.batches(split))
-    return WithTargets(split, _pseudo_labels(job, outputs).cpu())
+    targets = _pseudo_labels(job, DenseOutputs.compute(dense, job.batches(split)))
+    return split if targets is None else WithTargets(split, targets.cpu())
 
 
-def _pseudo_labels(job: Job, outputs: Tensor) -> Tensor:
-    """Return the targets that the network's outputs (N, K) amount to."""
-    return loss_of(job.task).divergence_loss.predictions(outputs)
+def _pseudo_labels(job: Job, outputs: DenseOutputs) -> Tensor | None:
+    """Return the targets that the network's outputs (N, K) amount to; None where these are features or too many."""
+    if job.task == "features" or outputs.stored is None or outputs.stored.dim() > 2:
+        return None
+    return loss_of(job.task).divergence_loss.predictions(outputs.stored)

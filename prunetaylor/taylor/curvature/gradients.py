@@ -57,7 +57,8 @@ def sampled_diagonal(risk: Risk, parameters: Mapping[str, nn.Parameter], seed: i
     factors = SampledFactors(risk.objective, risk.batches.samples, seed)
     for start, x, outputs, reference in risk.backward_batches(weights, edges):
         vector = factors.sample(outputs.detach(), reference, start)
-        signed = torch.where(signs[start : start + len(x)].to(vector.device), vector, -vector)
+        drawn = signs[start : start + len(x)].to(vector.device).view(-1, *[1] * (vector.dim() - 1))
+        signed = torch.where(drawn, vector, -vector)
         _add(group, torch.autograd.grad((outputs * signed).sum(), weights, allow_unused=True))
         if start + len(x) in edges:
             for into, own in zip(total.values(), group, strict=True):

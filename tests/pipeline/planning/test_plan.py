@@ -15,7 +15,6 @@ from prunetaylor.core.errors import DataError, UsageError
 from prunetaylor.network.network import Network
 from prunetaylor.pipeline.planning.facts import Facts
 from prunetaylor.pipeline.planning.plan import PruningPlan, make_plan
-from prunetaylor.pipeline.planning.task import TargetFacts, choose_task
 from prunetaylor.pruning.interfaces import load_criterion
 from prunetaylor.taylor.convergence import Convergence
 
@@ -302,33 +301,6 @@ def test_the_work_of_exact_obs_counts_all_stages(settings: dict[str, Any], times
 def test_single_steps_are_neither_refined_nor_trained() -> None:
     made = plan(replace(FACTS, device="cuda", zeros=900), one_step=True)
     assert (made.refinement.when, made.epochs, made.nothing_to_prune) == ("none", 0, False)
-
-
-@pytest.mark.parametrize(
-    ("loss", "targets", "task"),
-    [
-        ("auto", {"class_ids": True}, "classification"),
-        ("cross-entropy", {"class_ids": True, "outputs": 1}, "classification"),
-        ("auto", {"floating": True, "same_size": True}, "regression"),
-        ("bce", {"floating": True, "same_size": True, "zeros_and_ones": True}, "binary"),
-        ("mse", {"floating": True, "same_size": True, "zeros_and_ones": True}, "regression"),
-        ("auto", {"floating": True, "same_size": True, "zeros_and_ones": True}, UsageError),
-        ("auto", {"class_ids": True, "same_size": True, "outputs": 1}, UsageError),
-        ("auto", {"floating": True}, DataError),
-        ("mse", {"class_ids": True}, DataError),
-        ("cross-entropy", {"floating": True}, DataError),
-    ],
-)
-def test_task(loss: str, targets: dict[str, Any], task: object) -> None:
-    usual = {"outputs": 3, "shape": (), "dtype": "", "floating": False, "class_ids": False, "same_size": False}
-    facts = TargetFacts(**{**usual, "zeros_and_ones": False, **targets})
-    config = from_values({"loss": loss}).config
-    if isinstance(task, str):
-        assert choose_task(config, facts) == task
-        return
-    assert isinstance(task, type)
-    with pytest.raises(task):
-        choose_task(config, facts)
 
 
 def test_the_loss_goes_with_the_task() -> None:

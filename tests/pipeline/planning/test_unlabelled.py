@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.errors import UsageError
 from support.networks import ConvNet, mlp, trained
 from support.runs import TEST, TRAIN, assert_truthful, quick, same_bits
 from support.samples import curve
@@ -72,6 +72,9 @@ def test_what_asks_for_labels_is_refused(conv: nn.Module, settings: dict[str, ob
         quick(conv, INPUTS, sparsity=0.5, **settings)
 
 
-def test_the_test_samples_need_labels(conv: nn.Module) -> None:
-    with pytest.raises(DataError, match=r"test samples .*labels"):
-        quick(conv, INPUTS, None, sparsity=0.5)
+def test_without_any_labels_it_is_measured_by_the_distance_to_the_dense_outputs(conv: nn.Module) -> None:
+    outcome = quick(conv, INPUTS, None, sparsity=0.5)
+    assert outcome.metric == "loss"
+    assert outcome.dense.metrics == {"loss": 0.0}
+    assert 0 < outcome.pruned.metrics["loss"] < 1
+    assert outcome.warnings == []
