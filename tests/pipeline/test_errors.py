@@ -59,7 +59,11 @@ CASES: dict[str, tuple[type[PruneTaylorError], str, dict[str, Any]]] = {
     "no such normalization": (UsageError, r"unknown normalisation 'imagenat'; did you", {"normalize": "imagenat"}),
     "label too large": (DataError, r"class 4 at index 100 .*4 outputs\n.*0\.\.3", {"train": changed(TRAIN, y=4)}),
     "label below 0": (DataError, r"test targets: class -1 at index 100", {"test": changed(TEST, y=-1)}),
-    "no classes": (UsageError, r"no top-1 accuracy\n.*metric=loss", {"train": (TRAIN[0], torch.rand(240, 4))}),
+    "no classes": (
+        UsageError,
+        r"no top-1 accuracy\n.*metric=loss",
+        {"train": (TRAIN[0], torch.rand(240, 4)), "metric": "top1"},
+    ),
     "targets of another size": (DataError, r"do not fit outputs of 4", {"train": (TRAIN[0], torch.rand(240, 3))}),
     "nan in training": (NumericsError, r"the samples themselves are not finite\n", {"train": changed(TRAIN, x=NAN)}),
     "inf in training": (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from prunetaylor.core.config.resolve import from_values
-from prunetaylor.core.errors import DataError, UsageError
+from prunetaylor.core.errors import DataError
 from prunetaylor.pipeline.planning.task import (
     Meaning,
     OutputFacts,
@@ -19,6 +19,7 @@ from prunetaylor.pipeline.planning.task import (
     interpret,
     refuse_targets,
 )
+from prunetaylor.taylor.losses.custom import CustomLoss
 
 AUTO = from_values({}).config
 IDS = TargetFacts((), "torch.int64", False, classes=3)
@@ -121,19 +122,31 @@ def test_targets_that_fit_no_output_name_the_others() -> None:
     ("task", "layout", "width", "metric"),
     [
         ("classification", "values", 3, "top1"),
+        ("classification", "positions", 3, "token_accuracy"),
+        ("classification", "channels", 3, "miou"),
         ("binary", "values", 1, "top1"),
-        ("binary", "values", 3, "loss"),
-        ("regression", "values", 3, "loss"),
+        ("binary", "values", 3, "f1"),
+        ("regression", "values", 3, "r2"),
     ],
 )
 def test_the_metric_goes_with_the_task(task: str, layout: str, width: int, metric: str) -> None:
     meaning = Meaning(task, layout)
-    assert choose_metric(AUTO, meaning, width, labelled=True, classes=False).value == metric
+    assert choose_metric(AUTO, meaning, width, labelled=True).value == metric
     asked = from_values({"metric": "loss"}).config
-    assert choose_metric(asked, meaning, width, labelled=True, classes=False).reason == "as asked"
+    assert choose_metric(asked, meaning, width, labelled=True).reason == "as asked"
 
 
-def test_top1_needs_one_class_for_each_sample() -> None:
-    asked = from_values({"metric": "top1"}).config
-    with pytest.raises(UsageError, match=r"no top-1 accuracy\nset metric=loss"):
-        choose_metric(asked, Meaning("regression", "values"), 3, labelled=True, classes=False)
+@pytest.mark.parametrize(
+    ("task", "metric"), [("classification", "agreement"), ("binary", "agreement"), ("features", "cosine")]
+)
+def test_without_labels_the_metric_compares_with_the_dense_network(task: str, metric: str) -> None:
+    assert choose_metric(AUTO, Meaning(task, "values"), 3, labelled=False).value == metric
+
+
+def test_the_metric_of_next_tokens_is_perplexity_and_that_of_ones_own_loss_is_the_loss() -> None:
+    assert choose_metric(AUTO, Meaning("classification", "positions"), 9, labelled=True, next_tokens=True).value == (
+        "perplexity"
+    )
+    own = CustomLoss.from_function("m:f", abs)
+    assert choose_metric(AUTO, Meaning(own, "own"), 3, labelled=True).value == "loss"
+    assert choose_metric(AUTO, Meaning(own, "own"), 3, labelled=True, classes=True).value == "top1"

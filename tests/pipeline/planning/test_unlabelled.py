@@ -74,7 +74,8 @@ def test_what_asks_for_labels_is_refused(conv: nn.Module, settings: dict[str, ob
 
 def test_without_any_labels_it_is_measured_by_the_distance_to_the_dense_outputs(conv: nn.Module) -> None:
     outcome = quick(conv, INPUTS, None, sparsity=0.5)
-    assert outcome.metric == "loss"
-    assert outcome.dense.metrics == {"loss": 0.0}
+    assert outcome.metric == "cosine"
+    assert outcome.dense.metrics == {"loss": 0.0, "cosine": 1.0}
+    assert 0.8 < outcome.pruned.metrics["cosine"] < 1
     assert 0 < outcome.pruned.metrics["loss"] < 1
     assert outcome.warnings == []
