@@ -109,7 +109,7 @@ def evaluate(
             f"the loss on {len(losses)} samples is {_mean(losses)}, and the network's outputs are finite",
             "check the targets, and that the samples are normalised as in training (data.normalize)",
         )
-    return _join(parts, metric)
+    return _combine(parts, metric)
 
 
 def evaluate_outputs(
@@ -124,7 +124,7 @@ def evaluate_outputs(
     Without dense outputs they are the dense network's; without targets the loss is the distance to the dense outputs.
     """
     evaluation = _evaluate_part(outputs, targets, task, metric, dense_outputs)
-    return _join([evaluation], metric)
+    return _combine([evaluation], metric)
 
 
 def _evaluate_part(
@@ -176,29 +176,29 @@ def _evaluate_rows(rows: Sequence[_Rows], task: Task, metric: Metric | None) -> 
     )
 
 
-def _join(parts: Sequence[Evaluation], metric: Metric | None) -> Evaluation:
+def _combine(parts: Sequence[Evaluation], metric: Metric | None) -> Evaluation:
     """Return the evaluation of all parts together, with the metrics."""
 
-    def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    def combine(tensors: Sequence[Tensor | None]) -> Tensor | None:
         rows = [one for one in tensors if one is not None]
         if len(rows) < len(parts):
             return None
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
-    losses = join([part.losses for part in parts])
+    losses = combine([part.losses for part in parts])
     assert losses is not None
     records = [torch.cat(some) for some in zip(*(part.records for part in parts), strict=True)]
     changes = [part.largest_change for part in parts if part.largest_change is not None]
     joined = Evaluation.from_samples(
         losses,
-        join([part.correct for part in parts]),
+        combine([part.correct for part in parts]),
         _stack_targets([part.targets for part in parts]),
-        join([part.predictions for part in parts]),
+        combine([part.predictions for part in parts]),
         metric,
         records,
     )
     largest = max(changes) if len(changes) == len(parts) else None
-    return replace(joined, largest_change=largest, accuracy=join([part.accuracy for part in parts]))
+    return replace(joined, largest_change=largest, accuracy=combine([part.accuracy for part in parts]))
 
 
 def _stack_targets(targets: Sequence[Tensor]) -> Tensor:

@@ -39,7 +39,7 @@ def loss_of(task: Task) -> Loss:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the outputs of some samples are compared with.
+    """A reference is compared with the outputs of some samples.
 
     Attributes:
         values: the targets (B, ...), or the dense network's outputs.

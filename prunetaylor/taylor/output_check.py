@@ -77,7 +77,7 @@ def _first_not_finite(module: nn.Module, x: Inputs) -> str | None:
 
 
 def check_independent(module: nn.Module, batches: Batches) -> None:
-    """Pass samples of the first batch together and alone.
+    """Pass samples of the first batch with all others, and by themselves.
 
     Raises DataError: the outputs of one depend on which others are in its batch. Nothing that is measured batch by
     batch is then the network's own.
@@ -85,9 +85,9 @@ def check_independent(module: nn.Module, batches: Batches) -> None:
     x, _ = first_batch(batches)
     if len(x) == 1:
         return
-    together = forward_one(module, x)
+    whole = forward_one(module, x)
     for row in {0, len(x) - 1}:
-        own, other = forward_one(module, x.rows(slice(row, row + 1))), together[row : row + 1]
+        own, other = forward_one(module, x.rows(slice(row, row + 1))), whole[row : row + 1]
         if own.shape == other.shape and not _alike(own.float(), other.float()):
             raise DataError(
                 "the network's outputs for a sample depend on which other samples are in its batch",

@@ -1,7 +1,7 @@
 """The outputs of a network: the tensor that counts in what it returns, in one form for all passes.
 
 A network may return a tensor, or several in tuples, mappings (``ModelOutput`` is one), data classes and other objects.
-``OutputForm`` says which tensor counts and how its dimensions are laid out; ``pipeline/checks/outputs.py`` chooses it.
+``OutputForm`` says which tensor counts and how its axes are read; ``pipeline/planning/task.py`` chooses it.
 It is an attribute of the module that a run works on, so that every copy of the network has it too.
 """
 
@@ -19,8 +19,8 @@ from prunetaylor.core.errors import DataError
 Path = tuple[str | int, ...]
 """The keys, indices and attributes that lead to a tensor in what a network returned; empty: it is the tensor."""
 
-Layout = Literal["values", "positions", "channels", "own"]
-"""How one tensor becomes outputs:
+Axes = Literal["values", "positions", "channels", "own"]
+"""The axes of a tensor, and how it becomes outputs:
 
 values     (B, ...) is (B, K), all numbers of a sample being one prediction
 positions  (B, ..., K) is (B, P, K): the last dimension is that of the classes
@@ -36,13 +36,13 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class OutputForm:
-    """The tensor that counts, and its layout; ``path`` None: the one of a usual name, or the first.
+    """The tensor that counts, and its axes; ``path`` None: the one of a usual name, or the first.
 
     A network that returns a tensor in one mode, and more of them in the other, is read in both.
     """
 
     path: Path | None = None
-    layout: Layout = "values"
+    axes: Axes = "values"
 
     def read(self, result: object) -> Tensor:
         """Return the outputs (B, K), (B, P, K) or, for a loss of the user's, (B, ...).
@@ -51,18 +51,18 @@ class OutputForm:
         """
         plain = self.path is None or isinstance(result, Tensor)
         outputs = _usual(result) if plain else _follow(result, self.path or ())
-        return arrange(outputs, self.layout)
+        return arrange(outputs, self.axes)
 
 
-def arrange(outputs: Tensor, layout: Layout) -> Tensor:
-    """Return the tensor as outputs of that layout."""
-    if layout == "own":
+def arrange(outputs: Tensor, axes: Axes) -> Tensor:
+    """Return the tensor as outputs with these axes."""
+    if axes == "own":
         return outputs
     if outputs.dim() == 1:
         return outputs.unsqueeze(1)
-    if layout == "values":
+    if axes == "values":
         return outputs.flatten(1)
-    last = outputs.movedim(1, -1) if layout == "channels" else outputs
+    last = outputs.movedim(1, -1) if axes == "channels" else outputs
     return last.flatten(1, -2)
 
 

@@ -74,12 +74,12 @@ def test_a_path_that_leads_nowhere_names_those_that_there_are() -> None:
 
 def test_layouts() -> None:
     image, text = rand(2, 3, 4, 5), rand(2, 6, 3)
-    pixels = OutputForm(layout="channels").read(image)
+    pixels = OutputForm(axes="channels").read(image)
     assert pixels.shape == (2, 20, 3)
     assert torch.equal(pixels[1, 7], image[1, :, 1, 2])
-    assert torch.equal(OutputForm(layout="positions").read(text), text)
-    assert OutputForm(layout="positions").read(image).shape == (2, 12, 5)
-    assert OutputForm(layout="own").read(image) is image
+    assert torch.equal(OutputForm(axes="positions").read(text), text)
+    assert OutputForm(axes="positions").read(image).shape == (2, 12, 5)
+    assert OutputForm(axes="own").read(image) is image
 
 
 def test_copies_of_a_network_have_its_form() -> None:

@@ -92,7 +92,7 @@ def test_dense_outputs_that_are_not_stored_are_computed_again(monkeypatch: pytes
     torch.manual_seed(0)
     module, dense = Tagger(), Tagger()
     for one in (module, dense):
-        set_output_form(one, OutputForm(layout="positions"))
+        set_output_form(one, OutputForm(axes="positions"))
     samples = batches(rand(6, 4, 3), IDS.repeat(2, 1), 4)
     stored = DenseOutputs.compute(dense, samples)
     monkeypatch.setattr(module_of_risk, "STORED_BYTES", 100)

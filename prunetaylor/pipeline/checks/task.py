@@ -31,7 +31,7 @@ from prunetaylor.pipeline.planning.task import (
 from prunetaylor.runtime.user_code import load_object
 from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.objective import IGNORED, Task
-from prunetaylor.taylor.outputs import Layout, OutputForm, arrange, set_output_form, tensors_in
+from prunetaylor.taylor.outputs import Axes, OutputForm, arrange, set_output_form, tensors_in
 from prunetaylor.taylor.passes import all_outputs, call_network, first_batch, forward_one
 
 _FEW = 2
@@ -72,16 +72,16 @@ def find_task(config: Config, module: nn.Module, samples: Samples, batches: Call
         meaning = Meaning(_custom_loss(config.loss, samples), "own")
     else:
         meaning = interpret(config, chosen.shape, targets) or refuse_targets(config, outputs, chosen, targets)
-    set_output_form(module, replace(form, layout=meaning.layout))
+    set_output_form(module, replace(form, axes=meaning.axes))
     if meaning.task == "binary" and split is not None:
         meaning = distinguish_labels(config, meaning, _lie_near(module, batches(_some(split))))
     if not isinstance(meaning.task, str) and split is not None:
         _try_loss(meaning.task, module, batches(split.subset(range(min(_FEW, len(split))))))
-    width = arrange(torch.empty(1, *chosen.shape), meaning.layout).shape[-1]
+    width = arrange(torch.empty(1, *chosen.shape), meaning.axes).shape[-1]
     ids = targets is not None and not targets.floating and not targets.shape and width > 1
     if targets is not None:
         samples = with_changed_targets(samples, _arrangement(meaning, targets, width))
-    labelled, follow = samples.test.labelled, meaning.layout == "positions" and _follow_in_inputs(x, y)
+    labelled, follow = samples.test.labelled, meaning.axes == "positions" and _follow_in_inputs(x, y)
     metric = choose_metric(config, meaning, width, labelled=labelled, classes=ids, next_tokens=follow)
     _try_metric(metric.value, meaning.task, module, batches(samples.test.subset(range(len(few)))))
     return TaskChoice(meaning.task, explain_loss(config, meaning, targets), metric.value, samples, (*choices, metric))
@@ -149,15 +149,15 @@ def _target_facts(split: Split, outputs: Sequence[OutputFacts]) -> TargetFacts:
     )
 
 
-def _distribution(targets: Tensor) -> Layout | None:
-    """Return the layout in which targets (N, ...) are shares of classes: not negative, with the sum one."""
+def _distribution(targets: Tensor) -> Axes | None:
+    """Return the axes in which targets (N, ...) are shares of classes: not negative, with the sum one."""
     if targets.dim() < 2 or bool((targets < 0).any()):
         return None
-    layouts: dict[Layout, int] = {"values": 1} if targets.dim() == 2 else {"channels": 1, "positions": -1}
-    for layout, dimension in layouts.items():
+    candidates: dict[Axes, int] = {"values": 1} if targets.dim() == 2 else {"channels": 1, "positions": -1}
+    for axes, dimension in candidates.items():
         sums = targets.double().sum(dimension)
         if targets.shape[dimension] > 1 and bool(((sums - 1).abs() < _ROUNDING).all()):
-            return layout
+            return axes
     return None
 
 
@@ -198,8 +198,8 @@ def _arrangement(meaning: Meaning, targets: TargetFacts, classes: int) -> Target
         if meaning.task != "classification":
             return given
         if targets.distribution is None:
-            return _class_ids(given, meaning.layout, classes, name, at)
-        shares = arrange(given, meaning.layout)
+            return _class_ids(given, meaning.axes, classes, name, at)
+        shares = arrange(given, meaning.axes)
         if not targets.zeros_and_ones:
             return shares
         _check_one_hot(shares, name, at)
@@ -208,9 +208,9 @@ def _arrangement(meaning: Meaning, targets: TargetFacts, classes: int) -> Target
     return arranged
 
 
-def _class_ids(targets: Tensor, layout: Layout, classes: int, name: str, at: Sequence[int] | None) -> Tensor:
+def _class_ids(targets: Tensor, axes: Axes, classes: int, name: str, at: Sequence[int] | None) -> Tensor:
     """Return class ids as (B,) or (B, P)."""
-    if layout == "values":
+    if axes == "values":
         check_targets(targets, classes, name, at)
         return targets if targets.dim() == 1 else targets.flatten()
     counted = targets != IGNORED

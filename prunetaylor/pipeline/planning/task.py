@@ -13,7 +13,7 @@ from prunetaylor.core.errors import DataError
 from prunetaylor.core.results.choice import Choice
 from prunetaylor.network.checkpoint.read import Checkpoint
 from prunetaylor.taylor.objective import Task
-from prunetaylor.taylor.outputs import Layout, OutputForm, Path, describe_path, parse_path
+from prunetaylor.taylor.outputs import Axes, OutputForm, Path, describe_path, parse_path
 
 Shape = tuple[int, ...]
 
@@ -30,7 +30,7 @@ class TargetFacts:
     floating: bool
     classes: int = 0  # the largest whole number, and one more
     zeros_and_ones: bool = False  # nothing else
-    distribution: Layout | None = None  # the layout in which they are shares of classes that sum to one
+    distribution: Axes | None = None  # the axes in which they are shares of classes that sum to one
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class OutputFacts:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an output stands for: the task, and the layout in which it and the targets are read."""
+    """The meaning of an output is its task, and the axes by which it and the targets are read."""
 
     task: Task
-    layout: Layout
+    axes: Axes
 
 
 def with_recorded_loss(config: Config, checkpoints: Sequence[Checkpoint]) -> Config:
@@ -74,9 +74,9 @@ def interpret(config: Config, shape: Shape, targets: TargetFacts | None) -> Mean
 
 
 def _without_targets(shape: Shape, task: str) -> Meaning:
-    layouts: dict[int, Layout] = {2: "positions", 3: "channels"}
+    candidates: dict[int, Axes] = {2: "positions", 3: "channels"}
     if task == "classification":
-        return Meaning("classification", layouts.get(len(shape), "values"))
+        return Meaning("classification", candidates.get(len(shape), "values"))
     if task == "binary":
         return Meaning("binary", "values")
     return Meaning("features", "positions" if len(shape) == 2 else "values")
@@ -91,12 +91,12 @@ def _classes(shape: Shape, targets: TargetFacts) -> Meaning | None:
         return Meaning("classification", "values")
     if len(shape) < 2 or not targets.shape:
         return None
-    fits: dict[Layout, bool] = {
+    fits: dict[Axes, bool] = {
         "positions": shape[:-1] == targets.shape and shape[-1] > 1,
         "channels": shape[1:] == targets.shape and shape[0] > 1,
     }
-    order: tuple[Layout, ...] = ("positions", "channels") if len(shape) == 2 else ("channels", "positions")
-    return next((Meaning("classification", layout) for layout in order if fits[layout]), None)
+    order: tuple[Axes, ...] = ("positions", "channels") if len(shape) == 2 else ("channels", "positions")
+    return next((Meaning("classification", axes) for axes in order if fits[axes]), None)
 
 
 def choose_output(
@@ -144,7 +144,7 @@ def _has_room(config: Config, shape: Shape, targets: TargetFacts | None) -> bool
         return False
     if meaning.task != "classification" or targets.distribution is not None:
         return True
-    width = {"channels": shape[0], "positions": shape[-1]}.get(meaning.layout, prod(shape)) if shape else 1
+    width = {"channels": shape[0], "positions": shape[-1]}.get(meaning.axes, prod(shape)) if shape else 1
     return targets.classes <= width
 
 
@@ -192,7 +192,7 @@ def explain_loss(config: Config, meaning: Meaning, targets: TargetFacts | None) 
     if meaning.task == "classification":
         if targets.distribution is not None:
             return "the targets are shares of classes"
-        each = {"positions": ", one for each token", "channels": ", one for each pixel"}.get(meaning.layout, "")
+        each = {"positions": ", one for each token", "channels": ", one for each pixel"}.get(meaning.axes, "")
         return f"the targets are class ids{each}"
     if meaning.task == "binary":
         return "the targets are zeros and ones, and the outputs logits"
@@ -233,7 +233,7 @@ def choose_metric(
 
 def _usual_metric(meaning: Meaning, width: int, *, labelled: bool, classes: bool, next_tokens: bool) -> tuple[str, str]:
     """Return the usual metric of a task, and why."""
-    task, layout = meaning.task, meaning.layout
+    task, axes = meaning.task, meaning.axes
     if not labelled:
         compared = "agreement" if task in ("classification", "binary") else "cosine"
         return compared, "the test samples have no labels"
@@ -246,7 +246,7 @@ def _usual_metric(meaning: Meaning, width: int, *, labelled: bool, classes: bool
             "values": ("top1", "there is a class for each sample"),
             "positions": ("token_accuracy", "there is a class for each token"),
             "channels": ("miou", "there is a class for each pixel"),
-        }[layout]
+        }[axes]
     if task == "binary":
         return ("top1", "there is one label for each sample") if width == 1 else ("f1", "there are several labels")
     return "r2", "the targets are values"

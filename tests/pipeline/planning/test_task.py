@@ -119,7 +119,7 @@ def test_targets_that_fit_no_output_name_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "layout", "width", "metric"),
+    ("task", "axes", "width", "metric"),
     [
         ("classification", "values", 3, "top1"),
         ("classification", "positions", 3, "token_accuracy"),
@@ -129,8 +129,8 @@ def test_targets_that_fit_no_output_name_the_others() -> None:
         ("regression", "values", 3, "r2"),
     ],
 )
-def test_the_metric_goes_with_the_task(task: str, layout: str, width: int, metric: str) -> None:
-    meaning = Meaning(task, layout)
+def test_the_metric_goes_with_the_task(task: str, axes: str, width: int, metric: str) -> None:
+    meaning = Meaning(task, axes)
     assert choose_metric(AUTO, meaning, width, labelled=True).value == metric
     asked = from_values({"metric": "loss"}).config
     assert choose_metric(asked, meaning, width, labelled=True).reason == "as asked"
