@@ -106,8 +106,6 @@ class DatasetSplit(Split):
     ``collate_fn``); by default items are stacked.
     """
 
-    lazy = True
-
     def __init__(
         self,
         dataset: Any,
@@ -124,6 +122,7 @@ class DatasetSplit(Split):
                 f"{name} is a {type(dataset).__name__}, which has no length or no items by index",
                 "give a map-style data set (__len__ and __getitem__), or tensors (x, y)",
             ) from error
+        self.lazy = not isinstance(dataset, list)  # the items of a list need no decoding
         self._name, self._collate, self._target = name, collate, target
         self._labelled: bool | None = None  # not known yet
 

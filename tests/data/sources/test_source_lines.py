@@ -35,6 +35,7 @@ def test_sentences_are_shared_out_alike_for_every_seed(sentences, folder):
     assert samples.fingerprint == other.fingerprint
     assert len(read(sentences, folder, validation=0.5).test) == 10
     assert not samples.train.labelled
+    assert not samples.train.lazy  # no processes are started to read a list
     assert samples.augment == "none"
 
 
