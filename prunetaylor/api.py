@@ -34,6 +34,7 @@ from prunetaylor.pipeline.planning.method import choose_device
 from prunetaylor.report.json_report import to_json
 from prunetaylor.report.summary import notebook, outcome_lines
 from prunetaylor.report.terminal.progress_bar import Bar, in_notebook
+from prunetaylor.taylor.outputs import clear_output_form
 
 __all__ = ["Result", "prune", "score"]
 
@@ -216,6 +217,7 @@ def prune(
         job = open_job(resolved.config, trust=trust, progress=logged)
     with _closing(shown):
         outcome = run.run(job, logged)
+    clear_output_form(outcome.module)
     values = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
     return Result(**values, resolved=resolved, metadata=_metadata(job), extra=_extra(job), events=log.events)
 

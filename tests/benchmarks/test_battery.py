@@ -18,12 +18,31 @@ SHORT = [
     "layers/raw_parameter_einsum",
     "operators/grid_sample",
     "outputs/named_tuple",
+    "outputs/features_then_logits",
+    "tasks/multi_label",
+    "tasks/segmentation_with_ignored_pixels",
+    "tasks/embedding",
     "batches/half_weights",
     "batches/two_tensors_in_a_tuple",
     "batches/dict_with_labels_inside",
     "batches/grey_images_for_a_network_of_three_channels",
 ]
 LONG = [
+    "outputs/dict_of_another_name",
+    "outputs/data_class",
+    "outputs/auxiliary_heads",
+    "outputs/its_own_loss",
+    "outputs/softmax_at_the_end",
+    "tasks/regression",
+    "tasks/regression_one_number",
+    "tasks/binary",
+    "tasks/soft_labels",
+    "tasks/one_hot_labels",
+    "tasks/segmentation",
+    "tasks/language_model",
+    "tasks/autoencoder",
+    "tasks/image_to_image",
+    "tasks/sequence_regression",
     "batches/float64_samples",
     "batches/float64_weights",
     "batches/bfloat16_weights",
@@ -62,7 +81,12 @@ LONG = [
     "operators/hook_that_closes_over_itself",
     "operators/weight_through_the_state",
 ]
-REFUSED = ["operators/script_module", "operators/dropout_in_evaluation", "operators/iterable_data_set"]
+REFUSED = [
+    "operators/batch_statistics_in_evaluation",
+    "operators/script_module",
+    "operators/dropout_in_evaluation",
+    "operators/iterable_data_set",
+]
 IN_PART = [
     "batches/token_ids",
     "batches/token_ids_uint8",
