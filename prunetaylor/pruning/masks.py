@@ -11,12 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunetaylor.core.errors import NumericsError, UsageError, close_match
-from prunetaylor.network.network import Network
 
 
 def masks_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the mask of every prunable weight from its zeros."""
-    return {layer.parameter: layer.weight.detach() != 0 for layer in Network.from_module(module).layers}
+    """Return the masks of all weights that may have been pruned, from their zeros: matrices and kernels, not tables."""
+    embeddings = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+    tables = {id(m.weight) for m in embeddings}
+    return {
+        name: p.detach() != 0
+        for name, p in module.named_parameters()
+        if p.dim() > 1 and p.is_floating_point() and id(p) not in tables
+    }
 
 
 @torch.no_grad()
@@ -49,8 +54,8 @@ def keep_masks(module: nn.Module, optimizer: Optimizer, masks: Mapping[str, Tens
 
     After each ``optimizer.step()`` the removed weights are set to zero, and so are their entries in the optimizer's
     state (momentum, second moments). Works with any optimizer of ``torch.optim`` form, several parameter groups, and
-    gradient scalers. Without ``masks`` the removed weights are those of convolutions and linear layers that are
-    exactly zero now. The handle can be used in a ``with`` statement::
+    gradient scalers. Without ``masks`` the removed weights are those of matrices and kernels that are exactly zero
+    now. The handle can be used in a ``with`` statement::
 
         model = prunetaylor.load("runs/resnet20-1")
         optimizer = torch.optim.AdamW(model.parameters())

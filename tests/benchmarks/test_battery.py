@@ -77,7 +77,6 @@ LONG = [
     "operators/checkpoint_without_reentry",
     "operators/data_parallel",
     "operators/compiled",
-    "operators/scripted_part",
     "operators/hook_that_closes_over_itself",
     "operators/weight_through_the_state",
 ]

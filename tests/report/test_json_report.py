@@ -15,7 +15,7 @@ _KEYS = {
     "drop": "value low high unit",
     "dense": "metrics parameters nonzero flops flops_nonzero bytes",
     "pruned": "metrics parameters nonzero flops flops_nonzero bytes",
-    "sparsity": "asked obtained prunable removed",
+    "sparsity": "asked obtained prunable removed prunable_share",
     "drop_pp": "value low high",
     "first_order": "share gradient_norm noise_norm kept labels",
     "versions": "prunetaylor python torch torchvision",

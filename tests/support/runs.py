@@ -33,8 +33,9 @@ def assert_truthful(outcome: PruneResult, dense: nn.Module, sparsity: float) -> 
     assert removed == round(sparsity * outcome.sparsity.prunable) == outcome.sparsity.removed
     assert outcome.sparsity.asked == sparsity
     assert outcome.sparsity.obtained == removed / outcome.sparsity.prunable
-    assert {f"{layer.name}.weight": layer.removed for layer in outcome.layers} == {
-        name: int((~mask).sum()) for name, mask in outcome.masks.items()
+    assert {layer.name: layer.removed for layer in outcome.layers} == {
+        "" if name == "weight" else name.removesuffix(".weight"): int((~mask).sum())
+        for name, mask in outcome.masks.items()
     }
     assert outcome.sparsity.prunable == sum(mask.numel() for mask in outcome.masks.values())
     for side, module in ((outcome.dense, dense), (outcome.pruned, outcome.module)):
