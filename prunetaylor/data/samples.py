@@ -15,7 +15,7 @@ from prunetaylor.data.batches import Batches, BatchShard
 from prunetaylor.data.datasets import DatasetSplit
 from prunetaylor.data.inputs import Collate, Inputs
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.splits import Split, Subset, TensorSplit, WithTargets, decode_sharded
+from prunetaylor.data.splits import Split, Subset, TensorSplit, WithTargetArgument, WithTargets, decode_sharded
 from prunetaylor.data.transforms import Named
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Subset",
     "TargetChange",
     "TensorSplit",
+    "WithTargetArgument",
     "WithTargets",
     "check_targets",
     "decode_sharded",

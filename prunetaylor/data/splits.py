@@ -158,6 +158,39 @@ class WithTargets(Split):
         return self._parent.collate
 
 
+class WithTargetArgument(Split):
+    """Another split whose targets are a keyword argument of the network, ``name``, too."""
+
+    def __init__(self, parent: Split, name: str) -> None:
+        self._parent, self._name = parent, name
+        self.lazy = parent.lazy
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    @property
+    def labelled(self) -> bool:
+        return self._parent.labelled
+
+    def fetch(self, indices: Sequence[int], variant: int = 0) -> tuple[Inputs, Tensor]:
+        inputs, targets = self._parent.fetch(indices, variant)
+        assert isinstance(inputs.tree, dict)
+        return Inputs.of({**inputs.tree, self._name: targets}, len(inputs)), targets
+
+    def targets(self) -> Tensor | None:
+        return self._parent.targets()
+
+    def origin(self, index: int) -> int:
+        return self._parent.origin(index)
+
+    def nbytes(self) -> int | None:
+        return self._parent.nbytes()
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self._parent.is_in_memory
+
+
 def decode_sharded(split: Split) -> TensorSplit:
     """Return all samples in memory on every process of a run; each process decodes its part of lazy data."""
     if not split.lazy or world() == 1:

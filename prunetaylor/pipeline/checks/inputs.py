@@ -6,6 +6,7 @@ convert images, and the first that works is chosen. What fits as it comes is nev
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from prunetaylor.core.config.asked import AS_ASKED, asked
 from prunetaylor.core.config.schema import DataSection
 from prunetaylor.core.results.choice import Choice
+from prunetaylor.data.datasets import TARGET_NAMES
 from prunetaylor.data.preprocess import Preprocess
-from prunetaylor.data.samples import Inputs, Samples
+from prunetaylor.data.samples import Inputs, Samples, WithTargetArgument
 from prunetaylor.network.precision import compute_in_float32, convert
 from prunetaylor.network.state import evaluating
 from prunetaylor.taylor.passes import InputHook, compute_outputs, hooked
@@ -54,7 +56,37 @@ def fit_inputs(cfg: DataSection, module: nn.Module, samples: Samples, device: to
         reason = "the network takes whole numbers"
         choices.append(Choice("data.pixels", False, reason, f"inputs: bytes are not scaled, as {reason}"))
     preprocess, converted = _convert_images(cfg, module, raw, preprocess)
-    return FittedInputs(replace(samples, preprocess=preprocess), types, (*choices, *converted))
+    samples = replace(samples, preprocess=preprocess)
+    if (name := _target_argument(cfg, module, raw, samples, device)) is not None:
+        samples = _with_target_argument(samples, name)
+        reason = "the network does not run without them"
+        choices.append(Choice("data.target", name, reason, f"targets: {name} is an argument too, as {reason}"))
+    return FittedInputs(samples, types, (*choices, *converted))
+
+
+def _target_argument(
+    cfg: DataSection, module: nn.Module, raw: Inputs, samples: Samples, device: torch.device
+) -> str | None:
+    """Return the keyword argument that takes the targets, where a network does not run without, as T5 in training."""
+    labelled = all(split.labelled for split in samples.splits)
+    if not isinstance(raw.tree, dict) or not labelled or _runs(module, raw, samples.preprocess):
+        return None
+    taken = inspect.signature(module.forward).parameters
+    for name in TARGET_NAMES if cfg.target is None else (cfg.target,):
+        if name in taken and name not in raw.tree:
+            sample = WithTargetArgument(samples.test, name).fetch([0])[0].to(device)
+            return name if _runs(module, sample, samples.preprocess) else None
+    return None
+
+
+def _with_target_argument(samples: Samples, name: str) -> Samples:
+    validation = None if samples.validation is None else WithTargetArgument(samples.validation, name)
+    return replace(
+        samples,
+        train=WithTargetArgument(samples.train, name),
+        test=WithTargetArgument(samples.test, name),
+        validation=validation,
+    )
 
 
 def _computed_type(module: nn.Module) -> torch.dtype:

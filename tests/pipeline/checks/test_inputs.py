@@ -147,3 +147,25 @@ def test_a_normalisation_of_three_channels_makes_grey_images_so() -> None:
     job = make_job(from_values({"device": "cpu"}).config, module, samples, CPU)
     assert job.samples is not None
     assert job.samples.preprocess.channels == 3
+
+
+class NeedsLabels(nn.Module):
+    """Shifts its targets to get inputs of its second half, as T5 does in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.embed, self.head = nn.Linear(3, 8), nn.Embedding(2, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is None:
+            raise ValueError("labels are needed")
+        return self.head(self.body(x).relu() + 0.1 * self.embed(labels))
+
+
+def test_targets_without_which_a_network_does_not_run_are_an_argument_too() -> None:
+    samples = from_python({"x": rand(8, 3), "labels": Y})
+    fitted = fit_inputs(DataSection(), NeedsLabels().eval(), samples, CPU)
+    assert chosen(fitted) == {"data.target": "labels"}
+    inputs, targets = fitted.samples.train.fetch([0, 3])
+    assert isinstance(inputs.tree, dict)
+    assert inputs.tree["labels"].tolist() == targets.tolist() == [0, 1]
