@@ -57,8 +57,10 @@ def _values(key: str, incomplete: str) -> list[CompletionItem]:
     known = dict(leaves())
     if key in ("model.arch", "data.source"):
         return _specs(key, incomplete)
-    if key in ("loss", "gate.metric"):
-        return _functions(incomplete, ("auto", "cross-entropy", "bce", "mse") if key == "loss" else ())
+    if key == "loss":
+        return _functions(incomplete, ("auto", "cross-entropy", "bce", "mse"))
+    if key in ("metric", "gate.metric"):
+        return _functions(incomplete, tuple(choices(known["metric"])))
     if key == "device":
         return _starting(("auto", "cpu", "cuda", "mps"), incomplete)
     words = choices(known[key]) if key in known else {}

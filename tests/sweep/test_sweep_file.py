@@ -298,3 +298,24 @@ def test_no_text_does_anything_but_a_clean_error(tmp_path_factory: pytest.TempPa
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PruneTaylorError):
         read(path)
+
+
+def test_trials_are_measured_by_the_metric_that_ranks(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(f"method: grid\nmetrics: [f1, loss, sparsity]\n{BASE}{VARIED}")
+    sweep = read(file)
+    assert [(one.name, one.goal) for one in sweep.objectives] == [
+        ("f1", "maximize"),
+        ("loss", "minimize"),
+        ("sparsity", "maximize"),
+    ]
+    assert sweep.base.config.metric == "f1"
+    assert sweep.base.origins["metric"] == str(file)
+    with pytest.raises(UsageError, match="ranks by f1, and the trials' metric is auc"):
+        read(file, pairs=["metric=auc"])
+    file.write_text(f"method: grid\nmetrics: [f1, auc]\n{BASE}{VARIED}")
+    with pytest.raises(UsageError, match="ranks by f1 and auc"):
+        read(file)
+    (tmp_path / "own.py").write_text("def error(outputs, targets): return 0.0\nerror.goal = 'min'\n")
+    file.write_text(f"method: grid\nmetric: {tmp_path}/own.py:error\n{BASE}{VARIED}")
+    assert read(file).objectives[0].goal == "minimize"
