@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = (
     "track",
 )
 """Settings that may change, as no result depends on them. Checkpoint, data and code are compared by their hashes."""
-_FORM = 6
+_FORM = 7
 """The form of a state; raised when its content changes, so that older states are refused with the reason."""
 _SHOWN = 8
 
