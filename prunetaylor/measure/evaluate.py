@@ -187,7 +187,7 @@ def _combine(parts: Sequence[Evaluation], metric: Metric | None) -> Evaluation:
 
     losses = combine([part.losses for part in parts])
     assert losses is not None
-    records = [torch.cat(some) for some in zip(*(part.records for part in parts), strict=True)]
+    records = [_stack(some) for some in zip(*(part.records for part in parts), strict=True)]
     changes = [part.largest_change for part in parts if part.largest_change is not None]
     joined = Evaluation.from_samples(
         losses,
@@ -199,6 +199,17 @@ def _combine(parts: Sequence[Evaluation], metric: Metric | None) -> Evaluation:
     )
     largest = max(changes) if len(changes) == len(parts) else None
     return replace(joined, largest_change=largest, accuracy=combine([part.accuracy for part in parts]))
+
+
+def _stack(records: Sequence[Tensor]) -> Tensor:
+    """Return the records of all samples; where these differ in their positions, more are added that do not count."""
+    if all(one.shape[1:] == records[0].shape[1:] for one in records):
+        return records[0] if len(records) == 1 else torch.cat(list(records))
+    most, rows = max(one.shape[1] for one in records), []
+    for one in records:
+        value = 0 if one.is_floating_point() else IGNORED
+        rows.append(functional.pad(one, (*[0, 0] * (one.dim() - 2), 0, most - one.shape[1]), value=value))
+    return torch.cat(rows)
 
 
 def _stack_targets(targets: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,9 @@ from prunetaylor.core import registry
 from prunetaylor.core.config.fields import Fraction, OneOf, Points, Share, Size, one_of
 
 _LOSSES = ["auto", "cross-entropy", "bce", "mse"]
-_METRIC = OneOf(registry.METRICS, specs=("FILE.py:FUNCTION", "torchmetrics:NAME"))
+_METRIC = OneOf(
+    registry.METRICS, {"auto": "the usual one of the task, top1 for classes"}, ("FILE.py:FUNCTION", "torchmetrics:NAME")
+)
 
 
 class Section(BaseModel):
@@ -251,7 +253,7 @@ class GateSection(Section):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str | None) -> str | None:
-        return value if value is None else _METRIC.check(value)
+        return None if value in (None, "auto") else _METRIC.check(value)
 
 
 class Config(Section):
@@ -272,7 +274,7 @@ class Config(Section):
     targets); auto: cross-entropy for class ids and shares of classes, bce for zeros and ones, mse for values."""
     metric: Annotated[str, _METRIC] = "auto"
     """The metric whose drop is measured: one of those below, FILE.py:FUNCTION of (outputs, targets), or
-    torchmetrics:NAME; auto: the usual one of the task, top1 for classes."""
+    torchmetrics:NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Random seed."""
     device: str = "auto"
