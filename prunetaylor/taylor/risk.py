@@ -106,7 +106,7 @@ class Risk:
             return Reference(targets)
         assert self.dense is not None
         outputs = self.dense.of(start, x)
-        return Reference(outputs, labelled_positions(outputs, targets))
+        return Reference(outputs, _counted_positions(x, outputs, targets))
 
     def reference_tensors(self) -> Iterator[Tensor]:
         """Yield the tensors that the references of all samples are made of, besides their inputs."""
@@ -171,3 +171,12 @@ class Risk:
         for number, (start, x, targets) in enumerate(self.batches.own(cuts or None), 1):
             report_part(min(number, count), count)
             yield start, x, self.reference(start, x, targets)
+
+
+def _counted_positions(x: Inputs, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Return whether each position (B, P) counts: by its class id, or without any by the inputs' attention_mask."""
+    counted = labelled_positions(outputs, targets)
+    mask = x.tree.get("attention_mask") if isinstance(x.tree, dict) else None
+    if counted is None and isinstance(mask, Tensor) and outputs.dim() == 3 and mask.shape == outputs.shape[:2]:
+        return mask != 0
+    return counted

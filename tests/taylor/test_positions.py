@@ -11,6 +11,7 @@ from torch.func import grad, hessian, vmap
 from torch.nn import functional
 
 from prunetaylor.core.errors import UsageError
+from prunetaylor.data.samples import Inputs
 from prunetaylor.taylor import risk as module_of_risk
 from prunetaylor.taylor.losses.custom import CustomLoss
 from prunetaylor.taylor.objective import Objective, Reference, SampledFactors
@@ -159,3 +160,17 @@ def test_a_loss_that_vmap_cannot_follow_is_called_sample_by_sample() -> None:
 def test_whatever_a_loss_raises_is_named(function: object, says: str) -> None:
     with pytest.raises(UsageError, match=rf"loss=m:f fails on outputs \(2, 3\) and targets \(2,\): {says}"):
         CustomLoss.from_function("m:f", function).values(torch.ones(2, 3), torch.zeros(2))
+
+
+def test_positions_that_the_attention_mask_leaves_out_do_not_count_without_labels() -> None:
+    module = Tagger()
+    set_output_form(module, OutputForm(axes="positions"))
+    x, mask = rand(3, 4, 3), COUNTED.long()
+    samples = batches(x, None, 3)
+    outputs = DenseOutputs.compute(module, samples)
+    at = Risk(module, samples, Objective("features", "divergence"), outputs)
+    inputs = Inputs.of({"x": x, "attention_mask": mask})
+    counted = at.reference(0, inputs, torch.zeros(3)).counted
+    assert counted is not None
+    assert torch.equal(counted, COUNTED)
+    assert at.reference(0, Inputs.of(x), torch.zeros(3)).counted is None
