@@ -96,19 +96,19 @@ class Inputs:
 
     @property
     def tensor(self) -> Tensor | None:
-        """The only tensor, where the inputs are no more than that."""
+        """Return the only tensor, where the inputs are no more than that."""
         return self.tree if isinstance(self.tree, Tensor) else None
 
     @property
     def divisible(self) -> bool:
-        """Whether every part has one row for each sample, or belongs to every sample as it is."""
+        """Return whether every part has one row for each sample, or belongs to every sample as it is."""
         if isinstance(self.tree, Tensor):
             return True
         return all(_is_divisible(leaf, self.count) for leaf in tree_leaves(self.tree))
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors())
 
     @property

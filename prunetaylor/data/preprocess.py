@@ -131,8 +131,8 @@ def _in_size(x: Tensor, size: int | None) -> Tensor:
     scale = size / min(height, width)
     sides = (max(size, round(height * scale)), max(size, round(width * scale)))
     x = nn.functional.interpolate(x, sides, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (sides[0] - size) // 2, (sides[1] - size) // 2
-    return x[:, :, top : top + size, left : left + size]
+    row, column = (sides[0] - size) // 2, (sides[1] - size) // 2
+    return x[:, :, row : row + size, column : column + size]
 
 
 @lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""How the inputs and outputs of one call of a layer become rows of samples.
+"""A geometry turns the inputs and outputs of one call of a layer into rows of samples.
 
 A call computes y[g, p] = W[g] x[g, p] + b[g] at each output position p of each group g. Which entries of the inputs an
 output position reads depends on the call: its stride and padding, or the dimensions that it contracts. Shape suffixes:
@@ -61,8 +61,8 @@ class Contraction:
 
     @property
     def channels(self) -> int | None:
-        alone = len(self.rows) == 1 and not self.groups
-        return self.outputs.index(self.rows) - len(self.outputs) if alone else None
+        is_single = len(self.rows) == 1 and not self.groups
+        return self.outputs.index(self.rows) - len(self.outputs) if is_single else None
 
     def arrange_inputs(self, x: Tensor) -> Tensor:
         """Return (B, L, G, C)."""

@@ -92,11 +92,11 @@ class _Observer(_ProductMode):
         self._layers, self._hook = {layer.parameter: layer for layer in layers}, hook
 
     def visit(self, product: Product, y: Tensor) -> Tensor:
-        found = self.finder.find(product.weight)
-        if found is None or not product.x.numel():
+        match = self.finder.find(product.weight)
+        if match is None or not product.x.numel():
             return y
-        layer = self._layers[found[0]]
-        block = block_of(product, found[1])
+        layer = self._layers[match[0]]
+        block = block_of(product, match[1])
         if block is None or not has_form(block, layer.form, layer.weight.numel()):
             return y
         each = layer.weight.numel() // layer.groups
@@ -126,7 +126,7 @@ def block_of(product: Product, parameter: Tensor) -> WeightBlock | None:
 
 @dataclass
 class ParameterUses:
-    """How a pass used one parameter."""
+    """A record of how a pass used one parameter."""
 
     blocks: list[WeightBlock | None] = field(default_factory=list)  # of products; None: no block of rows
     modules: list[str] = field(default_factory=list)  # whose own code called the products
@@ -167,10 +167,10 @@ class UseRecorder(_ProductMode):
             self._running = [""]
 
     def visit(self, product: Product, y: Tensor) -> Tensor:
-        found = self.finder.find(product.weight)
-        if found is not None:
-            uses = self.uses.setdefault(found[0], ParameterUses())
-            uses.blocks.append(block_of(product, found[1]))
+        match = self.finder.find(product.weight)
+        if match is not None:
+            uses = self.uses.setdefault(match[0], ParameterUses())
+            uses.blocks.append(block_of(product, match[1]))
             uses.modules.append(self._running[-1])
             bias = self.finder.find(product.bias)
             uses.biases.add(bias[0] if bias is not None else None)
@@ -178,8 +178,8 @@ class UseRecorder(_ProductMode):
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         for one in (*args, *kwargs.values()) if isinstance(result, Tensor) else ():
-            found = self.finder.find(one)
-            if found is not None and self.finder.find(result) is None:
+            match = self.finder.find(one)
+            if match is not None and self.finder.find(result) is None:
                 name = getattr(func, "__name__", str(func)).strip("_")
-                self.uses.setdefault(found[0], ParameterUses()).others.add(name)
+                self.uses.setdefault(match[0], ParameterUses()).others.add(name)
         return result

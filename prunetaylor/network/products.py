@@ -59,11 +59,11 @@ def _matmul(is_weight: IsWeight, input: Tensor, other: Tensor) -> Product | None
         if not (isinstance(weight, Tensor) and isinstance(x, Tensor) and is_weight(weight)):
             continue
         batch = string.ascii_lowercase[: max(input.dim(), other.dim(), 2) - 2]
-        left, right = (f"{batch[len(batch) - max(0, t.dim() - 2) :]}" for t in (input, other))
-        left += "Y" if input.dim() == 1 else "XY"
-        right += "Y" if other.dim() == 1 else "YZ"
+        input_letters, other_letters = (f"{batch[len(batch) - max(0, t.dim() - 2) :]}" for t in (input, other))
+        input_letters += "Y" if input.dim() == 1 else "XY"
+        other_letters += "Y" if other.dim() == 1 else "YZ"
         out = batch + ("" if input.dim() == 1 else "X") + ("" if other.dim() == 1 else "Z")
-        letters = {id(input): left, id(other): right}
+        letters = {id(input): input_letters, id(other): other_letters}
         return _contract(x, weight, letters[id(x)], letters[id(weight)], out)
     return None
 
@@ -109,12 +109,12 @@ def _einsum(is_weight: IsWeight, equation: object, *operands: Any) -> Product | 
 def _tensordot(is_weight: IsWeight, a: Tensor, b: Tensor, dims: Any = 2, out: Any = None) -> Product | None:
     if isinstance(dims, Tensor) or out is not None:
         return None
-    left, right = (range(a.dim() - dims, a.dim()), range(dims)) if isinstance(dims, int) else dims
-    first, second = list(string.ascii_lowercase[: a.dim()]), list(string.ascii_uppercase[: b.dim()])
-    for i, j in zip(left, right, strict=True):
-        second[j] = first[i]
-    result = [one for one in first if one not in second] + [one for one in second if one not in first]
-    return _einsum(is_weight, f"{''.join(first)},{''.join(second)}->{''.join(result)}", a, b)
+    a_dims, b_dims = (range(a.dim() - dims, a.dim()), range(dims)) if isinstance(dims, int) else dims
+    a_letters, b_letters = list(string.ascii_lowercase[: a.dim()]), list(string.ascii_uppercase[: b.dim()])
+    for i, j in zip(a_dims, b_dims, strict=True):
+        b_letters[j] = a_letters[i]
+    result = [c for c in a_letters if c not in b_letters] + [c for c in b_letters if c not in a_letters]
+    return _einsum(is_weight, f"{''.join(a_letters)},{''.join(b_letters)}->{''.join(result)}", a, b)
 
 
 def _bilinear(

@@ -1,4 +1,4 @@
-"""How a weight's entries make up matrices: which of its dimensions count groups, rows and columns."""
+"""A weight form says which dimensions of a weight count groups, rows and columns of its matrices."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ LayerHook = Callable[[int, int, Call], None]
 
 @dataclass(frozen=True)
 class Watch:
-    """What is watched in a pass: the calls of ``layers``, for which ``on_call`` is called, and those of modules."""
+    """A pass reports each call of ``layers`` to ``on_call``, and each call of ``modules`` to its hook."""
 
     layers: Sequence[Layer] = ()
     on_call: LayerHook | None = None

@@ -97,9 +97,9 @@ def _computed_type(module: nn.Module) -> torch.dtype:
 
 def _widen(module: nn.Module, raw: Inputs, preprocess: Preprocess) -> dict[str, torch.dtype]:
     """Convert 16-bit weights to float32; not where the network itself converts its numbers, and so needs them."""
-    alone = _runs(module, raw, preprocess)
+    runs_unchanged = _runs(module, raw, preprocess)
     types = compute_in_float32(module)
-    if types and alone and not _runs(module, raw, preprocess):
+    if types and runs_unchanged and not _runs(module, raw, preprocess):
         convert(module, types)
         return {}
     return types

@@ -44,7 +44,7 @@ class Demand:
         gradients: numbers for each gradient of a single sample in a single weight.
         layer_gradients: numbers for each of them in the layer that it works on.
         chunked: numbers for each of those gradients that make a chunk.
-        chunks: the usual sizes of the chunks that it works in.
+        chunk_sizes: the usual sizes of the chunks that it works in.
     """
 
     fits: frozenset[str] = frozenset(FITS[:-1])
@@ -56,11 +56,11 @@ class Demand:
     gradients: float = 0.0
     layer_gradients: float = 0.0
     chunked: float = 0.0
-    chunks: Mapping[Chunk, int] = field(default_factory=dict)
+    chunk_sizes: Mapping[Chunk, int] = field(default_factory=dict)
 
     def gradients_at_once(self, network: int, layer: int) -> float:
         """Return the numbers under the current chunks, from the numbers of gradients in the network and a layer."""
-        chunked = min(network, chunk_size("systems", self.chunks.get("systems", 0)))
+        chunked = min(network, chunk_size("systems", self.chunk_sizes.get("systems", 0)))
         return self.gradients * network + self.layer_gradients * layer + self.chunked * chunked
 
 
@@ -94,11 +94,13 @@ _GRADIENTS = _Trial(1, 64, 32, 4)
 
 
 def _measure(criterion: Criterion) -> Demand:
-    with record_chunks() as chunks:
+    with record_chunks() as chunk_sizes:
         model, _ = _score(criterion, _LAYER)
-    factors = _by_gradient(criterion, chunks) if "rows" in chunks else _by_layer(criterion)
+    factors = _by_gradient(criterion, chunk_sizes) if "rows" in chunk_sizes else _by_layer(criterion)
     factors = {name: max(0.0, factor) for name, factor in factors.items()}
-    demand = Demand(frozenset(name for name in FITS if name in vars(model)), model.predicts, **factors, chunks=chunks)
+    demand = Demand(
+        frozenset(name for name in FITS if name in vars(model)), model.predicts, **factors, chunk_sizes=chunk_sizes
+    )
     if isinstance(criterion, Solver):
         return replace(demand, weights=max(demand.weights, criterion.vectors))
     return demand
@@ -122,7 +124,7 @@ def _by_layer(criterion: Criterion) -> dict[str, float]:
     }
 
 
-def _by_gradient(criterion: Criterion, chunks: Mapping[Chunk, int]) -> dict[str, float]:
+def _by_gradient(criterion: Criterion, chunk_sizes: Mapping[Chunk, int]) -> dict[str, float]:
     """Return the factors of a criterion that works on a gradient for each sample."""
 
     def each(layers: int) -> float:
@@ -132,7 +134,7 @@ def _by_gradient(criterion: Criterion, chunks: Mapping[Chunk, int]) -> dict[str,
 
     usual = each(1)
     # An eighth of a layer's gradients makes a chunk.
-    with use_chunks(ChunkDivisors(systems=max(1, 2 * chunks.get("systems", 0) // _GRADIENTS.weights))):
+    with use_chunks(ChunkDivisors(systems=max(1, 2 * chunk_sizes.get("systems", 0) // _GRADIENTS.weights))):
         one, three = each(1), each(3)
     larger, smaller = replace(_GRADIENTS, rows=2 * _GRADIENTS.rows), _GRADIENTS
     grown = _score(criterion, larger)[1] - _score(criterion, smaller)[1]
