@@ -19,12 +19,13 @@ from prunetaylor.core.results.scores import Scores
 from prunetaylor.data.load import from_python
 from prunetaylor.pipeline import score as scoring
 from prunetaylor.pipeline.checks.settings import check_scoring
+from prunetaylor.pipeline.estimates.demand import demand_of
 from prunetaylor.pipeline.job import make_job
 from prunetaylor.pipeline.score import BY_LAYER, LEVELS, run
-from prunetaylor.pruning.criteria import joint
 from prunetaylor.pruning.criteria.exact_obs import ExactOBS
 from prunetaylor.pruning.selection.trust_region import HIGH, LOW
 from prunetaylor.report.terminal.scores import verdict
+from prunetaylor.taylor import model as taylor_model
 from prunetaylor.taylor.curvature import cache
 from prunetaylor.taylor.curvature.fisher import FisherRows
 from support.networks import ConvNet, mlp, trained
@@ -175,8 +176,9 @@ def test_no_training_follows_a_step_that_is_scored(conv: nn.Module, monkeypatch:
 
 def test_a_solver_fits_once_for_all_sparsities(conv: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LEVELS", (0.5, 0.7))
+    demand_of("joint")  # the memory plan fits small networks of its own
     fits = []
-    monkeypatch.setattr(joint, "FisherRows", lambda *args, **more: fits.append(1) or FisherRows(*args, **more))
+    monkeypatch.setattr(taylor_model, "FisherRows", lambda *args, **more: fits.append(1) or FisherRows(*args, **more))
     assert len(quick(conv, prune__method="joint").levels) == 2
     assert len(fits) == 1
 
