@@ -155,7 +155,7 @@ def open_job(config: Config, *, trust: Trust, progress: Progress) -> Job:
     types = types_in(checkpoint.state, built.module)
     if types:
         names = " and ".join(sorted(str(one).removeprefix("torch.") for one in set(types.values())))
-        notes.append(f"weights: {names} in the file, and in the one that is written; computed with in float32")
+        notes.append(f"weights: {names} in the file and in the output, computed in float32")
     return make_job(
         config,
         built.module,

@@ -161,10 +161,10 @@ def test_sigterm_after_the_last_moment_leaves_a_finished_run(
 ) -> None:
     measure = pipeline.evaluate_on_test
 
-    def late(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
+    def late(job: Job, module: nn.Module, progress: Progress, phase: str, *dense: nn.Module) -> Evaluation | None:
         if phase == "measure the pruned network":
             signal.raise_signal(signal.SIGTERM)
-        return measure(job, module, progress, phase)
+        return measure(job, module, progress, phase, *dense)
 
     monkeypatch.setattr(pipeline, "evaluate_on_test", late)
     words = [*small_model, "--sparsity", "50%", "--epochs", "0", "calibration.samples=100", "prune.refine=none"]
@@ -255,10 +255,10 @@ def test_a_run_that_ends_the_same_way_each_time_is_not_to_be_gone_on_with(
 ) -> None:
     measure = pipeline.evaluate_on_test
 
-    def broken(job: Job, module: nn.Module, progress: Progress, phase: str) -> Evaluation | None:
+    def broken(job: Job, module: nn.Module, progress: Progress, phase: str, *dense: nn.Module) -> Evaluation | None:
         if phase == "measure the pruned network":
             raise NumericsError("the loss is nan", "try something else")
-        return measure(job, module, progress, phase)
+        return measure(job, module, progress, phase, *dense)
 
     words = ["calibration.samples=60", "prune.method=magnitude", "--epochs", "1", "-o", "mine", *_EVERY]
     monkeypatch.setattr(pipeline, "evaluate_on_test", broken)

@@ -155,7 +155,7 @@ def test_config_prints_defaults_resolved_values_and_the_schema(inline, tmp_path,
     lines = [" ".join(line.split()) for line in resolved.splitlines()]
     assert "sparsity: 0.8 # command line" in lines
     assert "seed: 7 # environment PRUNETAYLOR_SEED" in lines
-    assert any(line.startswith("metric: top1 # c.yaml:") for line in lines)
+    assert any(line.startswith("metric: auto # c.yaml:") for line in lines)
     assert json.loads(inline("config", "--schema")[1])["title"] == "prunetaylor configuration"
     document = json.loads(inline("config", "--json", "seed=4")[1])
     assert document["configuration"]["seed"] == 4

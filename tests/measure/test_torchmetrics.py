@@ -16,7 +16,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     name = "torchmetrics:MulticlassF1Score"
     assert resolve(None, {}, [f"metric={name}"], {}).config.metric == name  # a check of settings imports nothing
-    with pytest.raises(UsageError, match="needs the package torchmetrics\npip install torchmetrics"):
+    with pytest.raises(UsageError, match="needs the package torchmetrics\npip install 'torchmetrics"):
         load_metric(name)
 
 

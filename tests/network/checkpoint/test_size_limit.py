@@ -8,6 +8,7 @@ from torch import nn
 
 from prunetaylor import load
 from prunetaylor.core.errors import CheckpointRefused
+from prunetaylor.data.inputs import Inputs
 from prunetaylor.data.load import _require_small
 from prunetaylor.network.checkpoint.architecture.builtin import Digits
 from prunetaylor.network.checkpoint.architecture.size_limit import build_bounded
@@ -50,7 +51,7 @@ def test_a_factory_stops_at_its_first_tensor_over_the_limit():
 
 
 def test_transforms_of_a_file_cannot_make_images_that_fill_the_memory():
-    image = torch.zeros(3, 32, 32)
+    image = Inputs.of(torch.zeros(1, 3, 32, 32))
     _require_small(["RandomHorizontalFlip", {"RandomCrop": {"size": 32, "padding": 4}}], image)
     for one in ({"Pad": {"padding": 16_000}}, {"Resize": {"size": [9999, 9999]}}):
         with pytest.raises(CheckpointRefused, match="augmentation"):
