@@ -121,7 +121,10 @@ def sparsity_of(groups: Sequence[Sequence[nn.Module]]) -> float:
 
 def ours(module: nn.Module, samples: Tensor, sparsity: float) -> nn.Module:
     outcome = prunetaylor.prune(
-        module, [{"input_ids": ids, "labels": ids} for ids in samples], sparsity=sparsity, exclude=["lm_head"]
+        module,
+        [{"input_ids": ids, "labels": ids} for ids in samples],
+        sparsity=sparsity,
+        settings={"prune.exclude": ["lm_head"]},
     )
     pruned: nn.Module = outcome.module
     return pruned

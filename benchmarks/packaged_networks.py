@@ -152,8 +152,8 @@ def main() -> None:
         row: dict[str, Any] = {"network": name, "sparsity": args.sparsity}
         for method in ("magnitude", "auto"):
             start = time.perf_counter()
-            settings = {"method": method, "repair": "none"} if method == "magnitude" else {}
-            outcome = prunetaylor.prune(copy.deepcopy(dense), list(seen), sparsity=args.sparsity, **settings)
+            settings = {"prune.method": method} | ({"prune.repair": "none"} if method == "magnitude" else {})
+            outcome = prunetaylor.prune(copy.deepcopy(dense), list(seen), sparsity=args.sparsity, settings=settings)
             row |= {
                 f"{method}_change": change(dense, outcome.module, unseen),
                 f"{method}_seconds": round(time.perf_counter() - start, 1),
